@@ -1,0 +1,156 @@
+"""The command line: ``python -m grader ID.zip [-v|-vv] [--json report.json]``."""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from grader import frames, sandbox, submission
+from grader.parts import PARTS, Part
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # argparse would exit with 2
+        self.exit(1, f"error: {message}. See python -m grader --help.\n")
+
+
+def positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise ValueError
+    return value
+
+
+positive.__name__ = "number of seconds"  # as argparse words it: "invalid number of seconds value"
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m grader",
+        description="Grades a submission: 100 points, and 5 extra for compression.",
+    )
+    parser.add_argument("submission", help="a zip whose top folder is homework, or that folder, or one that holds it")
+    parser.add_argument("-v", dest="verbose", action="count", default=0,
+                        help="progress, measures and time of each part; -vv: also the end of what it printed (default: "
+                             "one line for each part, and why it has not all points)")  # fmt: skip
+    parser.add_argument("--json", metavar="FILE", help="also write the whole report to this file (default: none)")
+    parser.add_argument("--data", metavar="FOLDER", default="data",
+                        help="grades on the images of its valid/, or else of its sample/ (default: data)")  # fmt: skip
+    parser.add_argument("--time_limit", metavar="SECONDS", type=positive, default=600.0,
+                        help="for each part (default: 600 seconds)")  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def grade(args: argparse.Namespace) -> dict:
+    """Grades, printing as it goes. Returns the report, plain data. ValueError or OSError if nothing can be graded."""
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        raise ValueError(f"There is no folder {Path(args.json).absolute().parent} to write the report to.")
+    # what is left behind by a submission must not keep the scratch folder from going
+    with tempfile.TemporaryDirectory(prefix="grader-", ignore_cleanup_errors=True) as scratch:
+        package, data = Path(scratch, "submission"), Path(scratch, "data")
+        package.mkdir()
+        data.mkdir()
+        submission.unpack(args.submission, package)
+        images, sizes, folder = frames.read(args.data)
+        np.save(data / "frames.npy", images)
+        np.save(data / "sizes.npy", sizes)
+        official = folder.name == "valid"
+        print(f"{args.submission} on the {len(images)} images of {folder}\n")
+        report = {"submission": str(args.submission), "data": str(folder), "images": len(images), "official": official,
+                  "time_limit": args.time_limit, "parts": []}  # fmt: skip
+        for part in PARTS:
+            with tqdm(desc=part.name, leave=False, disable=not args.verbose, unit="step") as bar:
+
+                def advance(done: int, total: int, bar: tqdm = bar) -> None:
+                    bar.total, bar.n = total, done
+                    bar.refresh()
+
+                task = {"part": part.name, "data": str(data)}
+                outcome = sandbox.run("grader.measure:run", task, package, Path(scratch, part.name), args.time_limit,
+                                      advance)  # fmt: skip
+            line = mark(part, outcome)
+            report["parts"].append(line)
+            show(line, args.verbose)
+        report["total"] = round(sum(line["points"] for line in report["parts"] if not line["extra"]), 2)
+        report["extra"] = round(sum(line["points"] for line in report["parts"] if line["extra"]), 2)
+        print(f"\n{'total':14}{report['total']:6.1f} / 100   {report['extra']:+.1f} extra")
+        if not official:
+            print(f"There are no images in {Path(args.data, 'valid')}: graded on the few of {folder}, "
+                  "these are not the official points.")  # fmt: skip
+    return report
+
+
+def mark(part: Part, outcome: sandbox.Outcome) -> dict:
+    """One line of the report: the points, and why not all of them."""
+    fraction, reason = part.score(outcome.value) if outcome.value is not None else (0.0, outcome.reason)
+    return {
+        "name": part.name,
+        "points": round(part.out_of * fraction, 2),
+        "out_of": part.out_of,
+        "extra": part.extra,
+        "figures": part.figures.format(**outcome.value) if outcome.value is not None else "",
+        "reason": reason,
+        "measures": outcome.value,
+        "seconds": round(outcome.seconds, 2),
+        "guards": outcome.guards,
+        "output": outcome.output,
+    }
+
+
+def show(line: dict, verbose: int) -> None:
+    """Prints one line of the report, and what belongs to it."""
+    points = f"{line['points']:+6.1f}" if line["extra"] else f"{line['points']:6.1f}"
+    print(f"{line['name']:14}{points} / {line['out_of']:<3}   {line['figures']}".rstrip())
+    indent = " " * 29
+    if line["reason"]:
+        print(f"{indent}{line['reason']}")
+    if verbose >= 1:
+        for name, value in (line["measures"] or {}).items():
+            if value != "":
+                print(f"{indent}{name}: {f'{value:.6g}' if isinstance(value, float) else value}")
+        print(f"{indent}{line['seconds']:.1f} s, confined by {', '.join(line['guards']) or 'nothing yet'}")
+    if verbose >= 2 and line["output"].strip():
+        print("".join(f"{indent}| {text}\n" for text in line["output"].strip().splitlines()), end="")
+    sys.stdout.flush()
+
+
+def write(report: dict, path: str) -> None:
+    """Writes the report as JSON, whole or not at all."""
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0 when the grading went through, whatever the points; 1 when the submission is refused or the usage wrong."""
+    args = arguments(argv)
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that scratch folder and children go
+    try:
+        report = grade(args)
+        if args.json:
+            write(report, args.json)
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.strerror}: {error.filename}." if error.filename else f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

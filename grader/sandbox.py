@@ -1,0 +1,206 @@
+"""Runs a function in a child process and brings back what it returns, whatever the code in there does.
+
+The child gets its task by stdin and leaves its answer in a file of its scratch folder, so that nothing it prints can
+disturb either. The process ends right behind the answer, without atexit handlers; a forked copy of it answers nothing.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from grader.confine import confine
+
+TAIL = 8000  # bytes of a child's output that are kept
+MARK = "GRADER_PART"  # environment variable by which all processes of a part are known
+KEPT = ("PATH", "PYTHONHOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT",
+        "OMP_NUM_THREADS", "MKL_NUM_THREADS")  # fmt: skip
+
+
+class Failed(Exception):
+    """Raised by a function in the child: its message, one sentence, is the reason that is reported."""
+
+
+@dataclass
+class Outcome:
+    """What became of a run.
+
+    Attributes:
+        value: what the function returned, None if it did not get that far.
+        reason: why not, in one line; "" if it did.
+        output: the end of what it printed.
+        seconds: wall-clock time.
+        guards: what confined it, see :func:`grader.confine.confine`.
+    """
+
+    value: dict | None
+    reason: str
+    output: str
+    seconds: float
+    guards: list[str]
+
+
+# --- the parent's side -----------------------------------------------------------------------------------------------
+
+
+def run(
+    target: str,
+    arguments: dict,
+    submission: Path,
+    scratch: Path,
+    time_limit: float,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Outcome:
+    """Calls ``target`` in a child process that may write in ``scratch`` alone.
+
+    Args:
+        target: "module:function"; it gets ``progress`` (a function of done and total, both int) and the arguments,
+            and returns a dict of plain data.
+        arguments: plain data.
+        submission: folder that goes first on the child's ``sys.path``.
+        scratch: folder to make; the child's working directory.
+        time_limit: seconds.
+        on_progress: called now and then with the latest that the function told its ``progress``.
+    """
+    submission, scratch = submission.resolve(), scratch.resolve()
+    scratch.mkdir(parents=True)
+    token = secrets.token_hex(16)
+    task = dict(target=target, arguments=arguments, submission=str(submission), scratch=str(scratch), token=token)
+    command = [sys.executable, "-P", "-X", "faulthandler", "-c", "from grader import sandbox; sandbox.child()"]
+    start = time.monotonic()
+    process = subprocess.Popen(command, cwd=scratch, env=_environment(scratch, token), start_new_session=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    tail = bytearray()
+    reader = threading.Thread(target=_drain, args=(process.stdout, tail), daemon=True)
+    reader.start()
+    try:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(task).encode())
+            process.stdin.close()
+        while process.poll() is None and time.monotonic() - start < time_limit:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.1)
+            with contextlib.suppress(OSError, ValueError):
+                done, total = (scratch / "progress").read_text().split()
+                on_progress(int(done), int(total))
+        code = process.poll()
+    finally:
+        _kill(process, token)
+    seconds = time.monotonic() - start
+    reader.join(timeout=5)
+    answer = _answer(scratch / f"{token}.json")
+    if answer is not None:
+        reason = answer.get("reason", "")
+    elif code is None:
+        reason = f"stopped at the time limit of {time_limit:g} s"
+    elif code < 0:
+        name = signal.Signals(-code).name if -code in {*signal.Signals} else f"signal {-code}"
+        reason = f"crashed ({name}{', perhaps for want of memory' if name == 'SIGKILL' else ''})"
+    else:
+        reason = f"ended before it reported (exit code {code})"
+    answer = answer or {}
+    return Outcome(answer.get("value"), printable(reason), printable(tail.decode("utf-8", "replace")), seconds,
+                   answer.get("guards", []))  # fmt: skip
+
+
+def printable(text: str) -> str:
+    """``text`` without what could play with a terminal: control characters but for the line feed and the tab."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text.replace("\r", "\n"))
+
+
+def _environment(scratch: Path, token: str) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    homes = dict.fromkeys(("HOME", "TMPDIR", "TEMP", "TMP", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR"), str(scratch))
+    # the same packages as here: those that the user installed for themselves would hang on HOME
+    path = os.pathsep.join([str(Path(__file__).parent.parent), *map(os.path.abspath, sys.path)])
+    return kept | homes | {
+        MARK: token,
+        "PYTHONPATH": path,
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONIOENCODING": "utf-8:replace",
+        "PYTHONUNBUFFERED": "1",
+        "TORCHDYNAMO_DISABLE": "1",  # torch.compile would start a C++ compiler
+    }  # fmt: skip
+
+
+def _drain(pipe, tail: bytearray) -> None:
+    while chunk := pipe.read1(65536):
+        tail += chunk
+        del tail[:-TAIL]
+
+
+def _answer(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_bytes()[:1_000_000])
+    except (OSError, ValueError):
+        return None
+
+
+def _kill(process: subprocess.Popen, token: str) -> None:
+    """Ends the child and all that it forked: its process group, and on Linux those too that left the group."""
+    with contextlib.suppress(OSError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    process.wait()
+    mark = f"{MARK}={token}".encode()
+    for _ in range(20):  # again, as one may fork while we look
+        found = False
+        for environment in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if mark in environment.read_bytes().split(b"\0"):
+                    os.kill(int(environment.parent.name), signal.SIGKILL)
+                    found = True
+        if not found:
+            return
+        time.sleep(0.05)
+
+
+# --- the child's side ------------------------------------------------------------------------------------------------
+
+
+def child() -> None:
+    """The child process, from its first line to its last."""
+    task = json.load(sys.stdin)
+    pid, scratch = os.getpid(), Path(task["scratch"])
+    answer = {"guards": confine(scratch)}
+    sys.path.insert(0, task["submission"])
+
+    def progress(done: int, total: int) -> None:
+        (scratch / "progress").write_text(f"{done} {total}")
+
+    try:
+        module, name = task["target"].split(":")
+        function = getattr(importlib.import_module(module), name)
+        answer["value"] = function(progress=progress, **task["arguments"])
+    except BaseException as error:  # noqa: B036  sys.exit and KeyboardInterrupt are failures of this part alone
+        answer["reason"] = describe(error)
+        with contextlib.suppress(Exception):
+            traceback.print_exception(error)
+    if os.getpid() == pid:
+        temporary = scratch / f"{task['token']}.tmp"
+        temporary.write_text(json.dumps(answer))
+        temporary.replace(scratch / f"{task['token']}.json")
+    os._exit(0)
+
+
+def describe(error: BaseException) -> str:
+    """One line for the report, at most 300 characters."""
+    line = next(iter(str(error).strip().splitlines()), "")[:300]
+    if isinstance(error, Failed):
+        return line
+    if isinstance(error, SystemExit):
+        return f"called sys.exit({line})"
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__

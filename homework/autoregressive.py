@@ -1,0 +1,242 @@
+"""A prior over token grids: a decoder-only transformer that reads the grid in raster order."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
+
+from homework import sampling
+from homework.checkpoint import load_reference
+
+# Already known neighbours whose embeddings a place starts from, as (rows up, columns left), nearest first.
+NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (1, 2), (1, -2))
+
+
+def load() -> nn.Module:
+    """The reference prior, ``homework/AutoregressiveModel.pth``, in eval mode."""
+    return load_reference("AutoregressiveModel")
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention (Vaswani et al., arXiv 1706.03762, section 3.2), with a key/value cache."""
+
+    def __init__(self, D: int, n_heads: int):
+        super().__init__()
+        self.n_heads = n_heads
+        self.qkv = nn.Linear(D, 3 * D)
+        self.out = nn.Linear(D, D)
+
+    def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int = 0) -> Tensor:
+        """(B,n,D) -> (B,n,D). With a ``cache`` of (B,heads,N,d) keys and values, x stands at places start, start+1, ...;
+        then either start is 0 or n is 1."""
+        B, n, D = x.shape
+        qkv = self.qkv(x).view(B, n, 3, self.n_heads, D // self.n_heads)  # (B,n,3D) -> (B,n,3,heads,d)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B,heads,n,d)
+        if cache is not None:
+            cache[0][:, :, start : start + n] = k
+            cache[1][:, :, start : start + n] = v
+            k, v = cache[0][:, :, : start + n], cache[1][:, :, : start + n]
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=n > 1)
+        return self.out(y.transpose(1, 2).reshape(B, n, D))  # (B,heads,n,d) -> (B,n,D)
+
+
+class Layer(nn.Module):
+    """A pre-norm transformer layer: attention across places, then a perceptron at each."""
+
+    def __init__(self, D: int, n_heads: int, n_layers: int, dropout: float):
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(D), Attention(D, n_heads)
+        self.norm2, self.mlp = nn.LayerNorm(D), nn.Sequential(nn.Linear(D, 4 * D), nn.GELU(), nn.Linear(4 * D, D))
+        self.dropout = nn.Dropout(dropout)
+        for module in (self.attention.qkv, self.attention.out, self.mlp[0], self.mlp[2]):
+            nn.init.normal_(module.weight, std=D**-0.5 * 0.5)
+            nn.init.zeros_(module.bias)
+        for module in (self.attention.out, self.mlp[2]):  # the sum of 2n residual branches keeps its size (GPT-2)
+            nn.init.normal_(module.weight, std=module.in_features**-0.5 / math.sqrt(2 * n_layers))
+
+    def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int = 0) -> Tensor:
+        x = x + self.dropout(self.attention(self.norm1(x), cache, start))
+        return x + self.dropout(self.mlp(self.norm2(x)))
+
+
+class AutoregressiveModel(nn.Module):
+    """p(grid) = prod_n p(t_n | t_0 .. t_{n-1}), in raster order.
+
+    ::
+
+        tokens (B,h,w) --> embeddings of the known neighbours of each place, summed     (B,N,D)
+                       --> + row and column embedding --> n_layers x Layer --> norm --> (B,N,D)
+                       --> linear --> logits (B,h,w,K)
+
+    A place never sees its own token: what enters at n are the tokens left of it, above it and so on, each through an
+    embedding of its own, and "outside the grid" is one more token. So nothing has to be shifted, and at n = 0 every
+    neighbour is outside.
+
+    Args:
+        d_latent: D, the width; a multiple of n_heads.
+        n_tokens: K, codes of the tokenizer; tokens are in [0, K).
+        n_layers: number of transformer layers.
+        n_heads: attention heads.
+        height, width: the largest grid, in tokens (for the position embedding "2d" each, for "1d" their product).
+        position: "2d" (row + column), "1d" (one vector for each place) or "none".
+        neighbours: how many of NEIGHBOURS to embed, at least 1 (the token to the left).
+        dropout: probability, during training only.
+        recompute: activation checkpointing: recomputes layers in the backward pass, for less memory and more time.
+    Raises:
+        ValueError: naming the argument, what is allowed and the remedy.
+    """
+
+    data = "tokens"
+
+    def __init__(
+        self,
+        d_latent: int = 128,
+        n_tokens: int = 1024,
+        n_layers: int = 6,
+        n_heads: int = 4,
+        height: int = 20,
+        width: int = 30,
+        position: str = "2d",
+        neighbours: int = 6,
+        dropout: float = 0.0,
+        recompute: bool = False,
+    ):
+        super().__init__()
+        self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        for name in ("d_latent", "n_tokens", "n_layers", "n_heads", "height", "width"):
+            if not isinstance(self.config[name], int) or self.config[name] < 1:
+                raise ValueError(f"{name} is {self.config[name]!r}, but must be a whole number of at least 1.")
+        if d_latent % n_heads:
+            raise ValueError(f"d_latent is {d_latent}, but must be a multiple of n_heads = {n_heads}; change either.")
+        if position not in ("none", "1d", "2d"):
+            raise ValueError(f"position is {position!r}, but must be one of none, 1d, 2d.")
+        if not 1 <= neighbours <= len(NEIGHBOURS):
+            raise ValueError(f"neighbours is {neighbours!r}, but must be from 1 to {len(NEIGHBOURS)}.")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout!r}, but must be at least 0 and below 1.")
+        D = d_latent
+        self.n_tokens, self.position, self.recompute = n_tokens, position, recompute
+        self.neighbours = NEIGHBOURS[:neighbours]
+        # one table for all neighbours: row i * (K+1) + t is token t at neighbour i, t = K is "outside the grid"
+        self.embedding = nn.Embedding(neighbours * (n_tokens + 1), D)
+        nn.init.normal_(self.embedding.weight, std=neighbours**-0.5)
+        if position == "2d":
+            self.row, self.column = nn.Parameter(torch.zeros(height, D)), nn.Parameter(torch.zeros(width, D))
+        elif position == "1d":
+            self.place = nn.Parameter(torch.zeros(height * width, D))
+        self.layers = nn.ModuleList(Layer(D, n_heads, n_layers, dropout) for _ in range(n_layers))
+        self.norm = nn.LayerNorm(D)
+        self.head = nn.Linear(D, n_tokens)
+        nn.init.normal_(self.head.weight, std=0.5 * D**-0.5)
+        nn.init.zeros_(self.head.bias)
+
+    # --- what a place starts from -------------------------------------------------------------------------------------
+
+    def _pad(self, grid: Tensor) -> Tensor:
+        """(B,h,w) -> (B,h+2,w+4): two rows above and two columns at either side that hold K, "outside"."""
+        return F.pad(grid, (2, 2, 2, 0), value=self.n_tokens)
+
+    def _lookup(self, h: int, w: int, device: torch.device) -> Tensor:
+        """(N, neighbours) int64: where the neighbours of each place stand in a flattened padded grid."""
+        n = torch.arange(h * w, device=device)[:, None]
+        up, left = torch.tensor(self.neighbours, device=device).T
+        return (n // w + 2 - up) * (w + 4) + n % w + 2 - left
+
+    def _positions(self, h: int, w: int) -> Tensor | float:
+        """(N,D): the position embedding of every place of an h x w grid, or 0."""
+        if self.position == "none":
+            return 0.0
+        H, W = self.config["height"], self.config["width"]
+        if self.position == "2d" and h <= H and w <= W:
+            return (self.row[:h, None] + self.column[None, :w]).flatten(0, 1)  # (h,w,D) -> (N,D)
+        if self.position == "1d" and h * w <= H * W:
+            return self.place[: h * w]
+        raise ValueError(f"A {h}x{w} grid is larger than the {H}x{W} that this prior was built for; train one with "
+                         f"--height {h} --width {w}, or with --position none.")  # fmt: skip
+
+    def _embed(self, padded: Tensor, lookup: Tensor, positions: Tensor | float) -> Tensor:
+        """(B, padded grid) tokens at ``lookup`` (n, neighbours) -> (B,n,D)."""
+        B, (n, m) = len(padded), lookup.shape
+        rows = padded[:, lookup] + torch.arange(m, device=padded.device) * (self.n_tokens + 1)  # (B,n,m)
+        x = F.embedding_bag(rows.view(B * n, m), self.embedding.weight, mode="sum")  # (B,n,m) -> (B*n,m) -> (B*n,D)
+        return x.view(B, n, -1) + positions  # (B*n,D) -> (B,n,D)
+
+    # --- the whole grid at once, and place by place --------------------------------------------------------------------
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, dict]:
+        """(B,h,w) int64 in [0,K) -> (logits (B,h,w,K), {}). The logits at n depend on tokens before n alone."""
+        B, h, w = tokens.shape
+        padded = self._pad(tokens).flatten(1)  # (B,h+2,w+4) -> (B,M)
+        x = self._embed(padded, self._lookup(h, w, tokens.device), self._positions(h, w))
+        for layer in self.layers:
+            x = recompute(layer, x, use_reentrant=False) if self.recompute and self.training else layer(x)
+        return self.head(self.norm(x)).view(B, h, w, self.n_tokens), {}  # (B,N,K) -> (B,h,w,K)
+
+    def steps(self, B: int, h: int, w: int, device: str | torch.device = "cpu") -> "Steps":
+        """The incremental form: the same function, place by place, see :class:`Steps`."""
+        return Steps(self, B, h, w, device)
+
+    @torch.inference_mode()
+    def generate(self, B: int, h: int, w: int, device: str | torch.device = "cpu", **sampling_options) -> Tensor:
+        """Samples (B,h,w) int64 grids; options as in :func:`homework.sampling.generate` (temperature, top_k, top_p,
+        generator, prefix). The model must be on ``device`` already."""
+        was_training = self.training
+        self.eval()
+        try:
+            return sampling.generate(self.steps(B, h, w, device), B, h, w, **sampling_options)
+        finally:
+            self.train(was_training)
+
+    # --- training ------------------------------------------------------------------------------------------------------
+
+    def loss(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy of (B,h,w) grids: "loss" in nats per token, and "bits_per_image" in bits."""
+        logits, _ = self(tokens)
+        nats = F.cross_entropy(logits.flatten(0, 2).float(), tokens.flatten())  # (B,h,w,K) -> (B*N,K)
+        return {"loss": nats, "bits_per_image": nats.detach() * tokens[0].numel() / math.log(2)}
+
+    def images(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Token grids (n,h,w) int64, for the training loop to decode: some of the data's, and as many samples."""
+        some = tokens[:4]
+        samples = self.generate(*some.shape, device=tokens.device, generator=torch.Generator().manual_seed(0))
+        return {"data": some, "samples": samples}
+
+    def set_progress(self, f: float) -> None:
+        """Nothing anneals."""
+
+
+class Steps:
+    """A prior fed place by place: keys and values of all places so far are kept, so that a step costs O(n), not O(n^2).
+
+    Args:
+        model: the prior; use under ``torch.inference_mode()``, in eval mode.
+        B, h, w: batch and grid size, device: where the model is.
+    """
+
+    def __init__(self, model: AutoregressiveModel, B: int, h: int, w: int, device: str | torch.device = "cpu"):
+        self.model, self.n, self.done = model, 0, 0  # n tokens are known, done places computed
+        self.lookup, self.positions = model._lookup(h, w, torch.device(device)), model._positions(h, w)
+        self.padded = model._pad(torch.full((B, h, w), model.n_tokens, device=device)).flatten(1)  # (B,h+2,w+4) -> (B,M)
+        self.own = (torch.arange(h, device=device)[:, None] + 2) * (w + 4) + torch.arange(w, device=device) + 2
+        self.own = self.own.flatten()  # (h,w) -> (N,): where each place itself stands in the padded grid
+        heads, D = model.config["n_heads"], model.config["d_latent"]
+        empty = [torch.empty(2, B, heads, h * w, D // heads, device=device, dtype=model.head.weight.dtype)
+                 for _ in model.layers]  # fmt: skip
+        self.cache = [(k, v) for k, v in empty]
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Takes the (B,n) int64 tokens of the next n places, returns the (B,K) logits of the place behind them.
+
+        The first call takes any n >= 0; the later ones n = 1.
+        """
+        stop = self.n + tokens.shape[1]
+        self.padded[:, self.own[self.n : stop]] = tokens.to(self.padded.device)
+        places = slice(self.done, stop + 1)  # not computed yet: all up to here the first time, later the one new place
+        positions = self.positions if isinstance(self.positions, float) else self.positions[places]
+        x = self.model._embed(self.padded, self.lookup[places], positions)
+        for layer, cache in zip(self.model.layers, self.cache, strict=True):
+            x = layer(x, cache, self.done)
+        self.n, self.done = stop, stop + 1
+        return self.model.head(self.model.norm(x[:, -1]))

@@ -1,0 +1,161 @@
+"""Binary Spherical Quantization (Zhao, Xiong and Krähenbühl, arXiv 2406.07548), and the tokenizer built on it."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from homework.ae import PatchAutoEncoder
+from homework.checkpoint import load_reference
+
+
+def load() -> nn.Module:
+    """The reference tokenizer, ``homework/BSQPatchAutoEncoder.pth``, in eval mode."""
+    return load_reference("BSQPatchAutoEncoder")
+
+
+def diff_sign(x: Tensor) -> Tensor:
+    """-1 for negative x, +1 for zero and above; its gradient is passed straight through, as if it were the identity."""
+    sign = torch.where(x < 0, -1.0, 1.0).to(x.dtype)
+    return x + (sign - x).detach()
+
+
+def binary_entropy(p: Tensor) -> Tensor:
+    """Entropy in nats of a bit that is 1 with probability p, elementwise."""
+    return -torch.xlogy(p, p) - torch.xlogy(1 - p, 1 - p)
+
+
+class BSQ(nn.Module):
+    """Quantizes vectors to the corners of a hypercube: one bit for the sign of each of L coordinates on a sphere.
+
+    ::
+
+        (...,D) -> linear -> (...,L) -> L2 norm -> u -> sign -> code in {-1,1}^L -> linear -> (...,D)
+
+    Args:
+        codebook_bits: L, from 1 to 62; there are K = 2^L codes.
+        embedding_dim: D of the vectors.
+    """
+
+    def __init__(self, codebook_bits: int, embedding_dim: int):
+        super().__init__()
+        if isinstance(codebook_bits, bool) or not isinstance(codebook_bits, int) or not 1 <= codebook_bits <= 62:
+            raise ValueError(f"codebook_bits is {codebook_bits!r}, but must be a whole number from 1 to 62.")
+        self.codebook_bits = codebook_bits
+        self.down = nn.Linear(embedding_dim, codebook_bits)
+        self.up = nn.Linear(codebook_bits, embedding_dim)
+        # powers of two by multiplication: shifts of tensors are wrong on MPS (PyTorch issue 147889)
+        self.register_buffer("powers", torch.tensor([2**i for i in range(codebook_bits)]), persistent=False)
+
+    def project(self, x: Tensor) -> Tensor:
+        """(...,D) -> u (...,L) on the unit sphere."""
+        return F.normalize(self.down(x), dim=-1)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """(...,D) -> (...,L) of -1 and +1, with the gradient of u."""
+        return diff_sign(self.project(x))
+
+    def decode(self, code: Tensor) -> Tensor:
+        """(...,L) -> (...,D)."""
+        return self.up(code)
+
+    def encode_index(self, x: Tensor) -> Tensor:
+        """(...,D) -> (...) int64 in [0, 2^L)."""
+        return self._code_to_index(self.encode(x))
+
+    def decode_index(self, index: Tensor) -> Tensor:
+        """(...) int64 in [0, 2^L) -> (...,D)."""
+        return self.decode(self._index_to_code(index))
+
+    def _code_to_index(self, code: Tensor) -> Tensor:
+        """(...,L) -> (...) int64: coordinate i, counted from 0, is bit i; 1 for zero and above."""
+        return ((code >= 0).long() * self.powers).sum(dim=-1)
+
+    def _index_to_code(self, index: Tensor) -> Tensor:
+        """(...) integers -> (...,L) of -1 and +1."""
+        bits = torch.div(index.long()[..., None], self.powers, rounding_mode="floor") % 2
+        return (2 * bits - 1).to(self.up.weight.dtype)
+
+
+class BSQPatchAutoEncoder(PatchAutoEncoder):
+    """A tokenizer: the patch auto-encoder with BSQ in its waist.
+
+    ::
+
+        x (...,H,W,3) -> PatchEncoder -> BSQ -> code (...,h,w,L) <-> index (...,h,w) -> BSQ -> PatchDecoder -> x_hat
+
+    Args:
+        patch_size, latent_dim, encoder_blocks, decoder_blocks, detail: see :class:`homework.ae.PatchAutoEncoder`.
+        codebook_bits: L, bits kept of a patch, from 1 to 62.
+        commitment_weight: of the commitment loss |u - sign(u)/sqrt(L)|^2 (section 3 of the paper); 0 for none.
+        entropy_weight: of the entropy loss E[H(q(u))] - gamma H(E[q(u)]) in nats, which wants sure bits, all of them used;
+            0 for none.
+        gamma: weight of its second term.
+        inverse_temperature: tau, how sharply q(bit = 1 | u) = sigmoid(2 tau u / sqrt(L)) follows u.
+    """
+
+    def __init__(
+        self,
+        patch_size: int = 5,
+        latent_dim: int = 128,
+        codebook_bits: int = 10,
+        encoder_blocks: int = 4,
+        decoder_blocks: int = 6,
+        detail: int = 16,
+        commitment_weight: float = 0.0,
+        entropy_weight: float = 0.0,
+        gamma: float = 1.0,
+        inverse_temperature: float = 100.0,
+    ):
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        super().__init__(patch_size, latent_dim, latent_dim, encoder_blocks, decoder_blocks, detail)
+        self.config = config
+        for name in ("commitment_weight", "entropy_weight", "gamma", "inverse_temperature"):
+            if not 0 <= config[name] < float("inf"):
+                raise ValueError(f"{name} is {config[name]!r}, but must be a number of at least 0.")
+        self.bsq = BSQ(codebook_bits, latent_dim)
+        self.n_tokens = 2**codebook_bits
+
+    def encode(self, x: Tensor) -> Tensor:
+        """(...,H,W,3) -> (...,h,w,L) of -1 and +1."""
+        return self.bsq.encode(super().encode(x))
+
+    def decode(self, code: Tensor) -> Tensor:
+        """(...,h,w,L) -> (...,h*P,w*P,3)."""
+        return super().decode(self.bsq.decode(code))
+
+    def encode_index(self, x: Tensor) -> Tensor:
+        """(...,H,W,3) float in [-0.5,0.5] -> (...,h,w) int64 in [0,K)."""
+        return self.bsq._code_to_index(self.encode(x))
+
+    def decode_index(self, index: Tensor) -> Tensor:
+        """(...,h,w) integers in [0,K) -> (...,h*P,w*P,3)."""
+        return self.decode(self.code_vectors(index))
+
+    def code_vectors(self, index: Tensor) -> Tensor:
+        """(...,h,w) integers in [0,K) -> (...,h,w,L): the quantized vectors, of -1 and +1."""
+        return self.bsq._index_to_code(index)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(...,H,W,3) -> (x_hat (...,H,W,3), measures): "usage" (part of the K codes that occur in the batch), "entropy"
+        of their frequencies in bits, "perplexity" 2^entropy, and the weighted losses that are switched on."""
+        u = self.bsq.project(super().encode(x))
+        code = diff_sign(u)
+        x_hat = self.decode(code)[..., : x.shape[-3], : x.shape[-2], :]
+        return x_hat, {**self._usage(code.detach()), **self._losses(u)}
+
+    def _usage(self, code: Tensor) -> dict[str, Tensor]:
+        counts = self.bsq._code_to_index(code).flatten().unique(return_counts=True)[1]
+        p = counts / counts.sum()
+        entropy = -(p * p.log2()).sum()
+        return {"usage": torch.tensor(len(p) / self.n_tokens), "entropy": entropy, "perplexity": 2**entropy}
+
+    def _losses(self, u: Tensor) -> dict[str, Tensor]:
+        c, losses, scale = self.config, {}, self.bsq.codebook_bits**-0.5
+        if c["commitment_weight"]:
+            distance = (u - diff_sign(u).detach() * scale).square().sum(dim=-1).mean()
+            losses["commitment_loss"] = c["commitment_weight"] * distance
+        if c["entropy_weight"]:
+            q = torch.sigmoid(2 * c["inverse_temperature"] * scale * u).flatten(0, -2)  # (...,L) -> (n,L)
+            sure, used = binary_entropy(q).sum(dim=-1).mean(), binary_entropy(q.mean(dim=0)).sum()
+            losses["entropy_loss"] = c["entropy_weight"] * (sure - c["gamma"] * used)
+        return losses

@@ -1,0 +1,98 @@
+"""Models on disk: plain data, read without running code, written whole or not at all."""
+
+import contextlib
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from homework.registry import model_class
+
+PACKAGE = Path(__file__).parent
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside ``path``; renames it to ``path`` at the end, or removes it after an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write(data: dict, path: str | Path) -> None:
+    """Writes plain data (tensors, numbers, strings, lists, dicts) to ``path``; a full disk leaves the old file as it was.
+
+    Raises OSError if it cannot be written.
+    """
+    with replacing(path) as temporary:
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(data, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except RuntimeError as error:  # torch wraps the error of a failed write in its own
+            raise OSError(f"{path} could not be written ({str(error).splitlines()[0]}); is the disk full?") from error
+
+
+def read(path: str | Path) -> dict:
+    """The plain data in ``path``, onto the CPU. ValueError if the file holds code, or is not one that torch wrote."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} is no plain checkpoint: it holds objects that could run code, and is refused.") from error
+    except (RuntimeError, EOFError, KeyError) as error:
+        raise ValueError(f"{path} is damaged or not a checkpoint.") from error
+
+
+def save(model: torch.nn.Module, path: str | Path, meta: dict | None = None, dtype: torch.dtype | None = None) -> None:
+    """Writes ``{"model", "config", "state_dict", "meta"}``.
+
+    Args:
+        model: one of the registry's classes; ``model.config`` holds its constructor's arguments.
+        path: the ``.pth`` file.
+        meta: JSON-able facts about the training (command, figures).
+        dtype: stores floating-point weights in this type (float16 halves the file); as they are by default.
+    """
+    state = {k: v.detach().cpu() for k, v in model.state_dict().items()}
+    if dtype is not None:
+        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    name = type(model).__name__
+    write({"model": name, "config": dict(model.config), "state_dict": state, "meta": meta or {}}, path)
+
+
+def load(path: str | Path, name: str | None = None) -> torch.nn.Module:
+    """The model in ``path``, in eval mode, float32, on the CPU.
+
+    Args:
+        path: a file that :func:`save` wrote.
+        name: the class that it must be, or None for any.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, holds code, or holds another model than ``name``.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no checkpoint {path}; train one with python -m homework.train.")
+    data = read(path)
+    if not isinstance(data, dict) or not {"model", "config", "state_dict"} <= data.keys():
+        raise ValueError(f"{path} is not a checkpoint of this package.")
+    if name is not None and data["model"] != name:
+        raise ValueError(f"{path} holds a {data['model']}, but a {name} is needed here.")
+    try:
+        model = model_class(data["model"])(**data["config"])
+        model.load_state_dict(data["state_dict"])
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{path} does not fit this version's {data['model']}: {str(error).splitlines()[-1]}") from error
+    model.meta = data.get("meta", {})
+    return model.eval()
+
+
+def load_reference(name: str) -> torch.nn.Module:
+    """The trained model that lies in the package, ``homework/{name}.pth``, in eval mode."""
+    return load(PACKAGE / f"{name}.pth", name)

@@ -1,0 +1,104 @@
+"""Samples new images, or the rest of an image: ``python -m homework.generation``. See ``--help``."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from homework import checkpoint, cli, sampling
+from homework.data import read_image, to_float, to_uint8
+
+
+def generate(
+    tokenizer: str,
+    autoregressive: str,
+    n_images: int,
+    output_path: str,
+    seed: int = 0,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    batch_size: int = 16,
+    complete: str | None = None,
+    rows: int = 10,
+    image_size: str = "100x150",
+    device: str = "auto",
+) -> None:
+    """Samples images and writes them as generation_0.png, generation_1.png, ... into a folder.
+
+    Args:
+        tokenizer: checkpoint of a tokenizer.
+        autoregressive: checkpoint of a prior over that tokenizer's grids.
+        n_images: how many to sample.
+        output_path: the folder; made if it is not there.
+        seed: of the draws; the same seed, batch size and options give the same images.
+        temperature: divides the logits: below 1 is safer, above 1 wilder, 0 always takes the likeliest token.
+        top_k: keep only so many likeliest tokens at each place; all by default.
+        top_p: keep only the likeliest tokens that make up this probability, in (0, 1]; all by default.
+        batch_size: images sampled at the same time.
+        complete: an image whose first token rows are kept, to sample the rest.
+        rows: how many token rows of it to keep.
+        image_size: HEIGHTxWIDTH of the images in pixels; --complete resizes and crops its image to it.
+        device: auto, cpu, cuda or mps.
+    """
+    if isinstance(n_images, bool) or not isinstance(n_images, int) or n_images < 1:
+        raise ValueError(f"N_IMAGES is {n_images!r}, but must be a whole number of at least 1.")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"--batch_size is {batch_size!r}, but must be a whole number of at least 1.")
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    sampling.check(**options)
+    device = cli.pick_device(device)
+    coder, prior = load_pair(tokenizer, autoregressive, device)
+    H, W = cli.parse_size(image_size)
+    h, w = (-(-side // coder.patch_size) for side in (H, W))
+    kept = None
+    if complete is not None:
+        if isinstance(rows, bool) or not isinstance(rows, int) or not 0 <= rows <= h:
+            raise ValueError(f"--rows is {rows!r}, but must be from 0 to {h}, the token rows of a {H}x{W} image.")
+        x = to_float(torch.from_numpy(np.array(read_image(complete, (H, W)))).to(device))
+        with torch.inference_mode():
+            kept = coder.encode_index(x)[:rows]
+    Path(output_path).mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
+    with tqdm(total=n_images, unit="img") as bar:
+        for first in range(0, n_images, batch_size):
+            n = min(batch_size, n_images - first)
+            prefix = None if kept is None else kept.expand(n, -1, -1)
+            grids = prior.generate(n, h, w, device, generator=generator, prefix=prefix, **options)
+            save_images(decode(coder, grids)[:, :H, :W], Path(output_path), first)
+            bar.update(n)
+
+
+def load_pair(tokenizer: str, autoregressive: str, device: torch.device) -> tuple[nn.Module, nn.Module]:
+    """A tokenizer and a prior from their checkpoints, on ``device``. ValueError if they do not go together."""
+    coder, prior = checkpoint.load(tokenizer).to(device), checkpoint.load(autoregressive).to(device)
+    for path, model, method, role in (
+        (tokenizer, coder, "decode_index", "tokenizer"),
+        (autoregressive, prior, "generate", "prior"),
+    ):
+        if not hasattr(model, method):
+            raise ValueError(f"{path} holds a {type(model).__name__}, but a {role} is needed here.")
+    if coder.n_tokens != prior.n_tokens:
+        raise ValueError(f"{tokenizer} has {coder.n_tokens} codes, but {autoregressive} was trained on {prior.n_tokens}; "
+                         f"train a prior on this tokenizer's grids.")  # fmt: skip
+    return coder, prior
+
+
+@torch.inference_mode()
+def decode(coder: nn.Module, grids: Tensor) -> Tensor:
+    """(B,h,w) int64 grids -> (B,H,W,3) uint8 images on the CPU."""
+    return to_uint8(coder.decode_index(grids)).cpu()
+
+
+def save_images(images: Tensor, folder: Path, first: int) -> None:
+    """Writes (B,H,W,3) uint8 images as generation_{first}.png and so on, each whole or not at all."""
+    for i, image in enumerate(images, first):
+        with checkpoint.replacing(folder / f"generation_{i}.png") as path:
+            Image.fromarray(image.numpy()).save(path, format="PNG")
+
+
+if __name__ == "__main__":
+    cli.main("python -m homework.generation", generate)

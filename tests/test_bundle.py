@@ -1,0 +1,94 @@
+"""bundle.py: what goes into the zip, and what is refused."""
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from grader import submission
+
+SCRIPT = Path(__file__).parent.parent / "bundle.py"
+
+
+def bundle(folder, *arguments):
+    command = [sys.executable, "-S", str(SCRIPT), *map(str, arguments)]  # -S: the standard library alone
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.fixture
+def package(tmp_path):
+    folder = tmp_path / "homework"
+    for name in ("__init__.py", "deep/model.py", "X.pth", "__pycache__/a.pyc", "deep/__pycache__/b.pyc", "stray.pyc",
+                 ".hidden", ".git/config", ".ipynb_checkpoints/x.py", "X.pth.12.tmp", "run.log", "logs/events",
+                 "events.out.tfevents.1", "data.zip.part"):  # fmt: skip
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    return folder
+
+
+def test_only_what_belongs_in(package):
+    done = bundle(package.parent, "homework", "ab123")
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(package.parent / "ab123.zip") as archive:
+        names = archive.namelist()
+        assert names == ["homework/X.pth", "homework/__init__.py", "homework/deep/model.py"]
+        assert archive.read("homework/deep/model.py") == b"deep/model.py"
+    assert all(name.removeprefix("homework/") in done.stdout for name in names) and "MB  ab123.zip" in done.stdout
+    assert sorted(path.name for path in package.parent.iterdir()) == ["ab123.zip", "homework"]
+
+
+def test_same_files_same_bytes(package):
+    bundle(package.parent, "homework", "a")
+    for path in package.rglob("*"):
+        os.utime(path, (1e9, 1e9))
+    os.chmod(package / "X.pth", 0o600)
+    bundle(package.parent, "homework", "b")
+    assert (package.parent / "a.zip").read_bytes() == (package.parent / "b.zip").read_bytes()
+
+
+def test_the_grader_takes_it_whatever_the_folder_is_called(package, tmp_path):
+    package.rename(tmp_path / "mine")
+    (tmp_path / "mine/link.pth").symlink_to(tmp_path / "mine/X.pth")  # packed as a file: the grader refuses links
+    assert bundle(tmp_path, "mine", "id").returncode == 0
+    (tmp_path / "out").mkdir()
+    submission.unpack(tmp_path / "id.zip", tmp_path / "out")
+    assert (tmp_path / "out/homework/link.pth").read_text() == "X.pth"
+    assert (tmp_path / "out/homework/deep/model.py").is_file()
+
+
+def test_too_large(package):
+    (package / "large.pth").write_bytes(os.urandom(20_100_000))
+    (package.parent / "id.zip").write_text("the one from before")
+    done = bundle(package.parent, "homework", "id")
+    assert done.returncode == 1
+    assert "at most 20 MB" in done.stderr
+    assert re.fullmatch(r" *20\.1\d MB  homework/large\.pth", done.stderr.splitlines()[1])
+    assert (package.parent / "id.zip").read_text() == "the one from before"
+    assert not list(package.parent.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["missing", "id"], "There is no folder missing."),
+        (["homework", "../id"], "must be a plain name"),
+        (["homework", "id.zip"], "must be a plain name"),
+        (["homework/logs", "id"], "holds no Python files"),
+        (["homework"], "required: ID"),
+    ],
+)
+def test_mistakes_take_one_sentence(package, arguments, sentence):
+    done = bundle(package.parent, *arguments)
+    assert done.returncode == 1
+    assert sentence in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not list(package.parent.glob("*.zip"))
+
+
+def test_a_link_to_nothing_is_named(package):
+    (package / "model.pth").symlink_to(package / "gone.pth")
+    done = bundle(package.parent, "homework", "id")
+    assert done.returncode == 1 and "model.pth" in done.stderr

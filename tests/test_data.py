@@ -1,0 +1,489 @@
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from homework import checkpoint, data
+from homework.data import ImageDataset, TokenDataset, image_paths, read_image, to_float, to_uint8
+
+ROOT = Path(__file__).parents[1]
+SIZE = (6, 8)
+
+
+def picture(path: Path, size: tuple[int, int] = SIZE, seed: int = 0, **options) -> Path:
+    """Writes noise of (H, W) to ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    env = os.environ | {"PYTHONPATH": str(ROOT), "no_proxy": "127.0.0.1"}
+    command = [sys.executable, "-m", "homework.data", *arguments]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+
+
+# Images
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.sampled_from([".jpg", ".png", ".JPEG", ".bmp"]), min_size=1, max_size=6),
+    st.tuples(*[st.integers(1, 20)] * 2),
+)
+def test_cache_holds_what_the_files_hold(suffixes, size):
+    with tempfile.TemporaryDirectory() as root:
+        for i, suffix in enumerate(suffixes):
+            picture(Path(root, "train", f"{i}{suffix}"), size, seed=i)
+        dataset = ImageDataset("train", root=root)
+        assert len(dataset) == len(suffixes) and tuple(dataset.size) == size
+        for i, image in enumerate(dataset):
+            assert image.dtype == torch.uint8
+            assert np.array_equal(image.numpy(), np.asarray(Image.open(dataset.names[i]).convert("RGB")))
+
+
+# any bytes that a Unix file name can have, as Python sees them
+file_names = st.binary(min_size=1, max_size=12).filter(lambda b: not set(b) & set(b"\0/")).map(os.fsdecode)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse some of these file names")
+@settings(max_examples=25, deadline=None)
+@given(st.sets(file_names, min_size=1, max_size=5))
+def test_odd_file_names_are_sorted_and_cached(stems):
+    with tempfile.TemporaryDirectory() as root:
+        paths = [str(picture(Path(root, "train", f"a{stem}.png"))) for stem in stems]
+        Path(root, "train", "00000_info.json").write_text("{}")
+        Path(root, "train", "._a.png").write_text("left by macOS")
+        Path(root, "train", "notes.txt").touch()
+        assert image_paths("train", root) == sorted(paths)
+        assert image_paths([*paths[::-1], Path(root, "train")]) == sorted(paths)
+        assert ImageDataset("train", root=root).names == sorted(paths)
+
+
+def test_odd_size_is_named_and_image_size_helps(tmp_path):
+    for i, size in enumerate([SIZE, SIZE, (9, 7), (5, 5)]):
+        picture(tmp_path / "train" / f"{i}.png", size)
+    with pytest.raises(ValueError, match=r"2\.png is 9x7 but .*0\.png is 6x8.*--image_size"):
+        ImageDataset("train", root=tmp_path)
+    assert [i.shape for i in ImageDataset("train", image_size=(4, 3), root=tmp_path)] == [(4, 3, 3)] * 4
+
+
+@settings(max_examples=40, deadline=None)
+@given(*[st.integers(24, 120)] * 4)
+def test_image_size_scales_to_cover_and_cuts_the_centre(h, w, H, W):
+    y, x = np.mgrid[:h, :w].astype(np.uint8) * 2  # pixels that know where they are
+    with tempfile.TemporaryDirectory() as root:
+        Image.fromarray(np.stack([y, x, x], axis=-1)).save(path := Path(root, "a.png"))
+        image = read_image(path, (H, W)).astype(float) / 2
+    assert image.shape == (H, W, 3)
+    scale = max(H / h, W / w)
+    rows = (np.arange(H) + 0.5 - H / 2) / scale + h / 2 - 0.5
+    columns = (np.arange(W) + 0.5 - W / 2) / scale + w / 2 - 0.5
+    inner = slice(4, -4)  # the filter has no neighbours at the border
+    assert abs(image[inner, inner, 0] - rows[inner, None]).max() < 1
+    assert abs(image[inner, inner, 1] - columns[None, inner]).max() < 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    pixels = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    stored = {1: pixels, 2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1]}
+    transposed = pixels.transpose(1, 0, 2)
+    stored |= {5: transposed, 6: transposed[::-1], 7: transposed[::-1, ::-1], 8: transposed[:, ::-1]}
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored[orientation])).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "a.png"), pixels)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK"])
+def test_other_colour_modes_become_rgb(tmp_path, mode):
+    image = Image.new("RGB", (8, 6), "white").convert(mode)
+    image.save(tmp_path / ("a.tif" if mode == "CMYK" else "a.png"))
+    (pixels,) = ImageDataset(tmp_path, root=tmp_path)
+    assert pixels.shape == (6, 8, 3) and (pixels == 255).all()
+
+
+def test_16_bit_grey_is_scaled(tmp_path):
+    grey = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png"), np.repeat(grey[..., None] // 256, 3, axis=2))
+
+
+def damaged(path: Path, how: str) -> None:
+    whole = picture(path, (64, 64)).read_bytes()
+    cases = {"empty": b"", "garbage": b"garbage" * 99, "truncated": whole[: len(whole) // 2], "head": whole[:30]}
+    path.write_bytes(cases[how])
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("how", ["empty", "garbage", "truncated", "head"])
+def test_damaged_file_is_named_and_leaves_no_cache(tmp_path, how, suffix):
+    for i in range(3):
+        picture(tmp_path / "train" / f"{i}.{suffix}", (64, 64))
+    damaged(tmp_path / "train" / f"1.{suffix}", how)
+    with pytest.raises(ValueError, match=rf"1\.{suffix} cannot be read"):
+        ImageDataset("train", root=tmp_path)
+    assert list((tmp_path / ".cache").iterdir()) == []
+
+
+def test_cache_is_made_once_and_again_after_a_change(tmp_path, monkeypatch):
+    path = picture(tmp_path / "train" / "0.png", seed=1)
+    picture(tmp_path / "train" / "1.png", seed=2)
+    ImageDataset("train", root=tmp_path)
+    ImageDataset("train", image_size=(3, 3), root=tmp_path)
+    with monkeypatch.context() as context:
+        context.setattr(data, "read_image", lambda *_: pytest.fail("decoded again"))
+        before = ImageDataset("train", root=tmp_path)
+    picture(path, seed=3)
+    os.utime(path, ns=(1, 1))
+    after = ImageDataset("train", root=tmp_path)
+    assert not torch.equal(before[0], after[0]) and torch.equal(before[1], after[1])
+    assert len(list((tmp_path / ".cache").iterdir())) == 2  # the old one is gone, that of another size is not
+
+
+def test_cache_falls_back_to_a_temporary_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    picture(tmp_path / "data" / "train" / "0.png")
+    (tmp_path / "data" / ".cache").touch()  # no folder can be made here
+    for _ in range(2):
+        assert len(ImageDataset("train", root=tmp_path / "data")) == 1
+    assert len(list((tmp_path / "temporary").rglob("*.npy"))) == 1
+
+
+def test_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
+    picture(tmp_path / "train" / "0.png")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(data, "_decode_all", full)
+    with pytest.raises(OSError, match="The disk is full"):
+        ImageDataset("train", root=tmp_path)
+    assert list((tmp_path / ".cache").iterdir()) == []
+
+
+def test_processes_may_make_the_cache_at_once(tmp_path):
+    for i in range(50):
+        picture(tmp_path / "data" / "train" / f"{i}.png", seed=i)
+    code = "from homework.data import ImageDataset; print(int(ImageDataset().images.astype(int).sum()))"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    started = [subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE) for _ in range(2)]
+    sums = {int(process.communicate()[0]) for process in started}
+    assert sums == {sum(int(read_image(p).astype(int).sum()) for p in (tmp_path / "data" / "train").iterdir())}
+    assert len(list((tmp_path / "data" / ".cache").iterdir())) == 1
+
+
+def test_missing_and_empty_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match="homework.data download"):
+        ImageDataset("train", root=tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        ImageDataset(tmp_path / "nowhere", root=tmp_path)
+    (tmp_path / "train").mkdir()
+    with pytest.raises(ValueError, match="no images"):
+        ImageDataset("train", root=tmp_path)
+
+
+def dataset_json(path: Path, names: list[str]) -> Path:
+    entries = {str(i): {"image_fpath": name, "labels": []} for i, name in enumerate(names, start=1)}
+    path.write_text(json.dumps({"_default": entries}))
+    return path
+
+
+def test_dataset_json_looks_beside_itself_then_here(tmp_path, monkeypatch):
+    beside, here = picture(tmp_path / "a" / "x" / "0.png"), picture(tmp_path / "b" / "1.png")
+    absolute = picture(tmp_path / "2.png")
+    monkeypatch.chdir(tmp_path / "b")
+    path = dataset_json(tmp_path / "a" / "dataset.json", ["x/0.png", "1.png", str(absolute)])
+    assert sorted(map(os.path.abspath, image_paths(path))) == sorted(map(str, [beside, here, absolute]))
+    with pytest.raises(FileNotFoundError, match="gone.png"):
+        image_paths(dataset_json(tmp_path / "c.json", ["gone.png"]))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"_default": 3}', '{"_default": {"1": {"path": "a"}}}', "\x80"])
+def test_other_json_is_refused(tmp_path, text):
+    (tmp_path / "a.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match="a.json is not a dataset.json"):
+        image_paths(tmp_path / "a.json")
+
+
+def test_pixels_survive_the_way_to_floats_and_back():
+    pixels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(to_float(pixels)), pixels)
+    assert to_float(pixels)[[0, 255]].tolist() == [-0.5, 0.5]
+    assert to_uint8(torch.tensor([-9.0, 9.0])).tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("as_type", [np.array, torch.tensor])
+def test_batch_gathers_in_the_order_asked_for(tmp_path, as_type):
+    for i in range(5):
+        picture(tmp_path / "train" / f"{i}.png", seed=i)
+    dataset = ImageDataset("train", root=tmp_path)
+    batch = dataset.batch(as_type([3, 0, 3]))
+    assert batch.dtype == torch.float32
+    assert torch.equal(batch, torch.stack([to_float(dataset[i]) for i in (3, 0, 3)]))
+
+
+def test_augment_mirrors_half_of_the_images(tmp_path):
+    picture(tmp_path / "train" / "0.png")
+    dataset = ImageDataset("train", root=tmp_path)
+    batch = dataset.batch(np.zeros(200, dtype=np.int64))
+    once, again = (dataset.augment(batch.clone(), torch.Generator().manual_seed(0)) for _ in range(2))
+    assert torch.equal(once, again)
+    same, mirrored = ((once == b).flatten(1).all(1) for b in (batch, batch.flip(2)))
+    assert (same ^ mirrored).all() and 70 < mirrored.sum() < 130  # 4 standard deviations
+
+
+@pytest.mark.skipif(not (ROOT / "data" / "valid").is_dir(), reason="the real frames are not in data/valid")
+def test_real_frames(tmp_path):
+    paths = image_paths("valid", ROOT / "data")
+    dataset = ImageDataset(paths[:3], root=tmp_path)
+    assert len(paths) == 1280 and dataset[0].shape == (100, 150, 3) and dataset.model_defaults() == {}
+
+
+# Tokens
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int32, torch.int64])
+def test_tokens_of_any_integer_type(tmp_path, dtype):
+    tokens = torch.arange(24).reshape(4, 2, 3)
+    checkpoint.write(
+        {"tokens": tokens.to(dtype), "n_tokens": 99, "names": list("abcd")}, tmp_path / "tokenized_train.pth"
+    )
+    dataset = TokenDataset("train", root=tmp_path)
+    assert len(dataset) == 4 and dataset.names == list("abcd")
+    assert dataset.model_defaults() == {"n_tokens": 99, "height": 2, "width": 3}
+    assert torch.equal(torch.stack(list(dataset)), tokens) and dataset[0].dtype == torch.int64
+    batch = dataset.batch(torch.tensor([2, 0]))
+    assert torch.equal(batch, tokens[[2, 0]]) and dataset.augment(batch, torch.Generator()) is batch
+
+
+def test_plain_tensor_of_tokens(tmp_path):
+    torch.save(torch.tensor([[[1, 7]]]), tmp_path / "a.pth")
+    assert TokenDataset(tmp_path / "a.pth").n_tokens == 8
+
+
+def test_other_token_files_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="homework.tokenize TOKENIZER .*tokenized_valid.pth .*valid"):
+        TokenDataset("valid", root=tmp_path)
+    grids = torch.zeros(2, 2, 2, dtype=torch.int64)
+    for content in (
+        grids.float(),
+        grids[0],
+        grids[:0],
+        {"model": "X"},
+        {"tokens": grids + 5, "n_tokens": 5},
+        [1],
+        grids - 1,
+    ):
+        torch.save(content, tmp_path / "a.pth")
+        with pytest.raises(ValueError, match="a.pth holds"):
+            TokenDataset(tmp_path / "a.pth")
+
+
+# The commands
+
+
+def archive(path: Path, names: list[str]) -> Path:
+    """A zip with a different picture under each name."""
+    with zipfile.ZipFile(path, "w") as file:
+        for i, name in enumerate(names):
+            file.writestr(name, picture(path.parent / "scratch.png", seed=i).read_bytes())
+    return path
+
+
+NAMES = [
+    "deep/data/train/0.png",
+    "deep/data/train/1.png",
+    "deep/data/valid/0.png",
+    "deep/data/train/0_info.json",
+    "readme.png",
+]
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir())
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_import_of_a_zip_or_folder(tmp_path, unpacked):
+    source = archive(tmp_path / "a.zip", NAMES)
+    contents = {name: zipfile.ZipFile(source).read(name) for name in NAMES}
+    if unpacked:
+        zipfile.ZipFile(source).extractall(source := tmp_path / "a")
+    data.import_(source, tmp_path / "data")
+    assert files(tmp_path / "data") == ["train/0.png", "train/1.png", "valid/0.png"]
+    for name in NAMES[:3]:
+        assert Path(tmp_path, "data", *Path(name).parts[2:]).read_bytes() == contents[name]
+
+
+def test_import_replaces_only_when_told(tmp_path):
+    elsewhere = picture(tmp_path / "elsewhere" / "9.png").parent
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train").symlink_to(elsewhere)
+    source = archive(tmp_path / "a.zip", NAMES)
+    with pytest.raises(ValueError, match="train exists already; pass --replace"):
+        data.import_(source, tmp_path / "data")
+    assert (tmp_path / "data" / "train").is_symlink()
+    data.import_(source, tmp_path / "data", replace=True)
+    assert files(tmp_path / "data") == ["train/0.png", "train/1.png", "valid/0.png"]
+    assert files(elsewhere) == ["9.png"]  # what the link pointed to
+
+
+def link(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = 0o120777 << 16
+    return info
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../train/0.png",
+        "/train/0.png",
+        "a/../../train/0.png",
+        r"..\train\0.png",
+        r"C:\train\0.png",
+        link("train/l.png"),
+    ],
+    ids=str,
+)
+def test_zip_that_climbs_out_is_refused(tmp_path, name):
+    source = archive(tmp_path / "a.zip", NAMES)
+    with zipfile.ZipFile(source, "a") as file:
+        file.writestr(name, b"/etc/passwd")
+    with pytest.raises(ValueError, match="leads out"):
+        data.import_(source, tmp_path / "x" / "data")
+    assert not (tmp_path / "x").exists()
+
+
+def test_damaged_zip_leaves_nothing(tmp_path):
+    whole = archive(tmp_path / "a.zip", NAMES).read_bytes()
+    flipped = bytearray(whole)
+    flipped[whole.index(b"1.png") + 60] ^= 1  # in the second image's pixels: only its CRC tells
+    for broken in (b"", b"no zip", whole[: len(whole) // 2], bytes(flipped)):
+        (tmp_path / "a.zip").write_bytes(broken)
+        with pytest.raises(ValueError, match="a.zip is no zip, or a damaged one"):
+            data.import_(tmp_path / "a.zip", tmp_path / "data")
+        assert not (tmp_path / "data").exists() or os.listdir(tmp_path / "data") == []
+
+
+def test_import_needs_a_split_and_single_names(tmp_path):
+    with pytest.raises(ValueError, match="no folder train or valid"):
+        data.import_(archive(tmp_path / "a.zip", ["a/0.png"]), tmp_path / "data")
+    with pytest.raises(ValueError, match="several train/0.png"):
+        data.import_(archive(tmp_path / "a.zip", ["a/train/0.png", "b/train/0.png"]), tmp_path / "data")
+    with pytest.raises(FileNotFoundError, match="gone.zip"):
+        data.import_(tmp_path / "gone.zip", tmp_path / "data")
+
+
+def test_import_of_a_dataset_json(tmp_path):
+    names = [f"{i % 2}/{i // 2}.png" for i in range(7)]  # the same names in two folders
+    for i, name in enumerate(names):
+        picture(tmp_path / name, seed=i)
+    data.import_(dataset_json(tmp_path / "d.json", names), tmp_path / "data", valid_every=3)
+    assert files(tmp_path / "data" / "valid") == ["000003_1.png", "000006_2.png"]
+    assert len(files(tmp_path / "data" / "train")) == 5
+    stored = {p.read_bytes() for p in (tmp_path / "data").rglob("*.png")}
+    assert stored == {(tmp_path / name).read_bytes() for name in names}
+
+
+class Server(BaseHTTPRequestHandler):
+    """Serves ``content``; ``ranges``: knows Range; ``cut``: breaks off after so many bytes; ``status``: an error."""
+
+    content, ranges, cut, status = b"", True, None, None
+
+    def do_GET(self):
+        if self.status:
+            return self.send_error(self.status)
+        start = int(self.headers.get("Range", "bytes=0-")[6:-1]) if self.ranges else 0
+        if start and start >= len(self.content):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(self.content)}")
+            return self.end_headers()
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
+        self.send_header("Content-Length", str(len(self.content) - start))
+        self.end_headers()
+        self.wfile.write(self.content[start:][: self.cut])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Starts a Server with the given settings on this machine; returns the URL of its file."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    servers = []
+
+    def start(**settings):
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), type("Set", (Server,), settings)))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}/frames.zip"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("have", [None, 0, 1, 500_000, 999_999, 1_000_000])
+def test_resumed_download_equals_the_file(tmp_path, serve, have, ranges):
+    content = np.random.default_rng(0).bytes(1_000_000)
+    if have is not None:
+        (tmp_path / "part").write_bytes(content[:have])
+    data.fetch(serve(content=content, ranges=ranges), tmp_path / "part")
+    assert (tmp_path / "part").read_bytes() == content
+
+
+def test_a_part_longer_than_the_file_starts_over(tmp_path, serve):
+    (tmp_path / "part").write_bytes(b"of another file")
+    data.fetch(serve(content=b"short"), tmp_path / "part")
+    assert (tmp_path / "part").read_bytes() == b"short"
+
+
+def test_cut_connections_come_to_an_end(tmp_path, serve):
+    content = np.random.default_rng(0).bytes(250_000)
+    url = serve(content=content, cut=100_000)
+    for have in (100_000, 200_000):
+        with pytest.raises(OSError, match=f"broke after {have} of 250000 bytes; run the same command again"):
+            data.fetch(url, tmp_path / "part")
+    data.fetch(url, tmp_path / "part")
+    assert (tmp_path / "part").read_bytes() == content
+
+
+def test_download_command(tmp_path, serve):
+    content = archive(tmp_path / "a.zip", NAMES).read_bytes()
+    done = run("download", "--url", serve(content=content), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path / "data") == ["train/0.png", "train/1.png", "valid/0.png"]  # the zip itself is gone
+    again = run("download", "--url", serve(status=500), cwd=tmp_path)
+    assert again.returncode == 1 and "exists already" in again.stderr
+
+
+def test_download_says_what_is_wrong(tmp_path, serve):
+    with pytest.raises(OSError, match="answered 404 Not Found; .*data import ZIP"):
+        data.download(tmp_path / "data", serve(status=404))
+    with pytest.raises(OSError, match="no connection"):
+        data.download(tmp_path / "data", "http://127.0.0.1:1/a.zip")
+    assert not (tmp_path / "data").exists()
+    with pytest.raises(ValueError, match="broken file, now removed"):
+        data.download(tmp_path / "data", serve(content=b"<html>Please log in</html>"))
+    assert files(tmp_path / "data") == []

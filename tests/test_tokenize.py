@@ -1,0 +1,150 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from homework import BSQPatchAutoEncoder, PatchAutoEncoder, TokenDataset, checkpoint
+from homework.data import read_image, to_float
+from homework.tokenize import smallest_type, tokenize
+
+ROOT = Path(__file__).parents[1]
+TINY = {"patch_size": 5, "latent_dim": 8, "encoder_blocks": 1, "decoder_blocks": 1, "detail": 4}
+
+needs_uint16 = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6), reason="this torch cannot save uint16"
+)
+
+
+def run(*arguments: object, cwd: Path, processes: int = 1) -> subprocess.CompletedProcess:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] * (processes > 1)
+    command = [sys.executable, *launcher, "-m", "homework.tokenize", *map(str, arguments)]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    torch.manual_seed(0)
+    checkpoint.save(BSQPatchAutoEncoder(codebook_bits=9, **TINY), tmp_path / "tokenizer.pth")
+    return tmp_path / "tokenizer.pth"
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Seven pictures of 10x15: a grid of 2x3."""
+    for i in range(7):
+        picture(tmp_path / "images" / f"{i}.png", (10, 15), i)
+    return tmp_path / "images"
+
+
+def picture(path: Path, size: tuple[int, int], seed: int = 0) -> None:
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+
+
+def test_tokens_are_those_of_the_model_in_sorted_order(tmp_path, tokenizer, images):
+    paths = sorted(map(str, images.iterdir()))
+    tokenize(tokenizer, tmp_path / "out.pth", *paths[:2:-1], images, paths[0], batch_size=3)
+    dataset = TokenDataset(tmp_path / "out.pth")
+    assert dataset.names == paths and dataset.n_tokens == 512 and tuple(dataset.size) == (2, 3)
+    model = checkpoint.load(tokenizer)
+    for i in range(0, 7, 3):
+        pixels = torch.from_numpy(np.stack([read_image(p) for p in paths[i : i + 3]]))
+        with torch.no_grad():
+            assert torch.equal(dataset.batch(torch.arange(i, min(i + 3, 7))), model.encode_index(to_float(pixels)))
+    assert len(np.unique(dataset.tokens)) > 7
+
+
+@needs_uint16
+@given(st.integers(1, 2**62))
+def test_the_type_is_the_smallest_that_fits(n_tokens):
+    chosen = smallest_type(n_tokens)
+    assert np.iinfo(chosen).max >= n_tokens - 1
+    for smaller in (np.uint8, np.uint16, np.int32, np.int64):
+        if smaller == chosen:
+            break
+        assert np.iinfo(smaller).max < n_tokens - 1
+
+
+@needs_uint16
+@pytest.mark.parametrize("bits, dtype", [(8, torch.uint8), (9, torch.uint16), (17, torch.int32), (40, torch.int64)])
+def test_the_file_has_the_smallest_type(tmp_path, images, bits, dtype):
+    checkpoint.save(BSQPatchAutoEncoder(codebook_bits=bits, **TINY), tmp_path / "t.pth")
+    tokenize(tmp_path / "t.pth", tmp_path / "out.pth", images)
+    stored = checkpoint.read(tmp_path / "out.pth")
+    assert stored["tokens"].dtype == dtype and stored["n_tokens"] == 2**bits
+
+
+def test_bad_images_are_named_and_nothing_is_written(tmp_path, tokenizer, images):
+    picture(images / "0_odd.png", (10, 20))
+    (images / "3_bad.jpg").write_bytes(b"no image")
+    done = run(tokenizer, "out.pth", images, cwd=tmp_path)
+    assert done.returncode == 1 and not (tmp_path / "out.pth").exists()
+    assert "2 of 9 images cannot be used; pass --skip_bad" in done.stderr
+    assert "0_odd.png is 10x20" in done.stderr and "3_bad.jpg cannot be read" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_skip_bad_writes_the_rest_and_names_the_others(tmp_path, tokenizer, images, capsys):
+    tokenize(tokenizer, tmp_path / "good.pth", images)
+    picture(images / "0_odd.png", (10, 20))
+    (images / "3_bad.jpg").write_bytes(b"no image")
+    tokenize(tokenizer, tmp_path / "out.pth", images, skip_bad=True)
+    good, rest = TokenDataset(tmp_path / "good.pth"), TokenDataset(tmp_path / "out.pth")
+    assert rest.names == good.names and np.array_equal(rest.tokens, good.tokens)
+    said = capsys.readouterr().err
+    assert "Left out 2 of 9" in said and "0_odd.png" in said and "3_bad.jpg" in said
+
+
+def test_many_bad_images_are_counted(tmp_path, tokenizer, images):
+    for i in range(13):
+        (images / f"bad{i:02}.jpg").touch()
+    with pytest.raises(ValueError, match=r"13 of 20 images(?s:.*)bad09.jpg(?s:.*)and 3 more") as raised:
+        tokenize(tokenizer, tmp_path / "out.pth", images)
+    assert "bad10" not in str(raised.value)
+    with pytest.raises(ValueError, match="1 of 1 images"):
+        tokenize(tokenizer, tmp_path / "out.pth", images / "bad00.jpg", skip_bad=True)
+
+
+def test_image_size_fits_all(tmp_path, tokenizer, images):
+    picture(images / "odd.png", (33, 17))
+    tokenize(tokenizer, tmp_path / "out.pth", images, image_size="20x15")
+    assert TokenDataset(tmp_path / "out.pth").batch(torch.arange(8)).shape == (8, 4, 3)
+
+
+def test_wrong_arguments(tmp_path, tokenizer, images):
+    checkpoint.save(PatchAutoEncoder(patch_size=5, latent_dim=8, bottleneck=4), tmp_path / "ae.pth")
+    first = images / "0.png"
+    before = first.read_bytes()
+    for message, arguments, options in [
+        ("holds a PatchAutoEncoder", (tmp_path / "ae.pth", tmp_path / "out.pth", images), {}),
+        ("must be a .pth file", (tokenizer, first, images), {}),  # OUTPUT forgotten, files by *.png
+        ("Name the images", (tokenizer, tmp_path / "out.pth"), {}),
+        ("--batch_size is 0", (tokenizer, tmp_path / "out.pth", images), {"batch_size": 0}),
+        ("put it at the end", (tokenizer, tmp_path / "out.pth", images), {"skip_bad": "images"}),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            tokenize(*arguments, **options)
+    assert first.read_bytes() == before and not (tmp_path / "out.pth").exists()
+
+
+def test_two_processes_write_what_one_writes(tmp_path, tokenizer, images):
+    one = run(tokenizer, "one.pth", images, "--batch_size", 2, cwd=tmp_path)
+    two = run(tokenizer, "two.pth", images, "--batch_size", 2, cwd=tmp_path, processes=2)
+    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    a, b = (checkpoint.read(tmp_path / f"{name}.pth") for name in ("one", "two"))
+    assert torch.equal(a["tokens"].long(), b["tokens"].long()) and a["names"] == b["names"]
+    assert a["n_tokens"] == b["n_tokens"] and a["tokens"].dtype == b["tokens"].dtype
+
+
+def test_more_processes_than_batches(tmp_path, tokenizer, images):
+    done = run(tokenizer, "out.pth", images, cwd=tmp_path, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert len(TokenDataset(tmp_path / "out.pth")) == 7
