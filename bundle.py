@@ -52,10 +52,9 @@ def pack(folder: Path, target: Path) -> list[Path]:
             packed = {path: entry.compress_size for path, entry in zip(files, archive.infolist(), strict=True)}
         if temporary.stat().st_size > MAX_MB * 1e6:
             largest = sorted(files, key=packed.get, reverse=True)[:5]
-            raise ValueError(
-                f"The zip would have {megabytes(temporary.stat().st_size).strip()}; at most {MAX_MB} MB are allowed. "
-                "Its largest files, as packed:\n" + "\n".join(f"  {megabytes(packed[path])}  {path}" for path in largest)
-            )
+            listed = "\n".join(f"  {megabytes(packed[path])}  {path}" for path in largest)
+            size = megabytes(temporary.stat().st_size).strip()
+            raise ValueError(f"The zip would have {size}; at most {MAX_MB} MB are allowed. The largest, packed:\n{listed}")
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -80,10 +80,10 @@ def run(
     start = time.monotonic()
     process = subprocess.Popen(command, cwd=scratch, env=_environment(scratch, token), start_new_session=True,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
-    tail = bytearray()
-    reader = threading.Thread(target=_drain, args=(process.stdout, tail), daemon=True)
-    reader.start()
     try:
+        tail = bytearray()
+        reader = threading.Thread(target=_drain, args=(process.stdout, tail), daemon=True)
+        reader.start()
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(task).encode())
             process.stdin.close()

@@ -1,8 +1,19 @@
 """Image tokenizers and autoregressive priors: train, generate, grade."""
 
-from homework.ae import PatchAutoEncoder
-from homework.autoregressive import AutoregressiveModel
-from homework.bsq import BSQPatchAutoEncoder
-from homework.data import ImageDataset, TokenDataset
+import importlib
 
-__all__ = ["AutoregressiveModel", "BSQPatchAutoEncoder", "ImageDataset", "PatchAutoEncoder", "TokenDataset"]
+EXPORTS = {
+    "AutoregressiveModel": "homework.autoregressive",
+    "BSQPatchAutoEncoder": "homework.bsq",
+    "ImageDataset": "homework.data",
+    "PatchAutoEncoder": "homework.ae",
+    "TokenDataset": "homework.data",
+}
+__all__ = list(EXPORTS)
+
+
+def __getattr__(name: str):
+    """Imports a class when it is first asked for (PEP 562), so that ``python -m homework.data`` loads data.py once."""
+    if name not in EXPORTS:
+        raise AttributeError(f"module 'homework' has no attribute {name!r}")
+    return getattr(importlib.import_module(EXPORTS[name]), name)

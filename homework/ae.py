@@ -79,9 +79,7 @@ class PatchDecoder(nn.Module):
         nn.init.normal_(self.pixels.weight, std=0.02)  # start near grey, the middle of what pixels can be
         nn.init.zeros_(self.pixels.bias)
         self.features = nn.Linear(D, P * P * detail)
-        self.mend = nn.Sequential(
-            nn.GELU(), Conv(detail, detail, 3, padding=1), nn.GELU(), Conv(detail, 3, 3, padding=1)
-        )
+        self.mend = nn.Sequential(nn.GELU(), Conv(detail, detail, 3, padding=1), nn.GELU(), Conv(detail, 3, 3, padding=1))
 
     def forward(self, z: Tensor) -> Tensor:
         z = self.blocks(self.inp(z))

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pickle
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; renames it to ``path`` at the end, or removes it after an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -91,6 +92,21 @@ def load(path: str | Path, name: str | None = None) -> torch.nn.Module:
         raise ValueError(f"{path} does not fit this version's {data['model']}: {str(error).splitlines()[-1]}") from error
     model.meta = data.get("meta", {})
     return model.eval()
+
+
+def find_state(model: str) -> Path:
+    """The file that a training resumes from: beside the checkpoint ``model``, or of the latest run of the model so named.
+
+    ValueError if there is none, or no such model.
+    """
+    if str(model).endswith(".pth"):
+        paths = [path for path in [Path(model).with_suffix(".state.pth")] if path.is_file()]
+    else:
+        model_class(str(model))
+        paths = sorted(Path("checkpoints").glob(f"*_{model}.state.pth"))
+    if not paths:
+        raise ValueError(f"There is no unfinished run of {model} in checkpoints/ to resume; leave --resume out.")
+    return paths[-1]
 
 
 def load_reference(name: str) -> torch.nn.Module:

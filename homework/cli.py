@@ -1,11 +1,14 @@
 """What every command line shares: arguments by Fire, and a user's mistake told in one sentence."""
 
 import contextlib
+import ctypes
 import functools
 import io
+import json
 import os
 import re
 import sys
+from pathlib import Path
 
 import fire
 import torch
@@ -21,6 +24,15 @@ def parse_size(size: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
+def keep_memory() -> None:
+    """Asks glibc to keep freed memory: giving it back each step and faulting it in again costs a quarter of the time
+    of a training on the CPU. Elsewhere, nothing happens."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD, at its largest
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
 def pick_device(name: str = "auto") -> torch.device:
     """The torch device called ``name``; "auto" takes CUDA, then MPS, then the CPU. ValueError if it cannot be used."""
     if name == "auto":
@@ -29,7 +41,29 @@ def pick_device(name: str = "auto") -> torch.device:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"The device {name!r} cannot be used here; use --device auto, cpu, cuda or mps.") from error
+    if name == "cpu":
+        keep_memory()
     return torch.device(name)
+
+
+def with_config(arguments: list[str]) -> list[str]:
+    """Replaces ``--config FILE`` by the options in that JSON object, but for those that the command line names itself.
+
+    ValueError if the file is not one JSON object; OSError if it cannot be read.
+    """
+    at = next((i for i, a in enumerate(arguments) if a.split("=")[0] == "--config"), None)
+    if at is None:
+        return arguments
+    path, used = (arguments[at].split("=", 1)[1], 1) if "=" in arguments[at] else ("".join(arguments[at + 1 : at + 2]), 2)
+    try:
+        options = json.loads(Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"{path} must hold one JSON object, options by name.")
+    rest = arguments[:at] + arguments[at + used :]
+    named = {a.split("=")[0].lstrip("-").removeprefix("no") for a in rest} | {a.split("=")[0].lstrip("-") for a in rest}
+    return rest + [f"--{k}={v!r}" for k, v in options.items() if k not in named]
 
 
 def main(name: str, command) -> None:
@@ -55,6 +89,7 @@ def main(name: str, command) -> None:
     os.environ.setdefault("PAGER", "cat")
     said = io.StringIO()
     try:
+        arguments = with_config(arguments)
         with contextlib.redirect_stderr(said):
             fire.Fire(recorded, command=arguments, name=name)
     except fire.core.FireExit as stop:
@@ -63,6 +98,8 @@ def main(name: str, command) -> None:
             return
         lines = said.getvalue().splitlines() or ["ERROR: wrong arguments"]
         _fail(f"{lines[0].removeprefix('ERROR: ').rstrip('.')}. See {name} --help.")
+    except (ValueError, OSError) as error:
+        _fail(_sentence(error))
     if not calls:
         _fail(f"Name a command: {', '.join(command)}. See {name} --help.")
     try:
@@ -73,9 +110,14 @@ def main(name: str, command) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("HOMEWORK_DEBUG"):
             raise
-        if isinstance(error, OSError) and error.strerror:
-            _fail(f"{error.strerror}{f': {error.filename}' if error.filename else ''}.")
-        _fail(str(error))
+        _fail(_sentence(error))
+
+
+def _sentence(error: Exception) -> str:
+    """The system's own message and the file it speaks of, or the message that the error bears."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}."
+    return str(error)
 
 
 def _fail(sentence: str) -> None:

@@ -1,36 +1,21 @@
-"""Data sets: images in a memory-mapped cache, grids of tokens; and the commands that put the images in place."""
+"""Data sets: images in a memory-mapped cache, grids of tokens; ``python -m homework.data`` puts the images in place."""
 
 import errno
 import hashlib
-import json
 import os
-import shutil
-import stat
 import tempfile
 import time
-import urllib.error
-import urllib.request
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable
-from http.client import HTTPException
 from multiprocessing.pool import ThreadPool
-from pathlib import Path, PurePath, PureWindowsPath
+from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
 from homework import checkpoint, cli
-
-SPLITS = ("train", "valid")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
-URL = "https://utexas.box.com/shared/static/qubjm5isldqvyimfj9rsmbnvnbezwcv4.zip"
-HOW_TO_GET = "python -m homework.data download, or python -m homework.data import ZIP_OR_FOLDER if you have the zip"
-
-Source = str | Path | Iterable[str | Path]
+from homework.download import download, import_
+from homework.images import SPLITS, Source, check_size, image_paths, read_image
 
 
 def to_float(pixels: Tensor) -> Tensor:
@@ -41,89 +26,6 @@ def to_float(pixels: Tensor) -> Tensor:
 def to_uint8(images: Tensor) -> Tensor:
     """Float in [-0.5, 0.5] (clamped to it) -> uint8, rounded to the nearest."""
     return images.float().add(0.5).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
-
-
-def image_paths(source: Source, root: str | Path = "data") -> list[str]:
-    """The image files that ``source`` names, sorted, each once.
-
-    Args:
-        source: a split ("train", "valid": the folder of that name in ``root``), a folder (its own image files, not
-            those of folders in it), an image file, a dataset.json, or several of these.
-    Raises:
-        FileNotFoundError: there is no such file or folder.
-        ValueError: there are no images in it, or a dataset.json is of another form.
-    """
-    if isinstance(source, str) and source in SPLITS:
-        if not (Path(root) / source).is_dir():
-            raise FileNotFoundError(f"There is no folder {Path(root) / source}; get the images with {HOW_TO_GET}.")
-        source = Path(root) / source
-    sources = [source] if isinstance(source, str | Path) else list(source)
-    paths = set()
-    for path in map(Path, sources):
-        if path.is_dir():
-            paths.update(str(p) for p in path.iterdir() if _is_image(p))
-        elif not path.is_file():
-            raise FileNotFoundError(f"There is no file or folder {path}.")
-        elif path.suffix.lower() != ".json":
-            paths.add(str(path))
-        elif not path.name.endswith("_info.json"):  # notes that lie among the course's images
-            paths.update(_read_dataset_json(path))
-    if not paths:
-        raise ValueError(f"There are no images in {', '.join(map(str, sources[:3])) or 'an empty list'}.")
-    return sorted(paths)
-
-
-def _is_image(path: PurePath) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-
-
-def _read_dataset_json(path: Path) -> list[str]:
-    """``{"_default": {"1": {"image_fpath": ...}, ...}}``; relative to the file's folder, else to the current one."""
-    try:
-        names = [entry["image_fpath"] for entry in json.loads(path.read_text("utf-8"))["_default"].values()]
-        found = [(path.parent / name, Path(name)) for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        form = '{"_default": {"1": {"image_fpath": "..."}, ...}}'
-        raise ValueError(f"{path} is not a dataset.json of the form {form}.") from error
-    for beside, here in found:
-        if not (beside.is_file() or here.is_file()):
-            raise FileNotFoundError(f"{path} names {here}, which does not exist.")
-    return [str(beside if beside.is_file() else here) for beside, here in found]
-
-
-def read_image(path: str | Path, image_size: tuple[int, int] | None = None) -> np.ndarray:
-    """One image file, upright.
-
-    Args:
-        image_size: (H, W): scale until it covers this, then cut out the centre. None leaves the image as it is.
-    Returns:
-        (H, W, 3) uint8 RGB.
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is no image, or a damaged one.
-    """
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip to white
-                image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-            image = image.convert("RGB")
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
-        raise ValueError(f"{path} cannot be read as an image ({type(error).__name__}); is it damaged?") from error
-    if image_size is not None:
-        image = ImageOps.fit(image, image_size[::-1])
-    return np.asarray(image)
-
-
-def check_size(path: str, image: np.ndarray, first_path: str, size: tuple[int, int]) -> None:
-    """ValueError, naming both files, if ``image`` is not of ``size`` (H, W)."""
-    if image.shape[:2] != tuple(size):
-        raise ValueError(
-            f"{path} is {image.shape[0]}x{image.shape[1]} but {first_path} is {size[0]}x{size[1]} (height x width); "
-            "pass --image_size HxW to scale and crop all of them."
-        )
 
 
 class ImageDataset:
@@ -273,140 +175,6 @@ class TokenDataset:
 
 
 DATASETS = {"images": ImageDataset, "tokens": TokenDataset}
-
-
-def download(dir: str = "data", url: str = URL, replace: bool = False) -> None:
-    """Downloads the course's SuperTuxKart frames (163 MB) and unpacks them into DIR/train and DIR/valid.
-
-    A download that was cut off goes on where it stopped when the same command is run again.
-
-    Args:
-        dir: the folder to unpack into.
-        url: where the zip lies.
-        replace: replace the folders train and valid if they exist.
-    """
-    folder = Path(str(dir))  # Fire takes 2026 for a number
-    part = folder / "supertux_data.zip.part"
-    _check_free(folder, SPLITS, replace)
-    fetch(url, part)
-    try:
-        import_(part, folder, replace=replace)
-    except ValueError as error:
-        part.unlink()
-        raise ValueError(f"{url} sent a broken file, now removed; run the same command again. ({error})") from error
-    part.unlink()
-
-
-def fetch(url: str, part: Path) -> None:
-    """Downloads ``url`` to the file ``part``, going on behind what it holds. OSError if it cannot be completed."""
-    have = part.stat().st_size if part.exists() else 0
-    advice = f"check the network, or get {url} by other means and run python -m homework.data import ZIP."
-    try:
-        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-        response = urllib.request.urlopen(request, timeout=30)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing lies behind what is here: it is whole, or of another file
-            if error.headers.get("Content-Range") != f"bytes */{have}":
-                part.unlink()
-                fetch(url, part)
-            return
-        raise OSError(f"The server answered {error.code} {error.reason}; {advice}") from error
-    except (OSError, HTTPException, ValueError) as error:
-        raise OSError(f"There is no connection ({getattr(error, 'reason', error)}); {advice}") from error
-    part.parent.mkdir(parents=True, exist_ok=True)
-    with response:
-        if not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            have = 0  # the server knows no ranges and sends the file from its start
-        total = have + int(response.headers.get("Content-Length", 0))
-        bar = tqdm(total=total or None, desc="downloading", initial=have, unit="B", unit_scale=True)
-        with open(part, "ab" if have else "wb") as file, bar:
-            while block := _read_block(response):
-                file.write(block)
-                bar.update(len(block))
-            have = file.tell()
-    if have < total:
-        raise OSError(f"The connection broke after {have} of {total} bytes; run the same command again to go on.")
-
-
-def _read_block(response) -> bytes:
-    try:
-        return response.read1(1 << 16)
-    except (OSError, HTTPException):  # cut off, as the count of bytes will tell
-        return b""
-
-
-def import_(zip_or_folder: str, dir: str = "data", valid_every: int = 20, replace: bool = False) -> None:
-    """Puts images that you already have into DIR/train and DIR/valid.
-
-    Args:
-        zip_or_folder: a zip or a folder that holds folders train and valid at any depth; or a dataset.json, whose
-            images all go into train but for one in 20, which goes into valid.
-        dir: the folder to put them into.
-        valid_every: another number than 20 for a dataset.json.
-        replace: replace the folders train and valid if they exist.
-    """
-    source, folder = Path(str(zip_or_folder)), Path(str(dir))
-    if not source.exists():
-        raise FileNotFoundError(f"There is no file or folder {source}.")
-    if source.is_dir():
-        members = _by_split([(path, path) for path in sorted(source.rglob("*")) if path.is_file()], source)
-        _put(members, lambda path: open(path, "rb"), folder, replace)
-    elif source.suffix.lower() == ".json":
-        if not isinstance(valid_every, int) or valid_every < 2:
-            raise ValueError(f"--valid_every is {valid_every}, but must be a whole number of at least 2.")
-        members = {}
-        for i, path in enumerate(_read_dataset_json(source), start=1):  # numbered: a name may occur in several folders
-            members[f"{SPLITS[i % valid_every == 0]}/{i:06d}_{Path(path).name}"] = path
-        _put(members, lambda path: open(path, "rb"), folder, replace)
-    else:
-        try:
-            with zipfile.ZipFile(source) as archive:
-                entries = [(PureWindowsPath(i.filename), i) for i in archive.infolist()]  # knows both / and \\
-                for path, info in entries:
-                    if path.anchor or ".." in path.parts or stat.S_ISLNK(info.external_attr >> 16):
-                        raise ValueError(f"{source} holds {info.filename!r}, which leads out of its folder; refused.")
-                _put(_by_split(entries, source), archive.open, folder, replace)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-            raise ValueError(f"{source} is no zip, or a damaged one ({error}).") from error
-
-
-def _by_split(entries: list[tuple[PurePath, object]], source: Path) -> dict[str, object]:
-    """``{"train/name.jpg": entry}`` for the images among ``entries`` that lie in a folder train or valid."""
-    members = {}
-    for path, entry in entries:
-        if path.parent.name in SPLITS and _is_image(path):
-            name = f"{path.parent.name}/{path.name}"
-            if name in members:
-                raise ValueError(f"{source} holds several {name} in different folders; import one of these folders.")
-            members[name] = entry
-    if not members:
-        raise ValueError(f"{source} holds no folder train or valid with images in it.")
-    return members
-
-
-def _check_free(folder: Path, splits: Iterable[str], replace: bool) -> None:
-    for split in splits:
-        if os.path.lexists(folder / split) and not replace:
-            raise ValueError(f"{folder / split} exists already; pass --replace to replace it.")
-
-
-def _put(members: dict[str, object], opener: Callable, folder: Path, replace: bool) -> None:
-    """Writes ``{"train/name.jpg": entry}`` into ``folder``, each from ``opener(entry)``; after an error, none."""
-    splits = sorted({name.split("/")[0] for name in members})
-    _check_free(folder, splits, replace)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".import-", dir=folder) as temporary:
-        for split in splits:
-            Path(temporary, split).mkdir()
-        for name, entry in tqdm(members.items(), desc="copying", unit="img"):
-            with opener(entry) as read, open(Path(temporary, name), "wb") as written:
-                shutil.copyfileobj(read, written)
-        for split in splits:
-            if os.path.lexists(folder / split):  # if it is a link, only the link goes
-                os.rename(folder / split, Path(temporary, f"old-{split}"))
-            os.rename(Path(temporary, split), folder / split)
-    for split in splits:
-        print(f"{folder / split}: {sum(name.startswith(split) for name in members)} images")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from homework import checkpoint, cli, sampling
-from homework.data import read_image, to_float, to_uint8
+from homework.data import to_float, to_uint8
+from homework.images import read_image
 
 
 def generate(

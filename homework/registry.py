@@ -1,6 +1,7 @@
 """The closed table of everything that can be trained: one name, one class. Checkpoints name their class by it."""
 
 import importlib
+import inspect
 
 MODELS = {
     "PatchAutoEncoder": "homework.ae",
@@ -14,3 +15,33 @@ def model_class(name: str) -> type:
     if name not in MODELS:
         raise ValueError(f"There is no model {name!r}; the known ones are {', '.join(MODELS)}.")
     return getattr(importlib.import_module(MODELS[name]), name)  # imported late: the models import this layer
+
+
+def build(cls: type, options: dict, defaults: dict, base=None):
+    """A model of ``cls`` with a user's options.
+
+    Args:
+        cls: one of the table's classes.
+        options: arguments of its constructor.
+        defaults: more of them, from the data; those that it does not know are left out.
+        base: a trained model to take instead of a new one, if all options agree with it.
+    Raises:
+        ValueError: an option is unknown (the known ones are listed), has a value that the constructor refuses, or
+            disagrees with ``base``.
+    """
+    known = list(inspect.signature(cls).parameters)
+    unknown = [k for k in options if k not in known]
+    if unknown:
+        raise ValueError(f"There is no option --{unknown[0]}. Those of {cls.__name__} are {', '.join(known)}; --help lists "
+                         f"those of every training.")  # fmt: skip
+    wanted = {k: v for k, v in defaults.items() if k in known} | options
+    if base is None:
+        try:
+            return cls(**wanted)
+        except TypeError as error:
+            raise ValueError(f"An option of {cls.__name__} has a value of the wrong kind: {error}.") from error
+    for k, v in wanted.items():
+        if base.config[k] != v and (k in options or k == "n_tokens"):
+            raise ValueError(f"The checkpoint has {k} = {base.config[k]}, but {v} is needed here; train a new "
+                             f"{cls.__name__} instead of going on from it.")  # fmt: skip
+    return base

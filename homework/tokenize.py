@@ -13,7 +13,8 @@ import torch
 from tqdm import tqdm
 
 from homework import checkpoint, cli, distributed
-from homework.data import SUFFIXES, image_paths, read_image, to_float
+from homework.data import to_float
+from homework.images import SUFFIXES, image_paths, read_image
 
 Result = tuple[tuple[int, int], np.ndarray] | str  # the image's (H, W) and its grid (h, w), or what is wrong with it
 

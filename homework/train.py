@@ -2,8 +2,6 @@
 
 import contextlib
 import copy
-import ctypes
-import inspect
 import json
 import math
 import signal
@@ -20,9 +18,10 @@ from tqdm import tqdm
 
 from homework import checkpoint, cli, distributed
 from homework.data import DATASETS
-from homework.registry import MODELS, model_class
+from homework.registry import MODELS, build, model_class
 
 LOG_EVERY = 10  # updates between two points of the curves; losses stay on the device in between
+CONTINUED = ("name", "update", "seconds", "measures", "sums")  # what a run tells of itself when it is resumed
 
 
 def train(
@@ -105,15 +104,6 @@ def generator(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(words[0]) >> 1)
 
 
-def keep_memory() -> None:
-    """Asks glibc to keep freed memory: giving it back each step and faulting it in again costs a quarter of the time
-    of a training on the CPU. Elsewhere, nothing happens."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD, at its largest
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-
-
 class Loss(nn.Module):
     """``model.loss`` as a forward pass, for DistributedDataParallel and torch.compile to wrap."""
 
@@ -133,21 +123,21 @@ class Run:
     """
 
     def __init__(self, settings: dict, resume: bool = False):
-        keep_memory()
         device, save_every = settings["device"], settings["save_every"]
-        state = checkpoint.read(self.find_state(settings["model"])) if resume else None
+        state = checkpoint.read(checkpoint.find_state(settings["model"])) if resume else None
         self.settings = s = state["settings"] if state else settings
         self.save_seconds = 60 * save_every
         self.device = distributed.setup(cli.pick_device(device))
         self.rank, self.world = distributed.rank(), distributed.world_size()
         torch.manual_seed(s["seed"])
-        cls, base = self.choose(s["model"])
+        base = checkpoint.load(s["model"]) if str(s["model"]).endswith(".pth") else None
+        cls = type(base) if base else model_class(str(s["model"]))
         datasets = DATASETS[cls.data]
         extra = {} if s["image_size"] is None else {"image_size": cli.parse_size(s["image_size"])}
         self.train_data = datasets("train", root=s["data"], **extra)
         self.valid_data = datasets("valid", root=s["data"], **extra)
         self.n_train, self.n_valid = (min(len(d), s["limit"] or len(d)) for d in (self.train_data, self.valid_data))
-        self.model = self.build(cls, base, s["options"], self.train_data.model_defaults()).to(self.device)
+        self.model = build(cls, s["options"], self.train_data.model_defaults(), base).to(self.device)
 
         self.group = s["batch_size"] * s["accumulate"] * self.world  # samples an update
         self.per_epoch = self.n_train // self.group
@@ -166,7 +156,7 @@ class Run:
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.loss = nn.parallel.DistributedDataParallel(self.loss, device_ids=ids)
 
-        self.update, self.seconds, self.measures = 0, 0.0, {}
+        self.update, self.seconds, self.measures, self.sums = 0, 0.0, {}, {}
         self.name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{cls.__name__}"
         if state:
             self.restore(state)
@@ -180,89 +170,38 @@ class Run:
                 self.writer.add_text("configuration", f"```\n{shown}\n```")
         self.stopped = False
 
-    # --- what to train ---------------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def choose(model: str) -> tuple[type, nn.Module | None]:
-        """The class to train, and the model to start from if ``model`` is a checkpoint's path."""
-        if str(model).endswith(".pth"):
-            base = checkpoint.load(model)
-            return type(base), base
-        return model_class(str(model)), None
-
-    @staticmethod
-    def build(cls: type, base: nn.Module | None, options: dict, defaults: dict) -> nn.Module:
-        """A new ``cls`` with the user's options, or ``base`` if they agree with it; the data set gives the defaults."""
-        known = [k for k in inspect.signature(cls).parameters]
-        unknown = [k for k in options if k not in known]
-        if unknown:
-            of_training = [k for k in inspect.signature(train).parameters if k not in ("model", "options")]
-            raise ValueError(f"There is no option --{unknown[0]}; those of {cls.__name__} are {', '.join(known)}, "
-                             f"and those of every training {', '.join(of_training)}.")  # fmt: skip
-        wanted = {k: v for k, v in defaults.items() if k in known} | options
-        if base is None:
-            try:
-                return cls(**wanted)
-            except TypeError as error:
-                raise ValueError(f"An option of {cls.__name__} has a value of the wrong kind: {error}.") from error
-        wrong = [k for k, v in wanted.items() if base.config[k] != v and (k in options or k == "n_tokens")]
-        if wrong:
-            k = wrong[0]
-            raise ValueError(f"The checkpoint has {k} = {base.config[k]}, but {wanted[k]} is needed here; train a new "
-                             f"{cls.__name__} instead of going on from it.")  # fmt: skip
-        return base
-
-    @staticmethod
-    def find_state(model: str) -> Path:
-        """The file to resume from: beside the checkpoint ``model``, or of the latest run of the model of that name."""
-        if str(model).endswith(".pth"):
-            path = Path(model).with_suffix(".state.pth")
-            paths = [path] if path.is_file() else []
-        else:
-            model_class(str(model))
-            paths = sorted(Path("checkpoints").glob(f"*_{model}.state.pth"))
-        if not paths:
-            raise ValueError(f"There is no unfinished run of {model} in checkpoints/ to resume; leave --resume out.")
-        return paths[-1]
-
     # --- the loop --------------------------------------------------------------------------------------------------------
 
     def fit(self) -> None:
         """Trains to the end, or until Ctrl-C. ValueError if the loss is not a number any more."""
         handlers = {sig: signal.signal(sig, self.ask_to_stop) for sig in (signal.SIGINT, signal.SIGTERM)}
-        bar = tqdm(total=self.updates * self.group, initial=self.update * self.group, unit="img", disable=self.rank > 0,
-                   desc=type(self.model).__name__, smoothing=0.05, mininterval=1)  # fmt: skip
+        self.bar = tqdm(total=self.updates * self.group, initial=self.update * self.group, unit="img", smoothing=0.05,
+                        desc=type(self.model).__name__, disable=self.rank > 0, mininterval=1)  # fmt: skip
         validate_every = self.settings["validate_every"] or self.per_epoch
         started, saved = time.time() - self.seconds, time.time()
-        sums, since = {}, self.update
         try:
             while self.update < self.updates:
-                losses = self.step()
-                sums = {k: sums.get(k, 0) + v for k, v in losses.items()}
+                measures = self.step()
+                self.sums = {k: self.sums.get(k, 0) + v for k, v in measures.items()}
                 self.update += 1
                 self.seconds = time.time() - started
-                bar.update(self.group)
-                last, validates = self.update == self.updates, self.update % validate_every == 0
-                if self.update % LOG_EVERY == 0 or last or validates or self.stopped:
-                    if self.update > since:
-                        self.log(sums, self.update - since, bar)
-                        sums, since = {}, self.update
-                    self.stopped = distributed.broadcast(self.stopped)
-                if validates or last:
+                self.bar.update(self.group)
+                last, tick = self.update == self.updates, self.update % LOG_EVERY == 0
+                validates = last or self.update % validate_every == 0
+                if tick:
+                    self.log()
+                if self.world > 1:  # all processes stop at the same update
+                    self.stopped = distributed.broadcast(self.stopped) if tick else False
+                if validates:
                     self.validate()
-                if validates or last or (self.stopped and since == self.update) or time.time() - saved > self.save_seconds:
-                    if since < self.update:  # never save what has not been seen to be finite
-                        self.log(sums, self.update - since, bar)
-                        sums, since = {}, self.update
+                if validates or self.stopped or time.time() - saved > self.save_seconds:
                     self.save(last)
                     saved = time.time()
-                if self.stopped and since == self.update and not last:
-                    bar.close()
-                    if self.rank == 0:
-                        print(f"Saved at update {self.update} of {self.updates}; --resume goes on from here.", file=sys.stderr)
+                if self.stopped and not last:
+                    tqdm.write(f"Saved at update {self.update} of {self.updates}; --resume goes on from here.", sys.stderr)
                     raise KeyboardInterrupt
         finally:
-            bar.close()
+            self.bar.close()
             for sig, handler in handlers.items():
                 signal.signal(sig, handler)
             if self.writer:
@@ -331,19 +270,24 @@ class Run:
 
     # --- what it tells and keeps -----------------------------------------------------------------------------------------
 
-    def log(self, sums: dict[str, Tensor], n: int, bar: tqdm) -> None:
-        """Writes the mean measures of the last ``n`` updates; ValueError if the loss is not finite."""
-        means = {k: float(v) / n for k, v in sums.items()}
-        if not math.isfinite(means["loss"]):
-            kept = "--resume goes on from the last save" if self.state_path().is_file() else "nothing was saved yet"
-            raise ValueError(f"The loss became {means['loss']} by update {self.update}; {kept}. Start again with a lower --lr "
-                             f"(it is {self.settings['lr']}) or a longer --warmup ({self.settings['warmup']}).")  # fmt: skip
-        bar.set_postfix({k: f"{v:.4g}" for k, v in means.items()}, refresh=False)
+    def log(self) -> None:
+        """Writes the mean measures since the last call; ValueError if the loss is not finite."""
+        self.check_finite()
+        means = {k: float(v) / LOG_EVERY for k, v in self.sums.items()}
+        self.sums = {}
+        self.bar.set_postfix({k: f"{v:.4g}" for k, v in means.items()}, refresh=False)
         if self.writer:
             for k, v in means.items():
                 self.writer.add_scalar(f"train/{k}", v, self.update)
             self.writer.add_scalar("train/learning_rate", self.learning_rate(), self.update)
             self.writer.add_scalar("train/images_per_second", self.update * self.group / self.seconds, self.update)
+
+    def check_finite(self) -> None:
+        """ValueError if a loss since the last log is not a number: nothing is logged or saved after it."""
+        if not math.isfinite(float(self.sums.get("loss", 0.0))):
+            kept = "--resume goes on from the last save" if self.state_path().is_file() else "nothing was saved yet"
+            raise ValueError(f"The loss is not a finite number any more at update {self.update}; {kept}. Start again with a "
+                             f"lower --lr (it is {self.settings['lr']}) or a longer --warmup.")  # fmt: skip
 
     @torch.no_grad()
     def validate(self) -> None:
@@ -378,6 +322,7 @@ class Run:
 
     def save(self, finished: bool) -> None:
         """Writes the averaged model, and beside it what --resume needs; a finished run needs that no more."""
+        self.check_finite()
         if self.rank:
             return
         command = " ".join(["python -m homework.train", *sys.argv[1:]])
@@ -386,10 +331,9 @@ class Run:
         if finished:
             self.state_path().unlink(missing_ok=True)
         else:
-            state = {"settings": self.settings, "name": self.name, "update": self.update, "seconds": self.seconds,
-                     "measures": self.measures, "model": self.model.state_dict(), "average": self.average.state_dict(),
-                     "optimizer": self.optimizer.state_dict(), "group": self.group}  # fmt: skip
-            checkpoint.write(state, self.state_path())
+            plain = {k: getattr(self, k) for k in ("settings", "group", *CONTINUED)}
+            weights = {k: getattr(self, k).state_dict() for k in ("model", "average", "optimizer")}
+            checkpoint.write(plain | weights, self.state_path())
         # the copy that is shipped and bundled: half the size, and no measure changes in its first three digits
         checkpoint.save(self.average, Path("homework") / f"{type(self.model).__name__}.pth", meta, torch.float16)
 
@@ -398,10 +342,10 @@ class Run:
         if state["group"] != self.group:
             raise ValueError(f"The run took {state['group']} samples an update, but now it would take {self.group}; "
                              f"resume it on as many processes as before.")  # fmt: skip
-        self.name, self.update, self.seconds, self.measures = (state[k] for k in ("name", "update", "seconds", "measures"))
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name in CONTINUED:
+            setattr(self, name, state[name])
+        for name in ("model", "average", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The grader: scoring in this process, the sandbox on small faults, and whole runs on tiny fake submissions."""
 
+import contextlib
 import io
 import json
 import os
@@ -146,7 +147,7 @@ def grade(folder, *arguments):
                           timeout=200)  # fmt: skip
 
 
-# --- points ------------------------------------------------------------------------------------------------------------
+# --- points ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_the_parts_are_worth_100():
     assert [part.name for part in parts.PARTS] == list(measure.MEASURES)
 
 
-# --- measures ------------------------------------------------------------------------------------------------------------
+# --- measures --------------------------------------------------------------------------------------------------------
 
 
 def test_measures_against_formulas(data):
@@ -329,7 +330,7 @@ def test_compression(data):
         measure.compression(*models, data, Compressor=Remembering)
 
 
-# --- frames ------------------------------------------------------------------------------------------------------------
+# --- frames ----------------------------------------------------------------------------------------------------------
 
 
 def test_frames(images, tmp_path):
@@ -350,7 +351,7 @@ def test_frames(images, tmp_path):
         frames.read(tmp_path)
 
 
-# --- zips --------------------------------------------------------------------------------------------------------------
+# --- zips ------------------------------------------------------------------------------------------------------------
 
 
 def entry(name, mode=stat.S_IFREG | 0o644):
@@ -382,7 +383,6 @@ def test_refused_zips_leave_nothing(tmp_path, entries, reason):
     with zipfile.ZipFile(tmp_path / "id.zip", "w") as archive:
         for info in entries:
             archive.writestr(info, "target")
-    # zipfile makes / of a backslash on Windows, and would do so here when it is written
     (tmp_path / "scratch/out").mkdir(parents=True)
     with pytest.raises(ValueError, match=reason.replace("\\", "\\\\")):
         submission.unpack(tmp_path / "id.zip", tmp_path / "scratch/out")
@@ -441,7 +441,7 @@ def test_folders(tmp_path):
         submission.unpack(tmp_path / "empty", tmp_path / "out0")
 
 
-# --- the sandbox -------------------------------------------------------------------------------------------------------
+# --- the sandbox -----------------------------------------------------------------------------------------------------
 
 FAULTS = """
 import atexit, ctypes, os, signal, socket, subprocess, sys, threading, time
@@ -522,20 +522,19 @@ def run(tmp_path):
     (tmp_path / "submission/faults.py").write_text(FAULTS)
 
     def run(name, time_limit=60, **arguments):
-        return sandbox.run(f"faults:{name}", arguments, tmp_path / "submission", tmp_path / f"scratch-{name}", time_limit)
+        scratch = tmp_path / f"scratch-{name}"
+        return sandbox.run(f"faults:{name}", arguments, tmp_path / "submission", scratch, time_limit)
 
     return run
 
 
-def descendants():
-    """Processes that a sandbox of this test left behind."""
+def left_behind(tmp_path):
+    """Processes of a sandbox below this folder that still run (Linux; none elsewhere)."""
     found = []
     for environment in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if f"{sandbox.MARK}=".encode() in environment.read_bytes() and "\0" in environment.read_text("latin1"):
+        with contextlib.suppress(OSError):
+            if f"\0HOME={tmp_path}".encode() in b"\0" + environment.read_bytes():
                 found.append(environment.parent.name)
-        except OSError:
-            pass
     return found
 
 
@@ -568,10 +567,10 @@ def test_failing_tells_one_line_and_shows_the_rest(run):
 
 
 @pytest.mark.parametrize("name", ["loop", "deaf"])
-def test_endless(run, name):
+def test_endless(run, tmp_path, name):
     outcome = run(name, time_limit=1.5)
     assert outcome.reason == "stopped at the time limit of 1.5 s" and outcome.value is None
-    assert not descendants()
+    assert not left_behind(tmp_path)
 
 
 def test_prints_disturb_nothing(run):
@@ -586,13 +585,13 @@ def test_what_comes_behind_the_answer_is_cut_off(run):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_forks(run):
+def test_forks(run, tmp_path):
     assert run("twice").value == {"n": 1}
     assert run("linger").value == {"n": 1}
-    assert not descendants()
+    assert not left_behind(tmp_path)
     outcome = run("bomb", time_limit=20)
     assert outcome.value is None and "no more than 32 forks" in outcome.output
-    assert not descendants()
+    assert not left_behind(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["kill", "shell"])
@@ -601,7 +600,10 @@ def test_other_processes(run, name):
     assert outcome.reason.startswith("PermissionError") and "The grader" in outcome.reason
 
 
-@pytest.mark.parametrize("name", ["write", "append", "remove", "rename", "mode", "folder", "link", "hard_link", "fd_remove"])
+WRITING = ["write", "append", "remove", "rename", "mode", "folder", "link", "hard_link", "fd_remove"]
+
+
+@pytest.mark.parametrize("name", WRITING)
 def test_no_writing_outside(run, outside, name):
     mode = outside.stat().st_mode
     outcome = run(name, path=str(outside))
@@ -629,7 +631,7 @@ def test_c_code_is_held_where_the_kernel_does_it(run, tmp_path):
     assert run("c_shell").value["code"] != 0
 
 
-# --- whole runs --------------------------------------------------------------------------------------------------------
+# --- whole runs ------------------------------------------------------------------------------------------------------
 
 
 def test_a_good_submission(tmp_path, images):
@@ -640,8 +642,7 @@ def test_a_good_submission(tmp_path, images):
     done = grade(tmp_path, "ab123.zip", "--data", images, "--json", "report.json", "-v")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
-    assert {part["name"]: part["points"] for part in report["parts"]} == {
-        "auto-encoder": 30, "tokenizer": 30, "prior": 15, "causality": 15, "generation": 10, "compression": 5}  # fmt: skip
+    assert [part["points"] for part in report["parts"]] == [30, 30, 15, 15, 10, 5]
     assert (report["total"], report["extra"], report["official"], report["images"]) == (100, 5, True, 12)
     assert all(not part["reason"] for part in report["parts"])
     assert "100.0 / 100   +5.0 extra" in done.stdout and "not the official points" not in done.stdout
@@ -650,39 +651,35 @@ def test_a_good_submission(tmp_path, images):
 
 
 def test_every_fault_costs_its_part_alone(tmp_path, images):
-    """A crash, a flood and forks, a writing model, a leak, an early end and a missing class in one submission."""
+    """A crash, floods and forks and writing, a leak, an early end and a missing class, all in one submission."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data/sample").symlink_to(images / "sample")
-    flood = "import os, torch\nprint('noise' * 1_000_000)\nif os.fork() == 0:\n    import time; time.sleep(1000)\n"
+    noise = f"""
+import os, time, torch
+print("noise" * 1_000_000)
+if os.fork() == 0:
+    time.sleep(1000)
+try:
+    open({str(tmp_path / "evil")!r}, "w")
+except OSError:
+    pass
+"""
     leak = "logits[:, 7, 3] += flat[:, 8]\n        return logits.view"
-    folder = package(
-        tmp_path,
-        init="",
-        ae="import ctypes\nctypes.string_at(0)",
-        bsq=flood + BSQ + "    torch.save({}, '" + str(tmp_path / "evil.pth") + "')",
-        autoregressive=AUTOREGRESSIVE.replace("return logits.view", leak).replace(
-            "        tokens = torch.zeros(B,", "        import os; os._exit(0)\n        tokens = torch.zeros(B,"
-        ),
-    )
-    source = (folder / "bsq.py").read_text()
-    # the write fails where the kernel holds C code, and must not take the parts that need the tokenizer with it
-    save = f"torch.save({{}}, '{tmp_path / 'evil.pth'}')"
-    guarded = source.replace("    " + save, "").replace(
-        "def load():\n", f"def load():\n    try:\n        open('{tmp_path / 'evil'}', 'w')\n    except OSError:\n        pass\n")
-    (folder / "bsq.py").write_text(guarded)
+    end = "import os; os._exit(0)\n        tokens = torch.zeros(B,"
+    prior = AUTOREGRESSIVE.replace("return logits.view", leak).replace("tokens = torch.zeros(B,", end)
+    package(tmp_path, init="", ae="import ctypes\nctypes.string_at(0)", bsq=noise + BSQ, autoregressive=prior)
     done = grade(tmp_path, ".", "--json", "report.json", "-vv")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
-    points = {part["name"]: part["points"] for part in report["parts"]}
     reasons = {part["name"]: part["reason"] for part in report["parts"]}
-    assert points == {"auto-encoder": 0, "tokenizer": 30, "prior": 15, "causality": 0, "generation": 0, "compression": 0}
+    assert [part["points"] for part in report["parts"]] == [0, 30, 15, 0, 0, 0]
     assert reasons["auto-encoder"] == "crashed (SIGSEGV)"
     assert "row 1, column 1 depend on" in reasons["causality"]
     assert reasons["generation"] == "ended before it reported (exit code 0)"
     assert reasons["compression"] == "not implemented"
     assert not report["official"] and report["images"] == 3 and "not the official points" in done.stdout
     assert "noise" in done.stdout and not (tmp_path / "evil").exists()
-    assert not descendants()
+    assert not left_behind(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -709,15 +706,17 @@ def test_mistakes_take_one_sentence(tmp_path, arguments, sentence):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "two.zip"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_stopping_the_grader_leaves_nothing(tmp_path, images):
     package(tmp_path, ae="import time; time.sleep(1000)")
     process = subprocess.Popen([sys.executable, "-m", "grader", ".", "--data", str(images)], cwd=tmp_path,
                                env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
                                stdout=subprocess.PIPE)  # fmt: skip
     process.stdout.readline()
-    while not list(tmp_path.glob("grader-*/auto-encoder")):
+    deadline = time.monotonic() + 60
+    while not left_behind(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 143
     assert sorted(path.name for path in tmp_path.iterdir()) == ["homework"]
-    assert not descendants()
+    assert not left_behind(tmp_path)

@@ -1,0 +1,97 @@
+"""Image files: which ones a user means, and how to read one upright, in RGB, at the right size."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path, PurePath
+
+import numpy as np
+from PIL import Image, ImageOps
+
+SPLITS = ("train", "valid")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
+HOW_TO_GET = "python -m homework.data download, or python -m homework.data import ZIP_OR_FOLDER if you have the zip"
+
+Source = str | Path | Iterable[str | Path]
+
+
+def image_paths(source: Source, root: str | Path = "data") -> list[str]:
+    """The image files that ``source`` names, sorted, each once.
+
+    Args:
+        source: a split ("train", "valid": the folder of that name in ``root``), a folder (its own image files, not
+            those of folders in it), an image file, a dataset.json, or several of these.
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: there are no images in it, or a dataset.json is of another form.
+    """
+    if isinstance(source, str) and source in SPLITS:
+        if not (Path(root) / source).is_dir():
+            raise FileNotFoundError(f"There is no folder {Path(root) / source}; get the images with {HOW_TO_GET}.")
+        source = Path(root) / source
+    sources = [source] if isinstance(source, str | Path) else list(source)
+    paths = set()
+    for path in map(Path, sources):
+        if path.is_dir():
+            paths.update(str(p) for p in path.iterdir() if is_image(p))
+        elif not path.is_file():
+            raise FileNotFoundError(f"There is no file or folder {path}.")
+        elif path.suffix.lower() != ".json":
+            paths.add(str(path))
+        elif not path.name.endswith("_info.json"):  # notes that lie among the course's images
+            paths.update(read_dataset_json(path))
+    if not paths:
+        raise ValueError(f"There are no images in {', '.join(map(str, sources[:3])) or 'an empty list'}.")
+    return sorted(paths)
+
+
+def is_image(path: PurePath) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def read_dataset_json(path: Path) -> list[str]:
+    """``{"_default": {"1": {"image_fpath": ...}, ...}}``; relative to the file's folder, else to the current one."""
+    try:
+        names = [entry["image_fpath"] for entry in json.loads(path.read_text("utf-8"))["_default"].values()]
+        found = [(path.parent / name, Path(name)) for name in names]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        form = '{"_default": {"1": {"image_fpath": "..."}, ...}}'
+        raise ValueError(f"{path} is not a dataset.json of the form {form}.") from error
+    for beside, here in found:
+        if not (beside.is_file() or here.is_file()):
+            raise FileNotFoundError(f"{path} names {here}, which does not exist.")
+    return [str(beside if beside.is_file() else here) for beside, here in found]
+
+
+def read_image(path: str | Path, image_size: tuple[int, int] | None = None) -> np.ndarray:
+    """One image file, upright.
+
+    Args:
+        image_size: (H, W): scale until it covers this, then cut out the centre. None leaves the image as it is.
+    Returns:
+        (H, W, 3) uint8 RGB.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no image, or a damaged one.
+    """
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip to white
+                image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+            image = image.convert("RGB")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
+        raise ValueError(f"{path} cannot be read as an image ({type(error).__name__}); is it damaged?") from error
+    if image_size is not None:
+        image = ImageOps.fit(image, image_size[::-1])
+    return np.asarray(image)
+
+
+def check_size(path: str, image: np.ndarray, first_path: str, size: tuple[int, int]) -> None:
+    """ValueError, naming both files, if ``image`` is not of ``size`` (H, W)."""
+    if image.shape[:2] != tuple(size):
+        raise ValueError(
+            f"{path} is {image.shape[0]}x{image.shape[1]} but {first_path} is {size[0]}x{size[1]} (height x width); "
+            "pass --image_size HxW to scale and crop all of them."
+        )

@@ -1,0 +1,136 @@
+"""What the tests share: the checkout, tiny models, a folder of tiny real frames, and ways to run a command."""
+
+import contextlib
+import importlib
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from homework import checkpoint, cli
+from homework.registry import model_class
+
+ROOT = Path(__file__).parents[1]
+SIZE = (20, 30)  # of the frames here, in pixels
+GRID = (4, 6)  # of the same frames in patches of 5
+K = 16
+
+# constructor arguments of a tiny model, and a batch for it, by name: every name in the registry needs an entry
+_AE = {"latent_dim": 8, "encoder_blocks": 1, "decoder_blocks": 1, "detail": 4}
+TINY = {
+    "PatchAutoEncoder": {"patch_size": 5, "bottleneck": 6, **_AE},
+    "BSQPatchAutoEncoder": {"patch_size": 5, "codebook_bits": 4, **_AE},
+    "AutoregressiveModel": {"d_latent": 8, "n_tokens": K, "n_layers": 2, "n_heads": 2, "height": GRID[0], "width": GRID[1]},
+}
+
+torch.set_num_threads(1)  # the models are tiny, and results must not depend on the machine's cores
+
+
+def build(name: str, seed: int = 0, **options) -> torch.nn.Module:
+    """A tiny model of the registry."""
+    torch.manual_seed(seed)
+    return model_class(name)(**TINY[name] | options)
+
+
+def batch_for(model: torch.nn.Module, B: int = 3, seed: int = 0) -> torch.Tensor:
+    """What ``model.loss`` takes: images (B,20,30,3), or grids (B,4,6)."""
+    generator = torch.Generator().manual_seed(seed)
+    if model.data == "images":
+        return torch.rand(B, *SIZE, 3, generator=generator) - 0.5
+    return torch.randint(model.n_tokens, (B, *GRID), generator=generator)
+
+
+def run(*arguments: object, cwd: Path, processes: int = 1, **env: str) -> subprocess.CompletedProcess:
+    """``python ARGUMENTS`` in a process of its own; with ``processes``, ``torchrun ARGUMENTS``."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] * (processes > 1)
+    command = [sys.executable, *launcher, *map(str, arguments)]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | env
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """``command("train", "PatchAutoEncoder", ...)``: the command line in this process -> returncode, stdout, stderr."""
+
+    def call(module: str, *arguments: object) -> SimpleNamespace:
+        functions = vars(importlib.import_module(f"homework.{module}"))
+        monkeypatch.setattr(sys, "argv", [f"{module}.py", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main(f"python -m homework.{module}", functions["generate" if module == "generation" else module])
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        return SimpleNamespace(returncode=code, stdout=out, stderr=err)
+
+    return call
+
+
+def sentence(done) -> str:
+    """The one sentence with which a command failed; asserts that it failed so, by exit code 1 and without a traceback."""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 1 and len(lines) == 1 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.strip().splitlines()[-1] == lines[0], done.stderr
+    return lines[0].removeprefix("error: ")
+
+
+def files(folder: Path) -> set[str]:
+    """All files under ``folder``, relative to it, but for the data set's cache."""
+    found = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    return {str(p) for p in found if ".cache" not in p.parts}
+
+
+@contextlib.contextmanager
+def file_size_limit(n: int):
+    """No file may grow beyond ``n`` bytes: the nearest thing to a full disk that needs no rights."""
+    resource = pytest.importorskip("resource")  # not on Windows
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """A data folder: train/ (24) and valid/ (8) hold 20x30 pieces of the sample frames as JPEG, and beside them lie
+    tokenized_train.pth and tokenized_valid.pth with 4x6 grids of 16 codes (the grey levels of the same pieces)."""
+    folder = tmp_path_factory.mktemp("data")
+    draw = np.random.default_rng(0)
+    frames = [np.asarray(Image.open(p).convert("RGB")) for p in sorted((ROOT / "data" / "sample").glob("*.jpg"))]
+    for split, n in ("train", 24), ("valid", 8):
+        (folder / split).mkdir()
+        grids = []
+        for i in range(n):
+            frame = frames[draw.integers(len(frames))]
+            top, left = (draw.integers(full - part) for full, part in zip(frame.shape, SIZE, strict=False))
+            piece = frame[top : top + SIZE[0], left : left + SIZE[1]]
+            Image.fromarray(piece).save(folder / split / f"{i:03d}.jpg", quality=90)
+            grey = piece.mean(axis=2).reshape(GRID[0], 5, GRID[1], 5).mean(axis=(1, 3))  # (20,30) -> (4,5,6,5) -> (4,6)
+            grids.append((grey * K / 256).astype(np.uint8))
+        tokens = {"tokens": torch.from_numpy(np.stack(grids)), "n_tokens": K, "names": [f"{i}" for i in range(n)]}
+        checkpoint.write(tokens, folder / f"tokenized_{split}.pth")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_frames(tmp_path_factory) -> list[Path]:
+    """32 real validation frames (100x150), from the checkout or from the zip beside it; without either, a skip."""
+    folder, archive = ROOT / "data" / "valid", ROOT.parent / "shared" / "data" / "supertux_data.zip"
+    if folder.is_dir():
+        return sorted(folder.glob("*.jpg"))[::40][:32]
+    if not archive.is_file():
+        pytest.skip("there are no real frames here: neither data/valid nor the course's zip")
+    with zipfile.ZipFile(archive) as z:
+        names = sorted(n for n in z.namelist() if Path(n).parent.name == "valid" and n.endswith(".jpg"))[::40][:32]
+        folder = tmp_path_factory.mktemp("real")
+        return [Path(z.extract(n, folder)) for n in names]
