@@ -54,7 +54,7 @@ def pack(folder: Path, target: Path) -> list[Path]:
             largest = sorted(files, key=packed.get, reverse=True)[:5]
             listed = "\n".join(f"  {megabytes(packed[path])}  {path}" for path in largest)
             size = megabytes(temporary.stat().st_size).strip()
-            raise ValueError(f"The zip would have {size}; at most {MAX_MB} MB are allowed. The largest, packed:\n{listed}")
+            raise ValueError(f"The zip would have {size}; {MAX_MB} MB are allowed. The largest, packed:\n{listed}")
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -16,12 +16,14 @@ def load() -> nn.Module:
 def diff_sign(x: Tensor) -> Tensor:
     """-1 for negative x, +1 for zero and above; its gradient is passed straight through, as if it were the identity."""
     sign = torch.where(x < 0, -1.0, 1.0).to(x.dtype)
-    return x + (sign - x).detach()
+    return sign + (x - x.detach())  # adds an exact 0; in x + (sign - x) a large x would swallow the sign
 
 
 def binary_entropy(p: Tensor) -> Tensor:
     """Entropy in nats of a bit that is 1 with probability p, elementwise."""
-    return -torch.xlogy(p, p) - torch.xlogy(1 - p, 1 - p)
+    eps = torch.finfo(p.dtype).eps
+    p = p.clamp(eps, 1 - eps)  # at 0 and 1 the slope is infinite, which times the 0 of a saturated sigmoid makes NaN
+    return -p * p.log() - (1 - p) * (1 - p).log()
 
 
 class BSQ(nn.Module):

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pickle
 import uuid
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,13 +44,19 @@ def write(data: dict, path: str | Path) -> None:
 
 
 def read(path: str | Path) -> dict:
-    """The plain data in ``path``, onto the CPU. ValueError if the file holds code, or is not one that torch wrote."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is no plain checkpoint: it holds objects that could run code, and is refused.") from error
-    except (RuntimeError, EOFError, KeyError) as error:
-        raise ValueError(f"{path} is damaged or not a checkpoint.") from error
+    """The plain data in ``path``, onto the CPU. ValueError if the file holds code, is damaged, or is not one that torch
+    wrote; OSError if it cannot be opened."""
+    with open(path, "rb") as file:
+        try:
+            if zipfile.is_zipfile(file) and zipfile.ZipFile(file).testzip():  # torch.load looks at no checksums
+                raise EOFError("a checksum is wrong")
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            message = f"{path} is no plain checkpoint: it holds objects that could run code, and is refused."
+            raise ValueError(message) from error
+        except Exception as error:  # the readers raise nearly anything on damaged data
+            raise ValueError(f"{path} is damaged or not a checkpoint.") from error
 
 
 def save(model: torch.nn.Module, path: str | Path, meta: dict | None = None, dtype: torch.dtype | None = None) -> None:

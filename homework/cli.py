@@ -94,7 +94,10 @@ def main(name: str, command) -> None:
             fire.Fire(recorded, command=arguments, name=name)
     except fire.core.FireExit as stop:
         if stop.code == 0:  # --help: Fire writes it to stderr, but a reader pipes stdout
-            print(re.sub(r"\x1b\[\d*m", "", said.getvalue()).split("\n", 2)[-1].strip())
+            try:
+                print(re.sub(r"\x1b\[\d*m", "", said.getvalue()).split("\n", 2)[-1].strip(), flush=True)
+            except BrokenPipeError:  # the reader, as head, has seen enough
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return
         lines = said.getvalue().splitlines() or ["ERROR: wrong arguments"]
         _fail(f"{lines[0].removeprefix('ERROR: ').rstrip('.')}. See {name} --help.")

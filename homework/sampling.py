@@ -1,17 +1,23 @@
 """From logits to tokens: temperature, top-k, top-p. Knows no model; every draw comes from a generator that is passed in."""
 
+import math
+
 import torch
 from torch import Tensor
 
 
 def check(temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> None:
     """ValueError, naming the value and what is allowed, if a setting makes no sense."""
-    if not temperature >= 0:
+    if not _is_number(temperature) or not 0 <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature}, but must be 0 (always the likeliest token) or more.")
-    if top_k is not None and (top_k < 1 or top_k != int(top_k)):
+    if top_k is not None and (not _is_number(top_k, int) or top_k < 1):
         raise ValueError(f"top_k is {top_k}, but must be a whole number of at least 1, or left out to keep every token.")
-    if top_p is not None and not 0 < top_p <= 1:
+    if top_p is not None and (not _is_number(top_p) or not 0 < top_p <= 1):
         raise ValueError(f"top_p is {top_p}, but must be above 0 and at most 1.")
+
+
+def _is_number(value: object, kind=int | float) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def restrict(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
@@ -58,7 +64,8 @@ def sample(
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
-    logits = restrict(logits.float() / temperature, top_k, top_p)
+    logits = logits.float() - logits.float().amax(dim=-1, keepdim=True)  # no temperature makes the largest one infinite
+    logits = restrict(logits / max(temperature, 1e-30), top_k, top_p)
     # float64 so that a thousand small probabilities add up without loss; MPS has none, and float32 does there
     p = logits.softmax(dim=-1)
     cumulative = p.cumsum(dim=-1) if p.device.type == "mps" else p.double().cumsum(dim=-1)
@@ -93,9 +100,11 @@ def generate(
         (B, h, w) int64.
     """
     check(temperature, top_k, top_p)
-    kept = torch.zeros(B, 0, dtype=torch.int64) if prefix is None else prefix.flatten(1)  # (B,R,w) -> (B,R*w)
-    if kept.shape[0] != B or kept.shape[1] > h * w:
+    if prefix is None:
+        prefix = torch.zeros(B, 0, w, dtype=torch.int64)
+    if prefix.ndim != 3 or len(prefix) != B or prefix.shape[1] > h or prefix.shape[2] != w:
         raise ValueError(f"The prefix {tuple(prefix.shape)} does not fit {B} grids of {h} rows and {w} columns.")
+    kept = prefix.flatten(1)  # (B,R,w) -> (B,R*w)
     tokens = [kept[:, n : n + 1] for n in range(kept.shape[1])]
     new = kept
     for _ in range(h * w - kept.shape[1]):

@@ -86,7 +86,8 @@ def train(
 
 def check(settings: dict) -> None:
     """ValueError, naming the option and what it may be, for settings that make no sense."""
-    for name, low in (("batch_size", 1), ("accumulate", 1), ("warmup", 0), ("seed", 0), ("limit", 1), ("validate_every", 1)):
+    least = {"batch_size": 1, "accumulate": 1, "warmup": 0, "seed": 0, "limit": 1, "validate_every": 1}
+    for name, low in least.items():
         value = settings[name]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
             raise ValueError(f"--{name} is {value!r}, but must be a whole number of at least {low}.")
@@ -100,8 +101,7 @@ def check(settings: dict) -> None:
 
 def generator(*numbers: int) -> torch.Generator:
     """A CPU generator whose seed is a hash of ``numbers``, so that a draw depends on its place alone, not on the past."""
-    words = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(words[0]) >> 1)
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1)
 
 
 class Loss(nn.Module):
@@ -130,14 +130,15 @@ class Run:
         self.device = distributed.setup(cli.pick_device(device))
         self.rank, self.world = distributed.rank(), distributed.world_size()
         torch.manual_seed(s["seed"])
-        base = checkpoint.load(s["model"]) if str(s["model"]).endswith(".pth") else None
-        cls = type(base) if base else model_class(str(s["model"]))
+        base = checkpoint.load(s["model"]) if str(s["model"]).endswith(".pth") and not state else None
+        cls = type(base) if base else model_class(state["class"] if state else str(s["model"]))
         datasets = DATASETS[cls.data]
         extra = {} if s["image_size"] is None else {"image_size": cli.parse_size(s["image_size"])}
         self.train_data = datasets("train", root=s["data"], **extra)
         self.valid_data = datasets("valid", root=s["data"], **extra)
         self.n_train, self.n_valid = (min(len(d), s["limit"] or len(d)) for d in (self.train_data, self.valid_data))
-        self.model = build(cls, s["options"], self.train_data.model_defaults(), base).to(self.device)
+        options = state["config"] if state else s["options"]
+        self.model = build(cls, options, self.train_data.model_defaults(), base).to(self.device)
 
         self.group = s["batch_size"] * s["accumulate"] * self.world  # samples an update
         self.per_epoch = self.n_train // self.group
@@ -162,15 +163,13 @@ class Run:
             self.restore(state)
         self.name = distributed.broadcast(self.name)
         self.path = Path("checkpoints") / f"{self.name}.pth"
-        self.writer = None
+        self.state_path, self.writer = self.path.with_suffix(".state.pth"), None
         if self.rank == 0:
             self.writer = SummaryWriter(Path("logs") / self.name, purge_step=self.update + 1 if state else None)
             if not state:
                 shown = json.dumps({"settings": s, "model": self.model.config}, indent=2, default=str)
                 self.writer.add_text("configuration", f"```\n{shown}\n```")
         self.stopped = False
-
-    # --- the loop --------------------------------------------------------------------------------------------------------
 
     def fit(self) -> None:
         """Trains to the end, or until Ctrl-C. ValueError if the loss is not a number any more."""
@@ -190,14 +189,14 @@ class Run:
                 validates = last or self.update % validate_every == 0
                 if tick:
                     self.log()
-                if self.world > 1:  # all processes stop at the same update
-                    self.stopped = distributed.broadcast(self.stopped) if tick else False
+                # several processes must stop at the same update, so they ask the first one, but not all the time
+                stop = self.stopped if self.world == 1 else tick and distributed.broadcast(self.stopped)
                 if validates:
                     self.validate()
-                if validates or self.stopped or time.time() - saved > self.save_seconds:
+                if validates or stop or time.time() - saved > self.save_seconds:
                     self.save(last)
                     saved = time.time()
-                if self.stopped and not last:
+                if stop and not last:
                     tqdm.write(f"Saved at update {self.update} of {self.updates}; --resume goes on from here.", sys.stderr)
                     raise KeyboardInterrupt
         finally:
@@ -268,14 +267,12 @@ class Run:
         f = (self.update - warmup) / max(1, self.updates - warmup)
         return s["lr"] * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * f)))
 
-    # --- what it tells and keeps -----------------------------------------------------------------------------------------
-
     def log(self) -> None:
         """Writes the mean measures since the last call; ValueError if the loss is not finite."""
         self.check_finite()
         means = {k: float(v) / LOG_EVERY for k, v in self.sums.items()}
         self.sums = {}
-        self.bar.set_postfix({k: f"{v:.4g}" for k, v in means.items()}, refresh=False)
+        self.bar.set_postfix(loss=f"{means['loss']:.4g}", refresh=False)
         if self.writer:
             for k, v in means.items():
                 self.writer.add_scalar(f"train/{k}", v, self.update)
@@ -285,7 +282,7 @@ class Run:
     def check_finite(self) -> None:
         """ValueError if a loss since the last log is not a number: nothing is logged or saved after it."""
         if not math.isfinite(float(self.sums.get("loss", 0.0))):
-            kept = "--resume goes on from the last save" if self.state_path().is_file() else "nothing was saved yet"
+            kept = "--resume goes on from the last save" if self.state_path.is_file() else "nothing was saved yet"
             raise ValueError(f"The loss is not a finite number any more at update {self.update}; {kept}. Start again with a "
                              f"lower --lr (it is {self.settings['lr']}) or a longer --warmup.")  # fmt: skip
 
@@ -317,9 +314,6 @@ class Run:
             return (self._decoder.decode_index(grids) + 0.5).clamp(0, 1).permute(0, 3, 1, 2)
         return (grids / self.model.n_tokens)[:, None].expand(-1, 3, -1, -1).float()
 
-    def state_path(self) -> Path:
-        return self.path.with_suffix(".state.pth")
-
     def save(self, finished: bool) -> None:
         """Writes the averaged model, and beside it what --resume needs; a finished run needs that no more."""
         self.check_finite()
@@ -329,11 +323,12 @@ class Run:
         meta = {"command": command, "update": self.update, "minutes": self.seconds / 60, "valid": self.measures}
         checkpoint.save(self.average, self.path, meta)
         if finished:
-            self.state_path().unlink(missing_ok=True)
+            self.state_path.unlink(missing_ok=True)
         else:
             plain = {k: getattr(self, k) for k in ("settings", "group", *CONTINUED)}
+            plain |= {"class": type(self.model).__name__, "config": self.model.config}
             weights = {k: getattr(self, k).state_dict() for k in ("model", "average", "optimizer")}
-            checkpoint.write(plain | weights, self.state_path())
+            checkpoint.write(plain | weights, self.state_path)
         # the copy that is shipped and bundled: half the size, and no measure changes in its first three digits
         checkpoint.save(self.average, Path("homework") / f"{type(self.model).__name__}.pth", meta, torch.float16)
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from homework import checkpoint, cli
@@ -30,6 +31,8 @@ TINY = {
     "AutoregressiveModel": {"d_latent": 8, "n_tokens": K, "n_layers": 2, "n_heads": 2, "height": GRID[0], "width": GRID[1]},
 }
 
+settings.register_profile("project", deadline=None, max_examples=50)  # a busy machine is no failure
+settings.load_profile("project")
 torch.set_num_threads(1)  # the models are tiny, and results must not depend on the machine's cores
 
 

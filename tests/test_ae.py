@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from conftest import TINY, build
+from conftest import build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from homework import PatchAutoEncoder, ae
+from homework import ImageDataset, PatchAutoEncoder, ae
 from homework.ae import pad_to_patches, unpatch
 
 sizes = st.tuples(st.integers(1, 61), st.integers(1, 61))
@@ -24,7 +24,7 @@ def padded_by_hand(x: torch.Tensor, P: int) -> torch.Tensor:
     return x[:, rows][:, :, columns]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(5, 25), sizes)
 def test_any_patch_size_on_any_image(P, size):
     model, x = build("PatchAutoEncoder", patch_size=P), image(size, B=2)
@@ -107,9 +107,7 @@ def test_loss_is_the_mean_squared_error_and_its_psnr():
 @pytest.mark.parametrize("name", ["PatchAutoEncoder", "BSQPatchAutoEncoder"])
 def test_one_batch_can_be_overfitted(name, data):
     """A few frames alone: an error far below that of their mean colour."""
-    from homework import ImageDataset
-
-    model = build(name, **{"codebook_bits": 10} if "BSQ" in name else {}, latent_dim=32)
+    model = build(name, **{"codebook_bits": 10} if "BSQ" in name else {}, latent_dim=24)
     x = ImageDataset("train", root=data).batch(torch.arange(4))
     grey = (x - x.mean(dim=(1, 2), keepdim=True)).square().mean()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
@@ -118,5 +116,5 @@ def test_one_batch_can_be_overfitted(name, data):
         loss = model.loss(x)["loss"]
         loss.backward()
         optimizer.step()
+        print(float(loss), float(grey))
     assert loss < 0.1 * grey and loss < 0.003, f"{loss:.4f} of {grey:.4f}"
-    assert TINY[name]["latent_dim"] == 8

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, batch_for, build
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import functional_call
 
@@ -83,7 +83,6 @@ def test_every_index_comes_back(L):
     assert torch.equal(quantizer._code_to_index(code), index)
 
 
-@settings(deadline=None)
 @given(st.data(), st.integers(1, 62))
 def test_large_indices_come_back(data, L):
     numbers = data.draw(st.lists(st.integers(0, 2**L - 1), min_size=1, max_size=8)) + [0, 2**L - 1]

@@ -65,7 +65,7 @@ def test_too_large(package):
     (package.parent / "id.zip").write_text("the one from before")
     done = bundle(package.parent, "homework", "id")
     assert done.returncode == 1
-    assert "at most 20 MB" in done.stderr
+    assert "20 MB are allowed" in done.stderr
     assert re.fullmatch(r" *20\.1\d MB  homework/large\.pth", done.stderr.splitlines()[1])
     assert (package.parent / "id.zip").read_text() == "the one from before"
     assert not list(package.parent.glob("*.tmp"))

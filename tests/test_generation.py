@@ -1,0 +1,241 @@
+"""``python -m homework.generation``: files, seeds, completion, and what it says when it cannot."""
+
+import inspect
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import GRID, K, SIZE, build, file_size_limit, files, run, sentence
+from PIL import Image
+
+from homework import checkpoint, cli, generation
+from homework.images import read_image
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The current folder, with a tokenizer t.pth, a prior p.pth and their like."""
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save(build("BSQPatchAutoEncoder"), "t.pth")
+    checkpoint.save(build("AutoregressiveModel"), "p.pth")
+    return tmp_path
+
+
+@pytest.fixture
+def generate(command):
+    def call(*arguments):
+        return command("generation", *arguments, "--image_size", f"{SIZE[0]}x{SIZE[1]}")
+
+    return call
+
+
+@pytest.fixture
+def grids(monkeypatch):
+    """Every grid that is decoded, in order."""
+    seen, decode = [], generation.decode
+    monkeypatch.setattr(generation, "decode", lambda coder, g: (seen.extend(g), decode(coder, g))[1])
+    return seen
+
+
+def pictures(folder) -> list[np.ndarray]:
+    return [np.asarray(Image.open(folder / f"generation_{i}.png")) for i in range(len(list(folder.iterdir())))]
+
+
+# --- what is written ------------------------------------------------------------------------------------------------------
+
+
+def test_files_are_numbered_from_zero_and_of_the_right_size(generate, folder):
+    done = generate("t.pth", "p.pth", 5, "new/out", "--batch_size", 2)
+    assert done.returncode == 0, done.stderr
+    assert files(folder / "new" / "out") == {f"generation_{i}.png" for i in range(5)}
+    for picture in pictures(folder / "new" / "out"):
+        assert picture.shape == (*SIZE, 3) and picture.dtype == np.uint8
+    assert len({p.tobytes() for p in pictures(folder / "new" / "out")}) == 5  # all different
+
+
+def test_pictures_are_the_decoded_grids(generate, folder, grids):
+    generate("t.pth", "p.pth", 3, "out")
+    with torch.no_grad():
+        x = (checkpoint.load("t.pth").decode_index(torch.stack(grids)) + 0.5).clamp(0, 1) * 255
+    assert np.abs(np.stack(pictures(folder / "out")) - x.numpy()).max() <= 0.501
+
+
+def test_a_size_that_patches_do_not_divide_is_cropped(command, folder):
+    assert command("generation", "t.pth", "p.pth", 1, "out", "--image_size", "18x27").returncode == 0
+    assert pictures(folder / "out")[0].shape == (18, 27, 3)
+
+
+def test_a_seed_repeats_and_another_differs(generate, folder):
+    for out, seed in ("a", []), ("b", ["--seed", 0]), ("c", ["--seed", 1]):
+        assert generate("t.pth", "p.pth", 2, out, *seed).returncode == 0
+    a, b, c = ([p.tobytes() for p in pictures(folder / out)] for out in "abc")
+    assert a == b and not set(a) & set(c)
+
+
+@pytest.mark.parametrize("options", [["--temperature", 0], ["--top_k", 1], ["--top_p", 1e-6]])
+def test_the_safest_settings_take_the_likeliest_tokens(generate, grids, options):
+    generate("t.pth", "p.pth", 2, "out", *options)
+    expected = checkpoint.load("p.pth").generate(1, *GRID, temperature=0)[0]
+    assert len(grids) == 2 and all(torch.equal(g, expected) for g in grids)
+
+
+def test_settings_reach_the_sampler(generate, grids):
+    """A hot prior uses more codes than a cold one."""
+    generate("t.pth", "p.pth", 4, "cold", "--temperature", 0.2)
+    generate("t.pth", "p.pth", 4, "hot", "--temperature", 5)
+    cold, hot = (len(torch.stack(g).unique()) for g in (grids[:4], grids[4:]))
+    assert cold < hot <= K
+
+
+def test_names_that_are_numbers(command, folder):
+    checkpoint.save(build("AutoregressiveModel"), "7")
+    done = command("generation", "t.pth", "7", 1, 2026, "--image_size", "20x30")
+    assert done.returncode == 0, done.stderr
+    assert files(folder / "2026") == {"generation_0.png"}
+
+
+def test_it_runs_as_a_program(folder):
+    done = run("-m", "homework.generation", "t.pth", "p.pth", "1", "out", "--image_size=20x30", cwd=folder)
+    assert done.returncode == 0 and files(folder / "out") == {"generation_0.png"}, done.stderr
+
+
+# --- completion -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3, 4])
+def test_completion_keeps_the_first_token_rows(generate, grids, data, rows):
+    image = data / "valid" / "000.jpg"
+    done = generate("t.pth", "p.pth", 3, "out", "--complete", image, "--rows", rows, "--batch_size", 2)
+    assert done.returncode == 0, done.stderr
+    x = torch.from_numpy(np.array(read_image(image))) / 255 - 0.5
+    with torch.no_grad():
+        tokens = checkpoint.load("t.pth").encode_index(x)
+    assert len(grids) == 3 and all(torch.equal(g[:rows], tokens[:rows]) for g in grids)
+    if rows == 0:  # nothing is kept: the same as without an image
+        generate("t.pth", "p.pth", 3, "other", "--batch_size", 2)
+        assert all(torch.equal(a, b) for a, b in zip(grids[:3], grids[3:], strict=True))
+    elif rows < 4:
+        assert len({tuple(g.flatten().tolist()) for g in grids}) == 3  # the rest is drawn
+
+
+def test_completion_scales_a_picture_of_another_size(generate, grids, data, folder):
+    with Image.open(data / "valid" / "000.jpg") as image:
+        image.resize((90, 60)).save("large.png")
+    assert generate("t.pth", "p.pth", 1, "out", "--complete", "large.png", "--rows", 2).returncode == 0
+    assert grids[0].shape == GRID and pictures(folder / "out")[0].shape == (*SIZE, 3)
+
+
+# --- mistakes -------------------------------------------------------------------------------------------------------------
+
+BAD_OPTIONS = [
+    ("rows", -1), ("rows", 5), ("rows", 2.5), ("rows", "two"),
+    ("batch_size", 0), ("batch_size", 1.5), ("batch_size", "x"),
+    ("temperature", -1), ("temperature", "hot"), ("temperature", "nan"),
+    ("top_k", 0), ("top_k", 2.5), ("top_k", "x"), ("top_p", 0), ("top_p", 1.5), ("top_p", "x"),
+    ("seed", "x"), ("seed", 1.5), ("device", "abacus"), ("device", "cuda:99"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("option, value", BAD_OPTIONS)
+def test_bad_options_are_named_and_nothing_is_written(generate, folder, data, option, value):
+    image = [] if option != "rows" else ["--complete", data / "valid" / "000.jpg"]
+    told = sentence(generate("t.pth", "p.pth", 1, "out", f"--{option}", value, *image))
+    assert option in told and str(value) in told
+    assert files(folder) == {"t.pth", "p.pth"}
+
+
+@pytest.mark.parametrize("n", [0, -2, 1.5, "many", "True"])
+def test_a_bad_number_of_images_is_named(generate, folder, n):
+    assert str(n) in sentence(generate("t.pth", "p.pth", n, "out")) and files(folder) == {"t.pth", "p.pth"}
+
+
+def test_a_tokenizer_and_a_prior_that_do_not_go_together(generate, folder):
+    checkpoint.save(build("BSQPatchAutoEncoder", codebook_bits=5), "five.pth")
+    told = sentence(generate("five.pth", "p.pth", 1, "out"))
+    assert all(part in told for part in ("five.pth", "32", "p.pth", "16")) and not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("pair", [("p.pth", "t.pth"), ("t.pth", "t.pth"), ("p.pth", "p.pth"), ("ae.pth", "p.pth")])
+def test_checkpoints_in_the_wrong_roles_are_named(generate, pair):
+    checkpoint.save(build("PatchAutoEncoder"), "ae.pth")
+    told = sentence(generate(*pair, 1, "out"))
+    assert "is needed" in told and any(name in told for name in pair)
+
+
+@pytest.mark.parametrize("pair", [("none.pth", "p.pth"), ("t.pth", "none.pth"), ("bad.pth", "p.pth"), ("t.pth", "bad.pth")])
+def test_missing_and_damaged_checkpoints_are_named(generate, folder, pair):
+    (folder / "bad.pth").write_bytes((folder / "p.pth").read_bytes()[:-100])
+    told = sentence(generate(*pair, 1, "out"))
+    assert ("none.pth" if "none.pth" in pair else "bad.pth") in told and not (folder / "out").exists()
+
+
+def test_a_grid_larger_than_the_priors_is_told_with_the_remedy(command):
+    told = sentence(command("generation", "t.pth", "p.pth", 1, "out", "--image_size", "40x30"))
+    assert "8x6" in told and "4x6" in told and "--height" in told
+
+
+@pytest.mark.parametrize("size", ["20", "0x30", "20x30x3", "axb", "-20x30"])
+def test_a_bad_image_size_is_named(command, size):
+    told = sentence(command("generation", "t.pth", "p.pth", 1, "out", f"--image_size={size}"))
+    assert size in told and "HEIGHTxWIDTH" in told
+
+
+def test_a_missing_or_broken_picture_to_complete_is_named(generate, folder):
+    assert "none.jpg" in sentence(generate("t.pth", "p.pth", 1, "out", "--complete", "none.jpg"))
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff" + bytes(100))
+    assert "broken.jpg" in sentence(generate("t.pth", "p.pth", 1, "out", "--complete", "broken.jpg", "--rows", 1))
+
+
+def test_an_output_path_that_is_a_file_is_named(generate, folder):
+    (folder / "out").write_text("mine")
+    assert "out" in sentence(generate("t.pth", "p.pth", 1, "out")) and (folder / "out").read_text() == "mine"
+
+
+def test_a_full_disk_leaves_no_half_written_picture(generate, folder):
+    (folder / "out").mkdir()
+    with file_size_limit(500):  # of some 1800 bytes
+        sentence(generate("t.pth", "p.pth", 1, "out"))
+    assert files(folder / "out") == set()
+
+
+@pytest.mark.parametrize("arguments", [[], ["t.pth"], ["t.pth", "p.pth", 1], ["t.pth", "p.pth", 1, "out", "--no_such", 1]])
+def test_missing_and_unknown_arguments_point_to_the_help(command, folder, arguments):
+    assert "--help" in sentence(command("generation", *arguments))
+    assert files(folder) == {"t.pth", "p.pth"}
+
+
+# --- help -----------------------------------------------------------------------------------------------------------------
+
+
+def check_help(text: str, function) -> None:
+    """Every argument is there, with its default and a line of its own about what it is."""
+    described = inspect.getdoc(function)
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            assert name in text.lower()
+        elif parameter.default is parameter.empty:
+            assert name.upper() in text
+        else:
+            option = re.search(rf"--{name}=.*\n(.*\n)*?.*Default: {re.escape(repr(parameter.default))}", text)
+            assert option, f"--{name} and its default {parameter.default!r}"
+        assert re.search(rf"^ +(\w+, )*{name}(, \w+)*: \S", described, re.M), f"{name} is not described"
+
+
+@pytest.mark.parametrize("module", ["train", "tokenize", "generation"])
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_names_every_option_with_its_default(command, module, flag):
+    __import__(f"homework.{module}")
+    done = command(module, flag)
+    assert done.returncode == 0
+    check_help(done.stdout, getattr(__import__("sys").modules[f"homework.{module}"], module.replace("generation", "generate")))
+
+
+@pytest.mark.parametrize("name", ["download", "import"])
+def test_help_of_the_data_commands(name, monkeypatch, capsys):
+    from homework.download import download, import_
+
+    commands = {"download": download, "import": import_}
+    monkeypatch.setattr("sys.argv", ["data.py", name, "--help"])
+    cli.main("python -m homework.data", commands)
+    check_help(capsys.readouterr().out, commands[name])

@@ -1,0 +1,108 @@
+"""Who may know whom: imports go downwards only, and what a file must not know it does not import."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run
+
+from homework import registry
+
+# from the top down: a file imports files of lower layers alone; a new file has to find its layer
+LAYERS = [
+    {"demo"},
+    {"train", "tokenize", "generation"},
+    {"autoregressive"},
+    {"sampling", "bsq"},
+    {"ae", "data"},
+    {"checkpoint", "distributed", "download"},
+    {"registry", "cli", "images"},
+]
+LAYER = {name: -i for i, names in enumerate(LAYERS) for name in names}
+SOURCES = sorted(p for p in (ROOT / "homework").glob("*.py") if p.stem != "__init__")
+
+
+def imports(path: Path, top_level_only: bool = False) -> set[str]:
+    """The full names of what a file imports, relative imports included."""
+    tree, found = ast.parse(path.read_text("utf-8")), set()
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = ".".join([path.parent.name] * (node.level > 0) + [node.module] * (node.module is not None))
+            found.update(f"{module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def of_the_package(path: Path) -> set[str]:
+    parts = (name.split(".") for name in imports(path))
+    return {p[1] if len(p) > 1 else "__init__" for p in parts if p[0] == "homework"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
+def test_imports_go_downwards(path):
+    assert path.stem in LAYER, f"{path.name} has no layer yet: put it into LAYERS"
+    upwards = {other for other in of_the_package(path) if LAYER[other] >= LAYER[path.stem]}
+    assert not upwards, f"{path.name} imports {upwards}"
+
+
+@pytest.mark.parametrize(
+    "name, strangers",
+    [
+        ("autoregressive", {"ae", "bsq", "images", "data"}),  # a prior knows no images, no tokenizers
+        ("bsq", {"autoregressive", "sampling"}),
+        ("ae", {"bsq", "autoregressive", "sampling"}),
+        ("sampling", set(LAYER)),
+        ("data", {"ae", "bsq", "autoregressive", "sampling", "registry"}),
+        ("checkpoint", {"train", "data", "ae", "bsq", "autoregressive"}),
+        ("train", {"ae", "bsq", "autoregressive", "sampling"}),
+        ("tokenize", {"ae", "bsq", "autoregressive", "sampling"}),
+        ("generation", {"ae", "bsq", "autoregressive"}),
+    ],
+)
+def test_what_a_file_must_not_know(name, strangers):
+    assert not of_the_package(ROOT / "homework" / f"{name}.py") & strangers
+
+
+def test_the_training_loop_knows_no_model():
+    """No model's name in a comparison, a call or a subscript; a default file name and the documentation may hold one."""
+    tree = ast.parse((ROOT / "homework" / "train.py").read_text("utf-8"))
+    free = {id(d) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for d in f.args.defaults + f.args.kw_defaults}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
+            free.add(id(node.body[0].value))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in free:
+            assert not any(name in node.value for name in registry.MODELS), f"line {node.lineno}: {node.value!r}"
+        assert getattr(node, "id", "") not in registry.MODELS
+
+
+def test_the_grader_uses_the_package_from_outside():
+    for path in (ROOT / "grader").glob("*.py"):
+        assert not any(n.split(".")[0] == "homework" for n in imports(path, top_level_only=True)), path.name
+
+
+def test_bundle_knows_files_alone():
+    assert {name.split(".")[0] for name in imports(ROOT / "bundle.py")} <= sys.stdlib_module_names
+
+
+def test_names_that_notebooks_rely_on(tmp_path):
+    """In a fresh process, where nothing else has imported anything."""
+    code = (
+        "import homework; [homework.PatchAutoEncoder, homework.BSQPatchAutoEncoder, homework.AutoregressiveModel, "
+        "homework.ImageDataset, homework.TokenDataset, homework.ae.load, homework.bsq.load, homework.autoregressive.load, "
+        "homework.bsq.BSQ, homework.bsq.diff_sign]"
+    )
+    done = run("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = run("-c", "from homework import *; PatchAutoEncoder, TokenDataset", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_module_hides_a_standard_one(tmp_path):
+    """homework/tokenize.py bears a standard module's name: it must never be found as ``tokenize``."""
+    done = run("-c", "import homework.train, tokenize; print(tokenize.__file__)", cwd=tmp_path)
+    assert done.returncode == 0 and "homework" not in done.stdout, done.stderr
+    for path in [*SOURCES, *(ROOT / "grader").glob("*.py")]:
+        assert "sys.path" not in path.read_text("utf-8") or path.parent.name == "grader", path.name

@@ -1,0 +1,191 @@
+"""Every trainable model keeps the contract that the training loop, the checkpoints and the pictures rely on."""
+
+import importlib
+import inspect
+import json
+
+import pytest
+import torch
+from conftest import K, TINY, batch_for, build
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from homework import checkpoint, registry
+from homework.data import DATASETS
+
+NAMES = list(registry.MODELS)
+every_model = pytest.mark.parametrize("name", NAMES)
+
+
+def test_every_name_has_a_tiny_model_here():
+    assert set(TINY) == set(NAMES)
+
+
+@every_model
+def test_name_leads_to_a_class_of_that_name(name):
+    cls = registry.model_class(name)
+    assert cls.__name__ == name and issubclass(cls, torch.nn.Module) and cls.data in DATASETS
+    module = importlib.import_module(registry.MODELS[name])
+    assert inspect.signature(module.load).parameters == {}  # homework.ae.load() and so on: the reference model
+
+
+@pytest.mark.parametrize("name", ["Nonsense", "", "patchautoencoder", "homework.ae", "__class__"])
+def test_unknown_name_lists_the_known_ones(name):
+    with pytest.raises(ValueError) as error:
+        registry.model_class(name)
+    assert all(known in str(error.value) for known in NAMES) and repr(name) in str(error.value)
+
+
+@every_model
+def test_loss_is_finite_scalars_and_reaches_every_parameter(name):
+    model = build(name)
+    losses = model.loss(batch_for(model))
+    assert isinstance(losses, dict) and "loss" in losses and losses["loss"].requires_grad
+    for key, value in losses.items():
+        assert isinstance(key, str) and value.shape == () and value.isfinite(), key
+        assert key == "loss" or key.endswith("_loss") or not value.requires_grad, f"{key} keeps the graph alive"
+    losses["loss"].backward()
+    for key, p in model.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0, key
+
+
+@every_model
+def test_forward_gives_an_output_and_a_dict(name):
+    model = build(name)
+    output, measures = model(batch_for(model))
+    assert isinstance(output, torch.Tensor) and isinstance(measures, dict)
+    was = model.training
+    assert type(model.eval()(batch_for(model))[0]) is type(model.train()(batch_for(model))[0]) and was
+
+
+@every_model
+def test_loss_does_not_change_the_weights(name):
+    model = build(name)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.loss(batch_for(model))["loss"].backward()
+    model.images(batch_for(model))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and model.training
+
+
+@every_model
+def test_checkpoint_gives_the_same_model_bit_for_bit(name, tmp_path):
+    model, meta = build(name), {"command": "x", "valid": {"loss": 0.5}}
+    checkpoint.save(model, tmp_path / "m.pth", meta)
+    other = checkpoint.load(tmp_path / "m.pth", name)
+    assert type(other) is type(model) and other.config == model.config and other.meta == meta and not other.training
+    assert other.state_dict().keys() == model.state_dict().keys()
+    for k, v in model.state_dict().items():
+        assert torch.equal(other.state_dict()[k], v) and other.state_dict()[k].dtype == v.dtype, k
+    with torch.no_grad():
+        assert torch.equal(other(batch_for(model))[0], model.eval()(batch_for(model))[0])
+
+
+@every_model
+def test_half_precision_checkpoint_is_close_and_smaller(name, tmp_path):
+    model = build(name)
+    checkpoint.save(model, tmp_path / "full.pth")
+    checkpoint.save(model, tmp_path / "half.pth", dtype=torch.float16)
+    other = checkpoint.load(tmp_path / "half.pth")
+    for k, v in model.state_dict().items():
+        assert other.state_dict()[k].dtype == v.dtype, k
+        assert torch.allclose(other.state_dict()[k], v, rtol=1e-3, atol=1e-6), k
+    losses = [m.eval().loss(batch_for(m))["loss"].item() for m in (model, other)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    weights = sum(v.nbytes for v in model.state_dict().values())
+    assert (tmp_path / "half.pth").stat().st_size < (tmp_path / "full.pth").stat().st_size - 0.4 * weights
+
+
+@every_model
+def test_pictures_are_in_range(name):
+    """Pictures (n,3,H,W) in [0,1], or int64 grids for the training loop to decode; also of an untrained, wild model."""
+    model = build(name)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(3)
+    pictures = model.images(batch_for(model))
+    assert isinstance(pictures, dict) and pictures
+    for value in pictures.values():
+        if value.is_floating_point():
+            assert value.ndim == 4 and value.shape[1] == 3 and 0 <= value.min() and value.max() <= 1
+        else:
+            assert value.dtype == torch.int64 and value.ndim == 3 and 0 <= value.min() and value.max() < model.n_tokens
+
+
+@every_model
+def test_config_is_plain_and_builds_the_model_again(name):
+    model = build(name)
+    config = json.loads(json.dumps(model.config))
+    assert config == model.config and TINY[name].items() <= config.items()
+    assert list(config) == list(inspect.signature(type(model)).parameters), "every argument, whether given or not"
+    shapes = {k: v.shape for k, v in type(model)(**config).state_dict().items()}
+    assert shapes == {k: v.shape for k, v in model.state_dict().items()}
+
+
+@every_model
+def test_progress_can_be_set(name):
+    for f in (0, 0.5, 1.0):
+        assert build(name).set_progress(f) is None
+
+
+@every_model
+def test_two_models_are_independent(name):
+    a, b = build(name), build(name)
+    a.config["other"] = 1
+    assert "other" not in b.config and "other" not in TINY[name]
+
+
+@every_model
+def test_every_argument_is_documented(name):
+    """In the class or in the one that it inherits from."""
+    cls = registry.model_class(name)
+    text = " ".join(c.__doc__ or "" for c in cls.__mro__[:-2])
+    assert [k for k in inspect.signature(cls).parameters if k not in text] == []
+
+
+# what no argument can be, whatever it is for
+nonsense = st.one_of(
+    st.just(float("nan")),
+    st.just(float("inf")),
+    st.integers(max_value=-1),
+    st.floats(max_value=-0.01, allow_nan=False),
+    st.text("xyz!?", min_size=1, max_size=4),
+    st.just([]),
+    st.none(),
+)
+switches = {"recompute"}
+
+
+@every_model
+@given(data=st.data())
+def test_a_bad_argument_is_named(name, data):
+    config = build(name).config
+    argument = data.draw(st.sampled_from(sorted(config)))
+    value = data.draw(nonsense)
+    assume(argument not in switches)
+    with pytest.raises(ValueError, match=argument) as error:
+        type(build(name))(**config | {argument: value})
+    assert repr(value) in str(error.value) or str(value) in str(error.value)
+
+
+@every_model
+@given(data=st.data())
+def test_a_fraction_or_truth_for_a_count_is_named(name, data):
+    config = build(name).config
+    counts = sorted(k for k, v in config.items() if isinstance(v, int) and not isinstance(v, bool))
+    argument, value = data.draw(st.sampled_from(counts)), data.draw(st.sampled_from([2.5, 0.5, True, "3"]))
+    with pytest.raises(ValueError, match=argument):
+        type(build(name))(**config | {argument: value})
+
+
+def test_width_that_the_heads_do_not_divide_is_told_with_the_remedy():
+    with pytest.raises(ValueError, match="d_latent is 10.*n_heads = 4.*change"):
+        build("AutoregressiveModel", d_latent=10, n_heads=4)
+
+
+@pytest.mark.parametrize("options", [{"no_such": 1}, {"n_token": K}])
+def test_build_lists_the_known_options(options):
+    cls = registry.model_class("AutoregressiveModel")
+    with pytest.raises(ValueError) as error:
+        registry.build(cls, options, {})
+    assert next(iter(options)) in str(error.value)
+    assert all(k in str(error.value) for k in inspect.signature(cls).parameters)

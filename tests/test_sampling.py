@@ -1,0 +1,216 @@
+"""From logits to tokens: the frequencies are the probabilities, and the settings keep what they promise."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from homework.sampling import check, generate, restrict, sample
+
+logit_lists = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def chi_square(tokens: torch.Tensor, p: torch.Tensor) -> float:
+    """Of the frequencies of ``tokens`` against the probabilities p (K)."""
+    expected = p.double() * tokens.numel()
+    counts = torch.bincount(tokens.flatten(), minlength=len(p))
+    assert (counts[p == 0] == 0).all(), "a token of probability 0 was drawn"
+    return float(((counts - expected) ** 2 / expected)[p > 0].sum())
+
+
+# --- drawing --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("options", [{}, {"top_k": 4}, {"top_p": 0.8}, {"top_k": 5, "top_p": 0.9}])
+def test_frequencies_are_the_probabilities(temperature, options):
+    logits = torch.tensor([1.0, 0.3, -0.5, 2.0, -1.0, 0.0, -torch.inf, 1.5])
+    p = restrict(logits / temperature, **options).softmax(dim=-1)
+    tokens = sample(logits.expand(20_000, -1), temperature, generator=seeded(0), **options)
+    assert tokens.dtype == torch.int64 and tokens.shape == (20_000,)
+    assert chi_square(tokens, p) < 24.3  # 7 degrees of freedom at most: 1 in 1000
+
+
+def test_many_small_probabilities_are_drawn_evenly():
+    """A thousand tokens, the last as often as the first: sums of many small numbers lose nothing."""
+    tokens = sample(torch.zeros(100_000, 1000), generator=seeded(1))
+    assert chi_square(tokens, torch.full((1000,), 1e-3)) < 1143  # 999 degrees of freedom, 1 in 1000
+
+
+@given(logit_lists, st.integers(0, 2**32))
+def test_temperature_zero_takes_the_first_of_the_likeliest(values, seed):
+    logits = torch.tensor(values)
+    token = sample(logits, temperature=0, generator=seeded(seed))
+    assert token == values.index(max(logits.tolist())) if max(values) in values else True
+    assert logits[token] == logits.max()
+
+
+@given(logit_lists, st.sampled_from([1e-6, 1e-20, 1e-38, 1e-45, 1e-300]))
+def test_temperature_near_zero_takes_the_likeliest(values, temperature):
+    logits = torch.tensor(values)
+    second = logits.sort(descending=True).values[1:2]
+    token = sample(logits, temperature=temperature, generator=seeded(0))
+    if not len(second) or logits.max() - second > 1e-3:
+        assert token == logits.argmax()
+
+
+@given(
+    st.lists(st.one_of(st.floats(-200, 20, width=32), st.just(-math.inf)), min_size=1, max_size=12),
+    st.floats(0.01, 10),
+    st.one_of(st.none(), st.integers(1, 15)),
+    st.one_of(st.none(), st.floats(1e-6, 1)),
+    st.integers(0, 2**32),
+)
+def test_no_token_of_probability_zero_is_drawn(values, temperature, top_k, top_p, seed):
+    logits = torch.tensor([*values, 0.0])
+    p = restrict(logits / temperature, top_k, top_p).softmax(dim=-1)
+    tokens = sample(logits.expand(50, -1), temperature, top_k, top_p, seeded(seed))
+    assert (p[tokens] > 0).all()
+
+
+@pytest.mark.parametrize("u", [0.0, 1 - 2**-53, 0.5])
+def test_the_ends_of_the_unit_interval_draw_tokens_that_exist(u, monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda size, **_: torch.full(size, u, dtype=torch.float64))
+    logits = torch.tensor([-torch.inf, 0.0, -torch.inf, 0.1, -torch.inf])
+    assert sample(logits.expand(3, -1)).tolist() == [{0.0: 1, 0.5: 3}.get(u, 3)] * 3
+
+
+@pytest.mark.parametrize("shape", [(7,), (2, 7), (2, 3, 4, 7)])
+def test_every_leading_dimension_is_kept(shape):
+    logits = torch.randn(shape, generator=seeded(0))
+    for options in ({}, {"temperature": 0}, {"top_k": 2, "top_p": 0.5}):
+        tokens = sample(logits, generator=seeded(0), **options)
+        assert tokens.shape == shape[:-1] and 0 <= tokens.min() and tokens.max() < 7
+
+
+def test_half_precision_logits_are_drawn_from_in_full():
+    logits = torch.randn(7, generator=seeded(0)).bfloat16()
+    tokens = sample(logits.expand(20_000, -1), generator=seeded(0))
+    assert chi_square(tokens, logits.float().softmax(dim=-1)) < 22.5  # 6 degrees of freedom, 1 in 1000
+
+
+def test_the_generator_that_is_passed_in_decides_alone():
+    logits = torch.randn(100, 50, generator=seeded(0))
+    torch.manual_seed(1)
+    a, state = sample(logits, generator=seeded(5)), torch.get_rng_state()
+    torch.manual_seed(2)
+    assert torch.equal(a, sample(logits, generator=seeded(5)))
+    torch.manual_seed(1)
+    assert torch.equal(state, torch.get_rng_state())  # the global one was not touched
+    assert not torch.equal(a, sample(logits, generator=seeded(6)))
+    g = seeded(5)
+    assert torch.equal(a, sample(logits, generator=g)) and not torch.equal(a, sample(logits, generator=g))
+
+
+# --- restricting ----------------------------------------------------------------------------------------------------------
+
+
+def test_top_k_by_hand():
+    logits = torch.tensor([[1.0, 3.0, 2.0, -1.0], [0.0, 0.0, 0.0, 5.0]])
+    kept = restrict(logits, top_k=2).isfinite()
+    assert kept.tolist() == [[False, True, True, False], [True, True, True, True]]  # ties with the last one stay
+    assert torch.equal(restrict(logits, top_k=4), logits) and torch.equal(restrict(logits, top_k=9), logits)
+
+
+@pytest.mark.parametrize("top_p, kept", [(0.3, [1]), (0.5, [1]), (0.51, [1, 3]), (0.8, [1, 3]), (0.81, [0, 1, 3]), (1, [0, 1, 2, 3])])
+def test_top_p_by_hand(top_p, kept):
+    logits = torch.tensor([0.125, 0.5, 0.0625, 0.3125]).log() + 3.0
+    assert restrict(logits, top_p=top_p).isfinite().nonzero().flatten().tolist() == kept
+
+
+@given(logit_lists, st.integers(1, 14))
+def test_top_k_keeps_the_largest(values, k):
+    logits = torch.tensor(values)
+    out = restrict(logits, top_k=k)
+    kept = out.isfinite()
+    assert kept.sum() >= min(k, len(values)) and torch.equal(out[kept], logits[kept])
+    assert kept[logits.argmax()] and (logits[~kept].max() if (~kept).any() else -math.inf) < logits[kept].min()
+    assert (logits > logits[kept].min()).sum() < k  # no more than ties beyond k
+
+
+@given(logit_lists, st.floats(1e-6, 1))
+def test_top_p_keeps_the_smallest_nucleus(values, top_p):
+    logits = torch.tensor(values)
+    out = restrict(logits, top_p=top_p)
+    kept, p = out.isfinite(), logits.double().softmax(dim=-1)
+    assert kept.any() and torch.equal(out[kept], logits[kept])
+    assert p[kept].max() == p.max()
+    assert (~kept).all() or not (~kept).any() or p[~kept].max() <= p[kept].min() * (1 + 1e-6)  # the likeliest ones
+    assert p[kept].sum() >= top_p - 1e-5  # enough of them
+    assert p[kept].sum() - p[kept].min() < top_p + 1e-5  # and not one too many
+
+
+@given(logit_lists, st.integers(1, 14), st.floats(1e-6, 1))
+def test_restrictions_do_not_touch_their_input(values, k, top_p):
+    logits = torch.tensor(values)
+    before = logits.clone()
+    restrict(logits, k, top_p)
+    sample(logits, 0.7, k, top_p, seeded(0))
+    assert torch.equal(logits, before)
+
+
+# --- settings -------------------------------------------------------------------------------------------------------------
+
+BAD = [("temperature", v) for v in (-1, -1e-9, math.nan, math.inf, "hot", None, True)]
+BAD += [("top_k", v) for v in (0, -3, 2.5, math.nan, math.inf, "few", True)]
+BAD += [("top_p", v) for v in (0, -0.5, 1.01, math.nan, math.inf, "most", False)]
+
+
+@pytest.mark.parametrize("name, value", BAD)
+def test_bad_settings_are_named(name, value):
+    with pytest.raises(ValueError, match=name) as error:
+        check(**{name: value})
+    assert str(value) in str(error.value)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"temperature": 0.1, "top_k": 1}, {"top_p": 1}, {"top_p": 1e-9}])
+def test_good_settings_pass(options):
+    check(**options)
+
+
+# --- whole grids ----------------------------------------------------------------------------------------------------------
+
+
+def counting(seen: list, K: int = 40):
+    """Steps whose likeliest token is the number of the place (mod K); writes down what they were fed."""
+
+    def steps(tokens):
+        seen.append(tokens)
+        return torch.nn.functional.one_hot(torch.full((len(tokens),), sum(t.shape[1] for t in seen) % K), K) * 50.0
+
+    return steps
+
+
+def test_grids_are_filled_in_raster_order():
+    seen = []
+    grids = generate(counting(seen), 2, 3, 4, temperature=0)
+    assert grids.dtype == torch.int64 and torch.equal(grids, torch.arange(12).view(3, 4).expand(2, 3, 4))
+    assert [tuple(t.shape) for t in seen] == [(2, 0)] + [(2, 1)] * 11  # nothing first, and never the last token
+
+
+def test_a_prefix_is_kept_and_fed_at_once():
+    seen, prefix = [], torch.randint(40, (2, 2, 4), generator=seeded(0))
+    grids = generate(counting(seen), 2, 3, 4, temperature=0, prefix=prefix)
+    assert torch.equal(grids[:, :2], prefix) and torch.equal(grids[:, 2], torch.arange(8, 12).expand(2, 4))
+    assert torch.equal(seen[0], prefix.flatten(1)) and len(seen) == 4
+    assert torch.equal(generate(counting([]), 2, 2, 4, prefix=prefix), prefix)  # all of it is known already
+    assert generate(counting([]), 2, 2, 4, prefix=prefix[:, :0]).shape == (2, 2, 4)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 4), (2, 4, 4), (2, 2, 3), (2, 2, 5), (2, 1, 8), (2, 8), (2,)])
+def test_a_prefix_that_does_not_fit_is_named(shape):
+    with pytest.raises(ValueError, match="prefix"):
+        generate(counting([]), 2, 3, 4, prefix=torch.zeros(shape, dtype=torch.int64))
+
+
+def test_bad_settings_stop_before_the_first_draw():
+    seen = []
+    with pytest.raises(ValueError, match="top_p"):
+        generate(counting(seen), 1, 2, 2, top_p=1.5)
+    assert not seen

@@ -1,0 +1,612 @@
+"""``python -m homework.train``: what it writes, that a resumed run is the uninterrupted one, and how it fails."""
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import GRID, K, SIZE, TINY, build, file_size_limit, files, run, sentence
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from homework import checkpoint, registry
+from homework.train import LOG_EVERY, Run
+
+AE, BSQ, PRIOR = "PatchAutoEncoder", "BSQPatchAutoEncoder", "AutoregressiveModel"
+DATE = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"
+# 24 training samples: 12 updates an epoch with batches of 2
+INTERRUPT = """
+import os, signal, sys
+from homework import cli
+from homework.train import Run, train
+
+at, name = int(sys.argv.pop(1)), sys.argv.pop(1)
+step = Run.step
+
+def interrupted(self):
+    if self.update == at:
+        os.kill(os.getpid(), getattr(signal, name))
+    return step(self)
+
+Run.step = interrupted
+cli.main("train", train)
+"""
+
+
+@pytest.fixture
+def arguments(data):
+    """``arguments(model, option=value, ...)``: a short training of a tiny model, as a command line."""
+
+    def make(model: str, **options) -> list[str]:
+        own = {k: v for k, v in TINY.get(model, {}).items() if k not in ("n_tokens", "height", "width")}
+        common = {"data": data, "batch_size": 2, "epochs": 1, "device": "cpu", "warmup": 4}
+        return [model, *(f"--{k}={v}" for k, v in (common | own | options).items())]
+
+    return make
+
+
+@pytest.fixture
+def train(command, arguments, tmp_path, monkeypatch):
+    """Runs that in this process, in ``tmp_path`` or the folder ``cwd``."""
+
+    def call(model: str, *more: str, cwd: Path = tmp_path, **options) -> SimpleNamespace:
+        cwd.mkdir(exist_ok=True)
+        monkeypatch.chdir(cwd)
+        return command("train", *arguments(model, **options), *more)
+
+    return call
+
+
+def only(folder: Path, pattern: str) -> Path:
+    (path,) = folder.glob(pattern)
+    return path
+
+
+def weights(folder: Path, model: str) -> dict[str, torch.Tensor]:
+    """Of the one run in ``folder``."""
+    return checkpoint.load(only(folder, f"checkpoints/{'[0-9]' * 4}*_{model}.pth"), model).state_dict()
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every scalar that the one run in ``folder`` logged, but for the speed."""
+    events = EventAccumulator(str(only(folder, "logs/*"))).Reload()
+    names = [n for n in events.Tags()["scalars"] if n != "train/images_per_second"]
+    return {n: [(e.step, e.value) for e in events.Scalars(n)] for n in names}
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+# --- what is written ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [AE, BSQ, PRIOR])
+def test_a_run_writes_a_log_and_two_checkpoints(train, tmp_path, model):
+    done = train(model)
+    assert done.returncode == 0, done.stderr
+    written = sorted(files(tmp_path))
+    assert len(written) == 3, written
+    assert re.fullmatch(rf"checkpoints/{DATE}_{model}\.pth", written[0])
+    assert written[1] == f"homework/{model}.pth"
+    assert re.fullmatch(rf"logs/{DATE}_{model}/events\.out\.tfevents\..*", written[2])
+    assert Path(written[0]).stem == Path(written[2]).parent.name
+
+    full, half = checkpoint.load(tmp_path / written[0], model), checkpoint.load(tmp_path / written[1], model)
+    assert TINY[model].items() <= full.config.items() and half.config == full.config
+    for k, v in full.state_dict().items():
+        assert torch.allclose(half.state_dict()[k], v, rtol=1e-3, atol=1e-6), k
+    assert full.meta["update"] == 12 and "homework.train" in full.meta["command"] and full.meta["valid"]["loss"] > 0
+
+    events = EventAccumulator(str(tmp_path / written[2])).Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {"train/loss", "valid/loss", "train/learning_rate", "train/images_per_second"} <= scalars
+    assert [e.step for e in events.Scalars("valid/loss")] == [12]
+    assert events.Scalars("valid/loss")[0].value == pytest.approx(full.meta["valid"]["loss"])
+    shown = {AE: {"input", "reconstruction"}, BSQ: {"input", "reconstruction"}, PRIOR: {"data", "samples"}}
+    assert shown[model] <= set(events.Tags()["images"])
+    (text,) = (t for t in events.Tags()["tensors"] if "configuration" in t)
+    told = events.Tensors(text)[0].tensor_proto.string_val[0].decode()
+    assert '"batch_size": 2' in told and '"seed": 0' in told and str(next(iter(TINY[model]))) in told
+
+
+def test_the_validation_loss_is_that_of_the_saved_model(train, tmp_path, data):
+    train(PRIOR)
+    model = checkpoint.load(tmp_path / f"homework/{PRIOR}.pth")
+    from homework import TokenDataset
+
+    loss = model.loss(TokenDataset("valid", root=data).batch(torch.arange(8)))["loss"].item()
+    assert loss == pytest.approx(model.meta["valid"]["loss"], rel=1e-2)  # of the copy in half precision
+
+
+def test_training_lowers_the_loss(train, tmp_path):
+    assert train(PRIOR, epochs=15, lr=1e-2, d_latent=16).returncode == 0
+    losses = [v for _, v in curves(tmp_path)["train/loss"]]
+    assert losses[-1] < 0.75 * losses[0] and losses[0] < 1.5 * math.log(K)
+    valid = curves(tmp_path)["valid/loss"]
+    assert [s for s, _ in valid] == list(range(12, 181, 12)) and valid[-1][1] < valid[0][1]
+
+
+def test_samples_of_a_prior_are_shown_by_the_tokenizer_if_there_is_one(train, tmp_path):
+    checkpoint.save(build(BSQ), tmp_path / "t.pth")
+    for i, tokenizer in enumerate(("none.pth", tmp_path / "t.pth")):
+        assert train(PRIOR, cwd=tmp_path / str(i), tokenizer=tokenizer).returncode == 0
+        events = EventAccumulator(str(only(tmp_path / str(i), "logs/*"))).Reload()
+        image = events.Images("samples")[0]
+        assert (image.height, image.width) >= (GRID, SIZE)[i] and (image.height % SIZE[0] == 0) == (i == 1)
+
+
+@pytest.mark.parametrize("other", [AE, "BSQPatchAutoEncoder of 32 codes"])
+def test_a_tokenizer_that_does_not_fit_is_left_out_of_the_pictures(train, tmp_path, other):
+    """Or refused in a sentence: but it must not end a night's training by a traceback."""
+    checkpoint.save(build(AE) if other == AE else build(BSQ, codebook_bits=5), tmp_path / "t.pth")
+    done = train(PRIOR, tokenizer=tmp_path / "t.pth")
+    assert done.returncode == 0 or sentence(done)
+
+
+def test_picture_folders_of_another_size_are_scaled(train, tmp_path, data):
+    assert train(AE, image_size="15x15", epochs=0.2).returncode == 0
+    events = EventAccumulator(str(only(tmp_path, "logs/*"))).Reload()
+    assert events.Images("input")[0].height % 15 == 0
+
+
+def test_an_image_size_for_a_prior_is_ignored_or_refused_in_a_sentence(train):
+    done = train(PRIOR, image_size="20x30")
+    assert done.returncode == 0 or sentence(done)
+
+
+def test_a_limit_takes_the_first_samples_only(train, tmp_path):
+    assert train(AE, limit=5).returncode == 0
+    assert checkpoint.load(tmp_path / f"homework/{AE}.pth").meta["update"] == 2
+    events = EventAccumulator(str(only(tmp_path, "logs/*"))).Reload()
+    assert [e.step for e in events.Scalars("valid/loss")] == [2]
+
+
+def test_half_an_epoch_is_half_as_many_updates(train, tmp_path):
+    assert train(AE, epochs=0.5).returncode == 0
+    assert checkpoint.load(tmp_path / f"homework/{AE}.pth").meta["update"] == 6
+
+
+# --- the same run, however it is cut --------------------------------------------------------------------------------------
+
+
+def check_same_run(a: Path, b: Path, model: str) -> None:
+    """All logged losses and the final weights of the one run in each folder are equal, bit for bit."""
+    one, two = curves(a), curves(b)
+    assert one.keys() == two.keys()
+    for name in one:
+        assert one[name] == two[name], name
+    assert same(weights(a, model), weights(b, model))
+
+
+LONG = {"epochs": 10, "accumulate": 2, "validate_every": 7, "ema": 0.9}  # 60 updates
+
+
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(train, arguments, tmp_path):
+    """kill -9 at update 25, between two saves (the last one at 21) and between two points of the curves."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert train(AE, cwd=whole, **LONG).returncode == 0
+    cut.mkdir()
+    (tmp_path / "interrupt.py").write_text(INTERRUPT)
+    killed = run(tmp_path / "interrupt.py", 25, "SIGKILL", *arguments(AE, **LONG), cwd=cut)
+    assert killed.returncode == -signal.SIGKILL
+    state = only(cut, "checkpoints/*.state.pth")
+    assert checkpoint.read(state)["update"] == 21 and checkpoint.load(cut / f"homework/{AE}.pth").meta["update"] == 21
+    resumed = run("-m", "homework.train", AE, "--resume", cwd=cut)
+    assert resumed.returncode == 0, resumed.stderr
+    check_same_run(whole, cut, AE)
+    assert [s for s, _ in curves(cut)["train/loss"]] == list(range(LOG_EVERY, 61, LOG_EVERY))
+    assert not state.exists() and len(list(cut.glob("checkpoints/*"))) == 1  # a finished run leaves its model alone
+    assert "--resume" in sentence(train(AE, "--resume", cwd=cut))  # and nothing to go on from
+
+
+@pytest.mark.parametrize("sig", ["SIGINT", "SIGTERM"])
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(train, tmp_path, monkeypatch, sig):
+    """Ctrl-C saves first. With dropout, whose draws must go on too."""
+    whole, cut, options = tmp_path / "whole", tmp_path / "cut", LONG | {"dropout": 0.3, "seed": 3}
+    assert train(PRIOR, cwd=whole, **options).returncode == 0
+    step, handler = Run.step, signal.getsignal(signal.SIGINT)
+
+    def interrupted(self):
+        if self.update == 25:
+            os.kill(os.getpid(), getattr(signal, sig))
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "step", interrupted)
+        stopped = train(PRIOR, cwd=cut, **options)
+    assert stopped.returncode == 130 and "--resume" in stopped.stderr and "Traceback" not in stopped.stderr
+    assert signal.getsignal(signal.SIGINT) is handler  # as it was before
+    assert checkpoint.read(only(cut, "checkpoints/*.state.pth"))["update"] == 26
+    torch.manual_seed(99)  # nothing may hang on the state of the global generator
+    resumed = train(only(cut, "checkpoints/*_AutoregressiveModel.pth"), "--resume", cwd=cut)  # by its path this time
+    assert resumed.returncode == 0, resumed.stderr
+    check_same_run(whole, cut, PRIOR)
+
+
+def test_seeds(train, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert train(BSQ, cwd=tmp_path / name, seed=seed).returncode == 0
+    a, b, c = (weights(tmp_path / name, BSQ) for name in "abc")
+    assert same(a, b) and not same(a, c)
+
+
+def test_two_processes_are_one_with_twice_the_batch(train, arguments, tmp_path):
+    """Stopped in the middle (both at update 13, they agree on 20) and resumed at that."""
+    one, two, options = tmp_path / "one", tmp_path / "two", {"augment": False, "epochs": 5, "validate_every": 15, "ema": 0.9}
+    assert train(BSQ, cwd=one, batch_size=4, **options).returncode == 0  # 30 updates
+    two.mkdir()
+    (tmp_path / "interrupt.py").write_text(INTERRUPT)
+    stopped = run(tmp_path / "interrupt.py", 13, "SIGINT", *arguments(BSQ, **options), cwd=two, processes=2)
+    assert stopped.returncode != 0 and "Saved at update 20 of 30" in stopped.stderr, stopped.stderr
+    assert stopped.stderr.count("Saved at update") == 1  # told by the first process alone
+    told = sentence(train(BSQ, "--resume", cwd=two))
+    assert "processes" in told  # on one process it would be another run
+    resumed = run("-m", "homework.train", BSQ, "--resume", cwd=two, processes=2)
+    assert resumed.returncode == 0, resumed.stderr
+
+    a, b = curves(one), curves(two)
+    assert a.keys() == b.keys()
+    for name in ("valid/loss", "valid/mse", "train/learning_rate"):
+        assert [s for s, _ in a[name]] == [s for s, _ in b[name]]
+        assert [v for _, v in a[name]] == pytest.approx([v for _, v in b[name]], rel=2e-2), name
+    assert a["valid/loss"][0][1] == pytest.approx(b["valid/loss"][0][1], rel=1e-3)  # before rounding errors have grown
+    mine, theirs = weights(one, BSQ), weights(two, BSQ)
+    for k in mine:
+        assert (mine[k] - theirs[k]).abs().mean() < 2e-3, k  # all of them moved by some 1e-2
+    written = files(two)
+    assert len([f for f in written if f.startswith("logs")]) == 2 and len(list(two.glob("logs/*"))) == 1  # one for each start
+    assert len([f for f in written if f.startswith("checkpoints")]) == 1
+
+
+def test_accumulated_batches_are_one_large_batch(train, tmp_path):
+    options = {"epochs": 3, "validate_every": 6, "ema": 0}
+    assert train(PRIOR, cwd=tmp_path / "a", batch_size=4, **options).returncode == 0
+    assert train(PRIOR, cwd=tmp_path / "b", batch_size=1, accumulate=4, **options).returncode == 0
+    a, b = curves(tmp_path / "a"), curves(tmp_path / "b")
+    assert a["train/learning_rate"] == b["train/learning_rate"]
+    for name in ("train/loss", "valid/loss"):
+        assert [v for _, v in a[name]] == pytest.approx([v for _, v in b[name]], rel=1e-3), name
+
+
+# --- the optimisation -----------------------------------------------------------------------------------------------------
+
+
+def rates(lr=1.0, warmup=10, updates=110) -> list[float]:
+    one = {"settings": {"lr": lr, "warmup": warmup}, "updates": updates}
+    return [Run.learning_rate(SimpleNamespace(**one, update=u)) for u in range(updates + 1)]
+
+
+def test_the_learning_rate_warms_up_and_falls_as_a_cosine():
+    r = rates()
+    assert r[:10] == pytest.approx([0.1 * (u + 1) for u in range(10)])
+    assert r[10] == 1 and r[60] == pytest.approx(0.505) and r[110] == pytest.approx(0.01)
+    assert r[35] == pytest.approx(0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi / 4)))
+    assert rates(lr=3.0) == pytest.approx([3 * v for v in r])
+
+
+@pytest.mark.parametrize("warmup, updates", [(0, 5), (0, 1), (100, 1), (100, 2), (100, 7), (3, 1000)])
+def test_the_learning_rate_is_never_zero_nor_above_its_peak(warmup, updates):
+    r = rates(warmup=warmup, updates=updates)[:-1]
+    assert all(0 < v <= 1 for v in r) and max(r) == 1
+
+
+def test_the_average_follows_the_weights():
+    model, average = build(AE, seed=0), build(AE, seed=1)
+    for update, decay in ((0, 0.1), (5, 6 / 15), (1000, 0.9)):
+        expected = [decay * a + (1 - decay) * m for a, m in zip(average.parameters(), model.parameters(), strict=True)]
+        Run.update_average(SimpleNamespace(settings={"ema": 0.9}, update=update, average=average, model=model))
+        assert all(torch.allclose(a, e, atol=1e-6) for a, e in zip(average.parameters(), expected, strict=True))
+
+
+@pytest.mark.parametrize("ema", [0, 0.99])
+def test_the_average_is_what_is_saved(train, tmp_path, monkeypatch, ema):
+    runs, fit = [], Run.fit
+    monkeypatch.setattr(Run, "fit", lambda self: (runs.append(self), fit(self)))
+    train(AE, ema=ema)
+    saved = weights(tmp_path, AE)
+    assert same(saved, runs[0].average.state_dict())
+    assert same(saved, runs[0].model.state_dict()) == (ema == 0)
+
+
+def test_gradients_are_clipped(train, tmp_path):
+    """Clipped to nearly nothing, they vanish in Adam's epsilon, and the weights stay."""
+    train(AE, cwd=tmp_path / "a", clip=1e-13, weight_decay=0, lr=1e-2, ema=0)
+    train(AE, cwd=tmp_path / "b", clip=1.0, weight_decay=0, lr=1e-2, ema=0)
+    torch.manual_seed(0)
+    start = registry.model_class(AE)(**TINY[AE]).state_dict()
+    a, b = ({k: (v - start[k]).abs().max() for k, v in weights(tmp_path / c, AE).items()} for c in "ab")
+    assert max(a.values()) < 1e-5 and min(b.values()) > 1e-3
+
+
+def test_weight_decay_is_for_matrices_alone(train, tmp_path):
+    options = {"clip": 1e-13, "lr": 0.1, "ema": 0, "warmup": 0}
+    train(AE, cwd=tmp_path / "a", weight_decay=0.5, **options)
+    torch.manual_seed(0)
+    start = registry.model_class(AE)(**TINY[AE]).state_dict()
+    for k, v in weights(tmp_path / "a", AE).items():
+        if v.ndim > 1:
+            assert v.abs().sum() < 0.8 * start[k].abs().sum(), k
+        else:
+            assert torch.allclose(v, start[k], atol=1e-4), k
+
+
+def test_mirroring_is_an_option(train, tmp_path):
+    train(AE, cwd=tmp_path / "a")
+    train(AE, cwd=tmp_path / "b", augment=False)
+    assert not same(weights(tmp_path / "a", AE), weights(tmp_path / "b", AE))
+
+
+def test_flags_for_graphics_cards_do_no_harm_on_the_cpu(train, tmp_path, monkeypatch):
+    """bf16 changes nothing there; compile (here without a C++ compiler) gives the same training."""
+    compiled, compile = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda m: (compiled.append(m), compile(m, backend="eager"))[1])
+    for name, options in ("a", {"bf16": False}), ("b", {"bf16": True}), ("c", {"compile": True}):
+        done = train(BSQ, cwd=tmp_path / name, epochs=0.25, **options)
+        assert done.returncode == 0, done.stderr
+    assert same(weights(tmp_path / "a", BSQ), weights(tmp_path / "b", BSQ)) and len(compiled) == 1
+    for k, v in weights(tmp_path / "c", BSQ).items():
+        assert torch.allclose(v, weights(tmp_path / "a", BSQ)[k], atol=1e-4), k
+
+
+# --- going on from a checkpoint -------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_can_be_gone_on_from(train, tmp_path):
+    base = build(AE, seed=5)
+    checkpoint.save(base, tmp_path / "base.pth")
+    done = train(str(tmp_path / "base.pth"), cwd=tmp_path / "run", lr=1e-12, epochs=0.1)
+    assert done.returncode == 0, done.stderr
+    for k, v in weights(tmp_path / "run", AE).items():
+        assert torch.allclose(v, base.state_dict()[k], atol=1e-6), k
+    assert same(checkpoint.load(tmp_path / "base.pth").state_dict(), base.state_dict())  # itself stays as it is
+
+
+def test_an_option_against_the_checkpoint_is_named(train, tmp_path):
+    checkpoint.save(build(AE), tmp_path / "base.pth")
+    told = sentence(train(str(tmp_path / "base.pth"), latent_dim=16))
+    assert "latent_dim" in told and "16" in told and "8" in told
+
+
+def test_a_prior_of_other_codes_than_the_data_is_named(train, tmp_path):
+    checkpoint.save(build(PRIOR, n_tokens=64), tmp_path / "base.pth")
+    told = sentence(train(str(tmp_path / "base.pth")))
+    assert "n_tokens" in told and "64" in told and "16" in told
+
+
+@pytest.mark.parametrize("content", [None, b"", b"junk", "code", "tokens"])
+def test_a_checkpoint_that_is_none_is_named(train, tmp_path, content, data):
+    path = tmp_path / "base.pth"
+    if content == "tokens":
+        shutil.copy(data / "tokenized_train.pth", path)
+    elif content == "code":
+        torch.save({"model": AE, "config": {}, "state_dict": os.system}, path)
+    elif content is not None:
+        path.write_bytes(content)
+    assert "base.pth" in sentence(train(str(path))) and files(tmp_path) <= {"base.pth"}
+
+
+# --- resuming what cannot be ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [AE, "checkpoints/none.pth"])
+def test_resuming_nothing_is_told(train, tmp_path, model):
+    assert model in sentence(train(model, "--resume")) and files(tmp_path) == set()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "another file", "another model's"])
+def test_resuming_from_a_damaged_state_is_told(train, tmp_path, monkeypatch, damage):
+    def stop(self):
+        raise OSError("stop here")
+
+    with monkeypatch.context() as patch:  # a run that ends after its first save
+        patch.setattr(Run, "validate", lambda self: None)
+        patch.setattr(Run, "log", stop)
+        train(AE, validate_every=1)
+    state = only(tmp_path, "checkpoints/*.state.pth")
+    if damage == "truncated":
+        state.write_bytes(state.read_bytes()[:-300])
+    elif damage == "another file":
+        checkpoint.write({"tokens": torch.zeros(1, 2, 3)}, state)
+    else:
+        checkpoint.write(checkpoint.read(state) | {"model": build(PRIOR).state_dict()}, state)
+    before = files(tmp_path)
+    assert ".state.pth" in sentence(train(AE, "--resume")) and files(tmp_path) == before
+
+
+# --- options --------------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_model_lists_the_known_ones(train, tmp_path):
+    told = sentence(train("Nonsense"))
+    assert "Nonsense" in told and all(name in told for name in registry.MODELS) and files(tmp_path) == set()
+
+
+@pytest.mark.parametrize("model", [AE, PRIOR])
+def test_an_unknown_option_lists_the_known_ones(train, tmp_path, model):
+    told = sentence(train(model, no_such=1))
+    assert "no_such" in told and all(option in told for option in TINY[model]) and files(tmp_path) == set()
+
+
+BAD = [
+    ("batch_size", 0), ("batch_size", 2.5), ("batch_size", "x"), ("accumulate", 0), ("epochs", 0), ("epochs", "x"),
+    ("epochs", -1), ("lr", 0), ("lr", -1), ("lr", "x"), ("lr", True), ("warmup", -1), ("weight_decay", 1), ("clip", 0),
+    ("clip", "x"), ("ema", 1), ("ema", -0.1), ("ema", "x"), ("seed", -1), ("seed", "x"), ("limit", 0),
+    ("validate_every", 0), ("save_every", 0), ("device", "abacus"), ("image_size", "x"), ("augment", "maybe"),
+    ("patch_size", 0), ("patch_size", 2.5), ("latent_dim", "x"), ("detail", -1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("option, value", BAD)
+def test_a_bad_option_is_named(train, tmp_path, option, value):
+    told = sentence(train(AE, **{option: value}))
+    assert option in told and str(value) in told and files(tmp_path) == set()
+
+
+@pytest.mark.parametrize("bits", [0, 63, "ten"])
+def test_bad_codebook_bits_are_named(train, bits):
+    assert "codebook_bits" in sentence(train(BSQ, codebook_bits=bits))
+
+
+def test_more_samples_an_update_than_there_are(train):
+    told = sentence(train(AE, batch_size=10, accumulate=3))
+    assert "30" in told and "24" in told and "--batch_size" in told
+
+
+def test_options_of_a_json_file(train, tmp_path):
+    config = {"codebook_bits": 6, "seed": 7, "limit": None, "augment": False, "batch_size": 4, "tokenizer": "x.pth"}
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    options = [f"--{k}={v}" for k, v in config.items()]
+    given = [f"--config={tmp_path}/c.json", "--latent_dim=12"]
+    for name, more in ("a", given), ("b", ["--config", str(tmp_path / "c.json"), "--latent_dim", "12"]):
+        done = train(BSQ, *more, cwd=tmp_path / name, **dict.fromkeys([]))
+        assert done.returncode == 0, done.stderr
+    assert train(BSQ, *options, "--latent_dim=12", cwd=tmp_path / "c").returncode == 0
+    model = checkpoint.load(only(tmp_path / "a", "homework/*.pth"))
+    assert model.config["latent_dim"] == 12
+
+
+@pytest.fixture
+def configured(command, tmp_path, monkeypatch, data):
+    """Trains with a JSON file of these options and these arguments; returns what happened and the model."""
+
+    def call(options: object, *arguments: str) -> tuple[SimpleNamespace, torch.nn.Module | None]:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "c.json").write_text(options if isinstance(options, str) else json.dumps(options))
+        done = command("train", *arguments, "--config", "c.json")
+        paths = list(tmp_path.glob("homework/*.pth"))
+        return done, checkpoint.load(paths[0]) if paths else None
+
+    call.options = {"data": str(data), "device": "cpu", "epochs": 0.1, "batch_size": 2, **TINY[BSQ]}
+    return call
+
+
+def test_the_command_line_wins_over_the_file(configured):
+    options = configured.options | {"codebook_bits": 6, "seed": 3, "limit": None, "augment": False}
+    done, model = configured(options, BSQ, "--codebook_bits", "5", "--latent-dim", "12")
+    assert done.returncode == 0, done.stderr
+    assert model.config["codebook_bits"] == 5 and model.config["latent_dim"] == 12  # hyphens are Fire's other spelling
+    assert model.config["patch_size"] == 5 and model.config["detail"] == 4
+
+
+def test_a_file_may_name_the_model_too(configured):
+    done, model = configured(configured.options | {"model": BSQ})
+    assert done.returncode == 0 and type(model).__name__ == BSQ, done.stderr
+
+
+def test_a_model_on_the_command_line_wins_as_well(configured):
+    done, model = configured({k: v for k, v in configured.options.items() if k != "codebook_bits"} | {"model": BSQ}, AE)
+    assert done.returncode == 0 and type(model).__name__ == AE, done.stderr
+
+
+@pytest.mark.parametrize("content", ["{", "[1, 2]", "5", '{"no_such": 1}', '{"batch_size": 0}', '{"lr": "fast"}'])
+def test_a_bad_file_of_options_is_told(configured, tmp_path, content):
+    told = sentence(configured(content, AE)[0])
+    named = re.findall(r"no_such|batch_size|lr", content)
+    assert (named[0] if named else "c.json") in told and files(tmp_path) == {"c.json"}
+
+
+def test_a_missing_file_of_options_is_named(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "none.json" in sentence(command("train", AE, "--config", "none.json"))
+
+
+# --- what can go wrong ----------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_data_folder_is_told_with_the_remedy(train, tmp_path):
+    assert "homework.data" in sentence(train(AE, data="nowhere"))
+    told = sentence(train(PRIOR, data="nowhere"))
+    assert "tokenized_train.pth" in told and "homework.tokenize" in told and files(tmp_path) == set()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff" + bytes(200), "odd"])
+def test_a_broken_or_odd_picture_is_named(train, tmp_path, data, content):
+    for split in "train", "valid":
+        shutil.copytree(data / split, tmp_path / "d" / split)
+    bad = tmp_path / "d" / "valid" / "003.jpg"
+    if content == "odd":
+        Image.new("RGB", (31, 20)).save(bad)
+    else:
+        bad.write_bytes(content)
+    before = files(tmp_path)
+    assert "003.jpg" in sentence(train(AE, data=tmp_path / "d")) and files(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", {"a": 1}, torch.zeros(2, 3, 4), torch.zeros(5, dtype=torch.int64)])
+def test_a_file_of_tokens_that_is_none_is_named(train, tmp_path, content):
+    (tmp_path / "tokenized_train.pth").write_bytes(content) if isinstance(content, bytes) else checkpoint.write(
+        content, tmp_path / "tokenized_train.pth"
+    )
+    assert "tokenized_train.pth" in sentence(train(PRIOR, data=tmp_path)) and len(files(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("model", [AE, PRIOR])
+def test_a_loss_that_is_no_number_ends_the_run_in_a_sentence(train, tmp_path, model):
+    told = sentence(train(model, lr=1e30, warmup=0, epochs=3, validate_every=30))
+    assert "--lr" in told and "1e+30" in told
+    assert not [f for f in files(tmp_path) if not f.startswith("logs")]
+
+
+@pytest.mark.parametrize("model", [AE, PRIOR])
+def test_weights_that_are_no_numbers_are_never_saved(train, tmp_path, model):
+    """The loss of an update is that of the weights before it: those after it may be lost already."""
+    assert train(model, epochs=0.1).returncode == 0  # a good model lies there
+    before = {f: (tmp_path / f).read_bytes() for f in files(tmp_path) if f.endswith(".pth")}
+    told = sentence(train(model, lr=1e30, warmup=0, validate_every=1))
+    assert "--lr" in told
+    assert {f: (tmp_path / f).read_bytes() for f in files(tmp_path) if f.endswith(".pth")} == before
+
+
+def test_a_full_disk_ends_the_run_in_a_sentence_and_leaves_the_last_save(train, tmp_path, monkeypatch):
+    """The state, with weights and averages and Adam's moments, is the largest file; it stops fitting at update 5."""
+    save, limit = Run.save, [10**9]
+
+    def full(self, finished):
+        with file_size_limit(limit[0]):
+            save(self, finished)
+        limit[0] = 300_000 if self.update >= 4 else limit[0]
+
+    monkeypatch.setattr(Run, "save", full)
+    told = sentence(train(AE, latent_dim=64, validate_every=1))
+    assert ".pth" in told
+    state = checkpoint.read(only(tmp_path, "checkpoints/*.state.pth"))
+    assert state["update"] == 4
+    assert not [f for f in files(tmp_path) if f.endswith(".tmp")]
+    for path in tmp_path.glob("*/*_PatchAutoEncoder.pth"):
+        checkpoint.load(path)
+    monkeypatch.setattr(Run, "save", save)
+    assert train(AE, "--resume").returncode == 0  # and it goes on where there is room again
+
+
+def test_a_disk_that_is_truly_full(arguments, tmp_path, data):
+    """Also for TensorBoard's log, which is written by a thread of its own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting a tiny disk needs rights that this user does not have")
+    try:
+        command = arguments(AE, latent_dim=64, validate_every=1, epochs=20)
+        done = run("-m", "homework.train", *command, cwd=disk)
+        sentence(done)
+        assert not [f for f in files(disk) if f.endswith(".tmp")]
+        for path in disk.glob("*/*PatchAutoEncoder.pth"):
+            checkpoint.load(path)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_it_runs_as_a_program_and_fails_as_one(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "homework.train"], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    assert "--help" in sentence(done) and all(name in done.stderr for name in registry.MODELS)
