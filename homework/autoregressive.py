@@ -10,7 +10,8 @@ from torch.utils.checkpoint import checkpoint as recompute
 from homework import sampling
 from homework.checkpoint import load_reference
 
-# Already known neighbours whose embeddings a place starts from, as (rows up, columns left), nearest first.
+# Already known neighbours whose embeddings a place starts from, as (rows up, columns left), nearest first. The first is
+# the token before it in raster order: to the left, or at the start of a row the last one of the row above.
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (1, 2), (1, -2))
 
 
@@ -105,16 +106,16 @@ class AutoregressiveModel(nn.Module):
     ):
         super().__init__()
         self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        for name in ("d_latent", "n_tokens", "n_layers", "n_heads", "height", "width"):
-            if not isinstance(self.config[name], int) or self.config[name] < 1:
+        for name in ("d_latent", "n_tokens", "n_layers", "n_heads", "height", "width", "neighbours"):
+            if type(self.config[name]) is not int or self.config[name] < 1:
                 raise ValueError(f"{name} is {self.config[name]!r}, but must be a whole number of at least 1.")
         if d_latent % n_heads:
             raise ValueError(f"d_latent is {d_latent}, but must be a multiple of n_heads = {n_heads}; change either.")
         if position not in ("none", "1d", "2d"):
             raise ValueError(f"position is {position!r}, but must be one of none, 1d, 2d.")
-        if not 1 <= neighbours <= len(NEIGHBOURS):
+        if neighbours > len(NEIGHBOURS):
             raise ValueError(f"neighbours is {neighbours!r}, but must be from 1 to {len(NEIGHBOURS)}.")
-        if not 0 <= dropout < 1:
+        if type(dropout) not in (int, float) or not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout!r}, but must be at least 0 and below 1.")
         D = d_latent
         self.n_tokens, self.position, self.recompute = n_tokens, position, recompute
@@ -138,11 +139,14 @@ class AutoregressiveModel(nn.Module):
         """(B,h,w) -> (B,h+2,w+4): two rows above and two columns at either side that hold K, "outside"."""
         return F.pad(grid, (2, 2, 2, 0), value=self.n_tokens)
 
-    def _lookup(self, h: int, w: int, device: torch.device) -> Tensor:
-        """(N, neighbours) int64: where the neighbours of each place stand in a flattened padded grid."""
-        n = torch.arange(h * w, device=device)[:, None]
+    def _lookup(self, h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Where things stand in a flattened padded grid: each place (N,), and its neighbours (N, neighbours); int64."""
+        n = torch.arange(h * w, device=device)
+        own = (n // w + 2) * (w + 4) + n % w + 2
         up, left = torch.tensor(self.neighbours, device=device).T
-        return (n // w + 2 - up) * (w + 4) + n % w + 2 - left
+        around = own[:, None] - up * (w + 4) - left
+        around[1:, 0] = own[:-1]  # at the start of a row too, nothing earlier must stay unseen: the end of the row above
+        return own, around
 
     def _positions(self, h: int, w: int) -> Tensor | float:
         """(N,D): the position embedding of every place of an h x w grid, or 0."""
@@ -158,10 +162,9 @@ class AutoregressiveModel(nn.Module):
 
     def _embed(self, padded: Tensor, lookup: Tensor, positions: Tensor | float) -> Tensor:
         """(B, padded grid) tokens at ``lookup`` (n, neighbours) -> (B,n,D)."""
-        B, (n, m) = len(padded), lookup.shape
-        rows = padded[:, lookup] + torch.arange(m, device=padded.device) * (self.n_tokens + 1)  # (B,n,m)
-        x = F.embedding_bag(rows.view(B * n, m), self.embedding.weight, mode="sum")  # (B,n,m) -> (B*n,m) -> (B*n,D)
-        return x.view(B, n, -1) + positions  # (B*n,D) -> (B,n,D)
+        first_rows = torch.arange(lookup.shape[1], device=padded.device) * (self.n_tokens + 1)
+        rows = padded[:, lookup] + first_rows  # (B,n,neighbours)
+        return self.embedding(rows).sum(dim=2) + positions  # (B,n,neighbours,D) -> (B,n,D)
 
     # --- the whole grid at once, and place by place --------------------------------------------------------------------
 
@@ -169,7 +172,7 @@ class AutoregressiveModel(nn.Module):
         """(B,h,w) int64 in [0,K) -> (logits (B,h,w,K), {}). The logits at n depend on tokens before n alone."""
         B, h, w = tokens.shape
         padded = self._pad(tokens).flatten(1)  # (B,h+2,w+4) -> (B,M)
-        x = self._embed(padded, self._lookup(h, w, tokens.device), self._positions(h, w))
+        x = self._embed(padded, self._lookup(h, w, tokens.device)[1], self._positions(h, w))
         for layer in self.layers:
             x = recompute(layer, x, use_reentrant=False) if self.recompute and self.training else layer(x)
         return self.head(self.norm(x)).view(B, h, w, self.n_tokens), {}  # (B,N,K) -> (B,h,w,K)
@@ -217,10 +220,9 @@ class Steps:
 
     def __init__(self, model: AutoregressiveModel, B: int, h: int, w: int, device: str | torch.device = "cpu"):
         self.model, self.n, self.done = model, 0, 0  # n tokens are known, done places computed
-        self.lookup, self.positions = model._lookup(h, w, torch.device(device)), model._positions(h, w)
+        self.own, self.lookup = model._lookup(h, w, torch.device(device))
+        self.positions = model._positions(h, w)
         self.padded = model._pad(torch.full((B, h, w), model.n_tokens, device=device)).flatten(1)  # (B,h+2,w+4) -> (B,M)
-        self.own = (torch.arange(h, device=device)[:, None] + 2) * (w + 4) + torch.arange(w, device=device) + 2
-        self.own = self.own.flatten()  # (h,w) -> (N,): where each place itself stands in the padded grid
         heads, D = model.config["n_heads"], model.config["d_latent"]
         empty = [torch.empty(2, B, heads, h * w, D // heads, device=device, dtype=model.head.weight.dtype)
                  for _ in model.layers]  # fmt: skip

@@ -112,7 +112,7 @@ class BSQPatchAutoEncoder(PatchAutoEncoder):
         super().__init__(patch_size, latent_dim, latent_dim, encoder_blocks, decoder_blocks, detail)
         self.config = config
         for name in ("commitment_weight", "entropy_weight", "gamma", "inverse_temperature"):
-            if not 0 <= config[name] < float("inf"):
+            if type(config[name]) not in (int, float) or not 0 <= config[name] < float("inf"):
                 raise ValueError(f"{name} is {config[name]!r}, but must be a number of at least 0.")
         self.bsq = BSQ(codebook_bits, latent_dim)
         self.n_tokens = 2**codebook_bits

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from homework import checkpoint, cli
-from homework.data import ImageDataset, image_paths, to_uint8
+from homework.data import ImageDataset, to_uint8
 from homework.generation import decode, load_pair, save_images
+from homework.images import image_paths
 
 BATCH = 32  # images that go through a model at once
 

@@ -5,8 +5,7 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
-from conftest import GRID, K, TINY, build
+from conftest import GRID, TINY, K, build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -189,7 +188,10 @@ def test_generating_does_without_dropout_and_leaves_the_mode_as_it_was():
     assert model.training and not model.eval().training
 
 
-@pytest.mark.parametrize("position, size", [("2d", (5, 6)), ("2d", (4, 7)), ("2d", (1, 24)), ("1d", (5, 5)), ("1d", (1, 25))])
+TOO_LARGE = [("2d", (5, 6)), ("2d", (4, 7)), ("2d", (1, 24)), ("1d", (5, 5)), ("1d", (1, 25))]
+
+
+@pytest.mark.parametrize("position, size", TOO_LARGE)
 def test_too_large_a_grid_is_told_with_the_remedy(position, size):
     model = prior(position=position)
     for call in (lambda: model(grids(1, *size)), lambda: model.generate(1, *size)):

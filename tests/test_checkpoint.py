@@ -139,7 +139,8 @@ WRONG = {
 @pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
 def test_wrong_contents_are_refused(change, tmp_path):
     path = tmp_path / "x.pth"
-    checkpoint.write({"model": NAME, "config": MODEL.config, "state_dict": dict(MODEL.state_dict()), "meta": {}} | change, path)
+    right = {"model": NAME, "config": MODEL.config, "state_dict": dict(MODEL.state_dict()), "meta": {}}
+    checkpoint.write(right | change, path)
     with pytest.raises(ValueError) as error:
         checkpoint.load(path)
     assert str(error.value).count("\n") == 0

@@ -1,12 +1,13 @@
 """``python -m homework.generation``: files, seeds, completion, and what it says when it cannot."""
 
+import importlib
 import inspect
 import re
 
 import numpy as np
 import pytest
 import torch
-from conftest import GRID, K, SIZE, build, file_size_limit, files, run, sentence
+from conftest import GRID, SIZE, K, build, file_size_limit, files, run, sentence
 from PIL import Image
 
 from homework import checkpoint, cli, generation
@@ -225,10 +226,10 @@ def check_help(text: str, function) -> None:
 @pytest.mark.parametrize("module", ["train", "tokenize", "generation"])
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_names_every_option_with_its_default(command, module, flag):
-    __import__(f"homework.{module}")
     done = command(module, flag)
     assert done.returncode == 0
-    check_help(done.stdout, getattr(__import__("sys").modules[f"homework.{module}"], module.replace("generation", "generate")))
+    functions = vars(importlib.import_module(f"homework.{module}"))
+    check_help(done.stdout, functions["generate" if module == "generation" else module])
 
 
 @pytest.mark.parametrize("name", ["download", "import"])

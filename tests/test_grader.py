@@ -144,7 +144,7 @@ def grade(folder, *arguments):
     # as for a user: from another folder than the checkout
     return subprocess.run([sys.executable, "-m", "grader", *map(str, arguments)], cwd=folder, text=True,
                           capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder)},
-                          timeout=200)  # fmt: skip
+                          timeout=1200)  # fmt: skip
 
 
 # --- points ----------------------------------------------------------------------------------------------------------
@@ -521,7 +521,7 @@ def run(tmp_path):
     (tmp_path / "submission").mkdir()
     (tmp_path / "submission/faults.py").write_text(FAULTS)
 
-    def run(name, time_limit=60, **arguments):
+    def run(name, time_limit=300, **arguments):
         scratch = tmp_path / f"scratch-{name}"
         return sandbox.run(f"faults:{name}", arguments, tmp_path / "submission", scratch, time_limit)
 
@@ -589,7 +589,7 @@ def test_forks(run, tmp_path):
     assert run("twice").value == {"n": 1}
     assert run("linger").value == {"n": 1}
     assert not left_behind(tmp_path)
-    outcome = run("bomb", time_limit=20)
+    outcome = run("bomb")
     assert outcome.value is None and "no more than 32 forks" in outcome.output
     assert not left_behind(tmp_path)
 
@@ -713,10 +713,10 @@ def test_stopping_the_grader_leaves_nothing(tmp_path, images):
                                env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
                                stdout=subprocess.PIPE)  # fmt: skip
     process.stdout.readline()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not left_behind(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 143
+    assert process.wait(300) == 143
     assert sorted(path.name for path in tmp_path.iterdir()) == ["homework"]
     assert not left_behind(tmp_path)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from conftest import K, TINY, batch_for, build
+from conftest import TINY, K, batch_for, build
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
