@@ -24,7 +24,7 @@ def bench(*parts: str) -> None:
     for part in parts:
         if part not in PARTS:
             raise ValueError(f"There is no part {part!r}; the parts are {', '.join(PARTS)}.")
-    os.environ["TQDM_DISABLE"] = "1"
+    cli.pick_device("cpu")  # keeps memory, as in every command
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads")
     for model in ("BSQPatchAutoEncoder", "AutoregressiveModel"):
         print(describe(model))

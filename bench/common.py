@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from homework import checkpoint
-from homework.data import image_paths
+from homework.images import image_paths
 from homework.registry import model_class
 
 SOURCES = ("data/train", "data/valid", "data/sample")

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from bench.common import Line, compare
-from homework.data import ImageDataset, read_image, to_float
+from homework.data import ImageDataset, to_float
+from homework.images import read_image
 
 BATCH = 64
 

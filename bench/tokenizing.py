@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from bench.common import Line, compare, load
-from homework.data import image_paths, read_image, to_float
+from homework.data import to_float
+from homework.images import image_paths, read_image
 from homework.tokenize import encode_files
 
 N, BATCH = 192, 64

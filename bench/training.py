@@ -17,7 +17,7 @@ import torch
 
 from bench import feeding
 from bench.common import Line, checkpoint_path, load
-from homework import checkpoint, train
+from homework import checkpoint, cli, train
 
 BATCH, WARM_UP, UPDATES = 16, 2, 6
 WAYS = {
@@ -53,7 +53,7 @@ def child(name: str, way: str, folder: Path) -> dict[str, float]:
 def updates(name: str, way: str) -> dict[str, float]:
     """Measures in this process, with data/ in the current folder."""
     if way == "plain":
-        train.keep_memory = lambda: None
+        cli.keep_memory = lambda: None
     path = checkpoint_path(name)
     settings = {k: p.default for k, p in inspect.signature(train.train).parameters.items() if k not in ("resume", "config")}
     settings |= {"model": str(path) if path.is_file() else name, "options": {}, "batch_size": BATCH, "device": "cpu"}

@@ -95,7 +95,7 @@ def load(path: str | Path, name: str | None = None) -> torch.nn.Module:
     try:
         model = model_class(data["model"])(**data["config"])
         model.load_state_dict(data["state_dict"])
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} does not fit this version's {data['model']}: {str(error).splitlines()[-1]}") from error
     model.meta = data.get("meta", {})
     return model.eval()

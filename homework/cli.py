@@ -3,11 +3,14 @@
 import contextlib
 import ctypes
 import functools
+import inspect
 import io
+import itertools
 import json
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import fire
@@ -46,8 +49,9 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def with_config(arguments: list[str]) -> list[str]:
-    """Replaces ``--config FILE`` by the options in that JSON object, but for those that the command line names itself.
+def with_config(arguments: list[str], parameters: Iterable[str]) -> list[str]:
+    """Replaces ``--config FILE`` by the options in that JSON object, but for those that the command line gives itself, by
+    name or, as the first of the command's ``parameters``, by place.
 
     ValueError if the file is not one JSON object; OSError if it cannot be read.
     """
@@ -62,8 +66,10 @@ def with_config(arguments: list[str]) -> list[str]:
     if not isinstance(options, dict):
         raise ValueError(f"{path} must hold one JSON object, options by name.")
     rest = arguments[:at] + arguments[at + used :]
-    named = {a.split("=")[0].lstrip("-").removeprefix("no") for a in rest} | {a.split("=")[0].lstrip("-") for a in rest}
-    return rest + [f"--{k}={v!r}" for k, v in options.items() if k not in named]
+    given = {a.split("=")[0].lstrip("-").replace("-", "_") for a in rest}
+    given |= {name.removeprefix("no") for name in given}  # --noaugment
+    given |= {name for name, a in zip(parameters, itertools.takewhile(lambda a: a[:1] != "-", rest), strict=False)}
+    return rest + [f"--{k}={v!r}" for k, v in options.items() if k not in given]
 
 
 def main(name: str, command) -> None:
@@ -87,15 +93,16 @@ def main(name: str, command) -> None:
     if {"-h", "--help"} & set(arguments):  # Fire wants its own flags behind a lone "--"
         arguments = [a for a in arguments[:1] if isinstance(command, dict) and a in command] + ["--", "--help"]
     os.environ.setdefault("PAGER", "cat")
+    fire.helptext.LINE_LENGTH = 240  # Fire cuts off defaults of half of this
     said = io.StringIO()
     try:
-        arguments = with_config(arguments)
+        arguments = with_config(arguments, () if isinstance(command, dict) else inspect.signature(command).parameters)
         with contextlib.redirect_stderr(said):
             fire.Fire(recorded, command=arguments, name=name)
     except fire.core.FireExit as stop:
         if stop.code == 0:  # --help: Fire writes it to stderr, but a reader pipes stdout
             try:
-                print(re.sub(r"\x1b\[\d*m", "", said.getvalue()).split("\n", 2)[-1].strip(), flush=True)
+                print(re.sub(r"\x1b\[\d*m", "", said.getvalue()).strip(), flush=True)
             except BrokenPipeError:  # the reader, as head, has seen enough
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return

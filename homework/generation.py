@@ -45,6 +45,9 @@ def generate(
         image_size: HEIGHTxWIDTH of the images in pixels; --complete resizes and crops its image to it.
         device: auto, cpu, cuda or mps.
     """
+    tokenizer, autoregressive, output_path = map(str, (tokenizer, autoregressive, output_path))  # Fire takes 7 for a number
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"--seed is {seed!r}, but must be a whole number.")
     if isinstance(n_images, bool) or not isinstance(n_images, int) or n_images < 1:
         raise ValueError(f"N_IMAGES is {n_images!r}, but must be a whole number of at least 1.")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:

@@ -176,14 +176,14 @@ def test_a_grid_larger_than_the_priors_is_told_with_the_remedy(command):
     assert "8x6" in told and "4x6" in told and "--height" in told
 
 
-@pytest.mark.parametrize("size", ["20", "0x30", "20x30x3", "axb", "-20x30"])
+@pytest.mark.parametrize("size", ["20", "20x0", "20x30x3", "axb", "-20x30"])
 def test_a_bad_image_size_is_named(command, size):
     told = sentence(command("generation", "t.pth", "p.pth", 1, "out", f"--image_size={size}"))
     assert size in told and "HEIGHTxWIDTH" in told
 
 
 def test_a_missing_or_broken_picture_to_complete_is_named(generate, folder):
-    assert "none.jpg" in sentence(generate("t.pth", "p.pth", 1, "out", "--complete", "none.jpg"))
+    assert "none.jpg" in sentence(generate("t.pth", "p.pth", 1, "out", "--complete", "none.jpg", "--rows", 1))
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff" + bytes(100))
     assert "broken.jpg" in sentence(generate("t.pth", "p.pth", 1, "out", "--complete", "broken.jpg", "--rows", 1))
 
@@ -212,6 +212,7 @@ def test_missing_and_unknown_arguments_point_to_the_help(command, folder, argume
 def check_help(text: str, function) -> None:
     """Every argument is there, with its default and a line of its own about what it is."""
     described = inspect.getdoc(function)
+    assert described.splitlines()[0][:40] in text  # what the command does
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             assert name in text.lower()
@@ -220,7 +221,7 @@ def check_help(text: str, function) -> None:
         else:
             option = re.search(rf"--{name}=.*\n(.*\n)*?.*Default: {re.escape(repr(parameter.default))}", text)
             assert option, f"--{name} and its default {parameter.default!r}"
-        assert re.search(rf"^ +(\w+, )*{name}(, \w+)*: \S", described, re.M), f"{name} is not described"
+        assert re.search(rf"^ *(\w+, )*{name}(, \w+)*: \S", described, re.M), f"{name} is not described"
 
 
 @pytest.mark.parametrize("module", ["train", "tokenize", "generation"])

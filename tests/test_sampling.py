@@ -39,7 +39,7 @@ def test_frequencies_are_the_probabilities(temperature, options):
 
 def test_many_small_probabilities_are_drawn_evenly():
     """A thousand tokens, the last as often as the first: sums of many small numbers lose nothing."""
-    tokens = sample(torch.zeros(100_000, 1000), generator=seeded(1))
+    tokens = sample(torch.zeros(20_000, 1000), generator=seeded(1))
     assert chi_square(tokens, torch.full((1000,), 1e-3)) < 1143  # 999 degrees of freedom, 1 in 1000
 
 
