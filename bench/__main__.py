@@ -1,5 +1,7 @@
 """Measures the fast ways beside the plain ones, in one run: ``python -m bench [PART ...]``. See ``--help``."""
 
+import contextlib
+import io
 import os
 import platform
 import tempfile
@@ -34,11 +36,16 @@ def bench(*parts: str) -> None:
         copy_images(data / "valid", training.BATCH)
         print(f"images: {N_IMAGES} from {source}\n")
         print(f"{'images/s':<48}{'here':>10}{'plainly':>10}{'ratio':>8}   here | plainly", flush=True)
-        for part in parts or PARTS:
-            for line in PARTS[part].measure(data):
-                rates = f"{line.fast:>10,.4g}{line.plain:>10,.4g}{line.fast / line.plain:>8.3g}"
-                print(f"{line.what:<48}{rates}   {line.ways}")
-                print("".join(f"  {note}\n" for note in line.notes), end="", flush=True)
+        with contextlib.redirect_stderr(io.StringIO()):  # progress bars would run into the table
+            for part in parts or PARTS:
+                for line in PARTS[part].measure(data):
+                    rates = f"{rate(line.fast):>10}{rate(line.plain):>10}{line.fast / line.plain:>8.3g}"
+                    print(f"{line.what:<48}{rates}   {line.ways}")
+                    print("".join(f"  {note}\n" for note in line.notes), end="", flush=True)
+
+
+def rate(x: float) -> str:
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
 if __name__ == "__main__":

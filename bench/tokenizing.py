@@ -1,5 +1,6 @@
 """Files to tokens in batches, with the next one being decoded meanwhile, beside one image after the other."""
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import torch
 from bench.common import Line, compare, load
 from homework.data import to_float
 from homework.images import image_paths, read_image
-from homework.tokenize import encode_files
+from homework.tokenize import encode_files, tokenize
 
-N, BATCH = 192, 64
+N = 192
+BATCH = inspect.signature(tokenize).parameters["batch_size"].default
 
 
 @torch.inference_mode()
@@ -21,4 +23,5 @@ def one_by_one(model: torch.nn.Module, paths: list[str]) -> dict:
 def measure(data: Path) -> Iterator[Line]:
     model, paths = load("BSQPatchAutoEncoder"), image_paths("train", data)[:N]
     fast, plain = compare(lambda: encode_files(model, paths, BATCH), lambda: one_by_one(model, paths), repeats=3)
-    yield Line(f"tokenizing {len(paths)} files", len(paths) / fast, len(paths) / plain, "homework.tokenize | one by one")
+    what, ways = f"tokenizing {len(paths)} files, batch {BATCH}", "homework.tokenize | one by one"
+    yield Line(what, len(paths) / fast, len(paths) / plain, ways)

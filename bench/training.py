@@ -42,7 +42,8 @@ def measure(data: Path) -> Iterator[Line]:
 def child(name: str, way: str, folder: Path) -> dict[str, float]:
     """Seconds of an "update", and of the "feeding" in it; measured in a process of its own that works in ``folder``."""
     root = str(Path(__file__).parents[1])
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    env = os.environ | {"PYTHONPATH": path, "TQDM_DISABLE": "1"}
     command = [sys.executable, "-m", "bench.training", name, way]
     done = subprocess.run(command, cwd=folder, env=env, stdout=subprocess.PIPE, text=True)
     if done.returncode:

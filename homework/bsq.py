@@ -1,10 +1,12 @@
 """Binary Spherical Quantization (Zhao, Xiong and Krähenbühl, arXiv 2406.07548), and the tokenizer built on it."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from homework.ae import PatchAutoEncoder
+from homework.ae import Conv, PatchAutoEncoder
 from homework.checkpoint import load_reference
 
 
@@ -78,6 +80,26 @@ class BSQ(nn.Module):
         return (2 * bits - 1).to(self.up.weight.dtype)
 
 
+class RatePredictor(nn.Module):
+    """Foretells each bit from the codes of earlier places: a small causal context model (Minnen, Ballé and Toderici,
+    arXiv 1809.02736, section 3), which stands in for a prior while a tokenizer is being trained."""
+
+    def __init__(self, codebook_bits: int, hidden: int = 64, kernel: int = 5):
+        super().__init__()
+        self.context = Conv(codebook_bits, hidden, kernel, padding=kernel // 2)
+        self.out = nn.Linear(hidden, codebook_bits)
+        known = torch.arange(kernel * kernel).view(kernel, kernel) < kernel * kernel // 2  # before the middle, row by row
+        self.register_buffer("known", known, persistent=False)
+
+    def forward(self, code: Tensor) -> Tensor:
+        """(B,h,w,L) of -1 and +1 -> bits (B,h,w) that each code costs. Its gradient, passed on by diff_sign, draws a bit
+        that was not expected towards what was."""
+        with_known = self.context.weight * self.known  # (hidden,L,kernel,kernel)
+        x = F.conv2d(code.permute(0, 3, 1, 2), with_known, self.context.bias, padding=self.context.padding)
+        logits = self.out(F.gelu(x.permute(0, 2, 3, 1)))  # (B,hidden,h,w) -> (B,h,w,L)
+        return F.softplus(-code * logits).sum(dim=-1) / math.log(2)
+
+
 class BSQPatchAutoEncoder(PatchAutoEncoder):
     """A tokenizer: the patch auto-encoder with BSQ in its waist.
 
@@ -92,6 +114,8 @@ class BSQPatchAutoEncoder(PatchAutoEncoder):
         entropy_weight: of the entropy loss E[H(q(u))] - gamma H(E[q(u)]) in nats, which wants sure bits, all of them used;
             0 for none.
         gamma: weight of its second term.
+        rate_weight: of the bits of a token that a RatePredictor cannot foretell, beside the mean squared error: trades
+            error for tokens that are cheaper under a prior (entropy-constrained quantization); 0 for none.
         inverse_temperature: tau, how sharply q(bit = 1 | u) = sigmoid(2 tau u / sqrt(L)) follows u.
     """
 
@@ -100,21 +124,23 @@ class BSQPatchAutoEncoder(PatchAutoEncoder):
         patch_size: int = 5,
         latent_dim: int = 128,
         codebook_bits: int = 10,
-        encoder_blocks: int = 4,
-        decoder_blocks: int = 6,
+        encoder_blocks: int = 2,
+        decoder_blocks: int = 4,
         detail: int = 16,
         commitment_weight: float = 0.0,
         entropy_weight: float = 0.0,
         gamma: float = 1.0,
         inverse_temperature: float = 100.0,
+        rate_weight: float = 0.0,
     ):
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__(patch_size, latent_dim, latent_dim, encoder_blocks, decoder_blocks, detail)
         self.config = config
-        for name in ("commitment_weight", "entropy_weight", "gamma", "inverse_temperature"):
+        for name in ("commitment_weight", "entropy_weight", "gamma", "inverse_temperature", "rate_weight"):
             if type(config[name]) not in (int, float) or not 0 <= config[name] < float("inf"):
                 raise ValueError(f"{name} is {config[name]!r}, but must be a number of at least 0.")
         self.bsq = BSQ(codebook_bits, latent_dim)
+        self.rate = RatePredictor(codebook_bits) if rate_weight else None
         self.n_tokens = 2**codebook_bits
 
     def encode(self, x: Tensor) -> Tensor:
@@ -143,7 +169,7 @@ class BSQPatchAutoEncoder(PatchAutoEncoder):
         u = self.bsq.project(super().encode(x))
         code = diff_sign(u)
         x_hat = self.decode(code)[..., : x.shape[-3], : x.shape[-2], :]
-        return x_hat, {**self._usage(code.detach()), **self._losses(u)}
+        return x_hat, {**self._usage(code.detach()), **self._losses(u, code)}
 
     def _usage(self, code: Tensor) -> dict[str, Tensor]:
         counts = self.bsq._code_to_index(code).flatten().unique(return_counts=True)[1]
@@ -151,7 +177,7 @@ class BSQPatchAutoEncoder(PatchAutoEncoder):
         entropy = -(p * p.log2()).sum()
         return {"usage": torch.tensor(len(p) / self.n_tokens), "entropy": entropy, "perplexity": 2**entropy}
 
-    def _losses(self, u: Tensor) -> dict[str, Tensor]:
+    def _losses(self, u: Tensor, code: Tensor) -> dict[str, Tensor]:
         c, losses, scale = self.config, {}, self.bsq.codebook_bits**-0.5
         if c["commitment_weight"]:
             distance = (u - diff_sign(u).detach() * scale).square().sum(dim=-1).mean()
@@ -160,4 +186,7 @@ class BSQPatchAutoEncoder(PatchAutoEncoder):
             q = torch.sigmoid(2 * c["inverse_temperature"] * scale * u).flatten(0, -2)  # (...,L) -> (n,L)
             sure, used = binary_entropy(q).sum(dim=-1).mean(), binary_entropy(q.mean(dim=0)).sum()
             losses["entropy_loss"] = c["entropy_weight"] * (sure - c["gamma"] * used)
+        if self.rate is not None:
+            bits = self.rate(code.reshape(-1, *code.shape[-3:])).mean()  # (...,h,w,L) -> (B,h,w,L)
+            losses |= {"bits_per_token": bits.detach(), "rate_loss": c["rate_weight"] * bits}
         return losses

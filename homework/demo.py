@@ -18,7 +18,7 @@ from homework.data import ImageDataset, to_uint8
 from homework.generation import decode, load_pair, save_images
 from homework.images import image_paths
 
-BATCH = 32  # images that go through a model at once
+BATCH = 16  # images that go through a model at once; with many more, a processor's caches overflow
 
 
 def demo(
@@ -184,7 +184,7 @@ p b { color: var(--ink); }
 .numbers b { display: block; font-size: 1.5rem; color: var(--accent); line-height: 1.3; font-variant-numeric: tabular-nums; }
 .row, .grid { display: grid; gap: .75rem; }
 .row { grid-template-columns: repeat(5, 1fr); }
-.grid { grid-template-columns: repeat(auto-fill, minmax(12rem, 1fr)); }
+.grid { grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); }
 figure { margin: 0; min-width: 0; }
 figcaption { font-size: .8rem; line-height: 1.35; color: var(--soft); margin-top: .35rem; }
 figcaption b { display: block; color: var(--ink); }
@@ -223,7 +223,7 @@ def page(facts: dict) -> str:
         (f"{psnr(mse_coded):.1f} dB", "tokenizer's PSNR"),
         (f"{bits:,.0f} bits", f"an image under the prior, {raw:,.0f} without"),
         (f"{used:,} codes", f"in use, of {K:,}"),
-        (f"{total:.1f} s", "for all of this page"),
+        (f"{total:.1f} s", "of computing, all steps together"),
     )
     rows = "\n".join(
         f'<article class="card"><h3>{names[i]}</h3><div class="row">'
@@ -289,11 +289,11 @@ how often each code occurs, the most frequent first, on a logarithmic scale.</p>
 The {kind} stands beside it for scale, but keeps more of the image than the tokens do.</p>
 <div class="card scroll">{sizes_table}</div>
 <h2>Generated images</h2>
-<p>Nobody photographed these: the prior drew them token by token, left to right and top to bottom, each token at random with
+<p>These are new: the prior drew their tokens one by one, left to right and top to bottom, each token at random with
 the probability that the prior gives it, and the tokenizer painted them (seed {facts["seed"]}).</p>
 <div class="grid">{generated}</div>
 <h2>Times</h2>
-<p>Seconds that each step took for all {n} images on this computer.</p>
+<p>Seconds that each step took, for all {n} images, on the computer that made this page.</p>
 <div class="card scroll">{times}</div>
 </main>
 </body>

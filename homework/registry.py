@@ -24,10 +24,10 @@ def build(cls: type, options: dict, defaults: dict, base=None):
         cls: one of the table's classes.
         options: arguments of its constructor.
         defaults: more of them, from the data; those that it does not know are left out.
-        base: a trained model to take instead of a new one, if all options agree with it.
+        base: a trained model whose weights to start from; the options may change what has no weights, or add to them.
     Raises:
         ValueError: an option is unknown (the known ones are listed), has a value that the constructor refuses, or
-            disagrees with ``base``.
+            gives tensors another shape than ``base`` has.
     """
     known = list(inspect.signature(cls).parameters)
     unknown = [k for k in options if k not in known]
@@ -40,8 +40,15 @@ def build(cls: type, options: dict, defaults: dict, base=None):
             return cls(**wanted)
         except TypeError as error:
             raise ValueError(f"An option of {cls.__name__} has a value of the wrong kind: {error}.") from error
+    try:
+        model = cls(**base.config | {k: v for k, v in wanted.items() if k in options})
+        model.load_state_dict(base.state_dict(), strict=False)  # what an option adds or takes away may differ
+    except (RuntimeError, TypeError):
+        model = None
     for k, v in wanted.items():
-        if base.config[k] != v and (k in options or k == "n_tokens"):
+        if base.config[k] != v and (model is None or k == "n_tokens"):
             raise ValueError(f"The checkpoint has {k} = {base.config[k]}, but {v} is needed here; train a new "
                              f"{cls.__name__} instead of going on from it.")  # fmt: skip
-    return base
+    if model is None:
+        raise ValueError("The checkpoint does not fit the options.")
+    return model

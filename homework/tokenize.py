@@ -23,7 +23,7 @@ def tokenize(
     tokenizer: str,
     output: str,
     *images: str,
-    batch_size: int = 64,
+    batch_size: int = 16,
     image_size: str | None = None,
     skip_bad: bool = False,
     device: str = "auto",

@@ -27,7 +27,7 @@ CONTINUED = ("name", "update", "seconds", "measures", "sums")  # what a run tell
 def train(
     model: str,
     epochs: float = 5,
-    batch_size: int = 64,
+    batch_size: int = 16,
     accumulate: int = 1,
     lr: float = 1e-3,
     warmup: int = 100,
@@ -79,8 +79,9 @@ def train(
         compile: torch.compile the loss, for CUDA.
         options: arguments of the model's constructor.
     """
+    data, tokenizer = str(data), str(tokenizer)  # Fire takes 2026 for a number
     settings = {k: v for k, v in locals().items() if k not in ("resume", "config", "options")} | {"options": options}
-    check(settings)
+    check(settings | {"resume": resume})
     Run(settings, resume).fit()
 
 
@@ -92,16 +93,32 @@ def check(settings: dict) -> None:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
             raise ValueError(f"--{name} is {value!r}, but must be a whole number of at least {low}.")
     for name in ("epochs", "lr", "clip", "save_every"):
-        if not isinstance(settings[name], int | float) or not 0 < settings[name] < math.inf:
+        if type(settings[name]) not in (int, float) or not 0 < settings[name] < math.inf:
             raise ValueError(f"--{name} is {settings[name]!r}, but must be a number above 0.")
     for name in ("ema", "weight_decay"):
-        if not isinstance(settings[name], int | float) or not 0 <= settings[name] < 1:
+        if type(settings[name]) not in (int, float) or not 0 <= settings[name] < 1:
             raise ValueError(f"--{name} is {settings[name]!r}, but must be at least 0 and below 1.")
+    for name in ("augment", "resume", "bf16", "compile"):
+        if not isinstance(settings[name], bool):
+            raise ValueError(f"--{name} is {settings[name]!r}, but must be True or False.")
 
 
 def generator(*numbers: int) -> torch.Generator:
     """A CPU generator whose seed is a hash of ``numbers``, so that a draw depends on its place alone, not on the past."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1)
+
+
+def new_name(model: str) -> str:
+    """The present time and the model's name; claimed by making the log's folder, as two runs may start in one second."""
+    while True:
+        name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{model}"
+        try:
+            Path("logs", name).mkdir(parents=True)
+            return name
+        except FileExistsError:
+            if not Path("logs", name).is_dir():
+                raise
+            time.sleep(0.1)
 
 
 class Loss(nn.Module):
@@ -115,6 +132,14 @@ class Loss(nn.Module):
         return self.model.loss(batch)
 
 
+def read_state(path: Path) -> dict:
+    """What :meth:`Run.save` wrote beside a checkpoint, to resume from; ValueError if the file holds something else."""
+    state = checkpoint.read(path)
+    if not isinstance(state, dict) or not {"settings", "group", "class", "config", "optimizer", *CONTINUED} <= state.keys():
+        raise ValueError(f"{path} holds no state of a training; leave --resume out.")
+    return state
+
+
 class Run:
     """One training run.
 
@@ -124,7 +149,7 @@ class Run:
 
     def __init__(self, settings: dict, resume: bool = False):
         device, save_every = settings["device"], settings["save_every"]
-        state = checkpoint.read(checkpoint.find_state(settings["model"])) if resume else None
+        state = read_state(checkpoint.find_state(settings["model"])) if resume else None
         self.settings = s = state["settings"] if state else settings
         self.save_seconds = 60 * save_every
         self.device = distributed.setup(cli.pick_device(device))
@@ -133,6 +158,8 @@ class Run:
         base = checkpoint.load(s["model"]) if str(s["model"]).endswith(".pth") and not state else None
         cls = type(base) if base else model_class(state["class"] if state else str(s["model"]))
         datasets = DATASETS[cls.data]
+        if s["image_size"] is not None and cls.data == "tokens":
+            raise ValueError("--image_size is for images; tokens have the size that homework.tokenize gave them.")
         extra = {} if s["image_size"] is None else {"image_size": cli.parse_size(s["image_size"])}
         self.train_data = datasets("train", root=s["data"], **extra)
         self.valid_data = datasets("valid", root=s["data"], **extra)
@@ -158,10 +185,10 @@ class Run:
             self.loss = nn.parallel.DistributedDataParallel(self.loss, device_ids=ids)
 
         self.update, self.seconds, self.measures, self.sums = 0, 0.0, {}, {}
-        self.name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{cls.__name__}"
         if state:
             self.restore(state)
-        self.name = distributed.broadcast(self.name)
+        else:
+            self.name = distributed.broadcast(new_name(cls.__name__) if self.rank == 0 else None)
         self.path = Path("checkpoints") / f"{self.name}.pth"
         self.state_path, self.writer = self.path.with_suffix(".state.pth"), None
         if self.rank == 0:
@@ -185,7 +212,8 @@ class Run:
                 self.update += 1
                 self.seconds = time.time() - started
                 self.bar.update(self.group)
-                last, tick = self.update == self.updates, self.update % LOG_EVERY == 0
+                last = self.update == self.updates
+                tick = last or self.update % LOG_EVERY == 0
                 validates = last or self.update % validate_every == 0
                 if tick:
                     self.log()
@@ -197,7 +225,8 @@ class Run:
                     self.save(last)
                     saved = time.time()
                 if stop and not last:
-                    tqdm.write(f"Saved at update {self.update} of {self.updates}; --resume goes on from here.", sys.stderr)
+                    if self.rank == 0:
+                        tqdm.write(f"Saved at update {self.update} of {self.updates}; --resume goes on.", sys.stderr)
                     raise KeyboardInterrupt
         finally:
             self.bar.close()
@@ -239,7 +268,7 @@ class Run:
                     losses = self.loss(batch)
                 (losses["loss"] / s["accumulate"]).backward()
             measures = {k: measures.get(k, 0) + v.detach() / s["accumulate"] for k, v in losses.items()}
-        nn.utils.clip_grad_norm_(self.model.parameters(), s["clip"])
+        measures["gradient_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), s["clip"]).detach()
         self.optimizer.step()
         if s["ema"]:
             self.update_average()
@@ -269,19 +298,20 @@ class Run:
 
     def log(self) -> None:
         """Writes the mean measures since the last call; ValueError if the loss is not finite."""
-        self.check_finite()
-        means = {k: float(v) / LOG_EVERY for k, v in self.sums.items()}
+        self.check_finite(self.sums)
+        n = (self.update - 1) % LOG_EVERY + 1  # the last call was at a multiple of LOG_EVERY
+        means = {k: float(v) / n for k, v in self.sums.items()}
         self.sums = {}
         self.bar.set_postfix(loss=f"{means['loss']:.4g}", refresh=False)
         if self.writer:
             for k, v in means.items():
                 self.writer.add_scalar(f"train/{k}", v, self.update)
-            self.writer.add_scalar("train/learning_rate", self.learning_rate(), self.update)
+            self.writer.add_scalar("train/learning_rate", self.optimizer.param_groups[0]["lr"], self.update)
             self.writer.add_scalar("train/images_per_second", self.update * self.group / self.seconds, self.update)
 
-    def check_finite(self) -> None:
-        """ValueError if a loss since the last log is not a number: nothing is logged or saved after it."""
-        if not math.isfinite(float(self.sums.get("loss", 0.0))):
+    def check_finite(self, measures: dict[str, Tensor | float]) -> None:
+        """ValueError if the loss or the gradient is not a number: nothing is logged or saved after it."""
+        if not all(math.isfinite(measures.get(k, 0.0)) for k in ("loss", "gradient_norm")):
             kept = "--resume goes on from the last save" if self.state_path.is_file() else "nothing was saved yet"
             raise ValueError(f"The loss is not a finite number any more at update {self.update}; {kept}. Start again with a "
                              f"lower --lr (it is {self.settings['lr']}) or a longer --warmup.")  # fmt: skip
@@ -299,6 +329,7 @@ class Run:
             return
         keys = set().union(*shares)
         self.measures = {k: sum(s.get(k, 0.0) for s in shares) / self.n_valid for k in sorted(keys)}
+        self.check_finite(self.measures)
         for k, v in self.measures.items():
             self.writer.add_scalar(f"valid/{k}", v, self.update)
         first = torch.arange(min(8, self.n_valid))
@@ -310,13 +341,13 @@ class Run:
         if not hasattr(self, "_decoder"):
             path = Path(self.settings["tokenizer"])
             self._decoder = checkpoint.load(path).to(self.device) if path.is_file() else None
-        if self._decoder is not None and self._decoder.n_tokens == self.model.n_tokens:
+        if hasattr(self._decoder, "decode_index") and self._decoder.n_tokens == self.model.n_tokens:
             return (self._decoder.decode_index(grids) + 0.5).clamp(0, 1).permute(0, 3, 1, 2)
         return (grids / self.model.n_tokens)[:, None].expand(-1, 3, -1, -1).float()
 
     def save(self, finished: bool) -> None:
         """Writes the averaged model, and beside it what --resume needs; a finished run needs that no more."""
-        self.check_finite()
+        self.check_finite(self.sums)
         if self.rank:
             return
         command = " ".join(["python -m homework.train", *sys.argv[1:]])
@@ -339,8 +370,11 @@ class Run:
                              f"resume it on as many processes as before.")  # fmt: skip
         for name in CONTINUED:
             setattr(self, name, state[name])
-        for name in ("model", "average", "optimizer"):
-            getattr(self, name).load_state_dict(state[name])
+        try:
+            for name in ("model", "average", "optimizer"):
+                getattr(self, name).load_state_dict(state[name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ValueError(f"checkpoints/{self.name}.state.pth does not fit this version's {state['class']}.") from error
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def naive_sampler(model, B, h, w, prefix=None, **options) -> torch.Tensor:
 @pytest.mark.parametrize("neighbours", range(1, len(NEIGHBOURS) + 1))
 @pytest.mark.parametrize("n_layers", [1, 2])
 def test_a_token_moves_later_places_alone(position, neighbours, n_layers):
-    """Every token of the grid is changed in turn: no logit at it or before it moves, the next place's do."""
+    """Every token of the grid is changed in turn: no logit at it or before it moves, all later ones do."""
     model, grid = prior(position=position, neighbours=neighbours, n_layers=n_layers), grids(1)
     N = grid.numel()
     changed = grid.flatten().repeat(N, 1)  # row t: token t is another one
@@ -61,9 +61,7 @@ def test_a_token_moves_later_places_alone(position, neighbours, n_layers):
     moved = (after - before).abs().amax(dim=-1)  # [t, n]: how far the logits at n follow token t
     for t in range(N):
         assert moved[t, : t + 1].max() <= 1e-6, f"token {t} is seen at {int(moved[t, : t + 1].argmax())}"
-        # the token to the left alone never tells of the last column
-        if t + 1 < N and not (neighbours == 1 and t % GRID[1] == GRID[1] - 1):
-            assert moved[t, t + 1 :].max() > 1e-4, f"token {t} is never seen"
+        assert t + 1 == N or moved[t, t + 1 :].min() > 1e-6, f"token {t} is not seen at all later places"
 
 
 @every_mode
@@ -77,12 +75,7 @@ def test_gradients_come_from_earlier_tokens_alone(position):
         (g,) = torch.autograd.grad(logits[n].square().sum(), model.embedding.weight)
         g = g.view(len(model.neighbours), N + 1, -1).abs().sum(dim=(0, 2))  # by token: (m,K+1,D) -> (K+1)
         assert (g[grid[n:]] == 0).all(), f"place {n} reads itself or a later one"
-        # what it claims to see: all that was a neighbour of an earlier place or is one of its own. The last column
-        # comes late into this, for it is nobody's left neighbour.
-        field = {(p // w - up) * w + p % w - left for p in range(n + 1) for up, left in model.neighbours
-                 if p // w >= up and 0 <= p % w - left < w}  # fmt: skip
-        assert field >= {t for t in range(n) if t % w < w - 1} and max(field, default=-1) < n
-        assert (g[grid[sorted(field)]] > 0).all(), f"place {n} does not see all of its field"
+        assert (g[grid[:n]] > 0).all(), f"place {n} does not see all earlier ones"
         assert g[N] > 0  # what lies outside of the grid
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from homework import TokenDataset, checkpoint, registry
-from homework.train import LOG_EVERY, Run
+from homework.train import LOG_EVERY, Run, new_name
 
 AE, BSQ, PRIOR = "PatchAutoEncoder", "BSQPatchAutoEncoder", "AutoregressiveModel"
 DATE = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"
@@ -109,6 +109,7 @@ def test_a_run_writes_a_log_and_two_checkpoints(train, tmp_path, model):
     events = EventAccumulator(str(tmp_path / written[2])).Reload()
     scalars = set(events.Tags()["scalars"])
     assert {"train/loss", "valid/loss", "train/learning_rate", "train/images_per_second"} <= scalars
+    assert [e.step for e in events.Scalars("train/loss")] == [10, 12]  # the last updates are told of, too
     assert [e.step for e in events.Scalars("valid/loss")] == [12]
     assert events.Scalars("valid/loss")[0].value == pytest.approx(full.meta["valid"]["loss"])
     shown = {AE: {"input", "reconstruction"}, BSQ: {"input", "reconstruction"}, PRIOR: {"data", "samples"}}
@@ -290,6 +291,12 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine():
     assert rates(lr=3.0) == pytest.approx([3 * v for v in r])
 
 
+def test_the_learning_rate_that_is_logged_is_the_one_that_was_used(train, tmp_path):
+    train(AE, lr=0.01, warmup=5, epochs=2)
+    expected = rates(lr=0.01, warmup=5, updates=24)
+    assert curves(tmp_path)["train/learning_rate"] == [(u, pytest.approx(expected[u - 1])) for u in (10, 20, 24)]
+
+
 @pytest.mark.parametrize("warmup, updates", [(0, 5), (0, 1), (100, 1), (100, 2), (100, 7), (3, 1000)])
 def test_the_learning_rate_is_never_zero_nor_above_its_peak(warmup, updates):
     r = rates(warmup=warmup, updates=updates)[:-1]
@@ -438,7 +445,7 @@ BAD = [
     ("epochs", -1), ("lr", 0), ("lr", -1), ("lr", "x"), ("lr", True), ("warmup", -1), ("weight_decay", 1), ("clip", 0),
     ("clip", "x"), ("ema", 1), ("ema", -0.1), ("ema", "x"), ("seed", -1), ("seed", "x"), ("limit", 0),
     ("validate_every", 0), ("save_every", 0), ("device", "abacus"), ("image_size", "x"), ("augment", "maybe"),
-    ("patch_size", 0), ("patch_size", 2.5), ("latent_dim", "x"), ("detail", -1),
+    ("resume", "x.pth"), ("patch_size", 0), ("patch_size", 2.5), ("latent_dim", "x"), ("detail", -1),
 ]  # fmt: skip
 
 
@@ -451,6 +458,12 @@ def test_a_bad_option_is_named(train, tmp_path, option, value):
 @pytest.mark.parametrize("bits", [0, 63, "ten"])
 def test_bad_codebook_bits_are_named(train, bits):
     assert "codebook_bits" in sentence(train(BSQ, codebook_bits=bits))
+
+
+def test_runs_that_start_in_the_same_second_have_names_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [new_name(AE) for _ in range(3)]
+    assert len(set(names)) == 3 and all(re.fullmatch(f"{DATE}_{AE}", name) for name in names)
 
 
 def test_more_samples_an_update_than_there_are(train):
@@ -493,7 +506,7 @@ def test_a_model_on_the_command_line_wins_as_well(configured):
 
 @pytest.mark.parametrize("content", ["{", "[1, 2]", "5", '{"no_such": 1}', '{"batch_size": 0}', '{"lr": "fast"}'])
 def test_a_bad_file_of_options_is_told(configured, tmp_path, content):
-    told = sentence(configured(content, AE)[0])
+    told = sentence(configured(content, AE, "--data", configured.options["data"])[0])
     named = re.findall(r"no_such|batch_size|lr", content)
     assert (named[0] if named else "c.json") in told and files(tmp_path) == {"c.json"}
 
@@ -510,6 +523,7 @@ def test_a_missing_data_folder_is_told_with_the_remedy(train, tmp_path):
     assert "homework.data" in sentence(train(AE, data="nowhere"))
     told = sentence(train(PRIOR, data="nowhere"))
     assert "tokenized_train.pth" in told and "homework.tokenize" in told and files(tmp_path) == set()
+    assert "2026" in sentence(train(AE, data=2026))  # Fire takes it for a number
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff" + bytes(200), "odd"])

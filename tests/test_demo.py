@@ -1,0 +1,222 @@
+"""``python -m homework.demo``: a page that is whole, true to the models, and fit for any folder; and the Makefile."""
+
+import math
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import GRID, ROOT, SIZE, K, batch_for, build, files, sentence
+from PIL import Image
+
+from homework import checkpoint, demo
+from homework.data import to_float, to_uint8
+from homework.images import read_image
+
+OPTIONS = ("--images", "pictures", "--autoencoder", "a.pth", "--tokenizer", "t.pth", "--autoregressive", "p.pth")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The current folder, with three tiny models and three pictures, one of a name that HTML must not take literally."""
+    monkeypatch.chdir(tmp_path)
+    for path, name in (("a", "PatchAutoEncoder"), ("t", "BSQPatchAutoEncoder"), ("p", "AutoregressiveModel")):
+        checkpoint.save(build(name), f"{path}.pth")
+    Path("pictures").mkdir()
+    for i, name in enumerate(("0.jpg", "1.jpg", "<h2>a&b'.jpg")):
+        image = np.random.default_rng(i).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+        Image.fromarray(image).save(Path("pictures", name))
+    return tmp_path
+
+
+class Page(HTMLParser):
+    """What a page refers to, its tags, and its text."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.links, self.open, self.headings, self.text = [], [], 0, ""
+        self.feed(path.read_text("utf-8"))
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        self.links += [value for key, value in attributes if key in ("src", "href", "srcset", "data")]
+        self.headings += tag == "h2"
+        if tag not in ("meta", "img", "br", "path"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.links += [value for key, value in attributes if key in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def picture(name: str, out: str = "demo") -> np.ndarray:
+    return np.asarray(Image.open(Path(out, f"{name}.png")))
+
+
+# --- the page --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_holds_all_it_refers_to_and_nothing_of_this_machine(command, folder):
+    done = command("demo", *OPTIONS, "--n_generate", 2)
+    assert done.returncode == 0, done.stderr
+    page = Page(folder / "demo" / "index.html")
+    assert sorted(page.links) == sorted(set(page.links)) and len(page.links) == 5 * 3 + 2
+    assert {*page.links, "index.html"} == files(folder / "demo")  # by plain names, so relative, and no file too many
+    html = (folder / "demo" / "index.html").read_text("utf-8")
+    assert str(folder) not in html and str(ROOT) not in html
+    assert not re.search(r"(?i)https?:|//|url\(|@import|<script", html)  # offline
+    assert "<h2>a&b'" in page.text and page.headings == 5
+    for title in "Reconstructions", "Code usage", "Bits under the prior", "Generated images", "Times":
+        assert title in page.text
+
+
+def test_pictures_are_those_of_the_models(command, folder):
+    command("demo", *OPTIONS, "--n_generate", 1)
+    ae, coder = checkpoint.load("a.pth"), checkpoint.load("t.pth")
+    for i, path in enumerate(sorted(map(str, Path("pictures").iterdir()))):
+        original = np.array(read_image(path))
+        assert (picture(f"original_{i}") == original).all()
+        x = to_float(torch.from_numpy(original))
+        with torch.no_grad():
+            for name, x_hat in ("plain", ae(x)[0]), ("coded", coder.decode_index(coder.encode_index(x))):
+                difference = picture(f"{name}_{i}").astype(int) - to_uint8(x_hat).numpy()
+                assert abs(difference).max() <= 1, name  # rounding alone: a batch adds up in another order
+        assert picture(f"tokens_{i}").shape == picture(f"bits_{i}").shape == (*GRID, 3)
+    assert picture("generation_0").shape == (*SIZE, 3)
+
+
+def test_figures_on_the_page_are_those_of_the_models(command, folder):
+    command("demo", *OPTIONS, "--n_generate", 1)
+    text = " ".join(Page(folder / "demo" / "index.html").text.split())
+    coder, prior = checkpoint.load("t.pth"), checkpoint.load("p.pth")
+    paths = sorted(map(str, Path("pictures").iterdir()))
+    x = to_float(torch.stack([torch.from_numpy(np.array(read_image(p))) for p in paths]))
+    with torch.no_grad():
+        losses = coder.loss(x)
+        bits = prior.loss(coder.encode_index(x))["bits_per_image"].item()
+    assert f"{losses['psnr']:.1f} dBtokenizer's PSNR" in text
+    assert f"{bits:,.0f} bitsan image under the prior" in text
+    assert f"{losses['entropy']:.2f} bitsentropy" in text and f"{losses['perplexity']:,.0f}perplexity" in text
+    assert f"{Path(paths[0]).stat().st_size:,} bytes as JPEG" in text
+
+
+def test_the_seed_decides_the_generated_images(command):
+    for out, seed in ("one", 5), ("two", 5), ("three", 6):
+        command("demo", *OPTIONS, "--n_generate", 1, "--out", out, "--seed", seed)
+    assert (picture("generation_0", "one") == picture("generation_0", "two")).all()
+    assert (picture("generation_0", "one") != picture("generation_0", "three")).any()
+
+
+def test_limit_and_image_size(command, folder):
+    Image.new("RGB", (70, 40)).save("pictures/2.png")
+    done = command("demo", *OPTIONS, "--limit", 2, "--n_generate", 1, "--out", "2026")  # Fire takes 2026 for a number
+    assert done.returncode == 0 and len(files(folder / "2026")) == 1 + 2 * 5 + 1
+    assert "--image_size" in sentence(command("demo", *OPTIONS, "--n_generate", 1))
+    done = command("demo", *OPTIONS, "--n_generate", 1, "--image_size", "18x28")  # no whole patches
+    assert done.returncode == 0, done.stderr
+    assert {picture(n).shape for n in ("original_2", "plain_2", "coded_2", "generation_0")} == {(18, 28, 3)}
+    assert "bytes as file" in (folder / "demo" / "index.html").read_text("utf-8")  # one of them is no JPEG
+
+
+# --- what it says when it cannot -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (("--n_generate", 0), "--n_generate is 0"),
+        (("--seed", "x"), "--seed is 'x'"),
+        (("--limit", 1.5), "--limit is 1.5"),
+        (("--images", "nowhere"), "nowhere"),
+        (("--autoencoder", "none.pth"), "none.pth"),
+        (("--autoencoder", "p.pth"), "p.pth holds a AutoregressiveModel"),
+        (("--tokenizer", "a.pth"), "a.pth holds a PatchAutoEncoder"),
+        (("--autoregressive", "other.pth"), "16 codes"),
+        (("--image_size", "100x100"), "larger"),
+        (("--out", "a.pth"), "a.pth"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence_and_nothing_is_written(command, folder, wrong, said):
+    checkpoint.save(build("AutoregressiveModel", n_tokens=K + 1), "other.pth")
+    assert said in sentence(command("demo", *OPTIONS, "--n_generate", 1, *wrong))
+    assert not (folder / "demo").exists()
+
+
+# --- what it counts --------------------------------------------------------------------------------------------------------
+
+
+def test_bits_are_those_of_the_loss_and_of_a_uniform_prior():
+    prior = build("AutoregressiveModel").eval()
+    grids = batch_for(prior)
+    bits = demo.bits_at(prior, grids)
+    assert bits.shape == grids.shape and (bits > 0).all()
+    assert bits.sum().item() / len(grids) == pytest.approx(prior.loss(grids)["bits_per_image"].item(), rel=1e-5)
+    torch.nn.init.zeros_(prior.head.weight)
+    assert torch.allclose(demo.bits_at(prior, grids), torch.full(grids.shape, math.log2(K)))
+
+
+def test_usage():
+    assert demo.usage(torch.tensor([0, 5, 5, 0, 5, 5])) == (4, pytest.approx(2), pytest.approx(4))
+    assert demo.usage(torch.tensor([0, 7])) == (1, 0, 1)
+
+
+def test_psnr():
+    assert demo.psnr(0.01) == pytest.approx(20) and demo.psnr(0.0) == math.inf
+
+
+@pytest.mark.parametrize("n_tokens", [2, 3, 16, 1000, 1024, 4096])
+def test_every_code_has_a_colour_of_its_own(n_tokens):
+    colours = demo.code_colours(torch.arange(n_tokens).view(1, -1), n_tokens)
+    assert colours.dtype == torch.uint8 and len(colours[0].unique(dim=0)) == n_tokens
+
+
+def test_heat_rises():
+    x = torch.tensor([-1.0, 0.0, 0.3, 0.6, 1.0, 9.0])
+    brightness = demo.heat(x).int().sum(dim=-1)
+    assert (brightness.diff()[1:-1] > 0).all() and brightness[0] == brightness[1] and brightness[-1] == brightness[-2]
+
+
+# --- the ways in -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make(folder):
+    """``make(...)`` with the project's Makefile and ``false`` for a Python, where nothing is installed yet."""
+    if shutil.which("make") is None:
+        pytest.skip("there is no make here")
+    for name in "Makefile", "requirements.txt":
+        shutil.copy(ROOT / name, folder)
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}  # CI runs the tests by make
+    return lambda *arguments: subprocess.run(
+        ["make", "PYTHON=false", *arguments], cwd=folder, env=env, capture_output=True, text=True
+    )
+
+
+def test_make_lists_its_targets(make):
+    said = make().stdout
+    for target in "demo", "test", "bench", "lint":
+        assert f"make {target}" in said
+
+
+def test_make_refuses_an_old_python_in_one_sentence(make, folder):
+    done = make("demo")
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+    assert done.returncode and len(lines) == 1 and "Python 3.11" in lines[0]
+    assert not (folder / ".venv").exists()
+
+
+def test_continuous_integration_lints_and_tests():
+    script = ROOT / ".ci" / "run"
+    if not script.is_file():
+        pytest.skip("the checkout's .ci/run is not here")
+    assert os.access(script, os.X_OK) and "make lint test" in script.read_text("utf-8")
