@@ -13,7 +13,10 @@ __all__ = list(EXPORTS)
 
 
 def __getattr__(name: str):
-    """Imports a class when it is first asked for (PEP 562), so that ``python -m homework.data`` loads data.py once."""
+    """Imports a class, or its module, when it is first asked for (PEP 562), so that ``python -m homework.data`` loads
+    data.py once."""
+    if f"homework.{name}" in EXPORTS.values():
+        return importlib.import_module(f"homework.{name}")
     if name not in EXPORTS:
         raise AttributeError(f"module 'homework' has no attribute {name!r}")
     return getattr(importlib.import_module(EXPORTS[name]), name)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.func import functional_call
 
 from homework import BSQPatchAutoEncoder, bsq
-from homework.bsq import BSQ, diff_sign
+from homework.bsq import BSQ, RatePredictor, diff_sign
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 TINY_FLOAT = 1e-45  # the smallest float32 above zero
@@ -198,6 +198,41 @@ def test_commitment_loss_is_the_distance_to_the_corner_of_the_sphere():
     corners = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=4)), dtype=torch.float64) / 2
     nearest = torch.cdist(u, corners).min(dim=-1).values.square().mean()
     assert torch.allclose(model.loss(x)["commitment_loss"], 0.25 * nearest)
+
+
+def test_rates_are_probabilities_given_earlier_codes():
+    """At every place, 2^-bits of all codes sum to one; and a code moves the bits of later places and its own alone."""
+    torch.manual_seed(0)
+    L, (h, w) = 2, (6, 7)
+    predictor = RatePredictor(L).double()
+    grid = torch.randint(2, (1, h, w, L), generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+    with torch.no_grad():
+        before = predictor(grid)
+        assert before.shape == (1, h, w) and (before > 0).all()
+        for n in range(h * w):
+            total = 0
+            for code in itertools.product([-1.0, 1.0], repeat=L):
+                other = grid.clone()
+                other[0, n // w, n % w] = torch.tensor(code)
+                bits = predictor(other)
+                assert torch.allclose(bits.flatten()[:n], before.flatten()[:n], atol=1e-12), n
+                total += 2 ** -bits.flatten()[n]
+            assert math.isclose(total, 1, rel_tol=1e-9)
+        other = grid.clone()
+        other[0, 2, 3] *= -1
+        assert (predictor(other) - before)[0, 3, 3].abs() > 1e-6  # the place below sees it
+
+
+def test_rate_loss_is_the_bits_of_a_token():
+    model = build("BSQPatchAutoEncoder", rate_weight=0.01)
+    x = batch_for(model)
+    losses = model.loss(x)
+    bits = model.rate(model.encode(x)).mean()
+    assert torch.allclose(losses["bits_per_token"], bits) and torch.allclose(losses["rate_loss"], 0.01 * bits)
+    losses["loss"].backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    assert build("BSQPatchAutoEncoder").rate is None  # off by default, and then no weights
+    assert torch.allclose(model(x[0])[1]["rate_loss"], 0.01 * model.rate(model.encode(x[:1])).mean())
 
 
 def test_losses_are_off_by_default_and_added_when_on():

@@ -13,6 +13,7 @@ from homework import registry
 LAYERS = [
     {"demo"},
     {"train", "tokenize", "generation"},
+    {"trainer"},
     {"autoregressive"},
     {"sampling", "bsq"},
     {"ae", "data"},
@@ -57,6 +58,7 @@ def test_imports_go_downwards(path):
         ("data", {"ae", "bsq", "autoregressive", "sampling", "registry"}),
         ("checkpoint", {"train", "data", "ae", "bsq", "autoregressive"}),
         ("train", {"ae", "bsq", "autoregressive", "sampling"}),
+        ("trainer", {"train", "ae", "bsq", "autoregressive", "sampling"}),
         ("tokenize", {"ae", "bsq", "autoregressive", "sampling"}),
         ("generation", {"ae", "bsq", "autoregressive"}),
     ],
@@ -90,9 +92,9 @@ def test_bundle_knows_files_alone():
 def test_names_that_notebooks_rely_on(tmp_path):
     """In a fresh process, where nothing else has imported anything."""
     code = (
-        "import homework; [homework.PatchAutoEncoder, homework.BSQPatchAutoEncoder, homework.AutoregressiveModel, "
-        "homework.ImageDataset, homework.TokenDataset, homework.ae.load, homework.bsq.load, homework.autoregressive.load, "
-        "homework.bsq.BSQ, homework.bsq.diff_sign]"
+        "import homework; [homework.ae.load, homework.autoregressive.load, homework.bsq.load, homework.bsq.BSQ, "
+        "homework.bsq.diff_sign, homework.PatchAutoEncoder, homework.BSQPatchAutoEncoder, homework.AutoregressiveModel, "
+        "homework.ImageDataset, homework.TokenDataset]"
     )
     done = run("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

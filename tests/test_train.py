@@ -18,7 +18,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from homework import TokenDataset, checkpoint, registry
-from homework.train import LOG_EVERY, Run, new_name
+from homework.trainer import LOG_EVERY, Run, new_name
 
 AE, BSQ, PRIOR = "PatchAutoEncoder", "BSQPatchAutoEncoder", "AutoregressiveModel"
 DATE = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"
@@ -372,6 +372,15 @@ def test_a_checkpoint_can_be_gone_on_from(train, tmp_path):
     for k, v in weights(tmp_path / "run", AE).items():
         assert torch.allclose(v, base.state_dict()[k], atol=1e-6), k
     assert same(checkpoint.load(tmp_path / "base.pth").state_dict(), base.state_dict())  # itself stays as it is
+
+
+def test_a_loss_can_be_switched_on_when_going_on(train, tmp_path):
+    base = build(BSQ, seed=5)
+    checkpoint.save(base, tmp_path / "base.pth")
+    assert train(str(tmp_path / "base.pth"), cwd=tmp_path / "run", lr=1e-12, epochs=0.1, rate_weight=0.01).returncode == 0
+    after = weights(tmp_path / "run", BSQ)
+    assert all(torch.allclose(after[k], v, atol=1e-6) for k, v in base.state_dict().items())
+    assert any(k.startswith("rate.") for k in after)
 
 
 def test_an_option_against_the_checkpoint_is_named(train, tmp_path):

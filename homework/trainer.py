@@ -1,0 +1,298 @@
+"""The training loop: order of the data, weights and their average, curves, saving and resuming. Knows no model."""
+
+import contextlib
+import copy
+import json
+import math
+import signal
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from homework import checkpoint, cli, distributed
+from homework.data import DATASETS
+from homework.registry import build, model_class
+
+LOG_EVERY = 10  # updates between two points of the curves; losses stay on the device in between
+CONTINUED = ("name", "update", "seconds", "measures", "sums")  # what a run tells of itself when it is resumed
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """A CPU generator whose seed is a hash of ``numbers``, so that a draw depends on its place alone, not on the past."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1)
+
+
+def new_name(model: str) -> str:
+    """The present time and the model's name; claimed by making the log's folder, as two runs may start in one second."""
+    while True:
+        name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{model}"
+        try:
+            Path("logs", name).mkdir(parents=True)
+            return name
+        except FileExistsError:
+            if not Path("logs", name).is_dir():
+                raise
+            time.sleep(0.1)
+
+
+class Loss(nn.Module):
+    """``model.loss`` as a forward pass, for DistributedDataParallel and torch.compile to wrap."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Tensor) -> dict[str, Tensor]:
+        return self.model.loss(batch)
+
+
+def read_state(path: Path) -> dict:
+    """What :meth:`Run.save` wrote beside a checkpoint, to resume from; ValueError if the file holds something else."""
+    state = checkpoint.read(path)
+    if not isinstance(state, dict) or not {"settings", "group", "class", "config", "optimizer", *CONTINUED} <= state.keys():
+        raise ValueError(f"{path} holds no state of a training; leave --resume out.")
+    return state
+
+
+class Run:
+    """One training run.
+
+    Every draw (order of the data, augmentation, dropout) is a function of (seed, update, rank). So weights, optimizer,
+    average and the number of the update are all there is to save, and a resumed run repeats the uninterrupted one.
+    """
+
+    def __init__(self, settings: dict, resume: bool = False):
+        device, save_every = settings["device"], settings["save_every"]
+        state = read_state(checkpoint.find_state(settings["model"])) if resume else None
+        self.settings = s = state["settings"] if state else settings
+        self.save_seconds = 60 * save_every
+        self.device = distributed.setup(cli.pick_device(device))
+        self.rank, self.world = distributed.rank(), distributed.world_size()
+        torch.manual_seed(s["seed"])
+        base = checkpoint.load(s["model"]) if str(s["model"]).endswith(".pth") and not state else None
+        cls = type(base) if base else model_class(state["class"] if state else str(s["model"]))
+        datasets = DATASETS[cls.data]
+        if s["image_size"] is not None and cls.data == "tokens":
+            raise ValueError("--image_size is for images; tokens have the size that homework.tokenize gave them.")
+        extra = {} if s["image_size"] is None else {"image_size": cli.parse_size(s["image_size"])}
+        self.train_data = datasets("train", root=s["data"], **extra)
+        self.valid_data = datasets("valid", root=s["data"], **extra)
+        self.n_train, self.n_valid = (min(len(d), s["limit"] or len(d)) for d in (self.train_data, self.valid_data))
+        options = state["config"] if state else s["options"]
+        self.model = build(cls, options, self.train_data.model_defaults(), base).to(self.device)
+
+        self.group = s["batch_size"] * s["accumulate"] * self.world  # samples an update
+        self.per_epoch = self.n_train // self.group
+        if not self.per_epoch:
+            raise ValueError(f"One update takes {self.group} samples, but there are {self.n_train}; lower --batch_size.")
+        self.updates = max(1, round(s["epochs"] * self.per_epoch))
+        self.average = copy.deepcopy(self.model).requires_grad_(False) if s["ema"] else self.model
+        matrices = [p for p in self.model.parameters() if p.ndim > 1 and p.requires_grad]
+        others = [p for p in self.model.parameters() if p.ndim <= 1 and p.requires_grad]
+        groups = [{"params": matrices, "weight_decay": s["weight_decay"]}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=s["lr"], betas=(0.9, 0.95), fused=self.device.type == "cuda")
+        self.loss = Loss(self.model)
+        if s["compile"]:
+            self.loss = torch.compile(self.loss)
+        if self.world > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            self.loss = nn.parallel.DistributedDataParallel(self.loss, device_ids=ids)
+
+        self.update, self.seconds, self.measures, self.sums = 0, 0.0, {}, {}
+        if state:
+            self.restore(state)
+        else:
+            self.name = distributed.broadcast(new_name(cls.__name__) if self.rank == 0 else None)
+        self.path = Path("checkpoints") / f"{self.name}.pth"
+        self.state_path, self.writer = self.path.with_suffix(".state.pth"), None
+        if self.rank == 0:
+            self.writer = SummaryWriter(Path("logs") / self.name, purge_step=self.update + 1 if state else None)
+            if not state:
+                shown = json.dumps({"settings": s, "model": self.model.config}, indent=2, default=str)
+                self.writer.add_text("configuration", f"```\n{shown}\n```")
+        self.stopped = False
+
+    def fit(self) -> None:
+        """Trains to the end, or until Ctrl-C. ValueError if the loss is not a number any more."""
+        handlers = {sig: signal.signal(sig, self.ask_to_stop) for sig in (signal.SIGINT, signal.SIGTERM)}
+        self.bar = tqdm(total=self.updates * self.group, initial=self.update * self.group, unit="img", smoothing=0.05,
+                        desc=type(self.model).__name__, disable=self.rank > 0, mininterval=1)  # fmt: skip
+        validate_every = self.settings["validate_every"] or self.per_epoch
+        started, saved = time.time() - self.seconds, time.time()
+        try:
+            while self.update < self.updates:
+                measures = self.step()
+                self.sums = {k: self.sums.get(k, 0) + v for k, v in measures.items()}
+                self.update += 1
+                self.seconds = time.time() - started
+                self.bar.update(self.group)
+                last = self.update == self.updates
+                tick = last or self.update % LOG_EVERY == 0
+                validates = last or self.update % validate_every == 0
+                if tick:
+                    self.log()
+                # several processes must stop at the same update, so they ask the first one, but not all the time
+                stop = self.stopped if self.world == 1 else tick and distributed.broadcast(self.stopped)
+                if validates:
+                    self.validate()
+                if validates or stop or time.time() - saved > self.save_seconds:
+                    self.save(last)
+                    saved = time.time()
+                if stop and not last:
+                    if self.rank == 0:
+                        tqdm.write(f"Saved at update {self.update} of {self.updates}; --resume goes on.", sys.stderr)
+                    raise KeyboardInterrupt
+        finally:
+            self.bar.close()
+            for sig, handler in handlers.items():
+                signal.signal(sig, handler)
+            if self.writer:
+                self.writer.close()
+            distributed.cleanup()
+        if self.rank == 0:
+            figures = ", ".join(f"{k} {v:.5g}" for k, v in self.measures.items())
+            print(f"{self.path}: {figures} on {self.n_valid} validation samples, after {self.seconds / 60:.1f} minutes")
+
+    def ask_to_stop(self, *_) -> None:
+        """A first Ctrl-C lets the update finish and saves; a second one stops at once."""
+        if self.stopped:
+            raise KeyboardInterrupt
+        self.stopped = True
+
+    def step(self) -> dict[str, Tensor]:
+        """One update of the weights; returns the detached measures, averaged over the accumulated batches."""
+        s = self.settings
+        epoch, i = divmod(self.update, self.per_epoch)
+        order = self.order(epoch)[i * self.group : (i + 1) * self.group].view(s["accumulate"], self.world, s["batch_size"])
+        self.model.train()
+        self.model.set_progress(self.update / self.updates)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        self.optimizer.zero_grad(set_to_none=True)
+        measures = {}
+        for a, indices in enumerate(order[:, self.rank]):
+            draws = generator(s["seed"], self.update, a, self.rank)
+            torch.manual_seed(draws.initial_seed())  # of dropout and the like
+            batch = self.train_data.batch(indices, self.device)
+            if s["augment"]:
+                batch = self.train_data.augment(batch, draws)
+            waits = self.world > 1 and a + 1 < s["accumulate"]  # processes average gradients at the last batch alone
+            with self.loss.no_sync() if waits else contextlib.nullcontext():
+                with torch.autocast(self.device.type, torch.bfloat16, s["bf16"] and self.device.type == "cuda"):
+                    losses = self.loss(batch)
+                (losses["loss"] / s["accumulate"]).backward()
+            measures = {k: measures.get(k, 0) + v.detach() / s["accumulate"] for k, v in losses.items()}
+        measures["gradient_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), s["clip"]).detach()
+        self.optimizer.step()
+        if s["ema"]:
+            self.update_average()
+        return measures
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Moves the average towards the weights; a young one faster, for it must not hang on to the first weights."""
+        decay = min(self.settings["ema"], (1 + self.update) / (10 + self.update))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+        for mine, theirs in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            mine.copy_(theirs)
+
+    def order(self, epoch: int) -> Tensor:
+        """The permutation of the training data in this epoch, the same on every process."""
+        if getattr(self, "_order", (None,))[0] != epoch:
+            self._order = epoch, torch.randperm(self.n_train, generator=generator(self.settings["seed"], epoch))
+        return self._order[1]
+
+    def learning_rate(self) -> float:
+        """Linear warm-up, then a cosine from the peak to a hundredth of it (Loshchilov and Hutter, arXiv 1608.03983)."""
+        s, warmup = self.settings, min(self.settings["warmup"], self.updates // 2)
+        if self.update < warmup:
+            return s["lr"] * (self.update + 1) / warmup
+        f = (self.update - warmup) / max(1, self.updates - warmup)
+        return s["lr"] * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * f)))
+
+    def log(self) -> None:
+        """Writes the mean measures since the last call; ValueError if the loss is not finite."""
+        self.check_finite(self.sums)
+        n = (self.update - 1) % LOG_EVERY + 1  # the last call was at a multiple of LOG_EVERY
+        means = {k: float(v) / n for k, v in self.sums.items()}
+        self.sums = {}
+        self.bar.set_postfix(loss=f"{means['loss']:.4g}", refresh=False)
+        if self.writer:
+            for k, v in means.items():
+                self.writer.add_scalar(f"train/{k}", v, self.update)
+            self.writer.add_scalar("train/learning_rate", self.optimizer.param_groups[0]["lr"], self.update)
+            self.writer.add_scalar("train/images_per_second", self.update * self.group / self.seconds, self.update)
+
+    def check_finite(self, measures: dict[str, Tensor | float]) -> None:
+        """ValueError if the loss or the gradient is not a number: nothing is logged or saved after it."""
+        if not all(math.isfinite(measures.get(k, 0.0)) for k in ("loss", "gradient_norm")):
+            kept = "--resume goes on from the last save" if self.state_path.is_file() else "nothing was saved yet"
+            raise ValueError(f"The loss is not a finite number any more at update {self.update}; {kept}. Start again with a "
+                             f"lower --lr (it is {self.settings['lr']}) or a longer --warmup.")  # fmt: skip
+
+    @torch.no_grad()
+    def validate(self) -> None:
+        """Measures the averaged weights on the validation data, every process its share; logs numbers and pictures."""
+        model, batch_size = self.average.eval(), self.settings["batch_size"]
+        mine, sums = torch.arange(self.rank, self.n_valid, self.world), {}
+        for indices in mine.split(batch_size):
+            for k, v in model.loss(self.valid_data.batch(indices, self.device)).items():
+                sums[k] = sums.get(k, 0) + v * len(indices)
+        shares = distributed.gather({k: float(v) for k, v in sums.items()})
+        if self.rank:
+            return
+        keys = set().union(*shares)
+        self.measures = {k: sum(s.get(k, 0.0) for s in shares) / self.n_valid for k in sorted(keys)}
+        self.check_finite(self.measures)
+        for k, v in self.measures.items():
+            self.writer.add_scalar(f"valid/{k}", v, self.update)
+        first = torch.arange(min(8, self.n_valid))
+        for k, v in model.images(self.valid_data.batch(first, self.device)).items():
+            self.writer.add_images(k, v if v.is_floating_point() else self.decode(v), self.update)
+
+    def decode(self, grids: Tensor) -> Tensor:
+        """Token grids (n,h,w) as pictures (n,3,H,W) in [0,1]: by the tokenizer if there is one, else as shades of grey."""
+        if not hasattr(self, "_decoder"):
+            path = Path(self.settings["tokenizer"])
+            self._decoder = checkpoint.load(path).to(self.device) if path.is_file() else None
+        if hasattr(self._decoder, "decode_index") and self._decoder.n_tokens == self.model.n_tokens:
+            return (self._decoder.decode_index(grids) + 0.5).clamp(0, 1).permute(0, 3, 1, 2)
+        return (grids / self.model.n_tokens)[:, None].expand(-1, 3, -1, -1).float()
+
+    def save(self, finished: bool) -> None:
+        """Writes the averaged model, and beside it what --resume needs; a finished run needs that no more."""
+        self.check_finite(self.sums)
+        if self.rank:
+            return
+        command = " ".join(["python -m homework.train", *sys.argv[1:]])
+        meta = {"command": command, "update": self.update, "minutes": self.seconds / 60, "valid": self.measures}
+        checkpoint.save(self.average, self.path, meta)
+        if finished:
+            self.state_path.unlink(missing_ok=True)
+        else:
+            plain = {k: getattr(self, k) for k in ("settings", "group", *CONTINUED)}
+            plain |= {"class": type(self.model).__name__, "config": self.model.config}
+            weights = {k: getattr(self, k).state_dict() for k in ("model", "average", "optimizer")}
+            checkpoint.write(plain | weights, self.state_path)
+        # the copy that is shipped and bundled: half the size, and no measure changes in its first three digits
+        checkpoint.save(self.average, Path("homework") / f"{type(self.model).__name__}.pth", meta, torch.float16)
+
+    def restore(self, state: dict) -> None:
+        """Takes up a saved state."""
+        if state["group"] != self.group:
+            raise ValueError(f"The run took {state['group']} samples an update, but now it would take {self.group}; "
+                             f"resume it on as many processes as before.")  # fmt: skip
+        for name in CONTINUED:
+            setattr(self, name, state[name])
+        try:
+            for name in ("model", "average", "optimizer"):
+                getattr(self, name).load_state_dict(state[name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ValueError(f"checkpoints/{self.name}.state.pth does not fit this version's {state['class']}.") from error
