@@ -37,19 +37,23 @@ def overview(columns: int = 6) -> None:
 
 
 def read_curves(folders: list[str]) -> list[tuple[str, str, int, float]]:
-    """(model, split, update, value) of every point, from the runs' TensorBoard logs."""
+    """(model, split, update, value) of every point, from the runs' TensorBoard logs; a run of a model that was there before
+    goes on where that ended."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    points = []
+    points, ended = [], {}
     for folder in folders:
         model = Path(folder).name.split("_")[-1]
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+        start = ended.get(model, 0)
         for split in ("train", "valid"):
-            scalars = events.Scalars(f"{split}/{SHOWN[model]}")
+            tag = f"{split}/{SHOWN[model]}"
+            scalars = events.Scalars(tag) if tag in events.Tags()["scalars"] else []
             n = max(1, math.ceil(len(scalars) / 100))  # 100 points, each the mean of its neighbours
             for i in range(0, len(scalars), n):
                 part = scalars[i : i + n]
-                points.append((model, split, part[-1].step, sum(e.value for e in part) / len(part)))
+                points.append((model, split, start + part[-1].step, sum(e.value for e in part) / len(part)))
+                ended[model] = max(ended.get(model, 0), start + part[-1].step)
     return points
 
 

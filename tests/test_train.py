@@ -26,7 +26,8 @@ DATE = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"
 INTERRUPT = """
 import os, signal, sys
 from homework import cli
-from homework.train import Run, train
+from homework.train import train
+from homework.trainer import Run
 
 at, name = int(sys.argv.pop(1)), sys.argv.pop(1)
 step = Run.step
