@@ -17,7 +17,7 @@ def model_class(name: str) -> type:
     return getattr(importlib.import_module(MODELS[name]), name)  # imported late: the models import this layer
 
 
-def build(cls: type, options: dict, defaults: dict, base=None):
+def build(cls: type, options: dict, defaults: dict, base=None, others: tuple[str, ...] = ()):
     """A model of ``cls`` with a user's options.
 
     Args:
@@ -25,6 +25,7 @@ def build(cls: type, options: dict, defaults: dict, base=None):
         options: arguments of its constructor.
         defaults: more of them, from the data; those that it does not know are left out.
         base: a trained model whose weights to start from; the options may change what has no weights, or add to them.
+        others: names of options that do exist, but are not the constructor's, for the message about an unknown one.
     Raises:
         ValueError: an option is unknown (the known ones are listed), has a value that the constructor refuses, or
             gives tensors another shape than ``base`` has.
@@ -32,8 +33,8 @@ def build(cls: type, options: dict, defaults: dict, base=None):
     known = list(inspect.signature(cls).parameters)
     unknown = [k for k in options if k not in known]
     if unknown:
-        raise ValueError(f"There is no option --{unknown[0]}. Those of {cls.__name__} are {', '.join(known)}; --help lists "
-                         f"those of every training.")  # fmt: skip
+        rest = f"; those of every training are {', '.join(others)}" if others else ""
+        raise ValueError(f"There is no option --{unknown[0]}. Those of {cls.__name__} are {', '.join(known)}{rest}.")
     wanted = {k: v for k, v in defaults.items() if k in known} | options
     if base is None:
         try:

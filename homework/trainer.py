@@ -86,7 +86,8 @@ class Run:
         self.valid_data = datasets("valid", root=s["data"], **extra)
         self.n_train, self.n_valid = (min(len(d), s["limit"] or len(d)) for d in (self.train_data, self.valid_data))
         options = state["config"] if state else s["options"]
-        self.model = build(cls, options, self.train_data.model_defaults(), base).to(self.device)
+        others = ("resume", "config", *(k for k in s if k not in ("model", "options")))
+        self.model = build(cls, options, self.train_data.model_defaults(), base, others).to(self.device)
 
         self.group = s["batch_size"] * s["accumulate"] * self.world  # samples an update
         self.per_epoch = self.n_train // self.group
