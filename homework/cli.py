@@ -28,8 +28,8 @@ def parse_size(size: str | None) -> tuple[int, int] | None:
 
 
 def keep_memory() -> None:
-    """Asks glibc to keep freed memory: giving it back each step and faulting it in again costs a quarter of the time
-    of a training on the CPU. Elsewhere, nothing happens."""
+    """Asks glibc to keep freed memory: giving it back each step and faulting it in again costs up to a quarter of the
+    time of a training on the CPU (less where the blocks are small; see bench/). Elsewhere, nothing happens."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD, at its largest
