@@ -21,13 +21,15 @@ def load() -> nn.Module:
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention (Vaswani et al., arXiv 1706.03762, section 3.2), with a key/value cache."""
+    """Causal multi-head self-attention (Vaswani et al., arXiv 1706.03762, section 3.2) to the last ``window`` places, the
+    own one included, with a learned bias for each distance (Raffel et al., arXiv 1910.10683, section 2.1), and a cache."""
 
-    def __init__(self, D: int, n_heads: int):
+    def __init__(self, D: int, n_heads: int, window: int):
         super().__init__()
-        self.n_heads = n_heads
+        self.n_heads, self.window = n_heads, window
         self.qkv = nn.Linear(D, 3 * D)
         self.out = nn.Linear(D, D)
+        self.bias = nn.Parameter(torch.zeros(n_heads, window))
 
     def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int = 0) -> Tensor:
         """(B,n,D) -> (B,n,D). With a ``cache`` of (B,heads,N,d) keys and values, x stands at places start, start+1, ...;
@@ -35,31 +37,70 @@ class Attention(nn.Module):
         B, n, D = x.shape
         qkv = self.qkv(x).view(B, n, 3, self.n_heads, D // self.n_heads)  # (B,n,3D) -> (B,n,3,heads,d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B,heads,n,d)
+        q = q * q.shape[-1] ** -0.5
         if cache is not None:
             cache[0][:, :, start : start + n] = k
             cache[1][:, :, start : start + n] = v
-            k, v = cache[0][:, :, : start + n], cache[1][:, :, : start + n]
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=n > 1)
+        if start:
+            first = max(0, start + 1 - self.window)
+            k, v = (kept[:, :, first : start + 1] for kept in cache)
+            bias = self.bias[:, : start + 1 - first].flip(-1)[:, None]  # (heads,1,m): the own place is the last
+            y = (q @ k.transpose(2, 3) + bias).softmax(dim=-1) @ v
+        else:
+            q, k, v = (in_blocks(t, self.window) for t in (q, k, v))  # (B,heads,n,d) -> (B,heads,b,c,d)
+            k, v = (with_previous(t) for t in (k, v))  # (B,heads,b,2c,d)
+            distance, seen = block_distances(n, self.window, x.device)
+            scores = q @ k.transpose(3, 4) + self.bias[:, distance][:, None]  # (B,heads,b,c,2c)
+            y = scores.masked_fill(~seen, -torch.inf).softmax(dim=-1) @ v
+            y = y.flatten(2, 3)[:, :, :n]  # (B,heads,b,c,d) -> (B,heads,n,d)
         return self.out(y.transpose(1, 2).reshape(B, n, D))  # (B,heads,n,d) -> (B,n,D)
 
 
-class Layer(nn.Module):
-    """A pre-norm transformer layer: attention across places, then a perceptron at each."""
+def in_blocks(x: Tensor, window: int) -> Tensor:
+    """Cuts (B,heads,n,d) into blocks of c = min(window, n) places, the last one filled up with zeros: (B,heads,b,c,d)."""
+    B, heads, n, d = x.shape
+    c = min(window, n)
+    return (F.pad(x, (0, 0, 0, -n % c)) if n % c else x).view(B, heads, -1, c, d)  # (B,heads,b*c,d) -> (B,heads,b,c,d)
 
-    def __init__(self, D: int, n_heads: int, n_layers: int, dropout: float):
+
+def with_previous(x: Tensor) -> Tensor:
+    """Every block behind the one before it, which holds all else that a window of c places reaches; a single block stays
+    alone: (B,heads,b,c,d) -> (B,heads,b,2c,d)."""
+    return x if x.shape[2] == 1 else torch.cat([F.pad(x[:, :, :-1], (0, 0, 0, 0, 1, 0)), x], dim=3)
+
+
+def block_distances(n: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """How far each of a block's c places is from the 2c that stand with it (0 where it does not see them), int64 (c,2c),
+    and for every block which of these it sees, bool (b,c,2c)."""
+    c = min(window, n)
+    b = -(-n // c)
+    own = torch.arange(c, device=device)
+    others = own if b == 1 else torch.arange(-c, c, device=device)
+    distance = own[:, None] - others
+    seen = (distance >= 0) & (distance < window)
+    exists = others >= -c * torch.arange(b, device=device)[:, None]  # (b,2c): nothing is before the first block
+    return distance.where(seen, 0), seen & exists[:, None]
+
+
+class Layer(nn.Module):
+    """A pre-norm transformer layer: attention across places, then a perceptron at each. Norms divide by the root mean square
+    (Zhang and Sennrich, arXiv 1910.07467), and the perceptron's activation is a squared ReLU (So et al., arXiv 2109.08668):
+    both are cheap in whole numbers, see :mod:`homework.exact`."""
+
+    def __init__(self, D: int, n_heads: int, n_layers: int, window: int, dropout: float):
         super().__init__()
-        self.norm1, self.attention = nn.LayerNorm(D), Attention(D, n_heads)
-        self.norm2, self.mlp = nn.LayerNorm(D), nn.Sequential(nn.Linear(D, 4 * D), nn.GELU(), nn.Linear(4 * D, D))
+        self.norm1, self.attention = nn.RMSNorm(D, eps=1e-6), Attention(D, n_heads, window)
+        self.norm2, self.up, self.down = nn.RMSNorm(D, eps=1e-6), nn.Linear(D, 4 * D), nn.Linear(4 * D, D)
         self.dropout = nn.Dropout(dropout)
-        for module in (self.attention.qkv, self.attention.out, self.mlp[0], self.mlp[2]):
+        for module in (self.attention.qkv, self.attention.out, self.up, self.down):
             nn.init.normal_(module.weight, std=D**-0.5 * 0.5)
             nn.init.zeros_(module.bias)
-        for module in (self.attention.out, self.mlp[2]):  # the sum of 2n residual branches keeps its size (GPT-2)
+        for module in (self.attention.out, self.down):  # the sum of 2n residual branches keeps its size (GPT-2)
             nn.init.normal_(module.weight, std=module.in_features**-0.5 / math.sqrt(2 * n_layers))
 
     def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int = 0) -> Tensor:
         x = x + self.dropout(self.attention(self.norm1(x), cache, start))
-        return x + self.dropout(self.mlp(self.norm2(x)))
+        return x + self.dropout(self.down(F.relu(self.up(self.norm2(x))).square()))
 
 
 class AutoregressiveModel(nn.Module):
@@ -80,9 +121,12 @@ class AutoregressiveModel(nn.Module):
         n_tokens: K, codes of the tokenizer; tokens are in [0, K).
         n_layers: number of transformer layers.
         n_heads: attention heads.
+        window: how many places attention reaches back in raster order, the own one included; layers add up.
         height, width: the largest grid, in tokens (for the position embedding "2d" each, for "1d" their product).
         position: "2d" (row + column), "1d" (one vector for each place) or "none".
         neighbours: how many of NEIGHBOURS to embed, at least 1 (the token to the left).
+        code_dim: 0 for embeddings that are learned token by token; otherwise tokens enter through the tokenizer's own code
+            vectors of this size, which :meth:`set_codes` brings and training leaves alone, and a linear map per neighbour.
         dropout: probability, during training only.
         recompute: activation checkpointing: recomputes layers in the backward pass, for less memory and more time.
     Raises:
@@ -95,18 +139,20 @@ class AutoregressiveModel(nn.Module):
         self,
         d_latent: int = 128,
         n_tokens: int = 1024,
-        n_layers: int = 6,
-        n_heads: int = 4,
+        n_layers: int = 2,
+        n_heads: int = 2,
+        window: int = 100,
         height: int = 20,
         width: int = 30,
         position: str = "2d",
-        neighbours: int = 6,
+        neighbours: int = 8,
+        code_dim: int = 0,
         dropout: float = 0.0,
         recompute: bool = False,
     ):
         super().__init__()
         self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        for name in ("d_latent", "n_tokens", "n_layers", "n_heads", "height", "width", "neighbours"):
+        for name in ("d_latent", "n_tokens", "n_layers", "n_heads", "window", "height", "width", "neighbours"):
             if type(self.config[name]) is not int or self.config[name] < 1:
                 raise ValueError(f"{name} is {self.config[name]!r}, but must be a whole number of at least 1.")
         if d_latent % n_heads:
@@ -115,25 +161,48 @@ class AutoregressiveModel(nn.Module):
             raise ValueError(f"position is {position!r}, but must be one of none, 1d, 2d.")
         if neighbours > len(NEIGHBOURS):
             raise ValueError(f"neighbours is {neighbours!r}, but must be from 1 to {len(NEIGHBOURS)}.")
+        if type(code_dim) is not int or code_dim < 0:
+            raise ValueError(f"code_dim is {code_dim!r}, but must be 0 or the size of the tokenizer's code vectors.")
         if type(dropout) not in (int, float) or not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout!r}, but must be at least 0 and below 1.")
         D = d_latent
         self.n_tokens, self.position, self.recompute = n_tokens, position, recompute
         self.neighbours = NEIGHBOURS[:neighbours]
         # one table for all neighbours: row i * (K+1) + t is token t at neighbour i, t = K is "outside the grid"
-        self.embedding = nn.Embedding(neighbours * (n_tokens + 1), D)
-        nn.init.normal_(self.embedding.weight, std=neighbours**-0.5)
+        if code_dim:
+            self.register_buffer("codes", torch.zeros(n_tokens + 1, code_dim + 1))  # the last number marks "outside"
+            self.codes[n_tokens, code_dim] = 1
+            self.embedding = nn.Linear(code_dim + 1, neighbours * D, bias=False)
+            nn.init.normal_(self.embedding.weight, std=(neighbours * code_dim) ** -0.5)
+        else:
+            self.embedding = nn.Embedding(neighbours * (n_tokens + 1), D)
+            nn.init.normal_(self.embedding.weight, std=neighbours**-0.5)
         if position == "2d":
             self.row, self.column = nn.Parameter(torch.zeros(height, D)), nn.Parameter(torch.zeros(width, D))
         elif position == "1d":
             self.place = nn.Parameter(torch.zeros(height * width, D))
-        self.layers = nn.ModuleList(Layer(D, n_heads, n_layers, dropout) for _ in range(n_layers))
-        self.norm = nn.LayerNorm(D)
+        self.layers = nn.ModuleList(Layer(D, n_heads, n_layers, window, dropout) for _ in range(n_layers))
+        self.norm = nn.RMSNorm(D, eps=1e-6)
         self.head = nn.Linear(D, n_tokens)
         nn.init.normal_(self.head.weight, std=0.5 * D**-0.5)
         nn.init.zeros_(self.head.bias)
 
     # --- what a place starts from -------------------------------------------------------------------------------------
+
+    def set_codes(self, codes: Tensor) -> None:
+        """The tokenizer's code vectors (K, code_dim), for a model that reads them (code_dim > 0). ValueError for others."""
+        K, code_dim = self.n_tokens, self.config["code_dim"]
+        if not code_dim or codes.shape != (K, code_dim):
+            raise ValueError(f"These codes are {tuple(codes.shape)}, but this prior reads ({K}, {code_dim}); build it with "
+                             f"--n_tokens {len(codes)} --code_dim {codes.shape[-1]}.")  # fmt: skip
+        self.codes[:K, :code_dim] = codes
+
+    def table(self) -> Tensor:
+        """(neighbours * (K+1), D): what each token adds as each neighbour; row i * (K+1) + t is token t at neighbour i."""
+        if not self.config["code_dim"]:
+            return self.embedding.weight
+        rows = self.embedding(self.codes).view(len(self.codes), len(self.neighbours), -1)  # (K+1,m*D) -> (K+1,m,D)
+        return rows.transpose(0, 1).flatten(0, 1)  # (m,K+1,D) -> (m*(K+1),D)
 
     def _pad(self, grid: Tensor) -> Tensor:
         """(B,h,w) -> (B,h+2,w+4): two rows above and two columns at either side that hold K, "outside"."""
@@ -160,11 +229,12 @@ class AutoregressiveModel(nn.Module):
         raise ValueError(f"A {h}x{w} grid is larger than the {H}x{W} that this prior was built for; train one with "
                          f"--height {h} --width {w}, or with --position none.")  # fmt: skip
 
-    def _embed(self, padded: Tensor, lookup: Tensor, positions: Tensor | float) -> Tensor:
-        """(B, padded grid) tokens at ``lookup`` (n, neighbours) -> (B,n,D)."""
+    def _embed(self, table: Tensor, padded: Tensor, lookup: Tensor, positions: Tensor | float) -> Tensor:
+        """Rows of ``table`` for the (B, padded grid) tokens at ``lookup`` (n,m), summed over the m neighbours -> (B,n,D)."""
         first_rows = torch.arange(lookup.shape[1], device=padded.device) * (self.n_tokens + 1)
-        rows = padded[:, lookup] + first_rows  # (B,n,neighbours)
-        return self.embedding(rows).sum(dim=2) + positions  # (B,n,neighbours,D) -> (B,n,D)
+        rows = (padded[:, lookup] + first_rows).flatten(0, 1)  # (B,n,m) -> (B*n,m)
+        summed = F.embedding_bag(rows, table, mode="sum")  # (B*n,D)
+        return summed.view(len(padded), len(lookup), -1) + positions  # (B*n,D) -> (B,n,D)
 
     # --- the whole grid at once, and place by place --------------------------------------------------------------------
 
@@ -172,7 +242,7 @@ class AutoregressiveModel(nn.Module):
         """(B,h,w) int64 in [0,K) -> (logits (B,h,w,K), {}). The logits at n depend on tokens before n alone."""
         B, h, w = tokens.shape
         padded = self._pad(tokens).flatten(1)  # (B,h+2,w+4) -> (B,M)
-        x = self._embed(padded, self._lookup(h, w, tokens.device)[1], self._positions(h, w))
+        x = self._embed(self.table(), padded, self._lookup(h, w, tokens.device)[1], self._positions(h, w))
         for layer in self.layers:
             x = recompute(layer, x, use_reentrant=False) if self.recompute and self.training else layer(x)
         return self.head(self.norm(x)).view(B, h, w, self.n_tokens), {}  # (B,N,K) -> (B,h,w,K)
@@ -211,7 +281,8 @@ class AutoregressiveModel(nn.Module):
 
 
 class Steps:
-    """A prior fed place by place: keys and values of all places so far are kept, so that a step costs O(n), not O(n^2).
+    """A prior fed place by place: keys and values of all places so far are kept, so that a step costs the same at
+    every place, not a pass over all of them.
 
     Args:
         model: the prior; use under ``torch.inference_mode()``, in eval mode.
@@ -220,6 +291,7 @@ class Steps:
 
     def __init__(self, model: AutoregressiveModel, B: int, h: int, w: int, device: str | torch.device = "cpu"):
         self.model, self.n, self.done = model, 0, 0  # n tokens are known, done places computed
+        self.table = model.table()
         self.own, self.lookup = model._lookup(h, w, torch.device(device))
         self.positions = model._positions(h, w)
         self.padded = model._pad(torch.full((B, h, w), model.n_tokens, device=device)).flatten(1)  # (B,h+2,w+4) -> (B,M)
@@ -237,7 +309,7 @@ class Steps:
         self.padded[:, self.own[self.n : stop]] = tokens.to(self.padded.device)
         places = slice(self.done, stop + 1)  # not computed yet: all up to here the first time, later the one new place
         positions = self.positions if isinstance(self.positions, float) else self.positions[places]
-        x = self.model._embed(self.padded, self.lookup[places], positions)
+        x = self.model._embed(self.table, self.padded, self.lookup[places], positions)
         for layer, cache in zip(self.model.layers, self.cache, strict=True):
             x = layer(x, cache, self.done)
         self.n, self.done = stop, stop + 1

@@ -126,6 +126,53 @@ def test_steps_go_on_behind_any_number_of_known_tokens(position, known):
             assert torch.allclose(steps(tokens[:, n - 1 : n]), whole[:, n], atol=1e-5), n
 
 
+@pytest.mark.parametrize("window", [1, 2, 5, 7, 23, 24, 25])
+@pytest.mark.parametrize("size", [GRID, (1, 6), (3, 5)])
+def test_steps_are_the_forward_pass_with_any_window(window, size):
+    model, grid = prior(window=window), grids(3, *size)
+    with torch.inference_mode():
+        whole, tokens, steps = model(grid)[0].flatten(1, 2), grid.flatten(1), model.steps(3, *size)
+        for n in range(tokens.shape[1]):
+            assert torch.allclose(steps(tokens[:, max(0, n - 1) : n]), whole[:, n], atol=1e-5), n
+
+
+@pytest.mark.parametrize("window", [1, 3, 6, 10, 24, 100])
+def test_attention_in_blocks_is_masked_attention(window):
+    """The plain way: all scores, and a mask of what each place sees, which is itself and the window - 1 places before it."""
+    attention, n = prior(window=window).layers[0].attention, 24
+    x = torch.randn(2, n, 8, generator=torch.Generator().manual_seed(0))
+    distance = torch.arange(n)[:, None] - torch.arange(n)
+    seen = (distance >= 0) & (distance < window)
+    with torch.no_grad():
+        q, k, v = attention.qkv(x).view(2, n, 3, 2, 4).permute(2, 0, 3, 1, 4)  # (B,n,3D) -> 3 x (B,heads,n,d)
+        scores = q @ k.transpose(2, 3) / 4**0.5 + attention.bias[:, distance.where(seen, 0)]
+        y = scores.masked_fill(~seen, -torch.inf).softmax(dim=-1) @ v
+        expected = attention.out(y.transpose(1, 2).flatten(2))
+        assert torch.allclose(attention(x), expected, atol=1e-5)
+    assert prior(window=window)(grids(1))[0].isfinite().all()
+
+
+@every_mode
+def test_code_vectors_instead_of_embeddings(position):
+    """A model that reads codes is causal, steps as it goes, and its codes are saved, but not trained."""
+    model = prior(code_dim=3, position=position)
+    model.set_codes(torch.randn(K, 3, generator=torch.Generator().manual_seed(1)))
+    grid = grids(2)
+    with torch.inference_mode():
+        whole, tokens, steps = model(grid)[0].flatten(1, 2), grid.flatten(1), model.steps(2, *GRID)
+        for n in range(tokens.shape[1]):
+            assert torch.allclose(steps(tokens[:, max(0, n - 1) : n]), whole[:, n], atol=1e-5), n
+        changed = grid.clone()
+        changed[:, 1, 2] = (changed[:, 1, 2] + 1) % K
+        moved = (model(changed)[0].flatten(1, 2) - whole).abs().amax(dim=(0, 2))
+        assert moved[: GRID[1] + 3].max() <= 1e-6 and moved[GRID[1] + 3] > 1e-6
+    assert "codes" in model.state_dict() and "codes" not in dict(model.named_parameters())
+    with pytest.raises(ValueError, match="--code_dim 5"):
+        model.set_codes(torch.zeros(K, 5))
+    with pytest.raises(ValueError, match="reads"):
+        prior().set_codes(torch.zeros(K, 5))
+
+
 def test_without_positions_a_grid_may_be_larger_than_the_constructor_said():
     model, grid = prior(position="none"), grids(2, 6, 9)
     with torch.inference_mode():

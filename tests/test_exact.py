@@ -1,0 +1,234 @@
+"""The prior in whole numbers: the same in every batch, form, carrier and number of threads, and close to the floats."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from conftest import GRID, K, build, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from homework import exact
+from homework.exact import TOTAL, ExactLinear, ExactNorm, ExactPrior, FloatPrior, coder, exp2_table
+
+CARRIERS = (torch.float32, torch.float64, torch.int64)
+
+
+def prior(seed: int = 0, noise: float = 0.2, **options) -> torch.nn.Module:
+    """A tiny one in eval mode, every parameter off its starting value."""
+    model = build("AutoregressiveModel", seed, **{"window": 5, "d_latent": 16} | options).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(noise * torch.randn(p.shape, generator=torch.Generator().manual_seed(seed)))
+    return model
+
+
+def grids(B: int, h: int = GRID[0], w: int = GRID[1], seed: int = 0, n_tokens: int = K) -> torch.Tensor:
+    return torch.randint(n_tokens, (B, h, w), generator=torch.Generator().manual_seed(seed))
+
+
+def by_steps(coder, grid: torch.Tensor) -> torch.Tensor:
+    steps, tokens = coder.steps(*grid.shape), grid.flatten(1)
+    return torch.stack([steps(tokens[:, max(0, n - 1) : n]) for n in range(tokens.shape[1])], dim=1)
+
+
+# --- identical integers -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"window": 100}, {"n_layers": 3, "n_heads": 4}, {"position": "1d"}, {"position": "none"}]
+)
+def test_all_carriers_and_both_forms_give_the_same_integers(options):
+    model, grid = prior(**options), grids(3)
+    coders = [ExactPrior(model, carrier) for carrier in CARRIERS]
+    whole = coders[0].weights(grid)
+    assert whole.shape == (3, grid[0].numel(), K) and whole.dtype == torch.float32
+    for one in coders:
+        assert torch.equal(one.weights(grid), whole) and torch.equal(by_steps(one, grid), whole)
+    assert len({one.fingerprint for one in coders}) == 1
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_batch_and_threads_do_not_matter(threads):
+    """64 at once, one at a time, whole and step by step; wide enough that threads share the products."""
+    model = prior(d_latent=128, n_tokens=300, noise=0.02)
+    one, grid = ExactPrior(model), grids(64, n_tokens=300)
+    expected = torch.cat([one.weights(g[None]) for g in grid])
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(one.weights(grid), expected)
+        assert torch.equal(by_steps(one, grid), expected)
+        assert torch.equal(by_steps(one, grid[:1]), expected[:1])
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+def test_cuda_gives_the_same_integers():
+    model, grid = prior(d_latent=128, n_tokens=300, noise=0.02), grids(8, n_tokens=300)
+    expected = ExactPrior(model).weights(grid)
+    there = ExactPrior(model.cuda())
+    assert torch.equal(there.weights(grid), expected) and torch.equal(by_steps(there, grid), expected)
+
+
+def test_what_the_caller_allows_does_not_matter():
+    """Reduced precision of matrix products and autocast are switched off inside, and left as they were outside."""
+    model, grid = prior(d_latent=64), grids(4)
+    one = ExactPrior(model)
+    expected = one.weights(grid)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(one.weights(grid), expected) and torch.equal(by_steps(one, grid), expected)
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_another_process_gets_the_same_integers(tmp_path):
+    model, grid = prior(), grids(2)
+    torch.save((model.config, model.state_dict(), grid), tmp_path / "model.pth")
+    code = (
+        "import sys, torch; from homework import AutoregressiveModel; from homework.exact import ExactPrior;"
+        "config, state, grid = torch.load(sys.argv[1]); model = AutoregressiveModel(**config); model.load_state_dict(state);"
+        "one = ExactPrior(model); torch.save((one.weights(grid), one.fingerprint), sys.argv[2])"
+    )
+    assert run("-c", code, tmp_path / "model.pth", tmp_path / "out.pth", cwd=tmp_path, OMP_NUM_THREADS="2").returncode == 0
+    weights, fingerprint = torch.load(tmp_path / "out.pth")
+    one = ExactPrior(model)
+    assert torch.equal(weights, one.weights(grid)) and fingerprint == one.fingerprint
+
+
+@settings(max_examples=12)
+@given(st.integers(0, 2**31), st.floats(0, 30), st.integers(1, 9), st.sampled_from([8, 16, 48]))
+def test_even_wild_weights_stay_exact(seed, noise, window, d_latent):
+    """float32 and int64 agree whatever the weights are: what must not overflow is clamped, or the export refuses."""
+    model, grid = prior(seed, noise, window=window, d_latent=d_latent), grids(2, seed=seed)
+    try:
+        one = ExactPrior(model)
+    except OverflowError:
+        return
+    weights = one.weights(grid)
+    assert torch.equal(weights, ExactPrior(model, torch.int64).weights(grid))
+    assert torch.equal(weights, by_steps(one, grid))
+    assert (weights >= 0).all() and (weights.double().sum(dim=-1) == TOTAL - K).all()
+
+
+# --- what the integers mean -------------------------------------------------------------------------------------------
+
+
+def test_frequencies_are_close_to_the_floats():
+    model, grid = prior(), grids(20)
+    with torch.inference_mode():
+        p = model(grid)[0].flatten(1, 2).softmax(dim=-1)
+    q = (ExactPrior(model).weights(grid) + 1) / TOTAL
+    assert (q.double().sum(dim=-1) - 1).abs().max() < 1e-6 and q.min() >= 1 / TOTAL
+    assert (p * (p / q).log2()).sum(dim=-1).mean() < 2e-3  # bits a token
+
+
+def test_integers_are_causal():
+    """Every token of the grid is changed in turn: no frequency at it or before it moves."""
+    one, grid = ExactPrior(prior(window=4)), grids(1)
+    N = grid.numel()
+    changed = grid.flatten().repeat(N, 1)
+    changed[range(N), range(N)] = (changed[range(N), range(N)] + 1) % K
+    moved = (one.weights(changed.view(N, *GRID)) != one.weights(grid)).any(dim=-1)  # [t, n]
+    for t in range(N):
+        assert not moved[t, : t + 1].any() and (t + 1 == N or moved[t, t + 1])
+
+
+def test_weights_sum_to_the_total_even_where_one_token_is_certain():
+    model = prior()
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.copy_(torch.linspace(0, 100, K))
+    weights = ExactPrior(model).weights(grids(2))
+    assert (weights.double().sum(dim=-1) == TOTAL - K).all() and (weights[..., -1] > 0.99 * TOTAL).all()
+
+
+def test_a_model_that_reads_codes_is_exported_too():
+    model = prior(code_dim=4)
+    model.set_codes(torch.randn(K, 4, generator=torch.Generator().manual_seed(0)))
+    grid = grids(2)
+    with torch.inference_mode():
+        p = model(grid)[0].flatten(1, 2).softmax(dim=-1)
+    one = ExactPrior(model)
+    q = (one.weights(grid) + 1) / TOTAL
+    assert (p * (p / q).log2()).sum(dim=-1).mean() < 2e-3
+    assert torch.equal(by_steps(one, grid), one.weights(grid))
+
+
+def test_the_fingerprint_tells_models_apart():
+    model = prior()
+    prints = {ExactPrior(model).fingerprint, ExactPrior(prior(1)).fingerprint}
+    with torch.no_grad():
+        model.layers[0].up.weight[0, 0] += 0.1
+    prints |= {ExactPrior(model).fingerprint, FloatPrior(model).fingerprint}
+    assert len(prints) == 4 and {len(p) for p in prints} == {32}
+
+
+# --- its parts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits, digits", list(itertools.product((4, 8, 14), (2, 4, 5))))
+def test_the_table_of_powers_is_rounded_rightly(bits, digits):
+    table = exp2_table(bits, digits)
+    assert table[0] == 2**bits and table[-1] == 0 and table[-2] > 0 and table == sorted(table, reverse=True)
+    for i, entry in enumerate(table):
+        assert abs(entry - 2.0 ** (bits - i / 2**digits)) <= 0.5 + 1e-6
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 300), st.integers(0, 2**31), st.floats(1e-3, 30), st.integers(0, 8), st.sampled_from([63, 511, 1023]))
+def test_a_linear_layer_never_leaves_24_bits(n, seed, size, digits, limit):
+    """With the largest inputs, of the signs that add up the most, float32 still gives what int64 gives."""
+    draws = torch.Generator().manual_seed(seed)
+    weight = size * torch.randn(5, n, generator=draws, dtype=torch.float64)
+    bias = size * torch.randn(5, generator=draws, dtype=torch.float64)
+    try:
+        layers = [ExactLinear(weight, bias, digits, limit, 4, carrier) for carrier in CARRIERS]
+    except OverflowError:
+        return
+    x = torch.cat([limit * weight.sign(), -limit * weight.sign(),
+                   torch.randint(-limit, limit + 1, (50, n), generator=draws).double()])  # fmt: skip
+    outputs = [layer(x.to(carrier)) for layer, carrier in zip(layers, CARRIERS, strict=True)]
+    assert all(torch.equal(y.long(), outputs[0].long()) for y in outputs)
+    assert outputs[0].abs().max() <= layers[0].bound
+    real = (x / 2**digits) @ weight.T + bias
+    unit = 2.0 ** (digits - 4) / layers[0].divisor.double()  # of each row's weights
+    step = 0.5 * 2.0**-4 + 0.51 * unit * (x.abs().sum(dim=1, keepdim=True) + 1) / 2**digits
+    assert ((outputs[0] / 2.0**4 - real).abs() <= step).all()
+
+
+@given(st.lists(st.integers(-(2**17), 2**17), min_size=8, max_size=8))
+def test_the_norm_divides_by_the_floored_root(values):
+    mean = sum(v * v for v in values) // 8
+    expected = [max(-511, min(511, 64 * v // math.isqrt(mean + 1))) for v in values]
+    for carrier in CARRIERS:
+        y = ExactNorm(8, carrier)(torch.tensor([values]).to(carrier))
+        assert y[0].tolist() == expected
+
+
+# --- floats -----------------------------------------------------------------------------------------------------------
+
+
+def test_other_priors_and_too_large_ones_are_coded_with_floats():
+    assert coder(prior()).exact
+    with torch.no_grad():
+        wild = prior()
+        wild.head.weight.mul_(1e6)
+    assert not coder(wild).exact and not coder(prior(window=2000)).exact
+
+
+def test_float_weights_are_those_of_the_steps():
+    model, grid = prior(), grids(3)
+    one = FloatPrior(model)
+    weights = one.weights(grid)
+    assert torch.equal(weights, by_steps(one, grid)) and (weights.double().sum(dim=-1) == TOTAL - K).all()
+    with torch.inference_mode():
+        p = model(grid)[0].flatten(1, 2).softmax(dim=-1)
+    assert ((weights + 1) / TOTAL - p).abs().max() < 1e-5
+    assert exact.coder(model).n_tokens == one.n_tokens == K
