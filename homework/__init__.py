@@ -5,6 +5,7 @@ import importlib
 EXPORTS = {
     "AutoregressiveModel": "homework.autoregressive",
     "BSQPatchAutoEncoder": "homework.bsq",
+    "Compressor": "homework.compress",
     "ImageDataset": "homework.data",
     "PatchAutoEncoder": "homework.ae",
     "TokenDataset": "homework.data",

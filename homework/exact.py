@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from homework.autoregressive import Attention, AutoregressiveModel, block_distances, in_blocks, with_previous
+from homework.autoregressive import AutoregressiveModel
+from homework.transformer import Attention, block_distances, in_blocks, with_previous
 
 TOTAL = 2**24  # what the frequencies of one place add up to: the precision of the range coder
 EXACT = 2**24  # float32 holds every whole number up to here
@@ -134,7 +135,7 @@ class ExactNorm(nn.Module):
 
 
 class ExactAttention(nn.Module):
-    """:class:`homework.autoregressive.Attention` in whole numbers; ``gain`` (D) is that of the norm before it."""
+    """:class:`homework.transformer.Attention` in whole numbers; ``gain`` (D) is that of the norm before it."""
 
     def __init__(self, attention: Attention, gain: Tensor, stream: int, carrier: torch.dtype):
         super().__init__()
@@ -159,7 +160,7 @@ class ExactAttention(nn.Module):
         self.register_buffer("table", torch.tensor(exp2_table(WEIGHT_BITS, 4), dtype=carrier))
 
     def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int = 0) -> Tensor:
-        """As :meth:`homework.autoregressive.Attention.forward`."""
+        """As :meth:`homework.transformer.Attention.forward`."""
         B, n, D = x.shape
         qkv = self.qkv(x).clamp_(-self.limit, self.limit)
         q, k, v = qkv.view(B, n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)  # (B,n,3D) -> 3 x (B,heads,n,d)
@@ -187,7 +188,7 @@ class ExactAttention(nn.Module):
 
 
 class ExactLayer(nn.Module):
-    """:class:`homework.autoregressive.Layer` in whole numbers, on a residual stream with ``stream`` digits."""
+    """:class:`homework.transformer.Layer` in whole numbers, on a residual stream with ``stream`` digits."""
 
     def __init__(self, layer: nn.Module, stream: int, carrier: torch.dtype):
         super().__init__()

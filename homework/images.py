@@ -1,7 +1,11 @@
 """Image files: which ones a user means, and how to read one upright, in RGB, at the right size."""
 
+import collections
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -63,7 +67,7 @@ def read_dataset_json(path: Path) -> list[str]:
 
 
 def read_image(path: str | Path, image_size: tuple[int, int] | None = None) -> np.ndarray:
-    """One image file, upright.
+    """One image file, upright; transparent places on white, 16 bits a channel cut down to the upper 8.
 
     Args:
         image_size: (H, W): scale until it covers this, then cut out the centre. None leaves the image as it is.
@@ -77,7 +81,9 @@ def read_image(path: str | Path, image_size: tuple[int, int] | None = None) -> n
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip to white
-                image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+                image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+            if image.has_transparency_data:  # as on a page; what convert() alone would show there is often black or noise
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             image = image.convert("RGB")
     except FileNotFoundError:
         raise
@@ -95,3 +101,26 @@ def check_size(path: str, image: np.ndarray, first_path: str, size: tuple[int, i
             f"{path} is {image.shape[0]}x{image.shape[1]} but {first_path} is {size[0]}x{size[1]} (height x width); "
             "pass --image_size HxW to scale and crop all of them."
         )
+
+
+def decoded(
+    batches: Iterable[list[str]], image_size: tuple[int, int] | None = None
+) -> Iterator[tuple[list[str], list[np.ndarray | str]]]:
+    """Every batch of paths with its images, as :func:`read_image` returns them, or what is wrong with one, a sentence in its
+    place. While a batch is being used, threads decode the next."""
+    pending = collections.deque()
+    with ThreadPool(os.cpu_count()) as pool:
+        for batch in batches:
+            pending.append((batch, pool.map_async(partial(_read, image_size), batch)))
+            if len(pending) > 1:
+                batch, images = pending.popleft()
+                yield batch, images.get()
+        for batch, images in pending:
+            yield batch, images.get()
+
+
+def _read(image_size: tuple[int, int] | None, path: str) -> np.ndarray | str:
+    try:
+        return read_image(path, image_size)
+    except (ValueError, OSError) as error:
+        return str(error)

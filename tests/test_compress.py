@@ -1,0 +1,493 @@
+"""Pictures to files and back, with models: all sizes, both arithmetics, the command line, and whatever can be wrong."""
+
+import json
+import math
+import struct
+import sys
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import GRID, SIZE, K, build, file_size_limit, files, run, sentence
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_container import mutate
+
+from homework import Compressor, checkpoint, cli, compress, container, exact
+from homework.data import to_float, to_uint8
+from homework.images import read_image
+
+SIZES = [(1, 1), (5, 5), SIZE, (3, 61), (47, 100)]  # one patch, odd ones, the prior's grid, and 2x1 and 3x4 tiles
+
+
+@pytest.fixture(scope="module")
+def models():
+    """A tokenizer and a prior with strong opinions."""
+    tokenizer, prior = build("BSQPatchAutoEncoder").eval(), build("AutoregressiveModel").eval()
+    with torch.no_grad():
+        prior.head.weight *= 8
+    return tokenizer, prior
+
+
+@pytest.fixture(params=["exact", "float"])
+def compressor(models, request, monkeypatch):
+    """Under a prior in whole numbers, and under the same one in floats."""
+    if request.param == "float":
+        monkeypatch.setattr(exact, "coder", exact.FloatPrior)
+    made = Compressor(*models)
+    assert made.models.exact == (request.param == "exact")
+    return made
+
+
+def noise(size: tuple[int, int], seed: int = 0) -> torch.Tensor:
+    """(H,W,3) in [-0.5,0.5]."""
+    return torch.rand(*size, 3, generator=torch.Generator().manual_seed(seed)) - 0.5
+
+
+def floats(path: Path) -> torch.Tensor:
+    """A picture as (H,W,3) in [-0.5,0.5]."""
+    return to_float(torch.from_numpy(np.array(read_image(path))))
+
+
+def picture(path: Path, size: tuple[int, int] = SIZE, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(to_uint8(noise(size, seed)).numpy()).save(path)
+    return path
+
+
+def greedy(coder, size: tuple[int, int], likely: bool) -> np.ndarray:
+    """(h,w): at each place the likeliest token, or the least likely."""
+    step, tokens = coder.steps(1, *size), torch.empty(1, 0, dtype=torch.int64)
+    for _ in range(math.prod(size)):
+        weights = step(tokens[:, -1:])
+        tokens = torch.cat([tokens, weights.argmax(-1)[None] if likely else weights.argmin(-1)[None]], dim=1)
+    return tokens.view(size).numpy()
+
+
+def bits(coder, grid: np.ndarray) -> float:
+    """What a grid costs under the prior, tile by tile."""
+    total = 0.0
+    for (a, b), places in container.tiles(grid.shape, (coder.height, coder.width)):
+        for top, left in places:
+            tile = torch.from_numpy(grid[None, top : top + a, left : left + b])
+            own = coder.weights(tile).gather(-1, tile.reshape(1, -1, 1)).double() + 1
+            total += (24 - own.log2()).sum().item()
+    return total
+
+
+# --- the class ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", SIZES)
+@torch.inference_mode()
+def test_an_image_comes_back_as_its_tokens_decoded(compressor, models, size):
+    x = noise(size)
+    data = compressor.compress(x)
+    index = models[0].encode_index(x)
+    x_hat = compressor.decompress(data)
+    assert x_hat.shape == x.shape and torch.equal(x_hat, models[0].decode_index(index)[: size[0], : size[1]])
+    (grid,) = compressor.decompress_tokens([data])
+    assert np.array_equal(grid, index.numpy()) and grid.dtype == np.int64
+    assert len(data) <= math.ceil(bits(compressor.coder, grid) / 8) + 24
+
+
+@pytest.mark.parametrize("how", ["random", "constant", "likeliest", "least likely"])
+@pytest.mark.parametrize("grid", [GRID, (1, 1), (5, 7)])
+def test_tokens_come_back(compressor, how, grid):
+    size = tuple(5 * side for side in grid)
+    if how == "random":
+        tokens = np.random.default_rng(0).integers(K, size=grid)
+    elif how == "constant":
+        tokens = np.full(grid, K - 1)
+    elif grid != (5, 7):
+        tokens = greedy(compressor.coder, grid, how == "likeliest")
+    else:
+        tokens = np.zeros(grid, int)
+    (data,) = compressor.compress_tokens(tokens[None], size)
+    assert np.array_equal(compressor.decompress_tokens([data])[0], tokens)
+    assert len(data) <= math.ceil(bits(compressor.coder, tokens) / 8) + 24
+
+
+@settings(max_examples=15)
+@given(st.integers(1, 33), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_images_of_any_size_come_back(exactly, H, W, seed):
+    x = noise((H, W), seed)
+    assert torch.equal(exactly.decompress(exactly.compress(x)), exactly.tokenizer(x)[0])
+
+
+@pytest.fixture(scope="module")
+def exactly(models):
+    return Compressor(*models)
+
+
+def test_a_batch_of_many_sizes_is_what_its_images_are(compressor):
+    images = [noise(SIZES[i % 4], i) for i in range(6)]
+    data = compressor.compress_batch(images)
+    assert data == [compressor.compress(x) for x in images]
+    for x_hat, one in zip(compressor.decompress_batch(data), data, strict=True):
+        assert torch.allclose(x_hat, compressor.decompress(one), atol=1e-5)
+    for grid, one in zip(compressor.decompress_tokens(data), data, strict=True):
+        assert np.array_equal(grid, compressor.decompress_tokens([one])[0])
+    assert compressor.compress_batch(torch.stack(images[1::4])) == data[1::4]  # (B,H,W,3)
+
+
+def test_batch_size_and_threads_change_no_byte(models, exactly):
+    images = [noise(SIZES[i % 4], i) for i in range(6)]
+    data = exactly.compress_batch(images)
+    torch.set_num_threads(2)
+    try:
+        other = Compressor(*models, batch_size=3)
+        assert other.compress_batch(images) == data
+        for a, b in zip(other.decompress_tokens(data), exactly.decompress_tokens(data), strict=True):
+            assert np.array_equal(a, b)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_more_tiles_than_are_coded_at_once(models, monkeypatch):
+    monkeypatch.setattr(container, "TILES", 2)
+    few = Compressor(*models)
+    x = noise((100, 60))  # 20x12 tokens: 5x2 tiles of 4x6
+    assert torch.equal(few.decompress(few.compress(x)), models[0](x)[0])
+
+
+def test_what_is_no_image_is_told(exactly):
+    for value, told in [
+        (noise((4, 4))[..., :2], "(4, 4, 2)"),
+        (torch.zeros(4, 4, 3, dtype=torch.uint8), "uint8"),
+        (noise((4, 4))[None], "(1, 4, 4, 3)"),
+        (torch.zeros(0, 4, 3), "0x4"),
+    ]:
+        with pytest.raises(ValueError) as raised:
+            exactly.compress(value)
+        assert told in str(raised.value)
+
+
+def test_tokens_that_are_none_are_told(exactly):
+    for grid, size, told in [
+        (np.zeros((1, 4, 6), int), (20, 31), "20x31"),
+        (np.zeros((4, 6), int), SIZE, "20x30"),
+        (np.full((1, 4, 6), K), SIZE, "from 0 to 15"),
+        (np.full((1, 4, 6), -1), SIZE, "from 0 to 15"),
+    ]:
+        with pytest.raises(ValueError, match=told):
+            exactly.compress_tokens(grid, size)
+
+
+def test_models_that_do_not_go_together_are_told(models):
+    with pytest.raises(ValueError, match="32 codes, but the prior was trained on 16"):
+        Compressor(build("BSQPatchAutoEncoder", codebook_bits=5), models[1])
+
+
+def test_files_of_other_models_are_told(compressor, models):
+    data = compressor.compress(noise(SIZE))
+    other = build("BSQPatchAutoEncoder", seed=1), build("AutoregressiveModel", seed=1)
+    with pytest.raises(ValueError, match="another tokenizer"):
+        Compressor(other[0], models[1]).decompress(data)
+    with pytest.raises(ValueError, match="another prior"):
+        Compressor(models[0], other[1]).decompress(data)
+
+
+def test_floats_and_whole_numbers_are_told_apart(models, exactly, monkeypatch):
+    data = exactly.compress(noise(SIZE))
+    monkeypatch.setattr(exact, "coder", exact.FloatPrior)
+    with pytest.raises(ValueError, match="another prior"):
+        Compressor(*models).decompress(data)
+
+
+@pytest.mark.parametrize("size", [SIZE, (23, 31)])
+def test_no_mutation_gives_a_wrong_picture(compressor, size):
+    """Through the models: a ValueError, or the same tokens."""
+    draw = np.random.default_rng(0)
+    data = compressor.compress(noise(size))
+    (right,) = compressor.decompress_tokens([data])
+    wrong = 0
+    for _ in range(80):
+        changed = bytearray(data if draw.integers(2) else mutate(data, draw))
+        if len(changed) == len(data):
+            changed[draw.integers(12, len(data))] ^= 1 << draw.integers(8)  # behind the header, where only decoding can tell
+        try:
+            assert np.array_equal(compressor.decompress_tokens([bytes(changed)])[0], right)
+        except ValueError as error:
+            assert str(error).startswith("The file "), error
+            wrong += 1
+    assert wrong > 50
+
+
+# --- the command line -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, models):
+    """The current folder, with a tokenizer t.pth, a prior p.pth, and six pictures in photos/, one of another size."""
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save(models[0], "t.pth")
+    checkpoint.save(models[1], "p.pth")
+    for i in range(6):
+        picture(tmp_path / "photos" / f"{i}.png", (11, 44) if i == 3 else SIZE, i)
+    return tmp_path
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    def call(name: str, *arguments: object) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "argv", ["compress.py", name, *map(str, arguments)])
+        capsys.readouterr()
+        code, names = 0, ("compress", "decompress", "info")
+        try:
+            cli.main("python -m homework.compress", {name: getattr(compress, name) for name in names})
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        return SimpleNamespace(returncode=code, stdout=out, stderr=err)
+
+    return call
+
+
+def expected(models, path: Path) -> np.ndarray:
+    """What a picture becomes: (H,W,3) uint8."""
+    with torch.inference_mode():
+        return to_uint8(models[0](floats(path))[0]).numpy()
+
+
+def check_pictures(models, folder: Path, pairs: dict[str, str]) -> None:
+    """Pictures written, by what they were made from."""
+    for written, source in pairs.items():
+        got, wanted = read_image(folder / written).astype(int), expected(models, folder / source).astype(int)
+        assert got.shape == wanted.shape and abs(got - wanted).max() <= 1, written  # of floats in another batch
+
+
+def test_one_image_there_and_back(call, folder, models):
+    done = call("compress", "t.pth", "p.pth", "photos/3.png", "3.tok", "--verify")
+    assert done.returncode == 0 and "verified" in done.stdout and "1 image," in done.stdout, done.stderr
+    assert call("decompress", "t.pth", "p.pth", "3.tok", "new/3.png").returncode == 0
+    check_pictures(models, folder, {"new/3.png": "photos/3.png"})
+    assert files(folder / "new") == {"3.png"}
+    assert Compressor(*models).compress(floats("photos/3.png")) == Path("3.tok").read_bytes()
+
+
+@pytest.mark.parametrize("arithmetic", ["exact", "float"])
+def test_a_folder_there_and_back(call, folder, models, arithmetic, monkeypatch):
+    if arithmetic == "float":
+        monkeypatch.setattr(exact, "coder", exact.FloatPrior)
+    done = call("compress", "t.pth", "p.pth", "photos", "photos.tok", "--verify", "--batch_size", 4)
+    assert done.returncode == 0 and "verified" in done.stdout and "6 images" in done.stdout, done.stderr
+    assert call("decompress", "t.pth", "p.pth", "photos.tok", "back", "--batch_size", 3).returncode == 0
+    assert files(folder) == {"t.pth", "p.pth", "photos.tok", *(f"{f}/{i}.png" for i in range(6) for f in ("photos", "back"))}
+    check_pictures(models, folder, {f"back/{i}.png": f"photos/{i}.png" for i in range(6)})
+    done = call("decompress", "t.pth", "p.pth", "photos.tok", "four.bmp", "--only", "4.png")
+    assert done.returncode == 0, done.stderr
+    check_pictures(models, folder, {"four.bmp": "photos/4.png"})
+
+
+def test_it_works_in_fresh_processes(folder, models):
+    done = run("-m", "homework.compress", "compress", "t.pth", "p.pth", "photos", "a.tok", cwd=folder)
+    assert done.returncode == 0 and "bytes" in done.stderr, done.stderr  # the bar says how many so far
+    done = run("-m", "homework.compress", "decompress", "t.pth", "p.pth", "a.tok", "back", cwd=folder, OMP_NUM_THREADS="2")
+    assert done.returncode == 0, done.stderr
+    check_pictures(models, folder, {f"back/{i}.png": f"photos/{i}.png" for i in range(6)})
+
+
+def test_several_sources_keep_their_folders(call, folder, models):
+    picture(folder / "photos/sub/x.y.png", seed=9)
+    Path("more").mkdir()
+    Path("more/dataset.json").write_text(json.dumps({"_default": {"1": {"image_fpath": "../photos/sub/x.y.png"}}}))
+    done = call("compress", "t.pth", "p.pth", "photos/0.png", "more/dataset.json", "a.tok")
+    assert done.returncode == 0, done.stderr
+    done = call("decompress", "t.pth", "p.pth", "a.tok", "back")
+    assert done.returncode == 0 and files(folder / "back") == {"0.png", "sub/x.y.png"}, done.stderr
+    check_pictures(models, folder, {"back/0.png": "photos/0.png", "back/sub/x.y.png": "photos/sub/x.y.png"})
+
+
+def test_a_folder_of_one_image_is_an_archive(call, folder):
+    picture(folder / "single/a.png")
+    assert call("compress", "t.pth", "p.pth", "single", "a.tok").returncode == 0
+    assert Path("a.tok").read_bytes()[:2] == container.ARCHIVE
+
+
+def test_pictures_of_one_name_and_two_kinds(call, folder, models):
+    picture(folder / "both/a.png", seed=1)
+    picture(folder / "both/a.bmp", seed=2)
+    call("compress", "t.pth", "p.pth", "both", "a.tok")
+    call("decompress", "t.pth", "p.pth", "a.tok", "back")
+    check_pictures(models, folder, {"back/a.png.png": "both/a.png", "back/a.bmp.png": "both/a.bmp"})
+
+
+def test_a_folder_that_is_there_keeps_what_else_it_holds(call, folder):
+    picture(folder / "back/0.png", (5, 5))
+    picture(folder / "back/mine.png")
+    call("compress", "t.pth", "p.pth", "photos", "a.tok")
+    assert call("decompress", "t.pth", "p.pth", "a.tok", "back").returncode == 0
+    assert files(folder / "back") == {"mine.png", *(f"{i}.png" for i in range(6))}
+    assert read_image("back/0.png").shape == (*SIZE, 3)
+
+
+def test_names_that_are_numbers(call, folder):
+    picture(folder / "7.png").rename("7")
+    assert call("compress", "t.pth", "p.pth", 7, 2026).returncode == 0
+    assert call("info", 2026).returncode == 0
+
+
+def test_verify_tells_and_removes_nothing(call, folder, monkeypatch):
+    read = Compressor.read
+
+    def wrong(self, items):
+        for grids in read(self, items):
+            yield {k: grid + 1 for k, grid in grids.items()}
+
+    monkeypatch.setattr(Compressor, "read", wrong)
+    told = sentence(call("compress", "t.pth", "p.pth", "photos", "a.tok", "--verify"))
+    assert "does not decode to the tokens" in told and "keep the originals" in told
+    assert Path("a.tok").is_file() and len(files(folder / "photos")) == 6
+
+
+def test_info_needs_no_models(call, folder):
+    call("compress", "t.pth", "p.pth", "photos", "a.tok")
+    call("compress", "t.pth", "p.pth", "photos/3.png", "3.tok")
+    Path("t.pth").unlink()
+    Path("p.pth").unlink()
+    said = call("info", "a.tok").stdout
+    assert "6 images" in said and "patches of 5" in said and "whole numbers" in said and "44 x 11" in said
+    assert f"{Path('a.tok').stat().st_size:,} bytes" in said and "5.png" in said
+    said, size = call("info", "3.tok").stdout, Path("3.tok").stat().st_size
+    assert "one image of 44x11 pixels" in said and "9x3 tokens" in said and f"{8 * size / 44 / 11:.4f} bits a pixel" in said
+    assert f"{int.from_bytes(Path('3.tok').read_bytes()[-4:], 'little'):08x}" in said
+    code = ("import sys; sys.argv = ['compress', 'info', '3.tok']; import runpy; runpy.run_module('homework.compress', "
+            "run_name='__main__'); print({'homework.bsq', 'homework.ae', 'homework.exact'} & set(sys.modules))")  # fmt: skip
+    done = run("-c", code, cwd=folder)
+    assert done.stdout.endswith("set()\n"), done.stderr
+
+
+# --- mistakes -------------------------------------------------------------------------------------------------------------
+
+SPOILED = {
+    "is no file that": lambda data: b"\x89PNG" + data,
+    "is cut short": lambda data: data[: len(data) - 3],
+    "is longer than": lambda data: data + b"more",
+    "newer version": lambda data: data[:2] + bytes([2 + 16 * 13]) + data[3:],
+    "is damaged: its header": lambda data: data[:6] + bytes([data[6] ^ 16]) + data[7:],
+    "is damaged": lambda data: data[:34] + bytes([data[34] ^ 128]) + data[35:] if data[1:2] == b"N" else data[:-1] + b"x",
+}
+
+
+@pytest.mark.parametrize("told", SPOILED)
+@pytest.mark.parametrize("source, output", [("photos", "back"), ("photos/0.png", "back.png")])
+def test_spoiled_files_are_told_and_nothing_is_written(call, folder, source, output, told):
+    call("compress", "t.pth", "p.pth", source, "a.tok")
+    Path("a.tok").write_bytes(SPOILED[told](Path("a.tok").read_bytes()))
+    before = files(folder)
+    said = sentence(call("decompress", "t.pth", "p.pth", "a.tok", output))
+    assert told in said and said.startswith("a.tok") and files(folder) == before and not Path(output).exists()
+
+
+@pytest.mark.parametrize("role", ["tokenizer", "prior"])
+def test_files_of_another_model_are_told_and_nothing_is_written(call, folder, role):
+    call("compress", "t.pth", "p.pth", "photos", "a.tok")
+    name = {"tokenizer": "BSQPatchAutoEncoder", "prior": "AutoregressiveModel"}[role]
+    checkpoint.save(build(name, seed=1), "other.pth")
+    pair = ("other.pth", "p.pth") if role == "tokenizer" else ("t.pth", "other.pth")
+    assert f"another {role}" in sentence(call("decompress", *pair, "a.tok", "back"))
+    assert not Path("back").exists()
+
+
+def test_one_damaged_image_in_an_archive_leaves_no_picture_but_the_others_can_be_had(call, folder):
+    call("compress", "t.pth", "p.pth", "photos", "a.tok")
+    with open("a.tok", "rb") as file:
+        reader = container.Reader(file)
+    data = bytearray(Path("a.tok").read_bytes())
+    data[reader.starts[4]] ^= 64
+    Path("a.tok").write_bytes(data)
+    said = sentence(call("decompress", "t.pth", "p.pth", "a.tok", "back", "--batch_size", 1))
+    assert f"image {reader.names[4]}, is damaged" in said
+    assert not Path("back").exists()
+    assert call("decompress", "t.pth", "p.pth", "a.tok", "one.png", "--only", reader.names[0]).returncode == 0
+
+
+def test_damaged_pictures_are_named(call, folder):
+    Path("photos/2.png").write_bytes(b"no image")
+    Path("photos/9.jpg").touch()
+    done = call("compress", "t.pth", "p.pth", "photos", "a.tok")
+    assert done.returncode == 1 and "2 of 7 images cannot be used; pass --skip_bad" in done.stderr
+    assert "2.png" in done.stderr and "9.jpg" in done.stderr and not Path("a.tok").exists()
+    done = call("compress", "t.pth", "p.pth", "photos", "a.tok", "--verify", "--skip_bad")
+    assert done.returncode == 0 and "Left out 2 of 7" in done.stderr and "5 images" in done.stdout
+    assert "2.png" in sentence(call("compress", "t.pth", "p.pth", "photos/2.png", "b.tok", "--skip_bad"))
+    assert not Path("b.tok").exists()
+
+
+def test_wrong_arguments_are_told_and_nothing_is_written(call, folder):
+    call("compress", "t.pth", "p.pth", "photos", "a.tok")
+    call("compress", "t.pth", "p.pth", "photos/0.png", "0.tok")
+    checkpoint.save(build("PatchAutoEncoder"), "ae.pth")
+    before = {name: (folder / name).read_bytes() for name in files(folder)}
+    for told, name, *arguments in [
+        ("Name the image", "compress", "t.pth", "p.pth"),
+        ("Name the image", "compress", "t.pth", "p.pth", "photos"),
+        ("0.png", "compress", "t.pth", "p.pth", "photos/1.png", "photos/0.png"),
+        ("photos", "compress", "t.pth", "p.pth", "photos/1.png", "photos"),
+        ("none", "compress", "t.pth", "p.pth", "none", "b.tok"),
+        ("twice", "compress", "t.pth", "p.pth", "photos/1.png", folder / "photos/1.png", "b.tok"),
+        ("is needed", "compress", "ae.pth", "p.pth", "photos", "b.tok"),
+        ("batch_size", "compress", "t.pth", "p.pth", "photos", "b.tok", "--batch_size", 0),
+        ("--verify", "compress", "t.pth", "p.pth", "photos", "--verify", "b.tok"),
+        ("--help", "compress", "t.pth", "p.pth", "photos", "b.tok", "--no_such", 1),
+        ("none.tok", "decompress", "t.pth", "p.pth", "none.tok", "back"),
+        ("folder", "decompress", "t.pth", "p.pth", "a.tok", "a.png"),
+        ("folder", "decompress", "t.pth", "p.pth", "a.tok", "0.tok"),
+        (".png", "decompress", "t.pth", "p.pth", "0.tok", "photos"),
+        (".png", "decompress", "t.pth", "p.pth", "0.tok", "a.jpg"),
+        ("7.png", "decompress", "t.pth", "p.pth", "a.tok", "b.png", "--only", "7.png"),
+        ("0.png", "decompress", "t.pth", "p.pth", "0.tok", "b.png", "--only", "0.png"),
+        ("none.tok", "info", "none.tok"),
+        ("no file that", "info", "t.pth"),
+    ]:
+        said = sentence(call(name, *arguments))
+        assert told in said, said
+        assert {name: (folder / name).read_bytes() for name in files(folder)} == before, told
+
+
+def test_a_full_disk_leaves_nothing(call, folder):
+    call("compress", "t.pth", "p.pth", "photos", "a.tok")
+    before = files(folder)
+    with file_size_limit(100):
+        assert "large" in sentence(call("compress", "t.pth", "p.pth", "photos", "b.tok"))
+        assert "large" in sentence(call("decompress", "t.pth", "p.pth", "a.tok", "back"))
+    assert files(folder) == before and not Path("back").exists()
+
+
+@pytest.mark.parametrize("name", ["compress", "decompress", "info"])
+def test_help_describes_every_argument(call, name):
+    import inspect
+
+    said = call(name, "--help").stdout
+    for argument in inspect.signature(getattr(compress, name)).parameters:
+        assert argument.upper() in said or f"--{argument}=" in said, argument
+        assert f"    {argument}: " in getattr(compress, name).__doc__
+
+
+# --- pictures as a person expects them ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_places_are_white(tmp_path, mode):
+    alpha = np.zeros(SIZE, np.uint8)
+    alpha[:10] = 255
+    image = Image.new("L", SIZE[::-1], 60)
+    image.putalpha(Image.fromarray(alpha))
+    image = image.convert(mode) if mode != "P" else image.convert("RGBA").quantize(4)
+    image.save(tmp_path / "a.png")
+    pixels = read_image(tmp_path / "a.png")
+    assert abs(pixels[:10].astype(int) - 60).max() <= 2 and (pixels[10:] == 255).all()
+
+
+def test_16_bits_a_channel_are_read_by_their_upper_half(tmp_path):
+    colours = np.random.default_rng(0).integers(0, 2**16, (6, 8, 3), dtype=np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
+    parts = (b"IHDR", struct.pack(">IIBBBBB", 8, 6, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    png = b"".join(struct.pack(">I", len(c)) + name + c + struct.pack(">I", zlib.crc32(name + c)) for name, c in parts)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + png)
+    assert np.array_equal(read_image(tmp_path / "a.png"), (colours // 256).astype(np.uint8))

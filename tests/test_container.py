@@ -1,0 +1,491 @@
+"""The file format, without models: exact frequencies, short payloads, and never a wrong grid, whatever a file's bytes."""
+
+import io
+import math
+import struct
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from homework import container
+from homework.container import ARCHIVE, IMAGE, TOTAL, ArchiveWriter, Models, Reader, Streams
+
+K = 16
+MODELS = Models(bytes(range(32)), bytes(range(100, 132)), 5, True)
+
+
+# --- a cheap prior: the frequencies of a token depend on the one before it ------------------------------------------------
+
+
+def whole_weights(p: np.ndarray) -> np.ndarray:
+    """Any positive numbers (n,K) -> weights (n,K) in their proportion, as a prior has to return them."""
+    w = np.floor(p / p.sum(axis=1, keepdims=True) * (TOTAL - p.shape[1]))
+    w[:, 0] += TOTAL - p.shape[1] - w.sum(axis=1)
+    return w.astype(np.float32)
+
+
+TABLE = whole_weights(np.random.default_rng(0).dirichlet(np.full(K, 0.3), K + 1) + 1e-9)
+
+
+def code(grid: np.ndarray) -> bytes:
+    """(h,w) -> payload."""
+    before = TABLE[np.concatenate([[K], grid.flatten()[:-1]])]
+    return container.encode(*container.intervals(before, grid.flatten()))
+
+
+def decode(payloads: list[bytes], size: tuple[int, int], steps: list | None = None) -> list[np.ndarray]:
+    streams, last, tokens = Streams(payloads, [f"image {i}" for i in range(len(payloads))]), np.full(len(payloads), K), []
+    for _ in range(math.prod(size)):
+        last = streams.next(TABLE[last])
+        tokens.append(last)
+        if steps is not None:
+            steps.append(1)
+    return list(np.stack(tokens, axis=1).reshape(-1, *size))  # (B,N) -> (B,h,w)
+
+
+def draw_grid(size: tuple[int, int], seed: int) -> np.ndarray:
+    """(h,w) drawn from the prior itself."""
+    draw, tokens = np.random.default_rng(seed), [K]
+    for _ in range(math.prod(size)):
+        tokens.append(draw.choice(K, p=(TABLE[tokens[-1]].astype(float) + 1) / TOTAL))
+    return np.array(tokens[1:]).reshape(size)
+
+
+def image_bytes(pixels: tuple[int, int] = (10, 15), seed: int = 0) -> bytes:
+    grid = draw_grid((-(-pixels[0] // 5), -(-pixels[1] // 5)), seed)
+    return container.image_file(MODELS, pixels, code(grid), MODELS.crc(pixels, grid))
+
+
+def archive_bytes(sizes: list[tuple[int, int]], names: list[str] | None = None, models: Models = MODELS) -> bytes:
+    file = io.BytesIO()
+    writer = ArchiveWriter(file, models)
+    for i, size in enumerate(sizes):
+        grid = draw_grid((-(-size[0] // 5), -(-size[1] // 5)), i)
+        writer.add([names[i] if names else f"{i}.png"], [size], [code(grid)], [models.crc(size, grid)])
+    writer.close()
+    return file.getvalue()
+
+
+def grids_in(data: bytes, steps: list | None = None) -> list[tuple]:
+    """What a file says, decoded and checked: (name, (H,W), tokens) of every image."""
+    reader, found = Reader(io.BytesIO(data)), []
+    reader.check(MODELS)
+    for i, name in enumerate(reader.names):
+        (grid,) = decode([reader.payload(i)], reader.grid(i), steps)
+        reader.check_tokens(i, MODELS, grid)
+        found.append((name, reader.sizes[i], grid.tobytes()))
+    return found
+
+
+# --- range-coded tokens ---------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def coded_tokens(draw, n_tokens=st.sampled_from([1, 2, 3, 4, 16, 1000])):
+    """(weights (N,K), tokens (N)): drawn from the weights, any, the likeliest or the least likely."""
+    random, n = np.random.default_rng(draw(st.integers(0, 2**32 - 1))), draw(n_tokens)
+    N = draw(st.integers(1, 40))
+    weights = whole_weights(random.dirichlet(np.full(n, draw(st.sampled_from([0.01, 0.3, 10]))), N) + 1e-30)
+    how = draw(st.sampled_from(["drawn", "any", "likeliest", "least likely", "first", "last"]))
+    if how == "drawn":
+        tokens = np.array([random.choice(n, p=(w.astype(float) + 1) / TOTAL) for w in weights])
+    elif how == "any":
+        tokens = random.integers(n, size=N)
+    elif how in ("likeliest", "least likely"):
+        tokens = weights.argmax(axis=1) if how == "likeliest" else weights.argmin(axis=1)
+    else:
+        tokens = np.full(N, 0 if how == "first" else n - 1)
+    return weights, tokens
+
+
+@given(coded_tokens())
+def test_tokens_come_back(drawn):
+    weights, tokens = drawn
+    streams = Streams([container.encode(*container.intervals(weights, tokens))], ["a"])
+    assert [int(streams.next(w[None])[0]) for w in weights] == tokens.tolist()
+
+
+@given(coded_tokens())
+def test_intervals_are_sums_of_frequencies(drawn):
+    weights, tokens = drawn
+    frequencies = weights.astype(np.int64) + 1
+    below, own = container.intervals(weights, tokens)
+    assert (frequencies.sum(axis=1) == TOTAL).all()
+    assert below.tolist() == [f[:t].sum() for f, t in zip(frequencies, tokens, strict=True)]
+    assert own.tolist() == [f[t] for f, t in zip(frequencies, tokens, strict=True)]
+
+
+@given(coded_tokens(st.sampled_from([2, 3, 16, 1000])))
+def test_the_coder_uses_our_integers_and_no_others(drawn):
+    """The interval of constriction's coder among all K tokens is that of a coder in Python's integers, to the last digit."""
+    weights, tokens = drawn
+    coder = container.RangeEncoder()
+    coder.encode(tokens.astype(np.int32), container.Categorical(perfect=False), weights)
+    lower, width, words = 0, 2**64 - 1, 0
+    for below, own in zip(*(x.tolist() for x in container.intervals(weights, tokens)), strict=True):
+        share = width // TOTAL
+        lower, width = lower + share * below, share * own
+        if width < 2**32:
+            lower, width, words = lower * 2**32, width * 2**32, words + 1
+    assert coder.pos() == (words, (lower % 2**64, width))
+    payload = container.encode(*container.intervals(weights, tokens))
+    assert payload == container._shortest(coder)  # so three symbols a token are as good as K
+    number = int.from_bytes(payload.ljust(4 * words + 8, b"\0"), "big")
+    assert lower <= number < lower + width
+    shorter = int.from_bytes(payload[:-1].ljust(4 * words + 8, b"\0"), "big")
+    assert len(payload) == 4 * words or not any(lower <= shorter + n * 256 ** (4 * words + 9 - len(payload)) < lower + width
+                                                for n in (0, 1))  # fmt: skip
+
+
+@given(coded_tokens())
+def test_a_payload_is_as_long_as_its_tokens_are_unlikely(drawn):
+    weights, tokens = drawn
+    payload = container.encode(*container.intervals(weights, tokens))
+    bits = (24 - np.log2(weights[np.arange(len(tokens)), tokens].astype(float) + 1)).sum()
+    assert bits - container.SLACK / 2 < 8 * len(payload) < bits + 10
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_streams_in_lockstep_are_those_one_by_one(S, T, seed):
+    """S payloads, of each T tokens at a time."""
+    random = np.random.default_rng(seed)
+    weights = whole_weights(random.dirichlet(np.ones(K), 6 * S * T)).reshape(6, S, T, K)
+    tokens = random.integers(K, size=(6, S, T))
+    parts = [container.intervals(weights[:, s].reshape(-1, K), tokens[:, s].flatten()) for s in range(S)]
+    streams = Streams([container.encode(*part) for part in parts], [""] * S)
+    for step in range(6):
+        assert (streams.next(weights[step].reshape(-1, K)).reshape(S, T) == tokens[step]).all()
+
+
+@given(*[st.integers(1, 90)] * 2, *[st.integers(1, 20)] * 2)
+def test_tiles_cover_a_grid_once(h, w, height, width):
+    covered, sizes = np.zeros((h, w), int), []
+    for (a, b), places in container.tiles((h, w), (height, width)):
+        assert 1 <= a <= height and 1 <= b <= width and 1 <= len(places) <= container.TILES
+        sizes += [(a, b)] * (not sizes or sizes[-1] != (a, b))
+        for top, left in places:
+            assert top + a <= h and left + b <= w
+            covered[top : top + a, left : left + b] += 1
+    assert (covered == 1).all() and len(sizes) == len(set(sizes)) <= 4
+
+
+# --- one image ------------------------------------------------------------------------------------------------------------
+
+image_sizes = st.tuples(st.integers(1, 2**26), st.integers(1, 2**26)).filter(lambda s: math.prod(s) <= container.MAX_PIXELS)
+image_sizes |= st.tuples(st.integers(1, 8192), st.integers(1, 8192))
+
+
+@given(image_sizes, st.binary(max_size=300), st.integers(0, 2**32 - 1), st.integers(1, 127), st.booleans())
+def test_a_file_says_what_was_put_in(size, payload, crc, patch, exact):
+    models = Models(MODELS.tokenizer, MODELS.prior, patch, exact)
+    data = container.image_file(models, size, payload, crc)
+    reader = Reader(io.BytesIO(data))
+    reader.check(models)
+    assert (reader.kind, reader.sizes, reader.crcs, reader.payload(0)) == (IMAGE, [size], [crc], payload)
+    assert (reader.patch, reader.exact, reader.length) == (patch, exact, len(data))
+    assert reader.grid(0) == (math.ceil(size[0] / patch), math.ceil(size[1] / patch))
+    longest = container.leb128(3 * container.MAX_PIXELS + 8)  # every pixel a token of 24 bits
+    assert len(data) - len(payload) - len(container.leb128(len(payload))) + len(longest) <= 22
+
+
+def test_a_frame_needs_18_bytes_beyond_its_payload():
+    assert len(container.image_file(MODELS, (100, 150), bytes(250), 0)) == 250 + 18
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (8193, 8192), (1, 2**26 + 1)])
+def test_too_large_an_image_is_refused_in_both_directions(size):
+    with pytest.raises(ValueError, match="67,108,864"):
+        container.image_file(MODELS, size, b"", 0)
+    header = MODELS.head(IMAGE) + b"".join(map(container.leb128, (size[1], size[0], 0)))
+    with pytest.raises(ValueError, match="67,108,864"):
+        Reader(io.BytesIO(header + bytes([container.crc8(header)]) + bytes(4)))
+
+
+# --- archives -------------------------------------------------------------------------------------------------------------
+
+safe_names = st.text(st.characters(exclude_characters="\0/\\:", exclude_categories=()), min_size=1, max_size=8)
+safe_names = st.lists(safe_names.filter(lambda name: name not in (".", "..")), min_size=1, max_size=3).map("/".join)
+
+
+def is_writable(name: str) -> bool:  # a lone surrogate is how Python shows a byte that is no UTF-8; others no file can have
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape") == name
+    except UnicodeError:
+        return False
+
+
+@given(st.lists(safe_names.filter(is_writable), unique=True, min_size=1, max_size=9), st.data())
+def test_an_archive_says_what_was_put_in(names, data):
+    contents = st.tuples(image_sizes, st.binary(max_size=20), st.integers(0, 2**32 - 1))
+    images = [(name, *data.draw(contents)) for name in names]
+    file, chunks = io.BytesIO(), []
+    writer, left = ArchiveWriter(file, MODELS), images
+    while left:
+        n = data.draw(st.integers(1, len(left)))
+        writer.add(*zip(*left[:n], strict=True))
+        chunks, left = [*chunks, n], left[n:]
+    writer.close()
+    reader = Reader(file)
+    reader.check(MODELS)
+    payloads = [reader.payload(i) for i in range(len(names))]
+    assert list(zip(reader.names, reader.sizes, payloads, reader.crcs, strict=True)) == images
+    assert [len(chunk) for chunk in reader.chunks] == chunks and reader.kind == ARCHIVE
+
+
+class Watched(io.BytesIO):
+    """Notes which bytes were read."""
+
+    seen = ()
+
+    def read(self, n=-1):
+        at = self.tell()
+        found = super().read(n)
+        self.seen = [*self.seen, range(at, at + len(found))]
+        return found
+
+
+def test_one_image_is_read_without_the_rest():
+    data = archive_bytes([(50, 75)] * 40)
+    watched = Watched(data)
+    reader = Reader(watched)
+    assert decode([reader.payload(17)], reader.grid(17))[0].tobytes() == draw_grid((10, 15), 17).tobytes()
+    others = {n for i in range(1, 40) if i != 17 for n in range(reader.starts[i], reader.starts[i] + reader.lengths[i])}
+    assert not others.intersection(*[set().union(*map(set, watched.seen))]) - set(range(64))  # where headers are looked for
+
+
+def test_an_archive_of_frames_needs_about_as_many_bytes_an_image_as_its_crc_and_name():
+    names = [f"frame_{i:05d}.jpg" for i in range(1000)]
+    file = io.BytesIO()
+    writer = ArchiveWriter(file, MODELS)
+    draw = np.random.default_rng(0)
+    for i in range(0, 1000, 50):
+        payloads = [draw.bytes(draw.integers(200, 300)) for _ in range(50)]
+        writer.add(names[i : i + 50], [(100, 150)] * 50, payloads, draw.integers(2**32, size=50).tolist())
+    writer.close()
+    assert (len(file.getvalue()) - sum(Reader(file).lengths)) / 1000 < 9
+
+
+UNSAFE = ["../a", "a/../../b", "/etc/a", "a\0b", "", ".", "..", "a/.."]
+
+
+@pytest.mark.parametrize("name", UNSAFE)
+def test_names_that_lead_elsewhere_are_refused_in_both_directions(name, monkeypatch):
+    with pytest.raises(ValueError, match="cannot be a name"):
+        archive_bytes([(5, 5)], [name])
+    with monkeypatch.context() as patched:
+        patched.setattr(container, "check_name", lambda name: None)
+        data = archive_bytes([(5, 5)], [name])
+    with pytest.raises(ValueError, match="damaged.*(cannot be a name|do not fit)"):
+        Reader(io.BytesIO(data))
+
+
+def test_an_archive_holds_no_two_images_of_one_name():
+    with pytest.raises(ValueError, match="two images of one name"):
+        archive_bytes([(5, 5)] * 2, ["a"] * 2)
+
+
+def test_too_many_images_for_an_archive():
+    writer = ArchiveWriter(io.BytesIO(), MODELS)
+    with pytest.raises(ValueError, match="too many images"):
+        for i in range(200):
+            writer.add([f"{i}/" + "x" * 100_000], [(5, 5)], [b""], [0])
+
+
+# --- what is wrong with a file --------------------------------------------------------------------------------------------
+
+FILES = {"image": image_bytes(), "archive": archive_bytes([(10, 15), (7, 3), (10, 15)])}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_every_shorter_file_is_cut_short(kind):
+    for n in range(len(FILES[kind])):
+        with pytest.raises(ValueError, match=f"cut short: it has {n}"):
+            Reader(io.BytesIO(FILES[kind][:n]))
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_every_longer_file_is_told(kind):
+    for n in (1, 2, 100):
+        with pytest.raises(ValueError, match="longer than it says"):
+            Reader(io.BytesIO(FILES[kind] + bytes(n)))
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_every_flipped_bit_is_told(kind):
+    right, reader, told = grids_in(FILES[kind]), Reader(io.BytesIO(FILES[kind])), 0
+    for i in range(8 * len(FILES[kind])):
+        data = bytearray(FILES[kind])
+        data[i // 8] ^= 1 << i % 8
+        try:
+            assert grids_in(bytes(data)) == right  # the last bits of a payload may have changed within what means the same
+            assert any(0 <= i // 8 - start < length for start, length in zip(reader.starts, reader.lengths, strict=True))
+        except ValueError as error:
+            assert ("is no file" if i < 16 else "is damaged") in str(error), (i, error)
+            told += 1
+    assert told > 8 * len(FILES[kind]) - 30
+
+
+@pytest.mark.parametrize("start", [b"x", b"\x89PNG\r\n\x1a\n" + bytes(99), b"\xff\xd8\xff\xe0", b"PK\3\4", bytes(50)])
+def test_foreign_files_are_told(start):
+    with pytest.raises(ValueError, match="is no file that homework.compress wrote"):
+        Reader(io.BytesIO(start))
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_newer_files_are_told(kind):
+    with pytest.raises(ValueError, match="newer version.*format 2"):
+        Reader(io.BytesIO(FILES[kind][:2] + bytes([2 + 16 * 13]) + b"nobody knows what comes here"))
+
+
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize(
+    "other, told",
+    [
+        (Models(bytes(32), MODELS.prior, 5, True), "another tokenizer.*begins with 0001.*begins with 0000"),
+        (Models(MODELS.tokenizer, bytes(32), 5, True), "another prior.*begins with 6465"),
+        (Models(MODELS.tokenizer, MODELS.prior, 6, True), "another patch size"),
+        (Models(MODELS.tokenizer, MODELS.prior, 5, False), "arithmetic"),
+    ],
+)
+def test_other_models_are_told(kind, other, told):
+    with pytest.raises(ValueError, match=told):
+        Reader(io.BytesIO(FILES[kind])).check(other)
+
+
+def test_hashes_that_begin_alike_are_told_apart_by_the_checksum():
+    reader = Reader(io.BytesIO(FILES["image"]))
+    alike = Models(MODELS.tokenizer[:2] + bytes(30), MODELS.prior, 5, True)
+    reader.check(alike)
+    with pytest.raises(ValueError, match="checksum"):
+        reader.check_tokens(0, alike, draw_grid((2, 3), 0))
+
+
+def test_a_message_names_the_file_and_the_image():
+    data = bytearray(FILES["archive"])
+    reader = Reader(io.BytesIO(data), "some.file")
+    data[reader.starts[1]] ^= 255
+    with pytest.raises(ValueError, match=r"^some.file, image 1.png, is damaged: .*\.$"):
+        reader = Reader(io.BytesIO(data), "some.file")
+        reader.check_tokens(1, MODELS, decode([reader.payload(1)], reader.grid(1))[0])
+
+
+# --- bounded time and memory ----------------------------------------------------------------------------------------------
+
+
+def test_a_lying_header_cannot_make_decoding_long():
+    """It claims 2.7 million tokens, of which its few bytes can hold some dozens."""
+    size = (8192, 8192)
+    data, steps = container.image_file(MODELS, size, b"some bytes", 0), []
+    with pytest.raises(ValueError, match="more bits than it has|cannot be decoded"):
+        grids_in(data, steps)
+    assert len(steps) < 2000
+
+
+def lying_archive(index: bytes) -> bytes:
+    """With all checksums right."""
+    form = ArchiveWriter.HEADER
+    header = form.pack(MODELS.head(ARCHIVE), form.size + 4, form.size + 8 + len(index))
+    return header + struct.pack("<I", zlib.crc32(header)) + index + struct.pack("<I", zlib.crc32(index))
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        zlib.compress(bytes(2**30), 9),  # a gigabyte of zeros
+        zlib.compress(struct.pack("<II", 2**32 - 1, 2**32 - 1)),
+        zlib.compress(struct.pack("<II", 2**31, 1) + bytes(100)),
+        zlib.compress(b""),
+        zlib.compress(bytes(8)),
+        zlib.compress(struct.pack("<II", 1, 1) + bytes(18)),
+        zlib.compress(bytes(8))[:-3],
+        zlib.compress(bytes(8)) + b"more",
+        b"no zlib",
+        b"",
+    ],
+    ids=range(10),
+)
+def test_a_lying_index_takes_little_memory(index):
+    data = io.BytesIO(lying_archive(index))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="damaged"):
+            Reader(data)
+        assert tracemalloc.get_traced_memory()[1] < 4 * container.MAX_INDEX
+    finally:
+        tracemalloc.stop()
+
+
+def mutate(data: bytes, draw: np.random.Generator) -> bytes:
+    """Flips, overwrites, cuts, inserts, moves or adds some bytes, up to three times."""
+    data = bytearray(data)
+    for _ in range(draw.integers(1, 4)):
+        at, n, what = int(draw.integers(len(data) + 1)), int(draw.integers(1, 9)), int(draw.integers(8))
+        if what < 3 and at < len(data):
+            data[at] ^= 1 << int(draw.integers(8))
+        elif what == 3:
+            data[at : at + n] = draw.bytes(len(data[at : at + n]))
+        elif what == 4:
+            del data[at : at + n]
+        elif what == 5:
+            data[at:at] = draw.bytes(n)
+        elif what == 6:
+            data[at:at] = data[:n]
+        else:
+            del data[at:]
+    return bytes(data)
+
+
+def repaired(data: bytes, draw: np.random.Generator) -> bytes:
+    """A mutated header with all the checksums in it put right: it lies, and nothing but the tokens can tell."""
+    if data[:2] == IMAGE:
+        size = (int(draw.integers(1, 20)), int(draw.integers(1, 2 ** draw.integers(1, 20))))
+        header = data[:7] + bytes([5 if draw.integers(4) else draw.integers(256)])
+        header += b"".join(map(container.leb128, (*size, int(draw.integers(12)) if draw.integers(2) else len(data) - 16)))
+        return header + bytes([container.crc8(header)]) + data[12:]
+    form = ArchiveWriter.HEADER
+    _, at, length = form.unpack_from(data)
+    index = mutate(zlib.decompress(data[at:-4]), draw)
+    index = zlib.compress(index)
+    header = form.pack(data[:8], at, at + len(index) + 4)
+    return header + struct.pack("<I", zlib.crc32(header)) + data[32:at] + index + struct.pack("<I", zlib.crc32(index))
+
+
+@pytest.mark.parametrize("n, change", [(90_000, mutate), (12_000, repaired)], ids=["mutated", "repaired"])
+def test_no_mutation_gives_a_wrong_grid(n, change):
+    """More than 100 000 random ones: each ends in a ValueError, or says exactly what the file said before."""
+    draw = np.random.default_rng(0)
+    whole = [image_bytes(seed=i) for i in range(4)] + [image_bytes((3, 9)), archive_bytes([(10, 15), (7, 3)])]
+    right = [grids_in(data) for data in whole]
+    refused, steps = 0, []
+    for k in draw.integers(len(whole), size=n).tolist():
+        data = change(whole[k], draw)
+        try:
+            found = grids_in(data, steps)
+        except ValueError:
+            refused += 1
+        else:  # a lying index may have other names, or an image twice; but a grid is always one that was coded, at its size
+            assert {image[1:] for image in found} <= {image[1:] for image in right[k]}
+            assert change is repaired or found == right[k]
+    assert refused > 0.9 * n
+    assert len(steps) < 100 * n  # and none took long
+
+
+# --- files of before ------------------------------------------------------------------------------------------------------
+
+
+def test_golden_files_still_mean_the_same():
+    assert grids_in(bytes.fromhex(GOLDEN_IMAGE)) == [("", (10, 15), draw_grid((2, 3), 0).tobytes())]
+    assert image_bytes().hex() == GOLDEN_IMAGE
+    two = [("0.png", (10, 15), draw_grid((2, 3), 0).tobytes()), ("1.png", (7, 3), draw_grid((2, 1), 1).tobytes())]
+    assert grids_in(bytes.fromhex(GOLDEN_ARCHIVE)) == two
+
+
+GOLDEN_IMAGE = "b531e100016465050f0a03a6a433c7631c4507"
+GOLDEN_ARCHIVE = (
+    "b54ee10001646505200000000000000051000000000000009498e4eba433c78378da6362606060026"
+    "246462e760630e06786d0cc8c103a7992cc06d718f627067a0579e90c862012004bf006c24bbcae6d"
+)
