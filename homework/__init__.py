@@ -6,8 +6,11 @@ EXPORTS = {
     "AutoregressiveModel": "homework.autoregressive",
     "BSQPatchAutoEncoder": "homework.bsq",
     "Compressor": "homework.compress",
+    "GatedPixelCNN": "homework.pixelcnn",
     "ImageDataset": "homework.data",
+    "MnistDataset": "homework.data",
     "PatchAutoEncoder": "homework.ae",
+    "PixelCNN": "homework.pixelcnn",
     "TokenDataset": "homework.data",
 }
 __all__ = list(EXPORTS)

@@ -1,14 +1,12 @@
 """A prior over token grids: a decoder-only transformer that reads the grid in raster order."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from homework import sampling
 from homework.checkpoint import load_reference
+from homework.prior import GridPrior
 from homework.transformer import Layer
 
 # Already known neighbours whose embeddings a place starts from, as (rows up, columns left), nearest first. The first is
@@ -21,7 +19,7 @@ def load() -> nn.Module:
     return load_reference("AutoregressiveModel")
 
 
-class AutoregressiveModel(nn.Module):
+class AutoregressiveModel(GridPrior):
     """p(grid) = prod_n p(t_n | t_0 .. t_{n-1}), in raster order.
 
     ::
@@ -168,34 +166,6 @@ class AutoregressiveModel(nn.Module):
     def steps(self, B: int, h: int, w: int, device: str | torch.device = "cpu") -> "Steps":
         """The incremental form: the same function, place by place, see :class:`Steps`."""
         return Steps(self, B, h, w, device)
-
-    @torch.inference_mode()
-    def generate(self, B: int, h: int, w: int, device: str | torch.device = "cpu", **sampling_options) -> Tensor:
-        """Samples (B,h,w) int64 grids; options as in :func:`homework.sampling.generate` (temperature, top_k, top_p,
-        generator, prefix). The model must be on ``device`` already."""
-        was_training = self.training
-        self.eval()
-        try:
-            return sampling.generate(self.steps(B, h, w, device), B, h, w, **sampling_options)
-        finally:
-            self.train(was_training)
-
-    # --- training ------------------------------------------------------------------------------------------------------
-
-    def loss(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy of (B,h,w) grids: "loss" in nats per token, and "bits_per_image" in bits."""
-        logits, _ = self(tokens)
-        nats = F.cross_entropy(logits.flatten(0, 2).float(), tokens.flatten())  # (B,h,w,K) -> (B*N,K)
-        return {"loss": nats, "bits_per_image": nats.detach() * tokens[0].numel() / math.log(2)}
-
-    def images(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Token grids (n,h,w) int64, for the training loop to decode: some of the data's, and as many samples."""
-        some = tokens[:4]
-        samples = self.generate(*some.shape, device=tokens.device, generator=torch.Generator().manual_seed(0))
-        return {"data": some, "samples": samples}
-
-    def set_progress(self, f: float) -> None:
-        """Nothing anneals."""
 
 
 class Steps:

@@ -1,4 +1,4 @@
-"""Data sets: images in a memory-mapped cache, grids of tokens; ``python -m homework.data`` puts the images in place."""
+"""Data sets: images in a memory-mapped cache, grids of tokens, MNIST; ``python -m homework.data`` puts them in place."""
 
 import errno
 import hashlib
@@ -14,8 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from homework import checkpoint, cli
-from homework.download import download, import_
+from homework.download import download, import_, mnist
 from homework.images import SPLITS, Source, check_size, image_paths, read_image
+from homework.mnist import binary, read_split
 
 
 def to_float(pixels: Tensor) -> Tensor:
@@ -36,6 +37,8 @@ class ImageDataset:
     The cache lies in ``root/.cache`` (N*H*W*3 bytes), or in a temporary folder where that cannot be written. It is made
     anew when a file's name, size or time changes.
     """
+
+    holds = "images"  # what a model is fed with; a grid data set has "grids"
 
     def __init__(self, source: Source = "train", image_size: tuple[int, int] | None = None, root: str | Path = "data"):
         """
@@ -63,7 +66,7 @@ class ImageDataset:
         pixels = torch.from_numpy(np.asarray(self.images[np.asarray(indices)]))
         return to_float(pixels.to(device))  # moved as bytes: a quarter of the traffic
 
-    def augment(self, batch: Tensor, generator: torch.Generator) -> Tensor:
+    def augment(self, batch: Tensor, generator: torch.Generator, indices: Tensor | None = None) -> Tensor:
         """Mirrors each image of (B, H, W, 3) left-right, in place, with probability 1/2 from a CPU ``generator``."""
         mirrored = (torch.rand(len(batch), generator=generator) < 0.5).nonzero()[:, 0].to(batch.device)
         batch[mirrored] = batch[mirrored].flip(2)
@@ -128,6 +131,8 @@ class TokenDataset:
     ``ds[i]`` is int64 (h, w) in [0, n_tokens); ``names`` are the images' paths; ``size`` is (h, w).
     """
 
+    holds = "grids"
+
     def __init__(self, source: str | Path = "train", root: str | Path = "data"):
         """
         Args:
@@ -165,7 +170,7 @@ class TokenDataset:
         """The grids at ``indices`` (B) as int64 (B, h, w) on ``device``."""
         return torch.from_numpy(self.tokens[np.asarray(indices)].astype(np.int64)).to(device)
 
-    def augment(self, batch: Tensor, generator: torch.Generator) -> Tensor:
+    def augment(self, batch: Tensor, generator: torch.Generator, indices: Tensor | None = None) -> Tensor:
         """The batch as it is: a mirrored image has other tokens, not mirrored ones."""
         return batch
 
@@ -174,8 +179,83 @@ class TokenDataset:
         return {"n_tokens": self.n_tokens, "height": self.size[0], "width": self.size[1]}
 
 
-DATASETS = {"images": ImageDataset, "tokens": TokenDataset}
+class MnistDataset:
+    """MNIST's digits as grids of two tokens: 1 where there is ink, 0 elsewhere.
+
+    ``ds[i]`` is int64 (28, 28); ``size`` is (28, 28); ``n_tokens`` is 2.
+    """
+
+    holds, n_tokens, size = "grids", 2, (28, 28)
+
+    def __init__(self, split: str = "train", root: str | Path = "data", binarize: float | str = 0):
+        """
+        Args:
+            split: "train" (50 000), "valid" (10 000) or "test" (10 000).
+            root: the folder in which mnist/ lies.
+            binarize: a threshold in [0, 1): ink is what is brighter than it, black being 0 and white 1. Or "sample": a
+                pixel is ink with a probability of its brightness; ``augment`` draws it afresh each time, and
+                everything else sees one draw, always the same.
+        Raises:
+            FileNotFoundError: the files are not there.
+            ValueError: a file is damaged, or binarize is something else.
+        """
+        self.digits = read_split(split, root)  # uint8 (N,28,28)
+        self.drawn = binarize == "sample"
+        self.ink = binary(self.digits, binarize)
+
+    def __len__(self) -> int:
+        return len(self.ink)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return torch.from_numpy(self.ink[i].astype(np.int64))
+
+    def batch(self, indices: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
+        """The digits at ``indices`` (B) as int64 (B, 28, 28) of 0 and 1 on ``device``."""
+        return torch.from_numpy(self.ink[np.asarray(indices)]).to(device).long()
+
+    def augment(self, batch: Tensor, generator: torch.Generator, indices: Tensor | None = None) -> Tensor:
+        """The batch as it is; with binarize="sample" a fresh draw of the digits at ``indices``, from a CPU ``generator``."""
+        if not self.drawn:
+            return batch
+        digits = torch.from_numpy(self.digits[np.asarray(indices)])
+        return (torch.randint(255, digits.shape, generator=generator, dtype=torch.uint8) < digits).long().to(batch.device)
+
+    def model_defaults(self) -> dict:
+        """What a prior's constructor should know of the data."""
+        return {"n_tokens": 2, "height": 28, "width": 28}
+
+
+class MnistImages:
+    """MNIST's digits as images, for tokenizers: grey, the same in all three channels. ``ds[i]`` is uint8 (28, 28, 3)."""
+
+    holds, size = "images", (28, 28)
+
+    def __init__(self, split: str = "train", root: str | Path = "data"):
+        """``split``, ``root`` and errors as of :class:`MnistDataset`."""
+        self.digits = read_split(split, root)  # uint8 (N,28,28)
+
+    def __len__(self) -> int:
+        return len(self.digits)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return torch.from_numpy(self.digits[i].copy())[..., None].expand(-1, -1, 3)
+
+    def batch(self, indices: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
+        """The digits at ``indices`` (B) as float32 (B, 28, 28, 3) in [-0.5, 0.5] on ``device``."""
+        grey = torch.from_numpy(self.digits[np.asarray(indices)]).to(device)
+        return to_float(grey)[..., None].repeat(1, 1, 1, 3)
+
+    def augment(self, batch: Tensor, generator: torch.Generator, indices: Tensor | None = None) -> Tensor:
+        """The batch as it is: a mirrored digit is no digit."""
+        return batch
+
+    def model_defaults(self) -> dict:
+        """What a model's constructor should know of the data: nothing."""
+        return {}
+
+
+DATASETS = {"images": ImageDataset, "tokens": TokenDataset, "mnist": MnistDataset, "mnist_images": MnistImages}
 
 
 if __name__ == "__main__":
-    cli.main("python -m homework.data", {"download": download, "import": import_})
+    cli.main("python -m homework.data", {"download": download, "mnist": mnist, "import": import_})

@@ -1,4 +1,4 @@
-"""Puts the images in place: the course's zip from the network, or what the user already has."""
+"""Puts the data in place: the course's zip and MNIST from the network, or what the user already has."""
 
 import os
 import shutil
@@ -14,9 +14,11 @@ from pathlib import Path, PurePath, PureWindowsPath
 
 from tqdm import tqdm
 
+from homework import mnist as idx
 from homework.images import SPLITS, is_image, read_dataset_json
 
 URL = "https://utexas.box.com/shared/static/qubjm5isldqvyimfj9rsmbnvnbezwcv4.zip"
+MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist"
 
 
 def download(dir: str = "data", url: str = URL, replace: bool = False) -> None:
@@ -41,10 +43,59 @@ def download(dir: str = "data", url: str = URL, replace: bool = False) -> None:
     part.unlink()
 
 
-def fetch(url: str, part: Path) -> None:
+def mnist(dir: str = "data", url: str = MNIST_URL, replace: bool = False) -> None:
+    """Downloads MNIST (LeCun, Cortes and Burges; 11 MB): four IDX files into DIR/mnist.
+
+    Args:
+        dir: the folder to put mnist into.
+        url: the address under which the four files lie.
+        replace: replace the folder mnist if it exists.
+    """
+    folder = Path(str(dir))
+    _check_free(folder, ["mnist"], replace)
+    parts = [folder / f"{name}.gz.part" for name in idx.FILES]
+    for name, part in zip(idx.FILES, parts, strict=True):
+        fetch(f"{url}/{name}.gz", part, "FOLDER")
+    try:
+        _put_idx({name: part for name, part in zip(idx.FILES, parts, strict=True)}, folder, replace)
+    finally:
+        for part in parts:
+            part.unlink()
+
+
+def _idx_files(source: Path) -> dict[str, Path]:
+    """MNIST's files in a folder, at any depth, by name, plain ones and ".gz"."""
+    found = {}
+    for path in sorted(source.rglob("*-ubyte*")):
+        if path.name.removesuffix(".gz") in idx.FILES and path.is_file():
+            found.setdefault(path.name.removesuffix(".gz"), path)
+    return found
+
+
+def _put_idx(files: dict[str, Path], folder: Path, replace: bool) -> None:
+    """Puts MNIST's files into ``folder``/mnist as .gz, once all have been read without an error."""
+    _check_free(folder, ["mnist"], replace)
+    missing = [name for name in idx.FILES if "images" in name and name not in files]
+    if missing:
+        raise ValueError(f"MNIST's file {missing[0]} is not there, beside {next(iter(files.values()))}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".import-", dir=folder) as temporary:
+        new = Path(temporary, "mnist")
+        new.mkdir()
+        for name, path in files.items():
+            zipped = path.read_bytes()[:2] == b"\x1f\x8b"
+            shutil.copyfile(path, new / (f"{name}.gz" if zipped else name))
+            idx.read_idx(new / (f"{name}.gz" if zipped else name), path)
+        if os.path.lexists(folder / "mnist"):  # if it is a link, only the link goes
+            os.rename(folder / "mnist", Path(temporary, "old"))
+        os.rename(new, folder / "mnist")
+    print(f"{folder / 'mnist'}: {len(files)} files")
+
+
+def fetch(url: str, part: Path, what: str = "ZIP") -> None:
     """Downloads ``url`` to the file ``part``, going on behind what it holds. OSError if it cannot be completed."""
     have = part.stat().st_size if part.exists() else 0
-    advice = f"check the network, or get {url} by other means and run python -m homework.data import ZIP."
+    advice = f"check the network, or get {url} by other means and run python -m homework.data import {what}."
     try:
         request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
         response = urllib.request.urlopen(request, timeout=30)
@@ -52,7 +103,7 @@ def fetch(url: str, part: Path) -> None:
         if error.code == 416 and have:  # nothing lies behind what is here: it is whole, or of another file
             if error.headers.get("Content-Range") != f"bytes */{have}":
                 part.unlink()
-                fetch(url, part)
+                fetch(url, part, what)
             return
         raise OSError(f"The server answered {error.code} {error.reason}; {advice}") from error
     except (OSError, HTTPException, ValueError) as error:
@@ -80,11 +131,12 @@ def _read_block(response) -> bytes:
 
 
 def import_(zip_or_folder: str, dir: str = "data", valid_every: int = 20, replace: bool = False) -> None:
-    """Puts images that you already have into DIR/train and DIR/valid.
+    """Puts images that you already have into DIR/train and DIR/valid, and MNIST's files into DIR/mnist.
 
     Args:
         zip_or_folder: a zip or a folder that holds folders train and valid at any depth; or one without such folders,
-            or a dataset.json, whose images go into train but for one in VALID_EVERY, which goes into valid.
+            or a dataset.json, whose images go into train but for one in VALID_EVERY, which goes into valid; or a folder
+            with MNIST's IDX files, gzipped or not.
         dir: the folder to put them into.
         valid_every: one image in so many goes into valid, where the source itself does not say.
         replace: replace the folders train and valid if they exist.
@@ -96,6 +148,10 @@ def import_(zip_or_folder: str, dir: str = "data", valid_every: int = 20, replac
         raise ValueError(f"--valid_every is {valid_every}, but must be a whole number of at least 2.")
     if source.is_dir():
         entries = [(path, path) for path in sorted(source.rglob("*")) if path.is_file()]
+        if digits := _idx_files(source):
+            _put_idx(digits, folder, replace)
+            if not any(is_image(path) for path, _ in entries):
+                return
         _put(_by_split(entries, source, valid_every), lambda path: open(path, "rb"), folder, replace)
     elif source.suffix.lower() == ".json":
         entries = [(Path(path), Path(path)) for path in read_dataset_json(source)]

@@ -6,7 +6,11 @@ import inspect
 MODELS = {
     "PatchAutoEncoder": "homework.ae",
     "BSQPatchAutoEncoder": "homework.bsq",
+    "VQPatchAutoEncoder": "homework.vq",
+    "VQVAE": "homework.vq",
     "AutoregressiveModel": "homework.autoregressive",
+    "PixelCNN": "homework.pixelcnn",
+    "GatedPixelCNN": "homework.pixelcnn",
 }
 
 

@@ -13,7 +13,7 @@ def train(
     epochs: float = 5,
     batch_size: int = 16,
     accumulate: int = 1,
-    lr: float = 1e-3,
+    lr: float | None = None,
     warmup: int = 100,
     weight_decay: float = 0.01,
     clip: float = 1.0,
@@ -21,6 +21,8 @@ def train(
     seed: int = 0,
     augment: bool = True,
     data: str = "data",
+    dataset: str | None = None,
+    binarize: float | str | None = None,
     image_size: str | None = None,
     limit: int | None = None,
     validate_every: int | None = None,
@@ -43,14 +45,17 @@ def train(
         epochs: passes over the training data; may be a fraction.
         batch_size: images or grids a step, on each process.
         accumulate: steps whose gradients are averaged before the weights move.
-        lr: peak learning rate of AdamW.
+        lr: peak learning rate of AdamW; by default the model's own (its learning_rate), or 1e-3.
         warmup: updates of linear warm-up; a cosine then takes the rate down to a hundredth of its peak.
         weight_decay: of AdamW, a rate that applies to matrices alone.
         clip: largest L2 norm of the gradient.
         ema: decay of the moving average of the weights, which is what is evaluated and saved; 0 for none.
         seed: of the weights, the order of the data and all random draws.
-        augment: mirror images at random; token grids stay as they are.
-        data: folder with train/ and valid/, or with tokenized_train.pth and tokenized_valid.pth.
+        augment: mirror images at random; token grids stay as they are, but for --binarize sample.
+        data: folder with train/ and valid/, with tokenized_train.pth and tokenized_valid.pth, or with mnist/.
+        dataset: images, tokens, mnist (grids of binary pixels) or mnist_images; by default the model's own kind.
+        binarize: of mnist: how bright a pixel must be to count as ink, at least 0 (by default: not quite black) and below 1;
+            or "sample" for ink with a probability of its brightness, drawn afresh each time.
         image_size: HEIGHTxWIDTH in pixels, to resize and crop images to.
         limit: how many training and validation samples to use at most; all by default.
         validate_every: updates between validations; once an epoch by default.
@@ -77,6 +82,8 @@ def check(settings: dict) -> None:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
             raise ValueError(f"--{name} is {value!r}, but must be a whole number of at least {low}.")
     for name in ("epochs", "lr", "clip", "save_every"):
+        if name == "lr" and settings[name] is None:
+            continue
         if type(settings[name]) not in (int, float) or not 0 < settings[name] < math.inf:
             raise ValueError(f"--{name} is {settings[name]!r}, but must be a number above 0.")
     for name in ("ema", "weight_decay"):

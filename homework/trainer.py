@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import inspect
 import json
 import math
 import signal
@@ -53,6 +54,25 @@ class Loss(nn.Module):
         return self.model.loss(batch)
 
 
+def open_data(cls: type, settings: dict) -> tuple:
+    """The training and the validation data for a model of ``cls``: its own kind of data, or the one that --dataset names.
+
+    ValueError if there is no such data set, it does not suit the model, or an option is not for it.
+    """
+    name = settings["dataset"] or cls.data
+    kind = DATASETS[cls.data].holds
+    fitting = [k for k, v in DATASETS.items() if v.holds == kind]
+    if name not in fitting:
+        raise ValueError(f"--dataset is {name!r}, but {cls.__name__} is trained on {kind}: {', '.join(fitting)}.")
+    options = {k: settings[k] for k in ("image_size", "binarize") if settings[k] is not None}
+    for k in options:
+        if k not in inspect.signature(DATASETS[name]).parameters:
+            raise ValueError(f"--{k} is not for the data set {name}; leave it out.")
+    if "image_size" in options:
+        options["image_size"] = cli.parse_size(options["image_size"])
+    return tuple(DATASETS[name](split, root=settings["data"], **options) for split in ("train", "valid"))
+
+
 def read_state(path: Path) -> dict:
     """What :meth:`Run.save` wrote beside a checkpoint, to resume from; ValueError if the file holds something else."""
     state = checkpoint.read(path)
@@ -71,23 +91,23 @@ class Run:
     def __init__(self, settings: dict, resume: bool = False):
         device, save_every = settings["device"], settings["save_every"]
         state = read_state(checkpoint.find_state(settings["model"])) if resume else None
-        self.settings = s = state["settings"] if state else settings
+        self.settings = s = settings | (state["settings"] if state else {})  # an old state may lack a new option
         self.save_seconds = 60 * save_every
         self.device = distributed.setup(cli.pick_device(device))
         self.rank, self.world = distributed.rank(), distributed.world_size()
         torch.manual_seed(s["seed"])
         base = checkpoint.load(s["model"]) if str(s["model"]).endswith(".pth") and not state else None
         cls = type(base) if base else model_class(state["class"] if state else str(s["model"]))
-        datasets = DATASETS[cls.data]
-        if s["image_size"] is not None and cls.data == "tokens":
-            raise ValueError("--image_size is for images; tokens have the size that homework.tokenize gave them.")
-        extra = {} if s["image_size"] is None else {"image_size": cli.parse_size(s["image_size"])}
-        self.train_data = datasets("train", root=s["data"], **extra)
-        self.valid_data = datasets("valid", root=s["data"], **extra)
+        s["lr"] = s["lr"] or getattr(cls, "learning_rate", 1e-3)
+        self.train_data, self.valid_data = open_data(cls, s)
         self.n_train, self.n_valid = (min(len(d), s["limit"] or len(d)) for d in (self.train_data, self.valid_data))
         options = state["config"] if state else s["options"]
         others = ("resume", "config", *(k for k in s if k not in ("model", "options")))
-        self.model = build(cls, options, self.train_data.model_defaults(), base, others).to(self.device)
+        defaults = self.train_data.model_defaults()
+        self.model = build(cls, options, defaults, base, others).to(self.device)
+        if "n_tokens" in defaults and defaults["n_tokens"] != self.model.n_tokens:
+            raise ValueError(f"A {cls.__name__} is for {self.model.n_tokens} different tokens, but this data has "
+                             f"{defaults['n_tokens']}; choose another --dataset or another model.")  # fmt: skip
 
         self.group = s["batch_size"] * s["accumulate"] * self.world  # samples an update
         self.per_epoch = self.n_train // self.group
@@ -183,7 +203,7 @@ class Run:
             torch.manual_seed(draws.initial_seed())  # of dropout and the like
             batch = self.train_data.batch(indices, self.device)
             if s["augment"]:
-                batch = self.train_data.augment(batch, draws)
+                batch = self.train_data.augment(batch, draws, indices)
             waits = self.world > 1 and a + 1 < s["accumulate"]  # processes average gradients at the last batch alone
             with self.loss.no_sync() if waits else contextlib.nullcontext():
                 with torch.autocast(self.device.type, torch.bfloat16, s["bf16"] and self.device.type == "cuda"):
@@ -265,7 +285,7 @@ class Run:
             self._decoder = checkpoint.load(path).to(self.device) if path.is_file() else None
         if hasattr(self._decoder, "decode_index") and self._decoder.n_tokens == self.model.n_tokens:
             return (self._decoder.decode_index(grids) + 0.5).clamp(0, 1).permute(0, 3, 1, 2)
-        return (grids / self.model.n_tokens)[:, None].expand(-1, 3, -1, -1).float()
+        return (grids / max(1, self.model.n_tokens - 1))[:, None].expand(-1, 3, -1, -1).float()
 
     def save(self, finished: bool) -> None:
         """Writes the averaged model, and beside it what --resume needs; a finished run needs that no more."""

@@ -28,7 +28,11 @@ _AE = {"latent_dim": 8, "encoder_blocks": 1, "decoder_blocks": 1, "detail": 4}
 TINY = {
     "PatchAutoEncoder": {"patch_size": 5, "bottleneck": 6, **_AE},
     "BSQPatchAutoEncoder": {"patch_size": 5, "codebook_bits": 4, **_AE},
+    "VQPatchAutoEncoder": {"patch_size": 5, "n_tokens": K, "code_dim": 4, **_AE},
+    "VQVAE": {"height": SIZE[0], "width": SIZE[1], "n_tokens": K, "code_dim": 4, "stride": 5, **_AE},
     "AutoregressiveModel": {"d_latent": 8, "n_tokens": K, "n_layers": 2, "n_heads": 2, "height": GRID[0], "width": GRID[1]},
+    "PixelCNN": {"c_hidden": 8, "num_res_block": 2, "kernel_size": 5},
+    "GatedPixelCNN": {"c_hidden": 6, "n_layers": 2, "n_tokens": K, "height": GRID[0], "width": GRID[1], "first_kernel": 5},
 }
 
 settings.register_profile("project", deadline=None, max_examples=50)  # a busy machine is no failure

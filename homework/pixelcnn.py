@@ -1,0 +1,271 @@
+"""Priors made of convolutions that see no later place: PixelCNN for binary pixels, Gated PixelCNN for any grid of tokens."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from homework.checkpoint import load_reference
+from homework.pixel_steps import GatedSteps, PixelSteps
+from homework.prior import GridPrior
+
+
+def load() -> nn.Module:
+    """The reference prior, ``homework/PixelCNN.pth``, in eval mode."""
+    return load_reference("PixelCNN")
+
+
+def check(config: dict, odd: tuple[str, ...] = (), **least: int) -> None:
+    """ValueError, naming the argument and what is allowed, unless those in ``least`` are whole numbers that are not below
+    it, and the ``odd`` ones odd numbers of at least 3: kernels that have a middle, and something around it."""
+    for name, low in least.items():
+        if type(config[name]) is not int or config[name] < low:
+            raise ValueError(f"{name} is {config[name]!r}, but must be a whole number of at least {low}.")
+    for name in odd:
+        if type(config[name]) is not int or config[name] < 3 or config[name] % 2 == 0:
+            raise ValueError(f"{name} is {config[name]!r}, but must be an odd number of at least 3.")
+
+
+class MaskedConv2d(nn.Conv2d):
+    """A k x k convolution, (B,C,H,W) -> (B,C',H,W), that sees no later place (arXiv 1601.06759, section 3.3).
+
+    Type A hides the place itself too, for the first layer; type B shows it, as by then it holds earlier places alone.
+    ``weight`` is stored whole, and masked whenever it is used.
+    """
+
+    def __init__(self, mask_type: str, c_in: int, c_out: int, kernel_size: int):
+        if mask_type not in ("A", "B"):
+            raise ValueError(f"mask_type is {mask_type!r}, but must be A (the place itself hidden) or B (seen).")
+        check({"kernel_size": kernel_size}, odd=("kernel_size",))
+        super().__init__(c_in, c_out, kernel_size, padding=kernel_size // 2)
+        self.mask_type, k = mask_type, kernel_size
+        seen = torch.arange(k * k).view(k, k) < k * k // 2 + (mask_type == "B")
+        self.register_buffer("mask", seen.float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # the kernel's rows below the middle are all masked; leaving them out saves a third of the work of a 3x3
+        above = self.kernel_size[0] // 2
+        weight = (self.weight * self.mask)[:, :, : above + 1]  # (C',C,k//2+1,k)
+        return F.conv2d(F.pad(x, (0, 0, above, 0)), weight, self.bias, padding=(0, above))
+
+
+class ResidualBlock(nn.Module):
+    """x + f(x), with f through half of the channels: 1x1, masked 3x3, 1x1 (arXiv 1601.06759, section 3.2, figure 5).
+
+    ::
+
+        (B,C,H,W) -> 1x1 -> (B,C/2,H,W) -> masked 3x3 -> 1x1 -> (B,C,H,W) -> + x -> ReLU      each with a ReLU behind it
+    """
+
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__()
+        check({"c_in": c_in}, c_in=2)
+        if c_in != c_out:
+            raise ValueError(f"c_out is {c_out!r}, but must be c_in = {c_in}, as the input is added to the output.")
+        self.down = nn.Conv2d(c_in, c_out // 2, 1)
+        self.conv = MaskedConv2d("B", c_out // 2, c_out // 2, 3)
+        self.up = nn.Conv2d(c_out // 2, c_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu_(self.down(x))
+        y = F.relu_(self.conv(y))
+        y = F.relu_(self.up(y))
+        return F.relu_(y + x)
+
+
+class PixelCNN(GridPrior):
+    """The PixelCNN of van den Oord, Kalchbrenner and Kavukcuoglu (arXiv 1601.06759, section 3) for binary pixels.
+
+    ::
+
+        pixels (B,H,W) in {0,1} -> (B,1,H,W) -> masked 7x7 (A) -> num_res_block x ResidualBlock -> 2 x (1x1, ReLU)
+                                             -> 1x1 -> (B,1,H,W), the log odds of a 1
+
+    Some pixels above, to the right, stay hidden (the blind spot; ``python -m homework.receptive_field`` draws it).
+
+    Args:
+        c_in: channels of the input of ``net``; a grid of pixels has 1.
+        c_hidden: channels of the hidden layers.
+        num_res_block: residual blocks; 0 for none.
+        kernel_size: of the first convolution, odd.
+    Raises:
+        ValueError: naming the argument and what is allowed.
+    """
+
+    data = "mnist"
+    learning_rate = 5e-4
+    n_tokens = 2
+
+    def __init__(self, c_in: int = 1, c_hidden: int = 128, num_res_block: int = 5, kernel_size: int = 7):
+        super().__init__()
+        self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        check(self.config, odd=("kernel_size",), c_in=1, c_hidden=2, num_res_block=0)
+        C = c_hidden
+        self.first = MaskedConv2d("A", c_in, C, kernel_size)
+        self.blocks = nn.Sequential(*(ResidualBlock(C, C) for _ in range(num_res_block)))
+        inner = [layer for _ in range(2) for layer in (nn.Conv2d(C, C, 1), nn.ReLU(inplace=True))]
+        self.head = nn.Sequential(*inner, nn.Conv2d(C, 1, 1))
+
+    def net(self, x: Tensor) -> Tensor:
+        """(B,c_in,H,W) float -> (B,1,H,W), the log odds that a pixel is 1, given those before it."""
+        x = self.first(x).contiguous(memory_format=torch.channels_last)  # a little faster than channels first
+        return self.head(self.blocks(x))
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, dict]:
+        """(B,h,w) int64 of 0 and 1 -> (logits (B,h,w,2), {}): 0, and the log odds of a 1. They depend on earlier pixels
+        alone."""
+        if self.config["c_in"] != 1:
+            raise ValueError(f"c_in is {self.config['c_in']}, but grids of pixels have one channel; build it with c_in = 1.")
+        odds = self.net(tokens[:, None].float())[:, 0, :, :, None]  # (B,h,w) -> (B,1,h,w) -> (B,h,w,1)
+        return self.to_logits(odds), {}
+
+    @staticmethod
+    def to_logits(odds: Tensor) -> Tensor:
+        """(...,1) log odds of a 1 -> (...,2) logits of 0 and 1."""
+        return torch.cat((torch.zeros_like(odds), odds), dim=-1)
+
+    def steps(self, B: int, h: int, w: int, device: str | torch.device = "cpu") -> PixelSteps:
+        """The incremental form: the same function, place by place, see :class:`PixelSteps`."""
+        return PixelSteps(self, B, h, w, device)
+
+
+class GatedLayer(nn.Module):
+    """A layer of two stacks (arXiv 1606.05328, section 2.2 and figure 2).
+
+    ::
+
+        v (rows above) --> k//2+1 x k ---+--> gate -----------------------> v
+                                        1x1
+        h (the row left) --> 1 x k//2+1 -+--> gate --> 1x1 --> (+ h) -----> h
+
+    The horizontal stack sees the place's own row and takes in what the vertical one sees of those above: nothing is blind.
+    Kernels that end at the place need no masks. The first layer's end one short of it, and its horizontal stack does not
+    add its input, the very token to foretell.
+
+    Args:
+        c_in, C: channels of the input and of either stack.
+        kernel: k, odd.
+        first: whether it is the first layer.
+    """
+
+    def __init__(self, c_in: int, C: int, kernel: int, first: bool):
+        super().__init__()
+        self.reach, self.first = kernel // 2, first
+        n = self.reach + (not first)
+        self.vertical = nn.Conv2d(c_in, 2 * C, (n, kernel), padding=(0, self.reach))
+        self.horizontal = nn.Conv2d(c_in, 2 * C, (1, n))
+        self.across = nn.Conv2d(2 * C, 2 * C, 1)
+        self.out = nn.Conv2d(C, C, 1)
+
+    def forward(self, v: Tensor, h: Tensor, last: bool = False) -> tuple[Tensor | None, Tensor]:
+        """v, h (B,c_in,H,W) -> v, h (B,C,H,W). The last layer's v is for nobody, and None."""
+        # a negative padding cuts off the last row, or column, that the first layer must not see
+        v = self.vertical(F.pad(v, (0, 0, self.reach, -int(self.first))))
+        x = self.horizontal(F.pad(h, (self.reach, -int(self.first)))).add_(self.across(v))
+        x = self.out(self.gate(x))
+        return None if last else self.gate(v), x if self.first else x.add_(h)
+
+    @staticmethod
+    def gate(x: Tensor) -> Tensor:
+        """(B,2C,...) -> (B,C,...): tanh of the one half, times the sigmoid of the other (equation 2)."""
+        a, b = x.chunk(2, dim=1)
+        return a.tanh() * b.sigmoid()
+
+
+class GatedPixelCNN(GridPrior):
+    """The Gated PixelCNN of van den Oord et al. (arXiv 1606.05328, section 2) over grids of K tokens.
+
+    ::
+
+        tokens (B,h,w) -> embedding, or the tokenizer's code vectors (B,E,h,w) -> + row and column embedding
+                       -> n_layers x GatedLayer -> ReLU, 1x1, ReLU, 1x1 -> logits (B,h,w,K)
+
+    Args:
+        c_hidden: C, channels of each stack.
+        n_layers: number of gated layers.
+        n_tokens: K, codes of the tokenizer, or 2 for binary pixels; tokens are in [0, K).
+        height, width: the largest grid, in tokens, that has a position embedding.
+        kernel: of all layers but the first, odd.
+        first_kernel: of the first layer, odd.
+        embedding_dim: E, length of a token's embedding.
+        code_dim: length of the tokenizer's code vectors, to read these, as ``set_codes`` stored them, instead of an
+            embedding; 0 for the embedding.
+        position: "2d" (row + column) or "none", for grids of any size.
+    Raises:
+        ValueError: naming the argument and what is allowed.
+    """
+
+    data = "tokens"
+
+    def __init__(
+        self,
+        c_hidden: int = 64,
+        n_layers: int = 8,
+        n_tokens: int = 1024,
+        height: int = 20,
+        width: int = 30,
+        kernel: int = 3,
+        first_kernel: int = 7,
+        embedding_dim: int = 32,
+        code_dim: int = 0,
+        position: str = "2d",
+    ):
+        super().__init__()
+        self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        least = {"c_hidden": 1, "n_layers": 1, "n_tokens": 1, "height": 1, "width": 1, "embedding_dim": 1, "code_dim": 0}
+        check(self.config, odd=("kernel", "first_kernel"), **least)
+        if position not in ("none", "2d"):
+            raise ValueError(f"position is {position!r}, but must be one of none, 2d.")
+        C, E = c_hidden, code_dim or embedding_dim
+        self.n_tokens = n_tokens
+        if code_dim:  # not a number until set_codes, so that a forgotten call shows
+            self.register_buffer("codes", torch.full((n_tokens, code_dim), torch.nan))
+        else:
+            self.embedding = nn.Embedding(n_tokens, E)
+        if position == "2d":
+            self.row, self.column = nn.Parameter(torch.zeros(height, E)), nn.Parameter(torch.zeros(width, E))
+        self.layers = nn.ModuleList(
+            GatedLayer(C if i else E, C, kernel if i else first_kernel, first=i == 0) for i in range(n_layers)
+        )
+        self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(C, C, 1), nn.ReLU(inplace=True), nn.Conv2d(C, n_tokens, 1))
+
+    def set_codes(self, table: Tensor) -> None:
+        """Stores the tokenizer's code vectors (K, code_dim), to be read in place of an embedding; they are not trained."""
+        if not self.config["code_dim"] or table.shape != self.codes.shape:
+            wanted = f"{self.n_tokens} vectors of code_dim = {self.config['code_dim']}"
+            raise ValueError(f"The table of codes is {tuple(table.shape)}, but this prior reads {wanted}.")
+        self.codes.copy_(table)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(...) int64 -> (...,E)."""
+        return self.codes[tokens] if self.config["code_dim"] else self.embedding(tokens)
+
+    def positions(self, h: int, w: int) -> Tensor | float:
+        """(h,w,E): the position embedding of an h x w grid, or 0."""
+        if self.config["position"] == "none":
+            return 0.0
+        H, W = self.config["height"], self.config["width"]
+        if h > H or w > W:
+            raise ValueError(f"A {h}x{w} grid is larger than the {H}x{W} that this prior was built for; train one with "
+                             f"--height {h} --width {w}, or with --position none.")  # fmt: skip
+        return self.row[:h, None] + self.column[:w]
+
+    def net(self, x: Tensor) -> Tensor:
+        """(B,E,h,w) float, what stands at each place -> (B,K,h,w), logits given what stands at the places before."""
+        v = h = x
+        for layer in self.layers:
+            v, h = layer(v, h, last=layer is self.layers[-1])
+        return self.head(h)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, dict]:
+        """(B,h,w) int64 in [0,K) -> (logits (B,h,w,K), {}). The logits at n depend on tokens before n alone."""
+        x = self.embed(tokens) + self.positions(*tokens.shape[1:])
+        return self.net(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), {}  # (B,h,w,E) -> (B,E,h,w); (B,K,h,w) -> (B,h,w,K)
+
+    @staticmethod
+    def to_logits(x: Tensor) -> Tensor:
+        """What the head gives at a place, (B,K), is logits already."""
+        return x
+
+    def steps(self, B: int, h: int, w: int, device: str | torch.device = "cpu") -> GatedSteps:
+        """The incremental form: the same function, place by place, see :class:`GatedSteps`."""
+        return GatedSteps(self, B, h, w, device)

@@ -1,0 +1,128 @@
+"""Samples pictures from a prior over pixels, or completes given ones: ``python -m homework.sample``. See ``--help``."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from homework import checkpoint, cli, sampling
+from homework.images import read_image
+from homework.mnist import binary, read_split
+
+MARGIN = 4  # pixels between the pictures of a sheet
+UNKNOWN = 128  # the shade of what a completion has to fill in
+
+
+def sample(
+    prior: str,
+    n_images: int,
+    output_path: str,
+    complete: str | int | tuple | None = None,
+    rows: int = 14,
+    image_size: str = "28x28",
+    binarize: float = 0,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    scale: int = 2,
+    data: str = "data",
+    device: str = "auto",
+) -> None:
+    """Samples pictures of a prior whose tokens are shades of grey, as PNG files sample_0.png, ..., and all on one sheet.png.
+
+    With --complete, N_IMAGES endings of each given picture are sampled; the sheet then shows, a row each, the picture, what
+    was kept of it, and the endings.
+
+    Args:
+        prior: checkpoint of a prior over pixels, such as PixelCNN.
+        n_images: how many to sample.
+        output_path: the folder; made if it is not there.
+        complete: a picture whose first rows are kept: an image file, or the number of a digit in MNIST's test set; several
+            with commas between them.
+        rows: how many rows of it to keep.
+        image_size: HEIGHTxWIDTH in pixels; --complete resizes and crops its pictures to it.
+        binarize: how bright a pixel of --complete must be to count as ink, at least 0 and below 1.
+        temperature: divides the logits: below 1 is safer, above 1 wilder, 0 always takes the likeliest token.
+        top_k: keep only so many likeliest tokens at each place; all by default.
+        top_p: keep only the likeliest tokens that make up this probability, in (0, 1]; all by default.
+        seed: of the draws; the same seed and options give the same pictures.
+        scale: how many times larger the sheet shows each pixel.
+        data: the folder in which mnist/ lies, for numbers in --complete.
+        device: auto, cpu, cuda or mps.
+    """
+    for name, value, low in (("N_IMAGES", n_images, 1), ("--seed", seed, 0), ("--scale", scale, 1), ("--rows", rows, 0)):
+        if type(value) is not int or value < low:
+            raise ValueError(f"{name} is {value!r}, but must be a whole number of at least {low}.")
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    sampling.check(**options)
+    device = cli.pick_device(device)
+    model = checkpoint.load(str(prior)).to(device)
+    if not hasattr(model, "steps"):
+        raise ValueError(f"{prior} holds a {type(model).__name__}, but a prior is needed here.")
+    if not 2 <= model.n_tokens <= 256:
+        raise ValueError(f"{prior} has {model.n_tokens} tokens, which are no shades of grey; for a prior over a tokenizer's "
+                         f"grids there is python -m homework.generation.")  # fmt: skip
+    H, W = cli.parse_size(image_size)
+    draws, folder = torch.Generator().manual_seed(seed), Path(str(output_path))
+    if complete is None:
+        new = model.generate(n_images, H, W, device, generator=draws, **options)
+        sheet = list(new.split(max(1, round(n_images**0.5))))
+    else:
+        if rows > H:
+            raise ValueError(f"--rows is {rows}, but must be from 0 to {H}, the rows of a {H}x{W} picture.")
+        given = complete if isinstance(complete, tuple | list) else str(complete).split(",")
+        whole = torch.stack([tokens(str(name), (H, W), model.n_tokens, binarize, str(data)) for name in given])
+        prefix = whole[:, :rows].repeat_interleave(n_images, dim=0).to(device)  # (G,R,W) -> (G*n,R,W)
+        new = model.generate(len(prefix), H, W, device, generator=draws, prefix=prefix, **options)
+        kept = whole.clone()
+        kept[:, rows:] = -1
+        sheet = [torch.cat((a[None], b[None], c)) for a, b, c in zip(whole, kept, new.cpu().split(n_images), strict=True)]
+    for i, grid in enumerate(new.cpu()):
+        save(shades(grid, model.n_tokens), folder / f"sample_{i}.png")
+    save(page([[shades(grid, model.n_tokens) for grid in row.cpu()] for row in sheet], scale), folder / "sheet.png")
+    print(f"{folder / 'sheet.png'}: {len(new)} pictures, each also in a file of its own")
+
+
+def tokens(name: str, size: tuple[int, int], K: int, binarize: float, data: str) -> Tensor:
+    """(H,W) int64 in [0,K): the picture ``name``, a file or the number of a digit in MNIST's test set."""
+    if name.strip().isdecimal():
+        digits = read_split("test", data)
+        if int(name) >= len(digits):
+            raise ValueError(f"--complete is {name}, but MNIST's test digits have the numbers 0 to {len(digits) - 1}.")
+        grey = np.asarray(Image.fromarray(digits[int(name)]).resize(size[::-1]))
+    else:
+        grey = read_image(name.strip(), size).mean(axis=2).round().astype(np.uint8)
+    if K == 2:
+        grid = binary(grey, binarize)
+    else:
+        grid = (grey.astype(np.int64) * (K - 1) + 127) // 255  # the nearest of K shades
+    return torch.from_numpy(grid.astype(np.int64))
+
+
+def shades(grid: Tensor, K: int) -> np.ndarray:
+    """(H,W) int64 tokens in [0,K), from black to white, or -1 for unknown ones -> (H,W) uint8."""
+    return torch.where(grid < 0, UNKNOWN, grid * 255 // (K - 1)).to(torch.uint8).numpy()
+
+
+def page(rows: list[list[np.ndarray]], scale: int) -> np.ndarray:
+    """Pictures (H,W) of one size, row by row, on one sheet of uint8 with white between them, each pixel ``scale`` wide."""
+    H, W = (side * scale for side in rows[0][0].shape)
+    sheet = np.full((len(rows) * (H + MARGIN) + MARGIN, len(rows[0]) * (W + MARGIN) + MARGIN), 255, np.uint8)
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            top, left = MARGIN + i * (H + MARGIN), MARGIN + j * (W + MARGIN)
+            sheet[top : top + H, left : left + W] = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+    return sheet
+
+
+def save(picture: np.ndarray, path: Path) -> None:
+    """Writes (H,W) uint8 as a PNG, whole or not at all."""
+    with checkpoint.replacing(path) as temporary:
+        Image.fromarray(picture).save(temporary, format="PNG")
+
+
+if __name__ == "__main__":
+    cli.main("python -m homework.sample", sample)

@@ -1,0 +1,318 @@
+"""MNIST: the IDX files, their split and binarisation, getting them, and training on them."""
+
+import gzip
+import re
+import struct
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, files, sentence
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from homework import checkpoint, download, mnist
+from homework.data import DATASETS, MnistDataset, MnistImages, to_float
+from homework.mnist import read_idx
+
+REAL = ROOT.parent / "shared" / "data" / "mnist"
+TRAIN, TEST = mnist.FILES[0], mnist.FILES[2]
+
+
+def idx(array: np.ndarray) -> bytes:
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def digits(n: int, seed: int = 0) -> np.ndarray:
+    """Noise (n,28,28), half of it quite black."""
+    draw = np.random.default_rng(seed)
+    return draw.integers(0, 256, (n, 28, 28), dtype=np.uint8) * draw.integers(0, 2, (n, 28, 28), dtype=np.uint8)
+
+
+def write_mnist(folder: Path, zipped: bool = True) -> Path:
+    """A small MNIST: 32 digits for training and validation, 9 for testing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, name in enumerate(mnist.FILES):
+        n = 9 if name.startswith("t10k") else 32
+        content = idx(digits(n, seed=i) if "images" in name else np.arange(n, dtype=np.uint8) % 10)
+        (folder / (f"{name}.gz" if zipped else name)).write_bytes(gzip.compress(content, 1) if zipped else content)
+    return folder
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch) -> Path:
+    """A data folder with a small MNIST, whose first 24 digits are for training."""
+    monkeypatch.setattr(mnist, "N_TRAIN", 24)
+    write_mnist(tmp_path / "data" / "mnist")
+    return tmp_path / "data"
+
+
+# --- files ---------------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=4), st.booleans())
+def test_idx_round_trip(tmp_path_factory, shape, zipped):
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    path = tmp_path_factory.mktemp("idx") / ("a.gz" if zipped else "a")
+    path.write_bytes(gzip.compress(idx(array)) if zipped else idx(array))
+    assert np.array_equal(read_idx(path), array)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("kept", [0, 3, 15, 16, 17, 100, 2000])
+def test_a_file_cut_short_is_told_in_bytes(tmp_path, kept, zipped):
+    """Zipped, its head can always be read: gzip's own end is what is missing as well."""
+    whole = idx(digits(3))
+    path = tmp_path / ("a.gz" if zipped else "a")
+    path.write_bytes(gzip.compress(whole[:kept]) if zipped else whole[:kept])
+    with pytest.raises(ValueError) as error:
+        read_idx(path)
+    message = str(error.value)
+    assert str(path) in message and f"{kept}" in message and "homework.data mnist" in message
+    assert kept < 16 or str(len(whole)) in message
+
+
+def test_a_gzip_file_cut_short_is_told_in_bytes(tmp_path):
+    whole = gzip.compress(idx(digits(3)))
+    for kept in (len(whole) // 2, len(whole) - 4):
+        (tmp_path / "a.gz").write_bytes(whole[:kept])
+        with pytest.raises(ValueError, match=rf"a.gz (should hold {16 + 3 * 784} bytes .* holds \d+;|is damaged)"):
+            read_idx(tmp_path / "a.gz")
+
+
+@given(st.binary(max_size=64), st.booleans())
+def test_other_files_are_refused(tmp_path_factory, content, zipped):
+    path = tmp_path_factory.mktemp("idx") / "a.gz"
+    path.write_bytes(gzip.compress(content) if zipped else content)
+    try:
+        array = read_idx(path)
+    except ValueError as error:
+        assert str(path) in str(error)
+    else:
+        assert zipped and array.dtype == np.uint8 and idx(array) == content
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    content = bytearray(gzip.compress(idx(digits(3)), 0))  # stored, so that only the checksum tells
+    content[len(content) // 2] ^= 1
+    (tmp_path / "a.gz").write_bytes(content)
+    with pytest.raises(ValueError, match="a.gz is damaged"):
+        read_idx(tmp_path / "a.gz")
+
+
+def test_split(small):
+    first, last = (read_idx(small / "mnist" / f"{name}.gz") for name in (TRAIN, TEST))
+    for split, expected in (("train", first[:24]), ("valid", first[24:]), ("test", last)):
+        assert np.array_equal(mnist.read_split(split, small), expected)
+    with pytest.raises(ValueError, match="train, valid and test, but not 'all'"):
+        mnist.read_split("all", small)
+    (small / "mnist" / f"{TEST}.gz").unlink()
+    with pytest.raises(FileNotFoundError, match=f"{TEST}.gz; get MNIST with python -m homework.data mnist"):
+        mnist.read_split("test", small)
+
+
+def test_too_few_digits_are_refused(tmp_path):
+    write_mnist(tmp_path / "mnist")
+    with pytest.raises(ValueError, match="more than 50000 of them for training"):
+        mnist.read_split("valid", tmp_path)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="MNIST's files are not beside the checkout")
+def test_the_real_files():
+    splits = {split: MnistDataset(split, REAL.parent) for split in ("train", "valid", "test")}
+    assert {k: len(v) for k, v in splits.items()} == {"train": 50_000, "valid": 10_000, "test": 10_000}
+    ink = splits["valid"].ink.mean()
+    assert 0.15 < ink < 0.25 and splits["valid"].ink.max() == 1
+
+
+# --- binarisation ---------------------------------------------------------------------------------------------------------
+
+
+def test_grids_of_ink(small):
+    raw = mnist.read_split("train", small)
+    dataset, half = MnistDataset("train", small), MnistDataset("train", small, binarize=0.5)
+    assert len(dataset) == 24 and dataset[3].shape == (28, 28) and dataset[3].dtype == torch.int64
+    indices = torch.tensor([5, 0, 5])
+    assert torch.equal(dataset.batch(indices), torch.from_numpy(raw[[5, 0, 5]] > 0).long())
+    assert torch.equal(half.batch(indices), torch.from_numpy(raw[[5, 0, 5]] >= 128).long())
+    assert torch.equal(dataset.batch(indices), torch.stack([dataset[5], dataset[0], dataset[5]]))
+    batch = dataset.batch(indices)
+    assert dataset.augment(batch, torch.Generator(), indices) is batch
+    assert dataset.model_defaults() == {"n_tokens": 2, "height": 28, "width": 28}
+
+
+def test_sampled_ink(small):
+    """Validation is one draw; training draws afresh, black never, white always, grey as often as it is bright."""
+    raw = mnist.read_split("train", small)
+    dataset = MnistDataset("train", small, binarize="sample")
+    assert torch.equal(dataset.batch([0, 1]), MnistDataset("train", small, binarize="sample").batch([0, 1]))
+    indices = np.zeros(2000, dtype=np.int64)
+    fixed = dataset.batch(indices)
+    once, again, other = (dataset.augment(fixed, torch.Generator().manual_seed(s), indices) for s in (0, 0, 1))
+    assert torch.equal(once, again) and not torch.equal(once, other) and once.dtype == torch.int64
+    p, mean = raw[0] / 255, once.double().mean(0).numpy()
+    assert (abs(mean - p) < 5 * np.sqrt(p * (1 - p) / 2000) + 1e-9).all()
+    first = torch.from_numpy(raw[0].copy())
+    assert (once[:, first == 0] == 0).all() and (once[:, first == 255] == 1).all()
+    assert 0.38 < fixed[0, first > 0].double().mean() < 0.62  # uniform greys: half of their pixels
+
+
+@pytest.mark.parametrize("value", [-0.1, 1, 1.5, "half", True, None, float("nan"), [0.5]])
+def test_other_binarisations_are_named(small, value):
+    with pytest.raises(ValueError, match="binarize is .*below 1, or sample"):
+        MnistDataset("train", small, binarize=value)
+
+
+def test_images_for_tokenizers(small):
+    raw = torch.from_numpy(mnist.read_split("valid", small).copy())
+    dataset = MnistImages("valid", small)
+    batch = dataset.batch(torch.tensor([2, 0]))
+    assert len(dataset) == 8 and batch.shape == (2, 28, 28, 3) and dataset[2].shape == (28, 28, 3)
+    assert all(torch.equal(batch[..., c], to_float(raw[[2, 0]])) for c in range(3))
+    assert dataset.augment(batch, torch.Generator()) is batch and dataset.model_defaults() == {}
+
+
+# --- getting it -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_import_of_a_folder(tmp_path, zipped):
+    write_mnist(tmp_path / "source" / "deep", zipped)
+    download.import_(tmp_path / "source", tmp_path / "data")
+    names = [f"{name}.gz" if zipped else name for name in mnist.FILES]
+    assert files(tmp_path / "data") == {f"mnist/{name}" for name in names}
+    for name in names:
+        assert (tmp_path / "data/mnist" / name).read_bytes() == (tmp_path / "source/deep" / name).read_bytes()
+    with pytest.raises(ValueError, match="mnist exists already; pass --replace"):
+        download.import_(tmp_path / "source", tmp_path / "data")
+    download.import_(tmp_path / "source", tmp_path / "data", replace=True)
+
+
+def test_import_takes_images_beside_them(tmp_path):
+    write_mnist(tmp_path / "source" / "mnist")
+    for split in ("train", "valid"):
+        (tmp_path / "source" / split).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / "source" / split / "a.png")
+    download.import_(tmp_path / "source", tmp_path / "data")
+    assert {"train/a.png", "valid/a.png", f"mnist/{TRAIN}.gz"} <= files(tmp_path / "data")
+
+
+def test_import_of_a_damaged_or_missing_file_leaves_nothing(tmp_path):
+    source = write_mnist(tmp_path / "source", zipped=False)
+    whole = (source / TEST).read_bytes()
+    (source / TEST).write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match=f"{TEST} should hold {len(whole)} bytes .* holds {len(whole) - 100};"):
+        download.import_(source, tmp_path / "data")
+    (source / TEST).unlink()
+    with pytest.raises(ValueError, match=f"MNIST's file {TEST} is not there"):
+        download.import_(source, tmp_path / "data")
+    assert not files(tmp_path / "data")
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Starts a server of a folder on this machine; returns its URL."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    servers = []
+
+    def start(folder: Path) -> str:
+        handler = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=folder)))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_download(tmp_path, serve):
+    source = write_mnist(tmp_path / "source")
+    download.mnist(tmp_path / "data", serve(source))
+    assert files(tmp_path / "data") == {f"mnist/{name}.gz" for name in mnist.FILES}
+    with pytest.raises(ValueError, match="exists already"):
+        download.mnist(tmp_path / "data", "http://127.0.0.1:1")
+
+
+def test_download_says_what_is_wrong(tmp_path, serve):
+    source = write_mnist(tmp_path / "source")
+    (source / f"{TEST}.gz").write_bytes(b"<html>Please log in</html>")
+    with pytest.raises(ValueError, match=f"{TEST}.gz.* is no IDX file"):
+        download.mnist(tmp_path / "data", serve(source))
+    assert not files(tmp_path / "data")
+    (source / f"{TEST}.gz").unlink()
+    with pytest.raises(OSError, match="404 .*data import FOLDER"):
+        download.mnist(tmp_path / "data", serve(source))
+    with pytest.raises(OSError, match="no connection"):
+        download.mnist(tmp_path / "other", "http://127.0.0.1:1")
+
+
+# --- training on it -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def train(command, small, tmp_path, monkeypatch):
+    """Trains a tiny model on the small MNIST, in this process."""
+
+    def call(model: str, **options):
+        monkeypatch.chdir(tmp_path)
+        own = {k: v for k, v in TINY[model].items() if k not in ("n_tokens", "height", "width")}
+        settings = {"data": small, "epochs": 0.3, "batch_size": 4, "limit": 12, "device": "cpu"} | own | options
+        return command("train", model, *(f"--{k}={v}" for k, v in settings.items()))
+
+    return call
+
+
+def trained(folder: Path, name: str):
+    (path,) = folder.glob(f"checkpoints/*_{name}.pth")
+    return checkpoint.load(path, name)
+
+
+def test_pixelcnn_trains_on_mnist_by_default(train, tmp_path):
+    done = train("PixelCNN")
+    assert done.returncode == 0 and "bits_per_pixel" in done.stdout and "nats_per_image" in done.stdout, done.stderr
+    valid = trained(tmp_path, "PixelCNN").meta["valid"]
+    assert valid["nats_per_image"] == pytest.approx(784 * valid["loss"], rel=1e-5)
+    assert valid["bits_per_pixel"] == pytest.approx(valid["bits_per_image"] / 784, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["GatedPixelCNN", "AutoregressiveModel"])
+def test_any_prior_trains_on_mnist(train, tmp_path, name):
+    done = train(name, dataset="mnist", binarize="sample")
+    assert done.returncode == 0, done.stderr
+    model = trained(tmp_path, name)
+    assert model.n_tokens == 2 and (model.config["height"], model.config["width"]) == (28, 28)
+
+
+def test_a_tokenizer_trains_on_mnist(train, tmp_path):
+    done = train("BSQPatchAutoEncoder", dataset="mnist_images", patch_size=4)
+    assert done.returncode == 0, done.stderr
+    grid = trained(tmp_path, "BSQPatchAutoEncoder").encode_index(MnistImages("valid", tmp_path / "data").batch([0]))
+    assert grid.shape == (1, 7, 7)
+
+
+@pytest.mark.parametrize(
+    "model, options, told",
+    [
+        ("BSQPatchAutoEncoder", {"dataset": "mnist"}, "--dataset is 'mnist', but BSQ.* trained on images: .*mnist_images"),
+        ("PixelCNN", {"dataset": "mnist_images"}, "trained on grids: tokens, mnist"),
+        ("PixelCNN", {"dataset": "cifar"}, "--dataset is 'cifar'"),
+        ("PixelCNN", {"image_size": "4x4"}, "--image_size is not for the data set mnist"),
+        ("BSQPatchAutoEncoder", {"dataset": "mnist_images", "binarize": 0.5}, "--binarize is not for .* mnist_images"),
+        ("PixelCNN", {"binarize": 2}, "binarize is 2"),
+        ("GatedPixelCNN", {"dataset": "mnist", "n_tokens": 3}, "for 3 different tokens, but this data has 2"),
+    ],
+)
+def test_what_does_not_suit_is_told(train, tmp_path, model, options, told):
+    assert re.search(told, sentence(train(model, **options)))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_the_names_of_the_data_sets():
+    assert {k: v.holds for k, v in DATASETS.items() if "mnist" in k} == {"mnist": "grids", "mnist_images": "images"}
