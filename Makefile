@@ -1,6 +1,6 @@
 # Needs Python 3.11 or newer and, the first time, a network: `make demo` on a fresh clone makes .venv, installs, and runs.
 PYTHON ?= python3
-DEVELOPMENT = pytest==9.2.0 hypothesis==6.170.15 ruff==0.17.6
+DEVELOPMENT = pytest==9.2.0 hypothesis==6.170.15 ruff==0.17.6 pillow-jxl-plugin==1.3.8
 
 BIN = .venv/bin
 INSTALLED = .venv/.installed
@@ -17,7 +17,7 @@ demo: $(INSTALLED) ## show on one page, demo/index.html, what the shipped models
 test: $(INSTALLED) ## run every test
 	$(BIN)/python -m pytest tests
 
-bench: $(INSTALLED) ## measure feeding, training, tokenizing and sampling, beside the plain ways
+bench: $(INSTALLED) ## measure feeding, training, tokenizing, sampling and compressing, beside the plain ways
 	$(BIN)/python -m bench
 
 lint: $(INSTALLED) ## check the code's style

@@ -9,19 +9,25 @@ from pathlib import Path
 
 import torch
 
-from bench import feeding, sampling, tokenizing, training
+from bench import compressing, feeding, sampling, tokenizing, training
 from bench.common import copy_images, describe
 from homework import cli
 
-PARTS = {"feeding": feeding, "training": training, "tokenizing": tokenizing, "sampling": sampling}
+PARTS = {
+    "feeding": feeding,
+    "training": training,
+    "tokenizing": tokenizing,
+    "sampling": sampling,
+    "compressing": compressing,
+}
 N_IMAGES = 512
 
 
 def bench(*parts: str) -> None:
-    """Prints a table of images per second, beside the plain way of doing the same; on the CPU, about three minutes.
+    """Prints a table of images per second, beside the plain way of doing the same; on the CPU, about five minutes.
 
     Args:
-        parts: feeding, training, tokenizing or sampling; all by default.
+        parts: feeding, training, tokenizing, sampling or compressing; all by default.
     """
     for part in parts:
         if part not in PARTS:

@@ -9,14 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from homework import checkpoint, cli
-from homework.data import ImageDataset, to_uint8
+from homework.codecs import CODECS, Codec
+from homework.compress import Compressor
+from homework.data import ImageDataset, to_float, to_uint8
 from homework.generation import decode, load_pair, save_images
 from homework.images import image_paths
+from homework.metrics import bits_at, errors, psnr
+from homework.report import cards, figure, heat, page, save_picture, table
 
 BATCH = 16  # images that go through a model at once; with many more, a processor's caches overflow
 
@@ -33,7 +35,7 @@ def demo(
     autoregressive: str | None = None,
     device: str = "auto",
 ) -> None:
-    """Reconstructs images, tokenizes them, counts their bits, generates new ones, and writes a page about it.
+    """Reconstructs images, tokenizes, compresses and decompresses them, generates new ones, and writes a page about it.
 
     Args:
         out: the folder for index.html and its pictures; made if it is not there.
@@ -72,19 +74,32 @@ def demo(
             coded = batched(coder.decode_index, grids)[:, :H, :W]
         with timed(seconds, "bits under the prior"):
             bits = batched(lambda part: bits_at(prior, part), grids)
+        compressor = Compressor(coder, prior, device)
+        with timed(seconds, "tokens to files"):
+            files = compressor.compress_tokens(grids, (H, W))
+        with timed(seconds, "files to tokens"):
+            again = compressor.decompress_tokens(files)
+        if not np.array_equal(again, grids.cpu()):
+            raise ValueError("The files did not decode to the tokens that were coded; please report it.")
         with timed(seconds, f"{n_generate} generated images"):
             draws, (h, w) = torch.Generator().manual_seed(seed), grids.shape[1:]
             sizes = map(len, torch.arange(n_generate).split(BATCH))
             new = torch.cat([prior.generate(B, h, w, device, generator=draws).to(device) for B in sizes])
             generated = decode(coder, new)[:, :H, :W]
+        mse_coded = errors(to_float(to_uint8(coded)), x)
+        with timed(seconds, "JPEG and WebP of the same error"):
+            rivals = {c.name: as_good(c, x, mse_coded) for c in CODECS if c.name in ("JPEG", "WebP")}
         facts = {
             "files": data.names,
+            "bytes": [len(file) for file in files],
+            "rivals": rivals,
+            "exact": compressor.coder.exact,
             "size": (H, W),
             "latent": tuple(ae.encode(x[:1]).shape[1:]),
             "grid": (h, w),
             "K": coder.n_tokens,
             "mse_plain": errors(plain, x),
-            "mse_coded": errors(coded, x),
+            "mse_coded": mse_coded,
             "distinct": [len(grid.unique()) for grid in grids],
             "counts": torch.bincount(grids.flatten().cpu(), minlength=coder.n_tokens),
             "bits": bits.sum(dim=(1, 2)).tolist(),
@@ -101,11 +116,13 @@ def demo(
     }
     for name, column in columns.items():
         for i, image in enumerate(column.cpu().numpy()):
-            with checkpoint.replacing(folder / f"{name}_{i}.png") as path:
-                Image.fromarray(image).save(path, format="PNG")
+            save_picture(image, folder / f"{name}_{i}.png")
+    for i, file in enumerate(files):
+        with checkpoint.replacing(folder / f"compressed_{i}.hwi") as path:
+            path.write_bytes(file)
     save_images(generated, folder, 0)
     with checkpoint.replacing(folder / "index.html") as path:  # last, so that all it refers to is there
-        path.write_text(page(facts), "utf-8")
+        path.write_text(page("Images, tokens and back", body(facts)), "utf-8")
     print(f"{folder / 'index.html'}: {len(x)} images and {n_generate} generated ones; open it in a browser.")
 
 
@@ -123,20 +140,9 @@ def batched(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return torch.cat([f(part) for part in x.split(BATCH)])
 
 
-def bits_at(prior: nn.Module, grids: Tensor) -> Tensor:
-    """What every token costs: -log2 p(token | those before it), in bits; (B,h,w) int64 -> (B,h,w)."""
-    logits, _ = prior(grids)
-    return F.cross_entropy(logits.permute(0, 3, 1, 2).float(), grids, reduction="none") / math.log(2)
-
-
-def errors(x_hat: Tensor, x: Tensor) -> list[float]:
-    """Mean squared error of each image (B,H,W,3)."""
-    return (x_hat - x).square().mean(dim=(1, 2, 3)).tolist()
-
-
-def psnr(mse: float) -> float:
-    """Mean squared error -> dB, for a peak of 1."""
-    return -10 * math.log10(mse) if mse else math.inf
+def as_good(codec: Codec, x: Tensor, mse: list[float]) -> list[int]:
+    """The bytes of each of (B,H,W,3) images at the codec's lowest quality with no larger mean squared error than ``mse``."""
+    return [len(codec.as_good(image, e)[1]) for image, e in zip(to_uint8(x).cpu().numpy(), mse, strict=True)]
 
 
 def usage(counts: Tensor) -> tuple[int, float, float]:
@@ -156,61 +162,11 @@ def code_colours(grids: Tensor, n_tokens: int) -> Tensor:
     return (32 + colours * 223 // top).to(torch.uint8)  # not down to black, which is hard to see on a dark page
 
 
-def heat(x: Tensor) -> Tensor:
-    """(...) from 0 to 1 (clamped to it) -> (...,3) uint8: dark blue, red, light yellow."""
-    ramp = np.array([[20, 16, 64], [190, 50, 95], [255, 240, 160]])
-    x = x.float().cpu().numpy()
-    return torch.from_numpy(np.stack([np.interp(x, [0, 0.5, 1], c) for c in ramp.T], axis=-1).astype(np.uint8))
-
-
 # --- the page ------------------------------------------------------------------------------------------------------------
 
-CSS = """
-:root { color-scheme: light dark;
-  --page: #f6f5f1; --card: #fff; --ink: #22242a; --soft: #666a73; --line: #e2dfd6; --accent: #2f6f9f; }
-@media (prefers-color-scheme: dark) { :root {
-  --page: #15171b; --card: #1e2126; --ink: #e8e6e1; --soft: #a0a4ad; --line: #32363d; --accent: #7db8e2; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
-main { max-width: 68rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
-h1 { font-size: clamp(1.7rem, 5vw, 2.5rem); line-height: 1.15; margin: 0 0 .6rem; }
-h2 { font-size: 1.35rem; margin: 3rem 0 .3rem; }
-h3 { font-size: .95rem; margin: 0 0 .6rem; overflow-wrap: anywhere; }
-p { max-width: 46rem; margin: 0 0 1.1rem; color: var(--soft); }
-p b { color: var(--ink); }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem; margin: 0 0 1rem; }
-.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem; margin: 1.5rem 0; }
-.numbers .card { margin: 0; font-size: .85rem; color: var(--soft); line-height: 1.35; }
-.numbers b { display: block; font-size: 1.5rem; color: var(--accent); line-height: 1.3; font-variant-numeric: tabular-nums; }
-.row, .grid { display: grid; gap: .75rem; }
-.row { grid-template-columns: repeat(5, 1fr); }
-.grid { grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); }
-figure { margin: 0; min-width: 0; }
-figcaption { font-size: .8rem; line-height: 1.35; color: var(--soft); margin-top: .35rem; }
-figcaption b { display: block; color: var(--ink); }
-img { display: block; width: 100%; height: auto; border-radius: 5px; }
-img.codes { image-rendering: pixelated; }
-.scroll { overflow-x: auto; padding: .5rem 1rem; }
-table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .35rem .5rem; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 500; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; padding-left: 0; }
-tr:last-child td { border-bottom: 0; font-weight: 600; }
-svg { display: block; width: 100%; height: 7rem; }
-svg path { fill: var(--accent); }
-@media (max-width: 44rem) {
-  main { padding: 1.5rem .9rem 3rem; }
-  .row { grid-template-columns: 1fr 1fr; }
-  .row figure:first-child { grid-column: 1 / -1; }
-  .grid { grid-template-columns: 1fr 1fr; }
-  .scroll { padding: .25rem .6rem; }
-  th, td { padding: .35rem .3rem; }
-}
-"""
 
-
-def page(facts: dict) -> str:
-    """The HTML page; the pictures lie beside it."""
+def body(facts: dict) -> str:
+    """The page's contents, in HTML; the pictures lie beside it."""
     n, (H, W), (h, w), K = len(facts["files"]), facts["size"], facts["grid"], facts["K"]
     sizes = [Path(file).stat().st_size for file in facts["files"]]
     kind = "JPEG" if all(Path(file).suffix.lower() in (".jpg", ".jpeg") for file in facts["files"]) else "file"
@@ -222,6 +178,7 @@ def page(facts: dict) -> str:
         (f"{psnr(mse_plain):.1f} dB", "auto-encoder's PSNR"),
         (f"{psnr(mse_coded):.1f} dB", "tokenizer's PSNR"),
         (f"{bits:,.0f} bits", f"an image under the prior, {raw:,.0f} without"),
+        (f"{sum(facts['bytes']) / n:,.0f} bytes", f"an image as a file, {sum(sizes) / n:,.0f} as {kind}"),
         (f"{used:,} codes", f"in use, of {K:,}"),
         (f"{total:.1f} s", "of computing, all steps together"),
     )
@@ -235,13 +192,16 @@ def page(facts: dict) -> str:
         + "</div></article>"
         for i in range(n)
     )
-    sizes_table = table(
-        ["image", "bits", "bytes", f"{kind} bytes", "ratio"],
-        [
-            [name, f"{b:,.0f}", f"{b / 8:,.0f}", f"{size:,.0f}", f"{8 * size / b:.1f}"]
-            for name, b, size in zip([*names, "mean"], [*facts["bits"], bits], [*sizes, sum(sizes) / n], strict=True)
-        ],
-    )
+    full, ours = ([*lengths, sum(lengths)] for lengths in (sizes, facts["bytes"]))
+    columns = {
+        "image": [*names, "mean"],
+        "original": with_mean(sizes),
+        "bits under the prior": with_mean(facts["bits"]),
+        "our file": with_mean(facts["bytes"]),
+        **{f"{name} as good": with_mean(lengths) for name, lengths in facts["rivals"].items()},
+        "smaller than the original": [f"{a / b:.1f}×" for a, b in zip(full, ours, strict=True)],
+    }
+    sizes_table = table(list(columns), list(zip(*columns.values(), strict=True)), total=True)
     generated = "".join(
         figure(f"generation_{i}", f"generated image {i}", f"generation_{i}.png", f"{b:,.0f} bits", W, H)
         for i, b in enumerate(facts["bits_generated"])
@@ -249,23 +209,14 @@ def page(facts: dict) -> str:
     times = table(
         ["step", "seconds"],
         [[what, f"{s:.2f}"] for what, s in [*facts["seconds"].items(), ("together", total)]],
+        total=True,
     )
     per_code = cards(
         (f"{used:,}", f"different codes in {n} images, of {K:,}"),
         (f"{entropy:.2f} bits", f"entropy of a code, {math.log2(K):.4g} at most"),
         (f"{perplexity:,.0f}", "perplexity"),
     )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Images, tokens and back</title>
-<style>{CSS}</style>
-</head>
-<body>
-<main>
-<h1>Images, tokens and back</h1>
+    return f"""<h1>Images, tokens and back</h1>
 <p>Three models at work on {n} images of {W}×{H} pixels. An <b>auto-encoder</b> squeezes an image into a few numbers and
 paints it again. A <b>tokenizer</b> does the same with whole numbers alone, its tokens. A <b>prior</b> has learned which
 tokens tend to follow which, so it can say how likely an image is, and make up new ones.</p>
@@ -283,43 +234,29 @@ codes' frequencies were known; <b>perplexity</b> is how many equally frequent co
 how often each code occurs, the most frequent first, on a logarithmic scale.</p>
 {per_code}
 <div class="card">{curve(sorted(facts["counts"].tolist(), reverse=True))}</div>
-<h2>Bits under the prior</h2>
-<p>The less the tokens of an image surprise the prior, the fewer bits an arithmetic coder needs to store them: as many as
+<h2>Files</h2>
+<p>The less the tokens of an image surprise the prior, the fewer bits a range coder needs to store them: as many as
 −log<sub>2</sub> of their probability. Without the prior, every image would take {raw:,.0f} bits ({raw / 8:,.0f} bytes).
-The {kind} stands beside it for scale, but keeps more of the image than the tokens do.</p>
-<div class="card scroll">{sizes_table}</div>
+The files compressed_0.hwi and so on lie beside this page, and were decompressed to the same tokens
+{"by arithmetic in whole numbers, as they would be on any machine" if facts["exact"] else "on this machine"}. The original
+{kind} keeps more of the image; the JPEG and the WebP as good are the smallest whose squared error is no larger than ours
+(all sizes in bytes but the second).</p>
+{sizes_table}
 <h2>Generated images</h2>
 <p>These are new: the prior drew their tokens one by one, left to right and top to bottom, each token at random with
 the probability that the prior gives it, and the tokenizer painted them (seed {facts["seed"]}).</p>
 <div class="grid">{generated}</div>
 <h2>Times</h2>
 <p>Seconds that each step took, for all {n} images, on the computer that made this page.</p>
-<div class="card scroll">{times}</div>
-</main>
-</body>
-</html>
-"""
+{times}"""
+
+
+def with_mean(numbers: list[float]) -> list[str]:
+    return [f"{x:,.0f}" for x in (*numbers, sum(numbers) / len(numbers))]
 
 
 def quality(mse: float) -> str:
     return f"{psnr(mse):.1f} dB<br>MSE {mse:.4f}"
-
-
-def cards(*items: tuple[str, str]) -> str:
-    return '<div class="numbers">' + "".join(f'<div class="card"><b>{a}</b>{b}</div>' for a, b in items) + "</div>"
-
-
-def figure(file: str, alt: str, title: str, text: str, width: int, height: int, kind: str = "pixels") -> str:
-    return (
-        f'<figure><img class="{kind}" src="{file}.png" alt="{alt}" width="{width}" height="{height}">'
-        f"<figcaption><b>{title}</b>{text}</figcaption></figure>"
-    )
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
-    head = "".join(f"<th>{cell}</th>" for cell in head)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>" + "".join(f"<tr>{x}</tr>" for x in lines) + "</tbody></table>"
 
 
 def curve(values: list[int]) -> str:

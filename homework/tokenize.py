@@ -1,11 +1,8 @@
 """Images to grids of tokens: ``python -m homework.tokenize TOKENIZER OUTPUT IMAGES...``, also under torchrun."""
 
 import collections
-import os
 import sys
-from collections.abc import Iterator
-from functools import partial
-from multiprocessing.pool import ThreadPool
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +11,7 @@ from tqdm import tqdm
 
 from homework import checkpoint, cli, distributed
 from homework.data import to_float
-from homework.images import SUFFIXES, image_paths, read_image
+from homework.images import SUFFIXES, decoded, image_paths
 
 Result = tuple[tuple[int, int], np.ndarray] | str  # the image's (H, W) and its grid (h, w), or what is wrong with it
 
@@ -25,7 +22,9 @@ def tokenize(
     *images: str,
     batch_size: int = 16,
     image_size: str | None = None,
+    copies: int = 0,
     skip_bad: bool = False,
+    codes: bool = False,
     device: str = "auto",
 ) -> None:
     """Writes the tokens of images, sorted by path, to a file that TokenDataset reads.
@@ -36,30 +35,46 @@ def tokenize(
         images: files, folders or dataset.json files.
         batch_size: images that go through the model at once.
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped; as they are by default.
+        copies: also as many randomly mirrored and shifted copies of each image, so that a prior has more to learn from.
         skip_bad: leave out images that are damaged or of another size than most; otherwise they are an error.
+        codes: also write the vector of each code, under "codes": one table (K,d) for all images, since a token's vector
+            depends on nothing but the token.
         device: auto, cpu, cuda or mps.
     """
     tokenizer, output, *images = map(str, (tokenizer, output, *images))  # Fire takes 2026 for a number
+    if isinstance(copies, bool) or not isinstance(copies, int) or copies < 0:
+        raise ValueError(f"--copies is {copies!r}, but must be a whole number of at least 0.")
+    for name, value in ("skip_bad", skip_bad), ("codes", codes):
+        if not isinstance(value, bool):
+            raise ValueError(f"--{name} takes no value, but got {value}; put it at the end.")
     if not images:
         raise ValueError("Name the images to tokenize: files, folders or dataset.json files, after the output.")
     if Path(output).is_dir() or Path(output).suffix.lower() in SUFFIXES:
         raise ValueError(f"The output is {output}, but must be a .pth file.")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"--batch_size is {batch_size}, but must be a whole number of at least 1.")
-    if not isinstance(skip_bad, bool):
-        raise ValueError(f"--skip_bad takes no value, but got {skip_bad}; put it at the end.")
     size = cli.parse_size(image_size)
     model = checkpoint.load(tokenizer)
     if not hasattr(model, "encode_index"):
         raise ValueError(f"{tokenizer} holds a {type(model).__name__}, which makes no tokens; name a tokenizer.")
+    table = code_table(model) if codes else None
     paths = image_paths(images)
     try:
         local_device = distributed.setup(cli.pick_device(device))
-        results = distributed.gather(encode_files(model.to(local_device), paths, batch_size, size, local_device))
+        model.to(local_device)
+        results = distributed.gather(encode_files(model, paths, batch_size, size, local_device, copies))
     finally:
         distributed.cleanup()
     if results is not None:
-        _write(dict(item for part in results for item in part.items()), model.n_tokens, output, skip_bad)
+        _write(dict(item for part in results for item in part.items()), model.n_tokens, output, skip_bad, table)
+
+
+@torch.no_grad()
+def code_table(model: torch.nn.Module) -> torch.Tensor:
+    """(K,d) float: row k is what the tokenizer's ``code_vectors`` give for token k. ValueError for more than 2^20 codes."""
+    if model.n_tokens > 2**20:
+        raise ValueError(f"The tokenizer has {model.n_tokens} codes, too many for the table of --codes; leave --codes out.")
+    return model.code_vectors(torch.arange(model.n_tokens)[:, None, None])[:, 0, 0]  # (K,1,1,d) -> (K,d)
 
 
 @torch.inference_mode()
@@ -69,13 +84,15 @@ def encode_files(
     batch_size: int,
     image_size: tuple[int, int] | None = None,
     device: torch.device | str = "cpu",
+    copies: int = 0,
 ) -> dict[str, Result]:
-    """This process's share of ``paths``: whole batches, so that several processes get exactly what one would get."""
+    """This process's share of ``paths``: whole batches, so that several processes get exactly what one would get.
+    Copy k of an image is called PATH#k."""
     batches = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
     batches = batches[distributed.rank() :: distributed.world_size()]
     results = {}
     with tqdm(total=sum(map(len, batches)), desc="tokenizing", unit="img", disable=distributed.rank() > 0) as bar:
-        for batch, images in _decoded(batches, image_size):
+        for batch, images in decoded(batches, image_size):
             by_size = collections.defaultdict(dict)
             for path, image in zip(batch, images, strict=True):
                 if isinstance(image, str):
@@ -84,28 +101,26 @@ def encode_files(
                     by_size[image.shape[:2]][path] = image
             for size, group in by_size.items():
                 pixels = torch.from_numpy(np.stack(list(group.values()))).to(device)  # (B, H, W, 3)
-                grids = model.encode_index(to_float(pixels)).cpu().numpy().astype(smallest_type(model.n_tokens))
-                results |= {path: (size, grid) for path, grid in zip(group, grids, strict=True)}
+                for copy in range(1 + copies):
+                    draws = torch.Generator().manual_seed(zlib.crc32(f"{batch[0]}#{copy}".encode()))
+                    x = to_float(mirrored_and_shifted(pixels, model.patch_size, draws) if copy else pixels)
+                    grids = model.encode_index(x).cpu().numpy().astype(smallest_type(model.n_tokens))
+                    names = [f"{path}#{copy}" if copy else path for path in group]
+                    results |= {name: (size, grid) for name, grid in zip(names, grids, strict=True)}
             bar.update(len(batch))
     return results
 
 
-def _decoded(batches: list[list[str]], image_size: tuple[int, int] | None) -> Iterator[tuple[list, list]]:
-    """Every batch with its images; while one is being used, the next is decoded."""
-    pending = collections.deque()
-    with ThreadPool(os.cpu_count()) as pool:
-        for batch in [*batches, []]:
-            pending.append((batch, pool.map_async(partial(_read, image_size), batch)))
-            if len(pending) > 1:
-                batch, images = pending.popleft()
-                yield batch, images.get()
-
-
-def _read(image_size: tuple[int, int] | None, path: str) -> np.ndarray | str:
-    try:
-        return read_image(path, image_size)
-    except (ValueError, OSError) as error:
-        return str(error)
+def mirrored_and_shifted(x: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
+    """(B,H,W,3) images, each mirrored or not, and moved by less than ``most`` pixels in both directions, where the edge is
+    repeated. (Grids themselves can be neither mirrored nor moved by part of a patch.)"""
+    B, H, W, _ = x.shape
+    down, right = torch.randint(1 - most, most, (2, B, 1), generator=generator).to(x.device)
+    mirror = torch.randint(2, (B, 1), generator=generator).to(x.device)
+    rows = (torch.arange(H, device=x.device) + down).clamp(0, H - 1)  # (B,H)
+    columns = (torch.arange(W, device=x.device) + right).clamp(0, W - 1)  # (B,W)
+    columns = torch.where(mirror == 1, W - 1 - columns, columns)
+    return x[torch.arange(B, device=x.device)[:, None, None], rows[:, :, None], columns[:, None]]
 
 
 def smallest_type(n_tokens: int) -> type:
@@ -116,7 +131,7 @@ def smallest_type(n_tokens: int) -> type:
     return next(t for bits, t in types.items() if n_tokens <= 1 << bits)
 
 
-def _write(results: dict[str, Result], n_tokens: int, output: str, skip_bad: bool) -> None:
+def _write(results: dict[str, Result], n_tokens: int, output: str, skip_bad: bool, codes: torch.Tensor | None) -> None:
     results = dict(sorted(results.items()))
     sizes = collections.Counter(r[0] for r in results.values() if not isinstance(r, str))
     size = max(sizes, key=sizes.get, default=None)  # the size of most of them is the right one
@@ -133,7 +148,8 @@ def _write(results: dict[str, Result], n_tokens: int, output: str, skip_bad: boo
         print(f"Left out {len(bad)} of {len(results)} images:\n  {named}", file=sys.stderr)
     grids = {path: r[1] for path, r in results.items() if not isinstance(r, str) and r[0] == size}
     tokens = torch.from_numpy(np.stack(list(grids.values())))  # (N, h, w)
-    checkpoint.write({"tokens": tokens, "n_tokens": n_tokens, "names": list(grids)}, output)
+    table = {} if codes is None else {"codes": codes.clone()}  # a clone, for a view would be saved with all that it views
+    checkpoint.write({"tokens": tokens, "n_tokens": n_tokens, "names": list(grids)} | table, output)
     print(f"{output}: {len(grids)} grids of {tokens.shape[1]}x{tokens.shape[2]} tokens, {n_tokens} codes")
 
 

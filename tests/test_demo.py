@@ -14,7 +14,8 @@ import torch
 from conftest import GRID, ROOT, SIZE, K, batch_for, build, files, sentence
 from PIL import Image
 
-from homework import checkpoint, demo
+from homework import Compressor, ImageDataset, checkpoint, demo
+from homework.codecs import CODECS
 from homework.data import to_float, to_uint8
 from homework.images import read_image
 
@@ -71,12 +72,13 @@ def test_the_page_holds_all_it_refers_to_and_nothing_of_this_machine(command, fo
     assert done.returncode == 0, done.stderr
     page = Page(folder / "demo" / "index.html")
     assert sorted(page.links) == sorted(set(page.links)) and len(page.links) == 5 * 3 + 2
-    assert {*page.links, "index.html"} == files(folder / "demo")  # by plain names, so relative, and no file too many
+    compressed = {f"compressed_{i}.hwi" for i in range(3)}
+    assert {*page.links, "index.html"} | compressed == files(folder / "demo")  # by plain names, and no file too many
     html = (folder / "demo" / "index.html").read_text("utf-8")
     assert str(folder) not in html and str(ROOT) not in html
     assert not re.search(r"(?i)https?:|//|url\(|@import|<script", html)  # offline
     assert "<h2>a&b'" in page.text and page.headings == 5
-    for title in "Reconstructions", "Code usage", "Bits under the prior", "Generated images", "Times":
+    for title in "Reconstructions", "Code usage", "Files", "Generated images", "Times":
         assert title in page.text
 
 
@@ -108,6 +110,28 @@ def test_figures_on_the_page_are_those_of_the_models(command, folder):
     assert f"{bits:,.0f} bitsan image under the prior" in text
     assert f"{losses['entropy']:.2f} bitsentropy" in text and f"{losses['perplexity']:,.0f}perplexity" in text
     assert f"{Path(paths[0]).stat().st_size:,} bytes as JPEG" in text
+    lengths = [Path(folder / "demo" / f"compressed_{i}.hwi").stat().st_size for i in range(len(paths))]
+    assert f"{sum(lengths) / len(lengths):,.0f} bytesan image as a file" in text
+
+
+def test_the_files_beside_the_page_decode_to_its_pictures(command, folder):
+    command("demo", *OPTIONS, "--n_generate", 1)
+    compressor = Compressor(checkpoint.load("t.pth"), checkpoint.load("p.pth"))
+    for i in range(3):
+        x_hat = to_uint8(compressor.decompress((folder / "demo" / f"compressed_{i}.hwi").read_bytes())).numpy()
+        assert abs(picture(f"coded_{i}").astype(int) - x_hat).max() <= 1
+
+
+def test_as_good_is_the_cheapest_file_of_no_larger_error():
+    frames = ImageDataset(ROOT / "data" / "sample")
+    x = frames.batch(torch.tensor([3]))
+    (image,) = to_uint8(x).numpy()
+    for codec in CODECS[:2]:
+        by_quality = [codec.encode(image, q) for q in range(1 if codec.name == "JPEG" else 0, 101)]
+        errors = [np.square(codec.decode(file) / 255.0 - image / 255.0).mean() for file in by_quality]
+        for mse in (0.004, 0.001):
+            good = min(len(file) for file, e in zip(by_quality, errors, strict=True) if e <= mse)
+            assert good <= demo.as_good(codec, x, [mse])[0] <= 1.1 * good
 
 
 def test_the_seed_decides_the_generated_images(command):
@@ -120,7 +144,7 @@ def test_the_seed_decides_the_generated_images(command):
 def test_limit_and_image_size(command, folder):
     Image.new("RGB", (70, 40)).save("pictures/2.png")
     done = command("demo", *OPTIONS, "--limit", 2, "--n_generate", 1, "--out", "2026")  # Fire takes 2026 for a number
-    assert done.returncode == 0 and len(files(folder / "2026")) == 1 + 2 * 5 + 1
+    assert done.returncode == 0 and len(files(folder / "2026")) == 1 + 2 * 6 + 1
     assert "--image_size" in sentence(command("demo", *OPTIONS, "--n_generate", 1))
     done = command("demo", *OPTIONS, "--n_generate", 1, "--image_size", "18x28")  # no whole patches
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ from PIL import Image
 
 from homework import BSQPatchAutoEncoder, PatchAutoEncoder, TokenDataset, checkpoint
 from homework.data import read_image, to_float
-from homework.tokenize import smallest_type, tokenize
+from homework.tokenize import mirrored_and_shifted, smallest_type, tokenize
 
 ROOT = Path(__file__).parents[1]
 TINY = {"patch_size": 5, "latent_dim": 8, "encoder_blocks": 1, "decoder_blocks": 1, "detail": 4}
@@ -148,3 +148,33 @@ def test_more_processes_than_batches(tmp_path, tokenizer, images):
     done = run(tokenizer, "out.pth", images, cwd=tmp_path, processes=2)
     assert done.returncode == 0, done.stderr
     assert len(TokenDataset(tmp_path / "out.pth")) == 7
+
+
+# --- mirrored and shifted copies ------------------------------------------------------------------------------------------
+
+
+def test_copies_are_mirrored_and_shifted_images():
+    """Each copy is the image or its mirror image, moved by less than a patch, with the edge repeated; all ways occur."""
+    x, seen = torch.arange(12 * 20).view(1, 12, 20, 1).expand(2000, -1, -1, 3), set()
+    for y in mirrored_and_shifted(x, 5, torch.Generator().manual_seed(0))[..., 0]:
+        middle = y[6, 10:12]  # far from the edges
+        mirror = bool(middle[1] < middle[0])
+        down, right = middle[0] // 20 - 6, 9 - middle[0] % 20 if mirror else middle[0] % 20 - 10
+        columns = (torch.arange(20) + right).clamp(0, 19)
+        columns = 19 - columns if mirror else columns
+        seen.add((mirror, int(down), int(right)))
+        rows = (torch.arange(12) + down).clamp(0, 11)
+        assert torch.equal(y, x[0, :, :, 0][rows][:, columns])
+    assert {(m, d, r) for m in (False, True) for d in range(-4, 5) for r in range(-4, 5)} >= seen and len(seen) > 150
+
+
+def test_copies_are_written_beside_their_images(tmp_path, tokenizer, images):
+    for name, copies in ("plain", 0), ("more", 2), ("again", 2):
+        tokenize(tokenizer, tmp_path / f"{name}.pth", images, copies=copies)
+    plain, more, again = (checkpoint.read(tmp_path / f"{name}.pth") for name in ("plain", "more", "again"))
+    assert torch.equal(more["tokens"], again["tokens"]) and len(more["tokens"]) == 3 * len(plain["tokens"])
+    originals = [i for i, name in enumerate(more["names"]) if "#" not in name]
+    assert [more["names"][i] for i in originals] == plain["names"]
+    assert torch.equal(more["tokens"][originals], plain["tokens"])
+    with pytest.raises(ValueError, match="--copies is -1"):
+        tokenize(tokenizer, tmp_path / "x.pth", images, copies=-1)

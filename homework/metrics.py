@@ -1,0 +1,159 @@
+"""How good a picture is, and how good a codec: PSNR, MS-SSIM, bits under a prior, Bjontegaard rate."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the scales of MS-SSIM, the finest first
+WINDOW, SIGMA = 11, 1.5  # side and deviation of SSIM's Gaussian window, in pixels
+
+
+def errors(x_hat: Tensor, x: Tensor) -> list[float]:
+    """Mean squared error of each image (B,H,W,3)."""
+    return (x_hat - x).square().mean(dim=(1, 2, 3)).tolist()
+
+
+def psnr(mse: float) -> float:
+    """Mean squared error -> dB, for a peak of 1."""
+    return -10 * math.log10(mse) if mse else math.inf
+
+
+def bits_at(prior: nn.Module, grids: Tensor) -> Tensor:
+    """What every token costs: -log2 p(token | those before it), in bits; (B,h,w) int64 -> (B,h,w)."""
+    logits, _ = prior(grids)
+    return F.cross_entropy(logits.permute(0, 3, 1, 2).float(), grids, reduction="none") / math.log(2)
+
+
+# --- MS-SSIM --------------------------------------------------------------------------------------------------------------
+
+
+def n_scales(H: int, W: int) -> int:
+    """How many of MS-SSIM's five scales an image of H x W pixels has room for: the window has to fit into the coarsest, for
+    which five take a side of 161 and four one of 81; at least one."""
+    return max(1, sum(min(H, W) > (WINDOW - 1) * 2**scale for scale in range(len(WEIGHTS))))
+
+
+def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
+    """Multi-scale structural similarity (Wang, Simoncelli and Bovik 2003, equation 7), the mean over colour channels.
+
+    The finest scales and their weights are those of the paper; where an image has no room for all five (see
+    :func:`n_scales`), the weights of those that it has are scaled to sum to 1, so that a value compares with others of the
+    same size alone. The window (11x11, sigma 1.5) is cut to images that are smaller. A contrast term that is negative on
+    average counts as 0.
+
+    Args:
+        x, y: (B,H,W,C) of one size and peak 1: pixels in [0,1]. (SSIM is not blind to an offset: not [-0.5,0.5].)
+    Returns:
+        (B) float64, from 0 to 1; 1 for equal images. In float64, which MPS does not have: there, on the CPU.
+    """
+    device = "cpu" if x.device.type == "mps" else x.device
+    x, y = (z.to(device, torch.float64).permute(0, 3, 1, 2) for z in (x, y))  # (B,H,W,C) -> (B,C,H,W)
+    H, W = x.shape[-2:]
+    weights = torch.tensor(WEIGHTS[: n_scales(H, W)], dtype=torch.float64, device=device)
+    windows = [gaussian(min(WINDOW, side)).to(device) for side in (H, W)]
+    terms = []
+    for scale in range(len(weights)):
+        if scale:
+            x, y = halve(x), halve(y)
+        luminance, contrast = ssim(x, y, windows)
+        terms.append(contrast.flatten(2).mean(dim=-1))  # (B,C,H,W) -> (B,C)
+    terms[-1] = (luminance * contrast).flatten(2).mean(dim=-1)  # luminance is compared at the coarsest scale alone
+    terms = torch.stack(terms, dim=-1).clamp_min(0)  # (B,C,scales)
+    return (terms ** (weights / weights.sum())).prod(dim=-1).mean(dim=-1)
+
+
+def ssim(x: Tensor, y: Tensor, windows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The two factors of SSIM (Wang et al. 2004, equation 13) wherever the window fits, luminance l and contrast times
+    structure cs: (B,C,H,W) twice -> (B,C,H',W') twice."""
+
+    def mean(z: Tensor) -> Tensor:  # under the window, which is a product of its rows and columns
+        B, C, H, W = z.shape
+        z = F.conv2d(z.reshape(B * C, 1, H, W), windows[0][None, None, :, None])  # (B,C,H,W) -> (B*C,1,H,W)
+        return F.conv2d(z, windows[1][None, None, None]).unflatten(0, (B, C))[:, :, 0]  # (B*C,1,H',W') -> (B,C,H',W')
+
+    c1, c2 = 0.01**2, 0.03**2
+    mx, my = mean(x), mean(y)
+    vx, vy, vxy = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
+    return (2 * mx * my + c1) / (mx * mx + my * my + c1), (2 * vxy + c2) / (vx + vy + c2)
+
+
+def gaussian(n: int) -> Tensor:
+    """(n) float64 that sum to 1."""
+    g = torch.exp(-((torch.arange(n, dtype=torch.float64) - (n - 1) / 2) ** 2) / (2 * SIGMA**2))
+    return g / g.sum()
+
+
+def halve(x: Tensor) -> Tensor:
+    """Means of 2x2 pixels, (B,C,H,W) -> (B,C,ceil(H/2),ceil(W/2)); a last odd row or column is its own neighbour."""
+    return F.avg_pool2d(F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2), mode="replicate"), 2)
+
+
+# --- rate-distortion curves -----------------------------------------------------------------------------------------------
+
+Curve = Sequence[tuple[float, float]]  # operating points of a codec: (rate in any unit above 0, quality in dB or such)
+
+
+def log_rate(curve: Curve, quality: np.ndarray) -> np.ndarray:
+    """The logarithm of the rate at which a codec reaches some quality: a piecewise cubic through its points that is monotone
+    where they are (Fritsch and Butland's slopes, as in PCHIP), and so does not swing as one cubic through all of them may.
+
+    Args:
+        curve: at least two points of different quality, in any order. Of points of one quality the cheapest counts.
+        quality: (n), between the lowest and the highest of the points.
+    Returns:
+        (n) natural logarithms.
+    """
+    cheapest = {q: math.log(rate) for rate, q in sorted(curve, reverse=True)}
+    x = np.array(sorted(cheapest))
+    y = np.array([cheapest[q] for q in x])
+    h, slope = np.diff(x), np.diff(y) / np.diff(x)
+    d = np.concatenate([slope[:1], np.zeros(len(x) - 2), slope[-1:]])  # derivatives; at the ends one-sided
+    same = np.flatnonzero(slope[:-1] * slope[1:] > 0)  # no turning point: a weighted harmonic mean of both sides
+    a, b = 2 * h[same + 1] + h[same], h[same + 1] + 2 * h[same]
+    d[same + 1] = (a + b) / (a / slope[same] + b / slope[same + 1])
+    i = np.clip(np.searchsorted(x, quality, side="right") - 1, 0, len(h) - 1)
+    t = (quality - x[i]) / h[i]
+    return (  # the cubic with these values and derivatives at both ends of the piece
+        (1 + 2 * t) * (1 - t) ** 2 * y[i]
+        + t * (1 - t) ** 2 * h[i] * d[i]
+        + t**2 * (3 - 2 * t) * y[i + 1]
+        - t**2 * (1 - t) * h[i] * d[i + 1]
+    )
+
+
+def common_range(*curves: Curve) -> tuple[float, float] | None:
+    """The qualities that all curves reach, from lowest to highest; None if there are none, or one has a single quality."""
+    qualities = [{q for _, q in curve} for curve in curves]
+    if min(map(len, qualities)) < 2:
+        return None
+    low, high = max(map(min, qualities)), min(map(max, qualities))
+    return (low, high) if low < high else None
+
+
+def rate_at(curve: Curve, quality: float) -> float | None:
+    """The rate of a codec at this quality; None outside of its points."""
+    if not curve or not min(q for _, q in curve) <= quality <= max(q for _, q in curve):
+        return None
+    if common_range(curve) is None:
+        return min(rate for rate, _ in curve)
+    return math.exp(log_rate(curve, np.array([quality]))[0])
+
+
+def bd_rate(curve: Curve, reference: Curve) -> float | None:
+    """Bjontegaard's difference in rate (VCEG-M33): by how much more, at equal quality, ``curve`` costs than ``reference``.
+
+    The mean of the difference of the logarithms of both rates over the qualities that both reach.
+
+    Returns:
+        A fraction: -0.5 is half the rate. None where the curves have no qualities in common, or one is a single point.
+    """
+    between = common_range(curve, reference)
+    if between is None:
+        return None
+    quality = np.linspace(*between, 2001)
+    difference = log_rate(curve, quality) - log_rate(reference, quality)
+    return math.exp(np.mean((difference[1:] + difference[:-1]) / 2)) - 1
