@@ -1,7 +1,7 @@
-"""Draws the README's two pictures: ``python -m bench.figures LOG_FOLDERS...``. Needs matplotlib, which nothing else does.
+"""Draws the README's two pictures: ``python -m bench.figures [LOG_FOLDERS...]``.
 
 overview.png: sample images, their reconstructions, and sampled frames, from the shipped models.
-curves.png: loss against images seen, read from the TensorBoard logs of the runs; also kept as curves.csv.
+curves.png: loss against updates, read from the TensorBoard logs of the runs; also kept as curves.csv, to be added to.
 """
 
 import csv
@@ -37,11 +37,13 @@ def overview(columns: int = 6) -> None:
 
 
 def read_curves(folders: list[str]) -> list[tuple[str, str, int, float]]:
-    """(model, split, update, value) of every point, from the runs' TensorBoard logs; a run of a model that was there before
-    goes on where that ended."""
+    """(model, split, update, value) of every point: those that curves.csv has, and those of the runs' TensorBoard logs; a
+    run of a model that was there before goes on where that ended. (To begin anew, take its lines out of the file.)"""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    points, ended = [], {}
+    with open(HERE / "curves.csv", newline="") as file:
+        points = [(m, split, int(update), float(value)) for m, split, update, value in list(csv.reader(file))[1:]]
+    ended = {m: update for m, _, update, _ in sorted(points, key=lambda point: point[2])}
     for folder in folders:
         model = Path(folder).name.split("_")[-1]
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()

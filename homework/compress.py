@@ -3,12 +3,13 @@
 import collections
 import contextlib
 import io
+import itertools
 import os
 import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,8 @@ from homework.data import to_float, to_uint8
 from homework.generation import load_pair
 from homework.images import decoded, image_paths
 
-WEIGHTS_AT_ONCE = 2**23  # numbers that a prior returns from a parallel pass
-PIXELS_AT_ONCE = 2**21  # that go through the tokenizer together
+WEIGHTS_AT_ONCE = 2**21  # numbers that a prior returns from a parallel pass; with many more, memory costs more than it saves
+PIXELS_AT_ONCE = 2**17  # that go through the tokenizer together, for the same reason
 FILE_BYTES_AT_ONCE = 2**24  # of image files that are read ahead
 LOSSLESS = {".png": "PNG", ".bmp": "BMP", ".ppm": "PPM", ".tif": "TIFF", ".tiff": "TIFF"}
 
@@ -54,6 +55,9 @@ class Compressor:
     def __init__(self, tokenizer: nn.Module, autoregressive: nn.Module, device=None, batch_size: int = 64):
         from homework import exact  # here, because `info` does without any model
 
+        if not hasattr(autoregressive, "steps"):
+            raise ValueError(f"A {type(autoregressive).__name__} has no incremental form, so it cannot decode files; use a "
+                             "trained prior.")  # fmt: skip
         if tokenizer.n_tokens != autoregressive.n_tokens:
             raise ValueError(f"The tokenizer has {tokenizer.n_tokens} codes, but the prior was trained on "
                              f"{autoregressive.n_tokens}; train a prior on this tokenizer's grids.")  # fmt: skip
@@ -61,6 +65,7 @@ class Compressor:
         self.tokenizer = tokenizer.to(self.device).eval()
         self.coder = exact.coder(autoregressive.to(self.device).eval())
         self.batch_size = batch_size
+        self.workers = torch.get_num_threads() if self.device.type == "cpu" else 1
         state = tokenizer.state_dict()
         whose = exact.fingerprint(type(tokenizer).__name__, tokenizer.config, state, torch.float32)
         self.models = container.Models(whose, self.coder.fingerprint, tokenizer.patch_size, self.coder.exact)
@@ -80,20 +85,26 @@ class Compressor:
 
     def compress_batch(self, images: Tensor | Sequence[Tensor]) -> list[bytes]:
         """As :meth:`compress`, for (B,H,W,3) or several images (H,W,3), of any sizes."""
-        files = {}
-        for size, places in groups(range(len(images)), [image_size(x) for x in images]):
-            for part in pieces(places, self.images_at_once(self.grid(size))):
-                grids = self.to_tokens(torch.stack([images[i] for i in part]))
-                files |= zip(part, self.compress_tokens(grids, size), strict=True)
+        same = groups(range(len(images)), [image_size(x) for x in images])
+        parts = [(size, part) for size, places in same for part in self.parts(places, self.grid(size))]
+
+        def work(part: tuple) -> zip:
+            size, places = part
+            grids = self.to_tokens(torch.stack([images[i] for i in places]))
+            return zip(places, self.compress_tokens(grids, size), strict=True)
+
+        files = dict(itertools.chain.from_iterable(in_parallel(work, parts, self.workers)))
         return [files[i] for i in range(len(images))]
 
     def decompress_batch(self, files: Sequence[bytes]) -> list[Tensor]:
         """As :meth:`decompress`, for several. (A tokenizer's floats may differ in the last bits in another batch; the tokens
         do not.)"""
-        items, images = _single(files), {}
-        for batch in self.read(items):
-            sizes = [items[k][0].sizes[0] for k in batch]
-            images |= zip(batch, self.to_images(list(batch.values()), sizes), strict=True)
+        items = _single(files)
+
+        def to_images(grids: dict[int, np.ndarray]) -> zip:
+            return zip(grids, self.to_images(list(grids.values()), [items[k][0].sizes[0] for k in grids]), strict=True)
+
+        images = dict(itertools.chain.from_iterable(self.read(items, to_images)))
         return [images[k] for k in range(len(files))]
 
     # --- tokens ----------------------------------------------------------------------------------------------------------
@@ -133,15 +144,15 @@ class Compressor:
         return grids
 
     @torch.inference_mode()
-    def to_images(self, grids: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
+    def to_images(self, grids: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Grids (h,w) of one size, and (H,W) of their images -> the images (H,W,3) float, on the device."""
         if len(grids) == 1:  # as a person would call it, without a batch
-            yield self.tokenizer.decode_index(torch.from_numpy(grids[0]).to(self.device))[: sizes[0][0], : sizes[0][1]]
-            return
-        at_once = max(1, PIXELS_AT_ONCE // (grids[0].size * self.models.patch**2))
+            return [self.tokenizer.decode_index(torch.from_numpy(grids[0]).to(self.device))[: sizes[0][0], : sizes[0][1]]]
+        at_once, found = max(1, PIXELS_AT_ONCE // (grids[0].size * self.models.patch**2)), []
         for part in pieces(list(zip(grids, sizes, strict=True)), at_once):
             images = self.tokenizer.decode_index(torch.from_numpy(np.stack([grid for grid, _ in part])).to(self.device))
-            yield from (image[:H, :W] for image, (_, (H, W)) in zip(images, part, strict=True))
+            found += [image[:H, :W] for image, (_, (H, W)) in zip(images, part, strict=True)]
+        return found
 
     # --- the range coder -------------------------------------------------------------------------------------------------
 
@@ -188,27 +199,32 @@ class Compressor:
                 grids[:, top : top + a, left : left + b] = tile  # (B*T,N) -> (B,T,a,b) -> (T,B,a,b)
         return grids
 
-    def read(self, items: Sequence[Item]) -> Iterator[dict[int, np.ndarray]]:
-        """The grids (h,w) int64 of images in files, some of one size at a time, by their place in ``items``.
+    def read(self, items: Sequence[Item], use: Callable = lambda grids: grids) -> Iterator:
+        """The grids (h,w) int64 of images in files, some of one size at a time, by their place in ``items``; or what ``use``
+        makes of these grids, in the threads that decode them.
 
         ValueError, saying which, if a file is damaged or of other models.
         """
         for reader in dict.fromkeys(reader for reader, _ in items):
             reader.check(self.models)
         places = {item: k for k, item in enumerate(items)}
-        for batch in self._batches(items):
+
+        def work(coded: tuple[list[Item], list[bytes]]):
+            batch, payloads = coded
             reader, i = batch[0]
-            payloads = [reader.payload(i) for reader, i in batch]
             grids = self.decode(payloads, reader.grid(i), [reader.label(i) for reader, i in batch])
             for (reader, i), grid in zip(batch, grids, strict=True):
                 reader.check_tokens(i, self.models, grid)
-            yield {places[item]: grid for item, grid in zip(batch, grids, strict=True) if item in places}
+            return use({places[item]: grid for item, grid in zip(batch, grids, strict=True) if item in places})
+
+        coded = ((batch, [reader.payload(i) for reader, i in batch]) for batch in self._batches(items))
+        yield from in_parallel(work, coded, self.workers)
 
     def _batches(self, items: Sequence[Item]) -> Iterator[list[Item]]:
         """What is decoded together: any images of one size if the arithmetic is exact, otherwise a file's chunks."""
         if self.coder.exact:
             for grid, some in groups(items, [reader.grid(i) for reader, i in items]):
-                yield from pieces(some, self.images_at_once(grid))
+                yield from self.parts(some, grid)
             return
         for reader, some in groups([i for _, i in items], [reader for reader, _ in items]):
             wanted = set(some)
@@ -218,6 +234,10 @@ class Compressor:
                     if len(grids) > 1 or len(chunk) > max(1, container.MAX_CHUNK // self.n_tiles(*grids)):
                         raise container.damaged(reader.name, "its chunks are not as they were written")
                     yield [(reader, i) for i in chunk]
+
+    def parts(self, things: list, grid: tuple[int, int]) -> list[list]:
+        """``things``, of images with grids (h,w), in parts to code at once: enough of them to keep all threads at work."""
+        return pieces(things, min(self.images_at_once(grid), -(-len(things) // self.workers)))
 
     def n_tiles(self, grid: tuple[int, int]) -> int:
         return -(-grid[0] // self.coder.height) * -(-grid[1] // self.coder.width)
@@ -246,6 +266,23 @@ def groups(things: Iterable, keys: Iterable) -> list[tuple]:
 def pieces(things: list, n: int) -> list[list]:
     """``things``, at most ``n`` in each list."""
     return [things[i : i + n] for i in range(0, len(things), n)]
+
+
+def in_parallel(f: Callable, things: Iterable, n: int) -> Iterator:
+    """``f`` of each thing, in their order, ``n`` of them at a time in as many threads. Each computes with one torch thread,
+    since many small steps of which each waits for all cores take longer than many at the same time."""
+    before, pending = torch.get_num_threads(), collections.deque()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPool(n, torch.set_num_threads, (1,)) as pool:
+            for thing in things:
+                pending.append(pool.apply_async(f, (thing,)))
+                if len(pending) > n:
+                    yield pending.popleft().get()
+            while pending:
+                yield pending.popleft().get()
+    finally:
+        torch.set_num_threads(before)
 
 
 def _single(files: Sequence[bytes]) -> list[Item]:
@@ -330,7 +367,20 @@ def names_below(paths: list[str]) -> list[str]:
 
 def encode_files(compressor: Compressor, paths: list[str], bad: dict[str, str], bar: tqdm) -> Iterator[Coded]:
     """The chunks that image files become; ``bad`` gets a sentence about each that cannot be one."""
-    for batch, images in decoded(_read_ahead(paths, compressor.batch_size)):
+
+    def work(part: tuple[list[str], tuple[int, int], np.ndarray]) -> Coded:
+        names, size, pixels = part
+        grids = compressor.to_tokens(to_float(torch.from_numpy(pixels)))  # (B,H,W,3)
+        return names, size, grids, compressor.encode(grids)
+
+    for chunk in in_parallel(work, _same_size(compressor, paths, bad, bar), compressor.workers):
+        yield chunk
+        bar.update(len(chunk[0]))
+
+
+def _same_size(compressor: Compressor, paths: list[str], bad: dict[str, str], bar: tqdm) -> Iterator[tuple]:
+    """Paths, their (H,W) and pixels (B,H,W,3) uint8, of as many images as are coded together."""
+    for batch, images in decoded(_read_ahead(paths, min(compressor.batch_size, -(-len(paths) // compressor.workers)))):
         good = {}
         for path, image in zip(batch, images, strict=True):
             try:
@@ -342,10 +392,7 @@ def encode_files(compressor: Compressor, paths: list[str], bad: dict[str, str], 
                 bad[path] = str(error)
         for size, some in groups(good, [image.shape[:2] for image in good.values()]):
             for part in pieces(some, compressor.images_at_once(compressor.grid(size))):
-                x = to_float(torch.from_numpy(np.stack([good[path] for path in part])))  # (B,H,W,3)
-                grids = compressor.to_tokens(x)
-                yield part, size, grids, compressor.encode(grids)
-                bar.update(len(part))
+                yield part, size, np.stack([good[path] for path in part])
         bar.update(len(batch) - len(good))
 
 
@@ -391,7 +438,7 @@ def decompress(
     file: str,
     output: str,
     only: str | None = None,
-    batch_size: int = 64,
+    batch_size: int = 128,
     device: str = "auto",
 ) -> None:
     """Turns a file that `compress` wrote into a picture, or an archive into a folder of PNG pictures.
@@ -428,23 +475,19 @@ def decompress(
 
 
 def _write(compressor: Compressor, reader: container.Reader, paths: dict[int, Path], form: str) -> None:
-    """Writes the images of a file that have a path. Threads compress the pictures, and finish one batch during the next."""
+    """Writes the images of a file that have a path."""
     items, n_bytes = [(reader, i) for i in paths], 0
-    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(paths), desc="decompressing", unit="img") as bar:
-        before = []
-        for grids in compressor.read(items):
-            places = [items[k][1] for k in grids]
-            images = compressor.to_images(list(grids.values()), [reader.sizes[i] for i in places])
-            now = [
-                pool.submit(_save, to_uint8(image).cpu().numpy(), paths[i], form)
-                for i, image in zip(places, images, strict=True)
-            ]
-            n_bytes += sum(done.result() for done in before)
-            before = now
-            bar.update(len(grids))
+
+    def save(grids: dict[int, np.ndarray]) -> list[int]:
+        places = [items[k][1] for k in grids]
+        images = compressor.to_images(list(grids.values()), [reader.sizes[i] for i in places])
+        return [_save(to_uint8(image).cpu().numpy(), paths[i], form) for i, image in zip(places, images, strict=True)]
+
+    with tqdm(total=len(paths), desc="decompressing", unit="img") as bar:
+        for lengths in compressor.read(items, save):
+            n_bytes += sum(lengths)
+            bar.update(len(lengths))
             bar.set_postfix_str(f"{n_bytes:,} bytes")
-        for done in before:
-            done.result()
 
 
 def _save(image: np.ndarray, path: Path, form: str) -> int:

@@ -17,6 +17,7 @@ import contextlib
 import copy
 import hashlib
 import math
+import threading
 from collections.abc import Callable, Iterator
 
 import torch
@@ -238,14 +239,22 @@ def export(prior: AutoregressiveModel, carrier: torch.dtype = torch.float32) -> 
 
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Matrix products with all bits of float32, whatever the caller has allowed (TF32, bfloat16, autocast)."""
-    allowed = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    """Matrix products with all bits of float32, whatever the caller has allowed (TF32, bfloat16, autocast). What is allowed
+    is one setting for all threads: the first to come in changes it, the last to go out changes it back."""
+    with _lock:
+        _inside.append(torch.get_float32_matmul_precision() if not _inside else _inside[0])
+        torch.set_float32_matmul_precision("highest")
     try:
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(allowed)
+        with _lock:
+            allowed = _inside.pop()
+            if not _inside:
+                torch.set_float32_matmul_precision(allowed)
+
+
+_lock, _inside = threading.Lock(), []
 
 
 class ExactPrior:
@@ -268,7 +277,7 @@ class ExactPrior:
         self.model = export(prior, carrier).to(self.device)
         self.n_tokens, self.height, self.width = (prior.config[k] for k in ("n_tokens", "height", "width"))
         self.fingerprint = fingerprint("exact 1", prior.config, self.model.state_dict(), torch.int32)
-        bits = 24 - (self.n_tokens - 1).bit_length()  # K of the table's entries sum to 2^24 at most
+        bits = 28 - (self.n_tokens - 1).bit_length()  # K of the table's entries, times 2^24, sum to 2^52 at most
         if bits < 6:
             raise OverflowError(f"{self.n_tokens} codes are too many for frequencies out of 2^24.")
         table = torch.tensor(exp2_table(bits, LOGIT), dtype=torch.float64)
@@ -295,7 +304,7 @@ class ExactPrior:
     def _weights(self, logits: Tensor) -> Tensor:
         """Softmax of (...,K) logits in whole numbers: the table has p_k (2^24 - K), which is divided by the sum of p."""
         behind = logits.amax(dim=-1, keepdim=True) - logits
-        scaled = look_up(self.table, behind)  # float64: sums are below 2^48
+        scaled = look_up(self.table, behind)  # float64: sums are up to 2^52
         weights = floor_divide_(scaled, scaled.sum(dim=-1, keepdim=True).div_(self.free)).float()
         weights[..., 0] += TOTAL - self.n_tokens - weights.sum(dim=-1)  # what the floors left over, less than K
         return weights.cpu()

@@ -74,6 +74,7 @@ def test_from_nothing_to_a_generated_frame(tmp_path):
         assert done.returncode == 0, f"{step}\n{done.stderr[-2000:]}"
     assert sorted(p.name for p in (tmp_path / "generated").iterdir()) == [f"generation_{i}.png" for i in range(8)]
     assert len(list((tmp_path / "completed").iterdir())) == 4
+    assert len(list((tmp_path / "again").iterdir())) == 18
     assert len(list((tmp_path / "checkpoints").glob("*.pth"))) == 3
     shutil.copy(ROOT / "bundle.py", tmp_path)
     bundle = next(step for step in steps if step.startswith("python bundle.py"))
@@ -84,14 +85,16 @@ def test_from_nothing_to_a_generated_frame(tmp_path):
 
 
 @pytest.mark.skipif(not (ROOT / "homework/AutoregressiveModel.pth").is_file(), reason="the shipped models are not here")
-def test_the_python_example():
-    example = next(block for language, block in BLOCKS if language == "python")
+def test_the_python_examples():
+    first, second = (block for language, block in BLOCKS if language == "python")
     names = {}
     here = os.getcwd()
     os.chdir(ROOT)
     try:
-        exec(example, names)
+        exec(first, names)
+        exec(second, names)
     finally:
         os.chdir(here)
     assert names["again"].shape == (100, 150, 3) and names["again"].dtype == torch.uint8
     assert names["new"].shape == (4, 20, 30) and 0 < float(names["bits"]) < 6000 * 2
+    assert isinstance(names["data"], bytes) and len(names["data"]) < 1500 and names["x_hat"].shape == (100, 150, 3)
