@@ -129,7 +129,7 @@ class PatchAutoEncoder(nn.Module):
         ValueError if the last dimension is not 3."""
         if x.ndim < 3 or x.shape[-1] != 3:
             raise ValueError(f"Images have the shape (...,H,W,3), but this one has {tuple(x.shape)}.")
-        z = self.encoder(pad_to_patches(x.reshape(-1, *x.shape[-3:]), self.patch_size))  # (...,H,W,3) -> (B,H,W,3)
+        z = self.encoder(pad_to_patches(x.reshape(-1, *x.shape[-3:]), self.decoder.P))  # (...,H,W,3) -> (B,H,W,3)
         return z.reshape(*x.shape[:-3], *z.shape[1:])  # (B,h,w,C) -> (...,h,w,C)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -157,3 +157,66 @@ class PatchAutoEncoder(nn.Module):
 
     def set_progress(self, f: float) -> None:
         """Nothing anneals."""
+
+
+# --- what tokenizers share ------------------------------------------------------------------------------------------------
+
+
+def usage(index: Tensor, n_tokens: int) -> dict[str, Tensor]:
+    """Of integers in [0,K) of any shape: "usage" (part of the K codes that occur), "entropy" of their frequencies in bits,
+    "perplexity" 2^entropy; scalars."""
+    counts = index.flatten().unique(return_counts=True)[1]
+    p = counts / counts.sum()
+    entropy = -(p * p.log2()).sum()
+    return {"usage": torch.tensor(len(p) / n_tokens), "entropy": entropy, "perplexity": 2**entropy}
+
+
+def check_weights(config: dict, names: tuple[str, ...]) -> None:
+    """ValueError, naming the first of ``names`` whose value in ``config`` is no finite number of at least 0."""
+    for name in names:
+        if type(config[name]) not in (int, float) or not 0 <= config[name] < float("inf"):
+            raise ValueError(f"{name} is {config[name]!r}, but must be a number of at least 0.")
+
+
+class CausalContext(nn.Module):
+    """What the codes at earlier places tell of each place: (B,h,w,C) -> (B,h,w,out), by a convolution that sees only what
+    comes before in raster order. Minnen, Ballé and Toderici, arXiv 1809.02736, section 3: their context model."""
+
+    def __init__(self, C: int, out: int, hidden: int = 64, kernel: int = 5):
+        super().__init__()
+        self.context = Conv(C, hidden, kernel, padding=kernel // 2)
+        self.out = nn.Linear(hidden, out)
+        known = torch.arange(kernel * kernel).view(kernel, kernel) < kernel * kernel // 2  # before the middle, row by row
+        self.register_buffer("known", known, persistent=False)
+
+    def look(self, code: Tensor) -> Tensor:
+        """(B,h,w,C) -> (B,h,w,out)."""
+        with_known = self.context.weight * self.known  # (hidden,C,kernel,kernel)
+        x = F.conv2d(code.permute(0, 3, 1, 2), with_known, self.context.bias, padding=self.context.padding)
+        return self.out(F.gelu(x.permute(0, 2, 3, 1)))  # (B,hidden,h,w) -> (B,h,w,out)
+
+
+class PatchTokenizer(PatchAutoEncoder):
+    """A patch auto-encoder with a quantizer in its waist: codes (...,h,w,d), one of K at each place, and their indices.
+
+    A subclass has ``n_tokens``, K, and ``encode(x) -> code``, ``decode(code) -> x_hat``, ``encode_index(x) -> index``,
+    ``code_vectors(index) -> code`` and :meth:`quantize`.
+    """
+
+    def latent(self, x: Tensor) -> Tensor:
+        """(...,H,W,3) -> (...,h,w,bottleneck): what is to be quantized."""
+        return PatchAutoEncoder.encode(self, x)
+
+    def quantize(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(...,h,w,bottleneck) -> (code (...,h,w,d) with a gradient to z, measures: usage, and the weighted losses)."""
+        raise NotImplementedError
+
+    def decode_index(self, index: Tensor) -> Tensor:
+        """(...,h,w) integers in [0,K) -> (...,h*P,w*P,3)."""
+        return self.decode(self.code_vectors(index))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(...,H,W,3) -> (x_hat (...,H,W,3), measures): those of :func:`usage` over the batch, and the weighted losses
+        that are switched on."""
+        code, measures = self.quantize(self.latent(x))
+        return self.decode(code)[..., : x.shape[-3], : x.shape[-2], :], measures

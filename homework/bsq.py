@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from homework.ae import Conv, PatchAutoEncoder
+from homework.ae import CausalContext, PatchTokenizer, check_weights, usage
 from homework.checkpoint import load_reference
 
 
@@ -80,27 +80,19 @@ class BSQ(nn.Module):
         return (2 * bits - 1).to(self.up.weight.dtype)
 
 
-class RatePredictor(nn.Module):
-    """Foretells each bit from the codes of earlier places: a small causal context model (Minnen, Ballé and Toderici,
-    arXiv 1809.02736, section 3), which stands in for a prior while a tokenizer is being trained."""
+class RatePredictor(CausalContext):
+    """Foretells each bit from the codes of earlier places; stands in for a prior while a tokenizer is being trained."""
 
     def __init__(self, codebook_bits: int, hidden: int = 64, kernel: int = 5):
-        super().__init__()
-        self.context = Conv(codebook_bits, hidden, kernel, padding=kernel // 2)
-        self.out = nn.Linear(hidden, codebook_bits)
-        known = torch.arange(kernel * kernel).view(kernel, kernel) < kernel * kernel // 2  # before the middle, row by row
-        self.register_buffer("known", known, persistent=False)
+        super().__init__(codebook_bits, codebook_bits, hidden, kernel)
 
     def forward(self, code: Tensor) -> Tensor:
         """(B,h,w,L) of -1 and +1 -> bits (B,h,w) that each code costs. Its gradient, passed on by diff_sign, draws a bit
         that was not expected towards what was."""
-        with_known = self.context.weight * self.known  # (hidden,L,kernel,kernel)
-        x = F.conv2d(code.permute(0, 3, 1, 2), with_known, self.context.bias, padding=self.context.padding)
-        logits = self.out(F.gelu(x.permute(0, 2, 3, 1)))  # (B,hidden,h,w) -> (B,h,w,L)
-        return F.softplus(-code * logits).sum(dim=-1) / math.log(2)
+        return F.softplus(-code * self.look(code)).sum(dim=-1) / math.log(2)
 
 
-class BSQPatchAutoEncoder(PatchAutoEncoder):
+class BSQPatchAutoEncoder(PatchTokenizer):
     """A tokenizer: the patch auto-encoder with BSQ in its waist.
 
     ::
@@ -136,16 +128,14 @@ class BSQPatchAutoEncoder(PatchAutoEncoder):
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__(patch_size, latent_dim, latent_dim, encoder_blocks, decoder_blocks, detail)
         self.config = config
-        for name in ("commitment_weight", "entropy_weight", "gamma", "inverse_temperature", "rate_weight"):
-            if type(config[name]) not in (int, float) or not 0 <= config[name] < float("inf"):
-                raise ValueError(f"{name} is {config[name]!r}, but must be a number of at least 0.")
+        check_weights(config, ("commitment_weight", "entropy_weight", "gamma", "inverse_temperature", "rate_weight"))
         self.bsq = BSQ(codebook_bits, latent_dim)
         self.rate = RatePredictor(codebook_bits) if rate_weight else None
         self.n_tokens = 2**codebook_bits
 
     def encode(self, x: Tensor) -> Tensor:
         """(...,H,W,3) -> (...,h,w,L) of -1 and +1."""
-        return self.bsq.encode(super().encode(x))
+        return self.bsq.encode(self.latent(x))
 
     def decode(self, code: Tensor) -> Tensor:
         """(...,h,w,L) -> (...,h*P,w*P,3)."""
@@ -155,27 +145,17 @@ class BSQPatchAutoEncoder(PatchAutoEncoder):
         """(...,H,W,3) float in [-0.5,0.5] -> (...,h,w) int64 in [0,K)."""
         return self.bsq._code_to_index(self.encode(x))
 
-    def decode_index(self, index: Tensor) -> Tensor:
-        """(...,h,w) integers in [0,K) -> (...,h*P,w*P,3)."""
-        return self.decode(self.code_vectors(index))
-
     def code_vectors(self, index: Tensor) -> Tensor:
         """(...,h,w) integers in [0,K) -> (...,h,w,L): the quantized vectors, of -1 and +1."""
         return self.bsq._index_to_code(index)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(...,H,W,3) -> (x_hat (...,H,W,3), measures): "usage" (part of the K codes that occur in the batch), "entropy"
-        of their frequencies in bits, "perplexity" 2^entropy, and the weighted losses that are switched on."""
-        u = self.bsq.project(super().encode(x))
+    def quantize(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        u = self.bsq.project(z)
         code = diff_sign(u)
-        x_hat = self.decode(code)[..., : x.shape[-3], : x.shape[-2], :]
-        return x_hat, {**self._usage(code.detach()), **self._losses(u, code)}
+        return code, {**self._usage(code.detach()), **self._losses(u, code)}
 
     def _usage(self, code: Tensor) -> dict[str, Tensor]:
-        counts = self.bsq._code_to_index(code).flatten().unique(return_counts=True)[1]
-        p = counts / counts.sum()
-        entropy = -(p * p.log2()).sum()
-        return {"usage": torch.tensor(len(p) / self.n_tokens), "entropy": entropy, "perplexity": 2**entropy}
+        return usage(self.bsq._code_to_index(code), self.n_tokens)
 
     def _losses(self, u: Tensor, code: Tensor) -> dict[str, Tensor]:
         c, losses, scale = self.config, {}, self.bsq.codebook_bits**-0.5

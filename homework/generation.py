@@ -15,7 +15,7 @@ from homework.images import read_image
 
 def generate(
     tokenizer: str,
-    autoregressive: str,
+    prior: str,
     n_images: int,
     output_path: str,
     seed: int = 0,
@@ -32,7 +32,8 @@ def generate(
 
     Args:
         tokenizer: checkpoint of a tokenizer.
-        autoregressive: checkpoint of a prior over that tokenizer's grids.
+        prior: checkpoint of a prior over that tokenizer's grids; or "uniform", to draw every token independently, all
+            codes alike, to which temperature, top_k and top_p make no difference.
         n_images: how many to sample.
         output_path: the folder; made if it is not there.
         seed: of the draws; the same seed, batch size and options give the same images.
@@ -45,7 +46,7 @@ def generate(
         image_size: HEIGHTxWIDTH of the images in pixels; --complete resizes and crops its image to it.
         device: auto, cpu, cuda or mps.
     """
-    tokenizer, autoregressive, output_path = map(str, (tokenizer, autoregressive, output_path))  # Fire takes 7 for a number
+    tokenizer, prior, output_path = map(str, (tokenizer, prior, output_path))  # Fire takes 7 for a number
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"--seed is {seed!r}, but must be a whole number.")
     if isinstance(n_images, bool) or not isinstance(n_images, int) or n_images < 1:
@@ -55,7 +56,7 @@ def generate(
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     sampling.check(**options)
     device = cli.pick_device(device)
-    coder, prior = load_pair(tokenizer, autoregressive, device)
+    coder, prior = load_pair(tokenizer, prior, device)
     H, W = cli.parse_size(image_size)
     h, w = (-(-side // coder.patch_size) for side in (H, W))
     kept = None
@@ -76,9 +77,29 @@ def generate(
             bar.update(n)
 
 
+class Uniform(nn.Module):
+    """The prior that has learned nothing: each token is any of the K codes, whatever the others are."""
+
+    def __init__(self, n_tokens: int):
+        super().__init__()
+        self.n_tokens = n_tokens
+
+    def generate(
+        self, B: int, h: int, w: int, device="cpu", generator=None, prefix: Tensor | None = None, **sampling_options
+    ) -> Tensor:
+        """(B,h,w) int64 grids; see :func:`homework.sampling.generate`, whose other options make no difference here."""
+        grids = torch.randint(self.n_tokens, (B, h, w), generator=generator).to(device)
+        if prefix is not None:
+            grids[:, : prefix.shape[1]] = prefix
+        return grids
+
+
 def load_pair(tokenizer: str, autoregressive: str, device: torch.device) -> tuple[nn.Module, nn.Module]:
-    """A tokenizer and a prior from their checkpoints, on ``device``. ValueError if they do not go together."""
-    coder, prior = checkpoint.load(tokenizer).to(device), checkpoint.load(autoregressive).to(device)
+    """A tokenizer and a prior from their checkpoints (or the prior "uniform"), on ``device``. ValueError if they do not go
+    together."""
+    coder = checkpoint.load(tokenizer).to(device)
+    uniform = autoregressive == "uniform"
+    prior = Uniform(getattr(coder, "n_tokens", 1)) if uniform else checkpoint.load(autoregressive).to(device)
     for path, model, method, role in (
         (tokenizer, coder, "decode_index", "tokenizer"),
         (autoregressive, prior, "generate", "prior"),

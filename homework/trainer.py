@@ -212,6 +212,8 @@ class Run:
             measures = {k: measures.get(k, 0) + v.detach() / s["accumulate"] for k, v in losses.items()}
         measures["gradient_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), s["clip"]).detach()
         self.optimizer.step()
+        if hasattr(self.model, "after_update"):  # what moves by other means than gradients
+            self.model.after_update()
         if s["ema"]:
             self.update_average()
         return measures

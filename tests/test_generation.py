@@ -127,6 +127,53 @@ def test_completion_scales_a_picture_of_another_size(generate, grids, data, fold
     assert grids[0].shape == GRID and pictures(folder / "out")[0].shape == (*SIZE, 3)
 
 
+# --- the prior that knows nothing -----------------------------------------------------------------------------------------
+
+
+def test_uniform_is_a_prior_by_place_and_by_name(generate, folder, grids):
+    assert generate("t.pth", "uniform", 3, "a").returncode == 0
+    assert generate("t.pth", 3, "b", "--prior", "uniform").returncode == 0
+    assert generate("t.pth", "uniform", 3, "c", "--seed", 1).returncode == 0
+    a, b, c = ([p.tobytes() for p in pictures(folder / out)] for out in "abc")
+    assert a == b and len(set(a + c)) == 6
+    assert all(g.shape == GRID and g.dtype == torch.int64 for g in grids)
+
+
+def test_uniform_takes_a_named_prior_as_well(generate, folder):
+    for arguments in ("t.pth", "p.pth", 1, "a"), ("t.pth", 1, "b", "--prior", "p.pth"):
+        assert generate(*arguments).returncode == 0
+    assert pictures(folder / "a")[0].tobytes() == pictures(folder / "b")[0].tobytes()
+
+
+def test_uniform_draws_all_codes_alike_and_independently():
+    grids = generation.Uniform(K).generate(500, *GRID, generator=torch.Generator().manual_seed(0))
+    n = grids.numel()  # 12 000
+    counts = torch.bincount(grids.flatten(), minlength=K)
+    assert len(counts) == K and ((counts - n / K) ** 2 / (n / K)).sum() < 40  # chi-square, 15 degrees: 1 in 2000 is above
+    for a, b in ((grids[:, :, 1:], grids[:, :, :-1]), (grids[:, 1:], grids[:, :-1]), (grids[1:], grids[:-1])):
+        pairs = torch.bincount((a * K + b).flatten(), minlength=K * K)
+        expected = a.numel() / K**2
+        assert ((pairs - expected) ** 2 / expected).sum() < 340  # 255 degrees: 1 in 3000 is above
+
+
+def test_uniform_completes_too_and_heeds_no_temperature(generate, grids, data):
+    image = ["--complete", data / "valid" / "000.jpg", "--rows", 2]
+    for i, options in enumerate([[], ["--temperature", 0], ["--top_k", 1], ["--top_p", 0.1]]):
+        assert generate("t.pth", "uniform", 2, f"out{i}", *image, *options).returncode == 0
+    x = torch.from_numpy(np.array(read_image(data / "valid" / "000.jpg"))) / 255 - 0.5
+    with torch.no_grad():
+        tokens = checkpoint.load("t.pth").encode_index(x)
+    assert all(torch.equal(g[:2], tokens[:2]) for g in grids) and not torch.equal(grids[0], grids[1])
+    assert all(torch.equal(torch.stack(grids[2 * i : 2 * i + 2]), torch.stack(grids[:2])) for i in (1, 2, 3))
+
+
+@pytest.mark.parametrize("wrong", ["p.pth", "ae.pth"])
+def test_uniform_needs_a_tokenizer(generate, wrong):
+    checkpoint.save(build("PatchAutoEncoder"), "ae.pth")
+    told = sentence(generate(wrong, "uniform", 1, "out"))
+    assert "tokenizer is needed" in told and wrong in told
+
+
 # --- mistakes -------------------------------------------------------------------------------------------------------------
 
 BAD_OPTIONS = [
