@@ -12,6 +12,8 @@ EXPORTS = {
     "PatchAutoEncoder": "homework.ae",
     "PixelCNN": "homework.pixelcnn",
     "TokenDataset": "homework.data",
+    "VQPatchAutoEncoder": "homework.vq",
+    "VQVAE": "homework.vq",
 }
 __all__ = list(EXPORTS)
 

@@ -54,9 +54,8 @@ class VectorQuantizer(nn.Module):
     first entries from the first batch, and restarts entries that are hardly chosen at vectors of the latest batch (as
     Dhariwal et al., arXiv 2005.00341, section 3.1). ``forward`` itself changes no weights.
 
-    Weight decay does not hurt: with ``l2_norm`` the length of an entry means nothing; without, an entry shrinks by
-    lr x decay = 1e-5 an update, while the loss pulls back any that is used, and those that are not are restarted; with
-    ``ema_decay`` the entries are no optimizer's business.
+    Weight decay does not hurt: with ``l2_norm`` an entry's length means nothing; without, it shrinks by lr x decay = 1e-5
+    an update, and the loss or a restart pulls it back; with ``ema_decay`` the entries are no optimizer's business.
 
     Args:
         n_tokens: K, from 1 to 2^24.
@@ -76,10 +75,9 @@ class VectorQuantizer(nn.Module):
                 raise ValueError(f"{name} is {value!r}, but must be a whole number from 1 to {high}.")
         if not isinstance(l2_norm, bool):
             raise ValueError(f"l2_norm is {l2_norm!r}, but must be True or False.")
-        if type(ema_decay) not in (int, float) or not 0 <= ema_decay < 1:
-            raise ValueError(f"ema_decay is {ema_decay!r}, but must be at least 0 (none) and below 1.")
-        if type(restart_below) not in (int, float) or not 0 <= restart_below <= 1:
-            raise ValueError(f"restart_below is {restart_below!r}, but must be from 0 to 1.")
+        for name, value, high in ("ema_decay", ema_decay, 0.99999), ("restart_below", restart_below, 1):
+            if type(value) not in (int, float) or not 0 <= value <= high:
+                raise ValueError(f"{name} is {value!r}, but must be a number from 0 to {high}.")
         self.l2_norm, self.ema_decay, self.restart_below = l2_norm, ema_decay, restart_below
         # no gradient, no optimizer; but still a parameter, for the training loop to average with the other weights
         self.codebook = nn.Parameter(torch.randn(n_tokens, code_dim) * code_dim**-0.5, requires_grad=not ema_decay)
@@ -98,8 +96,7 @@ class VectorQuantizer(nn.Module):
 
     def encode_index(self, x: Tensor) -> Tensor:
         """(...,d) -> (...) int64 in [0,K)."""
-        index = nearest(self.scale(x).flatten(0, -2), self.entries())  # (...,d) -> (n,d)
-        return index.view(x.shape[:-1])  # (n) -> (...)
+        return nearest(self.scale(x).flatten(0, -2), self.entries()).view(x.shape[:-1])  # (...,d) -> (n,d) -> (n) -> (...)
 
     def decode_index(self, index: Tensor) -> Tensor:
         """(...) integers in [0,K) -> (...,d)."""
@@ -136,23 +133,22 @@ class VectorQuantizer(nn.Module):
         if self.notes is None:
             return
         (hits, sums, x), self.notes = self.notes, None
-        share, u = add_up(hits), int(self.updates)
-        n = share.sum()
+        hits, u = add_up(hits), int(self.updates)
         decay = min(self.ema_decay or 0.99, (1 + u) / (10 + u))  # while the encoder is young, what was is soon of no worth
         if u > 0:  # at the first one the entries are random, and who chose them says nothing
-            share /= n
+            n, share = hits.sum(), hits / hits.sum()
             self.frequency.lerp_(share, 1 - decay)
             if self.ema_decay:
                 change = add_up(sums) / n - share[:, None] * self.codebook
                 self.codebook += (1 - decay) * change / self.frequency[:, None].clamp_min(1e-30)
-        self._restart((self.frequency <= self.restart_below / len(self.codebook)).nonzero()[:, 0], x)
+        dead = (self.frequency <= self.restart_below / len(self.codebook)).nonzero()[:, 0]
+        if len(dead):
+            self._restart(dead, x)
         self.updates += 1
 
     def _restart(self, dead: Tensor, x: Tensor) -> None:
         """Puts the entries ``dead`` at vectors drawn from all processes' ``x`` (n,d), as many as there are, for a vector is
         taken once; the rest have to wait. The draw depends on the number of the update alone: it repeats on resuming."""
-        if not len(dead):
-            return
         generator = torch.Generator().manual_seed(int(self.updates))
         drawn = torch.randperm(distributed.world_size() * len(x), generator=generator)[: len(dead)]
         mine = (drawn // len(x) == distributed.rank()).nonzero()[:, 0]
@@ -171,9 +167,8 @@ class RatePredictor(CausalContext):
         self.bias = nn.Parameter(torch.zeros(n_tokens))
 
     def forward(self, code: Tensor, index: Tensor, entries: Tensor) -> Tensor:
-        """(B,h,w,d) codes and their (B,h,w) indices among (K,d) entries -> bits (B,h,w) that each index costs: the logit
-        of entry k is <prediction, e_k> + bias_k. That of the own code also has a gradient to the code, which so is drawn
-        towards what was expected."""
+        """(B,h,w,d) codes and their (B,h,w) indices among (K,d) entries -> bits (B,h,w) of each: the logit of entry k is
+        <prediction, e_k> + bias_k. That of the own code has a gradient to the code too: it is drawn to what was expected."""
         prediction = self.look(code)
         own = (prediction.detach() * code).sum(dim=-1, keepdim=True)
         logits = prediction @ entries.detach().T + self.bias  # (B,h,w,K)

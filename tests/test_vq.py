@@ -123,15 +123,15 @@ def test_weights_of_the_losses():
 
 @pytest.mark.parametrize("l2_norm", [True, False])
 def test_weight_decay_does_not_hurt(l2_norm):
-    """AdamW at the rates of a training, without a gradient for some four times the updates that an unused entry lives."""
+    """AdamW at the rates of a training, without a gradient for longer than an unused entry lives."""
     made, x = quantizer(64, 8, l2_norm=l2_norm), draw(500, 8)
     before = made.entries().clone(), made.encode_index(x)
     optimizer = torch.optim.AdamW(made.parameters(), lr=1e-3, weight_decay=0.01)
-    for _ in range(1000):
+    for _ in range(300):
         made.codebook.grad = torch.zeros_like(made.codebook)
         optimizer.step()
-    assert made.codebook.norm() < 0.991 * before[0].norm() or l2_norm  # decay there was
-    assert torch.allclose(made.entries(), before[0], atol=1e-6 if l2_norm else 0.02)
+    assert made.codebook.norm() < 0.998 * before[0].norm() or l2_norm  # decay there was
+    assert torch.allclose(made.entries(), before[0], atol=1e-4 if l2_norm else 0.005)
     assert (made.encode_index(x) == before[1]).float().mean() > (0.99 if l2_norm else 0.95)
 
 
