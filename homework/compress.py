@@ -9,7 +9,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from multiprocessing.pool import ThreadPool
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -274,13 +274,13 @@ def in_parallel(f: Callable, things: Iterable, n: int) -> Iterator:
     before, pending = torch.get_num_threads(), collections.deque()
     torch.set_num_threads(1)
     try:
-        with ThreadPool(n, torch.set_num_threads, (1,)) as pool:
+        with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             for thing in things:
-                pending.append(pool.apply_async(f, (thing,)))
+                pending.append(pool.submit(f, thing))
                 if len(pending) > n:
-                    yield pending.popleft().get()
+                    yield pending.popleft().result()
             while pending:
-                yield pending.popleft().get()
+                yield pending.popleft().result()
     finally:
         torch.set_num_threads(before)
 
