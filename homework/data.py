@@ -1,5 +1,6 @@
 """Data sets: images in a memory-mapped cache, grids of tokens, MNIST; ``python -m homework.data`` puts them in place."""
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -103,8 +104,9 @@ def _cache(names: list[str], source: str | list[str], image_size: tuple[int, int
                 raise
             continue  # a read-only data folder
         for old in folder.glob(f"{source}-*"):  # what this source was before, and what killed processes left
-            if old.name != file_name and (old.suffix == ".npy" or old.stat().st_mtime < time.time() - 3600):
-                old.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another process that makes the same cache renames its own file
+                if old.name != file_name and (old.suffix == ".npy" or old.stat().st_mtime < time.time() - 3600):
+                    old.unlink()
         return folder / file_name
     raise AssertionError("unreachable")
 
@@ -128,7 +130,8 @@ def _decode_all(names: list[str], image_size: tuple[int, int] | None, file) -> N
 class TokenDataset:
     """Grids of tokens that ``homework.tokenize`` wrote.
 
-    ``ds[i]`` is int64 (h, w) in [0, n_tokens); ``names`` are the images' paths; ``size`` is (h, w).
+    ``ds[i]`` is int64 (h, w) in [0, n_tokens); ``names`` are the images' paths; ``size`` is (h, w); ``codes`` are the
+    tokenizer's code vectors, float32 (n_tokens, d), or None if they were not kept.
     """
 
     holds = "grids"
@@ -137,7 +140,8 @@ class TokenDataset:
         """
         Args:
             source: a split ("train", "valid": ``root/tokenized_{split}.pth``) or a file, which holds
-                ``{"tokens": (N, h, w), "n_tokens": int, "names": [str]}`` or a plain tensor (N, h, w).
+                ``{"tokens": (N, h, w), "n_tokens": int, "names": [str], "codes": (n_tokens, d) or missing}`` or a plain
+                tensor (N, h, w).
         Raises:
             FileNotFoundError: no such file.
             ValueError: the file holds something else.
@@ -159,6 +163,10 @@ class TokenDataset:
         self.size = self.tokens.shape[1:]
         if self.tokens.min() < 0 or self.tokens.max() >= self.n_tokens:
             raise ValueError(f"{path} holds tokens outside of [0, {self.n_tokens}).")
+        self.codes = known.get("codes")
+        if self.codes is not None and (not isinstance(self.codes, Tensor) or self.codes.ndim != 2
+                                       or len(self.codes) != self.n_tokens):  # fmt: skip
+            raise ValueError(f"{path} holds code vectors that are no table of {self.n_tokens} rows; make it anew.")
 
     def __len__(self) -> int:
         return len(self.tokens)

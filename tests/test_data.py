@@ -189,6 +189,16 @@ def test_processes_may_make_the_cache_at_once(tmp_path):
     assert len(list((tmp_path / "data" / ".cache").iterdir())) == 1
 
 
+def test_a_file_that_vanishes_while_old_caches_are_looked_for_is_no_error(tmp_path, monkeypatch):
+    """Another process renames its temporary file between our listing of the folder and our look at it."""
+    picture(tmp_path / "train" / "0.png")
+    ImageDataset("train", root=tmp_path)
+    (made,) = (tmp_path / ".cache").iterdir()
+    (tmp_path / ".cache" / f"{made.name}.0.tmp").symlink_to("gone")  # listed, but there is nothing to look at
+    made.unlink()
+    assert len(ImageDataset("train", root=tmp_path)) == 1
+
+
 def test_missing_and_empty_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match="homework.data download"):
         ImageDataset("train", root=tmp_path)
