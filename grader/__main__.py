@@ -43,6 +43,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="also write the whole report to this file (default: none)")
     parser.add_argument("--data", metavar="FOLDER", default="data",
                         help="grades on the images of its valid/, or else of its sample/ (default: data)")  # fmt: skip
+    parser.add_argument("--tokenizer", metavar="FILE", help="another tokenizer of the submission's: a checkpoint in its "
+                        "homework/, which homework.load() reads (default: what homework.bsq.load() returns)")  # fmt: skip
+    parser.add_argument("--prior", metavar="FILE", help="another prior, likewise (default: what "
+                        "homework.autoregressive.load() returns)")  # fmt: skip
     parser.add_argument("--time_limit", metavar="SECONDS", type=positive, default=600.0,
                         help="for each part (default: 600 seconds)")  # fmt: skip
     return parser.parse_args(argv)
@@ -58,13 +62,18 @@ def grade(args: argparse.Namespace) -> dict:
         package.mkdir()
         data.mkdir()
         submission.unpack(args.submission, package)
+        checkpoints = {"bsq": args.tokenizer, "autoregressive": args.prior}
+        checkpoints = {module: file for module, file in checkpoints.items() if file}
+        for file in checkpoints.values():
+            if not (package / "homework" / file).is_file():
+                raise ValueError(f"There is no {file} in the submission's homework folder.")
         images, sizes, folder = frames.read(args.data)
         np.save(data / "frames.npy", images)
         np.save(data / "sizes.npy", sizes)
         official = folder.name == "valid"
         print(f"{args.submission} on the {len(images)} images of {folder}\n")
         report = {"submission": str(args.submission), "data": str(folder), "images": len(images), "official": official,
-                  "time_limit": args.time_limit, "parts": []}  # fmt: skip
+                  "checkpoints": checkpoints, "time_limit": args.time_limit, "parts": []}  # fmt: skip
         for part in PARTS:
             with tqdm(desc=part.name, leave=False, disable=not args.verbose, unit="step") as bar:
 
@@ -72,7 +81,7 @@ def grade(args: argparse.Namespace) -> dict:
                     bar.total, bar.n = total, done
                     bar.refresh()
 
-                task = {"part": part.name, "data": str(data)}
+                task = {"part": part.name, "data": str(data), "checkpoints": checkpoints}
                 outcome = sandbox.run("grader.measure:run", task, package, Path(scratch, part.name), args.time_limit,
                                       advance)  # fmt: skip
             line = mark(part, outcome)

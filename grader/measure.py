@@ -36,19 +36,26 @@ class Data:
             self.progress(places.stop, n)
 
 
-def run(part: str, data: str, progress: Callable[[int, int], None]) -> dict:
-    """The measures of the part called ``part``; ``data`` is the folder of frames.npy and sizes.npy. Failed if none."""
+def run(part: str, data: str, progress: Callable[[int, int], None], checkpoints: dict[str, str] | None = None) -> dict:
+    """The measures of the part called ``part``; ``data`` is the folder of frames.npy and sizes.npy, ``checkpoints`` the
+    files in the package to load, by the module that they stand in for. Failed if none."""
     frames, sizes = (np.load(Path(data) / f"{name}.npy", mmap_mode="r") for name in ("frames", "sizes"))
     function, modules = MEASURES[part]
     torch.manual_seed(0)
     with torch.inference_mode():
-        return function(*map(load, modules), Data(frames, sizes, progress))
+        models = [load(module, (checkpoints or {}).get(module)) for module in modules]
+        return function(*models, Data(frames, sizes, progress))
 
 
-def load(module: str) -> Any:
-    """The model that the submission's ``homework.{module}.load()`` returns, in eval mode."""
-    with blaming(f"homework.{module}.load()"):
-        model = importlib.import_module(f"homework.{module}").load()
+def load(module: str, file: str | None = None) -> Any:
+    """The model that the submission's ``homework.{module}.load()`` returns, in eval mode; with a ``file`` of its package,
+    what ``homework.load(file)`` returns."""
+    with blaming(f"homework.load({file!r})" if file else f"homework.{module}.load()"):
+        if file:
+            package = importlib.import_module("homework")
+            model = package.load(Path(package.__file__).parent / file)
+        else:
+            model = importlib.import_module(f"homework.{module}").load()
         return model.eval() if isinstance(model, torch.nn.Module) else model
 
 

@@ -14,13 +14,14 @@ EXPORTS = {
     "TokenDataset": "homework.data",
     "VQPatchAutoEncoder": "homework.vq",
     "VQVAE": "homework.vq",
+    "load": "homework.checkpoint",
 }
 __all__ = list(EXPORTS)
 
 
 def __getattr__(name: str):
-    """Imports a class, or its module, when it is first asked for (PEP 562), so that ``python -m homework.data`` loads
-    data.py once."""
+    """Imports a class or function, or its module, when it is first asked for (PEP 562), so that ``python -m homework.data``
+    loads data.py once."""
     if f"homework.{name}" in EXPORTS.values():
         return importlib.import_module(f"homework.{name}")
     if name not in EXPORTS:

@@ -150,7 +150,8 @@ def _write(results: dict[str, Result], n_tokens: int, output: str, skip_bad: boo
     tokens = torch.from_numpy(np.stack(list(grids.values())))  # (N, h, w)
     table = {} if codes is None else {"codes": codes.clone()}  # a clone, for a view would be saved with all that it views
     checkpoint.write({"tokens": tokens, "n_tokens": n_tokens, "names": list(grids)} | table, output)
-    print(f"{output}: {len(grids)} grids of {tokens.shape[1]}x{tokens.shape[2]} tokens, {n_tokens} codes")
+    used = len(np.unique(tokens.numpy()))
+    print(f"{output}: {len(grids)} grids of {tokens.shape[1]}x{tokens.shape[2]} tokens, {used} of {n_tokens} codes used")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from pathlib import Path
 
 from homework import cli
 from homework.registry import MODELS
@@ -29,6 +30,9 @@ def train(
     save_every: float = 10,
     resume: bool = False,
     config: str | None = None,
+    init: str | None = None,
+    inputs: str = "embedding",
+    output: str | None = None,
     tokenizer: str = "homework/BSQPatchAutoEncoder.pth",
     device: str = "auto",
     bf16: bool = True,
@@ -62,6 +66,10 @@ def train(
         save_every: minutes between saves of all that --resume needs.
         resume: go on exactly where the latest run of this model, or the run of this checkpoint, stopped, with its options.
         config: a JSON file with any of these options by name; those on the command line win.
+        init: a checkpoint of any model, from which to take all weights whose name and shape fit a new one's.
+        inputs: of priors: "embedding" learns a vector for each token; "codes" reads the tokenizer's own, which lie in
+            tokenized_train.pth if it was made with --codes.
+        output: where the copy of the latest checkpoint goes, homework/{Model}.pth by default.
         tokenizer: a checkpoint that decodes token grids for TensorBoard's pictures, if it is there.
         device: auto, cpu, cuda or mps.
         bf16: bfloat16 autocast, on CUDA alone.
@@ -69,6 +77,7 @@ def train(
         options: arguments of the model's constructor.
     """
     data, tokenizer = str(data), str(tokenizer)  # Fire takes 2026 for a number
+    init, output = (path if path is None else str(path) for path in (init, output))
     settings = {k: v for k, v in locals().items() if k not in ("resume", "config", "options")} | {"options": options}
     check(settings | {"resume": resume})
     Run(settings, resume).fit()
@@ -89,6 +98,12 @@ def check(settings: dict) -> None:
     for name in ("ema", "weight_decay"):
         if type(settings[name]) not in (int, float) or not 0 <= settings[name] < 1:
             raise ValueError(f"--{name} is {settings[name]!r}, but must be at least 0 and below 1.")
+    if settings["inputs"] not in ("embedding", "codes"):
+        raise ValueError(f"--inputs is {settings['inputs']!r}, but must be embedding or codes.")
+    if settings["output"] and Path(settings["output"]).suffix != ".pth":
+        raise ValueError(f"--output is {settings['output']}, but must be a .pth file.")
+    if settings["init"] and str(settings["model"]).endswith(".pth"):
+        raise ValueError("--init is for a new model; a checkpoint in place of the model's name brings all weights.")
     for name in ("augment", "resume", "bf16", "compile"):
         if not isinstance(settings[name], bool):
             raise ValueError(f"--{name} is {settings[name]!r}, but must be True or False.")

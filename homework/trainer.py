@@ -73,6 +73,31 @@ def open_data(cls: type, settings: dict) -> tuple:
     return tuple(DATASETS[name](split, root=settings["data"], **options) for split in ("train", "valid"))
 
 
+def token_codes(cls: type, data) -> Tensor:
+    """The tokenizer's code vectors (K,d) that came with ``data``, for a prior of ``cls`` to read. ValueError if there are
+    none, or it does not read them."""
+    if not hasattr(cls, "set_codes"):
+        raise ValueError(f"--inputs codes is not for {cls.__name__}, which reads no code vectors; leave it out.")
+    if getattr(data, "codes", None) is None:
+        raise ValueError("--inputs codes needs the tokenizer's code vectors, but these tokens came without; make them with "
+                         "python -m homework.tokenize ... --codes.")  # fmt: skip
+    return data.codes
+
+
+def take_over(model: nn.Module, other: nn.Module, path: str) -> None:
+    """Copies the weights of ``other`` whose name and shape fit into ``model``; ValueError, naming ``path``, if none does."""
+    own, fitting = model.state_dict(), {}
+    for name, tensor in other.state_dict().items():
+        if name in own and own[name].shape == tensor.shape:
+            fitting[name] = tensor
+    if not fitting:
+        raise ValueError(f"--init is {path}, but no weights of a {type(other).__name__} fit a {type(model).__name__}.")
+    model.load_state_dict(fitting, strict=False)
+    if distributed.rank() == 0:
+        print(f"{path}: took over {sum(t.numel() for t in fitting.values()):,} of {sum(t.numel() for t in own.values()):,} "
+              f"weights", file=sys.stderr)  # fmt: skip
+
+
 def read_state(path: Path) -> dict:
     """What :meth:`Run.save` wrote beside a checkpoint, to resume from; ValueError if the file holds something else."""
     state = checkpoint.read(path)
@@ -101,10 +126,15 @@ class Run:
         s["lr"] = s["lr"] or getattr(cls, "learning_rate", 1e-3)
         self.train_data, self.valid_data = open_data(cls, s)
         self.n_train, self.n_valid = (min(len(d), s["limit"] or len(d)) for d in (self.train_data, self.valid_data))
-        options = state["config"] if state else s["options"]
+        codes = token_codes(cls, self.train_data) if s["inputs"] == "codes" and not state else None
+        options = state["config"] if state else s["options"] | ({} if codes is None else {"code_dim": codes.shape[1]})
         others = ("resume", "config", *(k for k in s if k not in ("model", "options")))
         defaults = self.train_data.model_defaults()
         self.model = build(cls, options, defaults, base, others).to(self.device)
+        if codes is not None:
+            self.model.set_codes(codes.to(self.device))
+        if s["init"] and not state:
+            take_over(self.model, checkpoint.load(s["init"]), s["init"])
         if "n_tokens" in defaults and defaults["n_tokens"] != self.model.n_tokens:
             raise ValueError(f"A {cls.__name__} is for {self.model.n_tokens} different tokens, but this data has "
                              f"{defaults['n_tokens']}; choose another --dataset or another model.")  # fmt: skip
@@ -305,7 +335,8 @@ class Run:
             weights = {k: getattr(self, k).state_dict() for k in ("model", "average", "optimizer")}
             checkpoint.write(plain | weights, self.state_path)
         # the copy that is shipped and bundled: half the size, and no measure changes in its first three digits
-        checkpoint.save(self.average, Path("homework") / f"{type(self.model).__name__}.pth", meta, torch.float16)
+        copy_path = self.settings["output"] or Path("homework") / f"{type(self.model).__name__}.pth"
+        checkpoint.save(self.average, copy_path, meta, torch.float16)
 
     def restore(self, state: dict) -> None:
         """Takes up a saved state."""

@@ -1,0 +1,157 @@
+"""Any tokenizer with any prior: {BSQ, VQ} x {transformer, Gated PixelCNN} through the same commands, images to files."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import GRID, SIZE, TINY, K, build, run, sentence
+from PIL import Image
+
+from homework import Compressor, checkpoint, load
+from homework.data import ImageDataset, TokenDataset
+from homework.images import read_image
+
+TOKENIZERS, PRIORS = ("BSQPatchAutoEncoder", "VQPatchAutoEncoder"), ("AutoregressiveModel", "GatedPixelCNN")
+EXACT = "arithmetic exact, in whole numbers"
+
+
+@pytest.fixture(scope="module", params=TOKENIZERS)
+def tokens(request, data, tmp_path_factory):
+    """A folder with a tokenizer t.pth, and the tokens and code vectors of the frames in data/."""
+    folder = tmp_path_factory.mktemp(request.param)
+    checkpoint.save(build(request.param), folder / "t.pth")
+    for split in ("train", "valid"):
+        done = run("-m", "homework.tokenize", "t.pth", f"data/tokenized_{split}.pth", data / split, "--codes", cwd=folder)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(params=itertools.product(PRIORS, ("embedding", "codes")), ids="-".join)
+def pair(request, tokens, command, monkeypatch):
+    """That folder, with a prior p.pth trained on these tokens for a moment, by either kind of input."""
+    monkeypatch.chdir(tokens)
+    name, inputs = request.param
+    own = {k: v for k, v in TINY[name].items() if k not in ("n_tokens", "height", "width")}
+    options = {"batch_size": 4, "epochs": 2, "warmup": 2, "device": "cpu", "inputs": inputs, "output": "p.pth"} | own
+    done = command("train", name, *(f"--{k}={v}" for k, v in options.items()))
+    assert done.returncode == 0, done.stderr
+    return tokens
+
+
+def test_a_pair_trains_samples_compresses_and_evaluates(pair, data, command):
+    tokenizer, prior = load("t.pth"), load("p.pth")
+    assert prior.n_tokens == tokenizer.n_tokens == K and prior.meta["valid"]["bits_per_image"] > 0
+    if prior.config["code_dim"]:  # the frozen vectors are the tokenizer's own
+        table = tokenizer.code_vectors(torch.arange(K)[:, None, None])[:, 0, 0]
+        assert torch.allclose(prior.codes[:K, : table.shape[1]], table, atol=1e-3)  # the copy is float16
+
+    done = command("generation", "t.pth", "p.pth", 2, "new", "--image_size", f"{SIZE[0]}x{SIZE[1]}")
+    assert done.returncode == 0 and np.asarray(Image.open("new/generation_1.png")).shape == (*SIZE, 3), done.stderr
+
+    assert command("compress", "t.pth", "p.pth", data / "valid", "all.hwa", "--verify").returncode == 0
+    done = run("-m", "homework.compress", "decompress", "t.pth", "p.pth", "all.hwa", "again", cwd=pair)
+    assert done.returncode == 0, done.stderr
+    names = sorted(p.name for p in (data / "valid").iterdir())
+    for name in names[:3]:
+        x = ImageDataset([str(data / "valid" / name)], root=pair).batch([0])
+        with torch.inference_mode():
+            expected = (tokenizer(x)[0][0].clamp(-0.5, 0.5) + 0.5) * 255
+        got = read_image(next((pair / "again").glob(f"{name.split('.')[0]}*"))).astype(np.float32)
+        assert np.abs(got - expected.numpy()).max() <= 0.51
+    said = run("-m", "homework.compress", "info", "all.hwa", cwd=pair).stdout
+    assert (EXACT in said) == (type(prior).__name__ == "AutoregressiveModel") and "8 images" in said
+
+    done = command("evaluate", "t.pth", "p.pth", data / "valid", "--limit", 2, "--out", "report")
+    assert done.returncode == 0 and (pair / "report/index.html").is_file(), done.stderr
+
+
+def test_a_prior_is_causal_and_cached_equals_naive(pair):
+    prior, data = load("p.pth"), TokenDataset("valid", "data")
+    grid = data.batch(np.arange(1))
+    N = grid.numel()
+    with torch.inference_mode():
+        whole, steps, flat = prior(grid)[0].flatten(1, 2), prior.steps(1, *GRID), grid.flatten(1)
+        stepped = torch.stack([steps(flat[:, max(0, n - 1) : n]) for n in range(N)], dim=1)
+        assert torch.allclose(stepped, whole, atol=1e-4)
+        changed = flat.repeat(N, 1)
+        changed[range(N), range(N)] = (changed[range(N), range(N)] + 1) % K
+        moved = (prior(changed.view(N, *GRID))[0].flatten(1, 2) - whole).abs().amax(-1) > 1e-5  # [t, n]
+    for t in range(N - 1):
+        assert not moved[t, : t + 1].any() and moved[t, t + 1 :].any()
+
+
+def test_a_pair_is_graded_by_its_checkpoints(tmp_path, data):
+    """The grader finds the other tokenizer and prior in the package, and names a file that is not there."""
+    (tmp_path / "homework").mkdir()
+    for source in (checkpoint.PACKAGE).glob("*.py"):
+        (tmp_path / "homework" / source.name).write_text(source.read_text())
+    tokenizer, prior = build("VQPatchAutoEncoder"), build("GatedPixelCNN")
+    checkpoint.save(tokenizer, tmp_path / "homework/other.pth")
+    checkpoint.save(prior, tmp_path / "homework/prior.pth")
+    options = ["--data", data, "--json", "report.json", "--tokenizer", "other.pth"]
+    done = run("-m", "grader", "homework", *options, "--prior", "prior.pth", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    parts = {part["name"]: part for part in json.loads((tmp_path / "report.json").read_text())["parts"]}
+    assert "homework.ae.load() failed" in parts["auto-encoder"]["reason"]  # no file of that name here
+    assert parts["causality"]["points"] == 15 and parts["generation"]["points"] == 10
+    assert parts["prior"]["measures"]["n_tokens"] == K and parts["compression"]["measures"]["difference"] <= 1e-4
+    done = run("-m", "grader", "homework", *options, "--prior", "none.pth", cwd=tmp_path)
+    assert sentence(done) == "There is no none.pth in the submission's homework folder."
+
+
+@pytest.mark.parametrize("K_prior, grid", [(K + 1, GRID), (K, (2, 2))])
+def test_a_prior_that_does_not_fit_is_refused_in_one_sentence(tmp_path, monkeypatch, command, data, K_prior, grid):
+    """One for other codes at once; one for smaller grids samples none of these, but still codes them, tile by tile."""
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save(build("VQPatchAutoEncoder"), "t.pth")
+    checkpoint.save(build("GatedPixelCNN", n_tokens=K_prior, height=grid[0], width=grid[1]), "p.pth")
+    done = command("generation", "t.pth", "p.pth", 1, "new", "--image_size", f"{SIZE[0]}x{SIZE[1]}")
+    if K_prior != K:
+        assert "train a prior on this tokenizer's grids" in sentence(done)
+        assert "codes" in sentence(command("compress", "t.pth", "p.pth", data / "valid", "a.hwa"))
+    else:
+        assert "larger than the 2x2" in sentence(done)
+        x = ImageDataset("valid", root=data).batch([0])[0]
+        compressor = Compressor(load("t.pth"), load("p.pth"))
+        with torch.inference_mode():
+            assert torch.equal(compressor.decompress(compressor.compress(x)), compressor.tokenizer(x[None])[0][0])
+
+
+# --- options of training that pairs need ----------------------------------------------------------------------------------
+
+
+def test_code_vectors_must_be_there(tokens, command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    plain = checkpoint.read(tokens / "data/tokenized_train.pth")
+    (tmp_path / "data").mkdir()
+    for split in ("train", "valid"):
+        checkpoint.write({k: v for k, v in plain.items() if k != "codes"}, f"data/tokenized_{split}.pth")
+    assert "--codes" in sentence(command("train", "GatedPixelCNN", "--inputs", "codes"))
+    assert "must be embedding or codes" in sentence(command("train", "GatedPixelCNN", "--inputs", "vectors"))
+    assert "reads no code vectors" in sentence(command("train", "PixelCNN", "--inputs", "codes", "--dataset", "tokens"))
+    for bad in (torch.zeros(K + 1, 4), torch.zeros(K), [0.0]):
+        checkpoint.write(plain | {"codes": bad}, "data/tokenized_train.pth")
+        assert f"no table of {K} rows" in sentence(command("train", "GatedPixelCNN", "--inputs", "codes"))
+
+
+def test_weights_are_taken_over_where_they_fit(tmp_path, monkeypatch, command, data):
+    """With a learning rate of almost nothing, what is saved is what was taken over."""
+    monkeypatch.chdir(tmp_path)
+    donor = build("BSQPatchAutoEncoder", seed=5)
+    checkpoint.save(donor, "t.pth")
+    own = [f"--{k}={v}" for k, v in TINY["VQPatchAutoEncoder"].items()]
+    options = [*own, f"--data={data}", "--epochs=0.1", "--batch_size=2", "--lr=1e-12", "--output", "here/vq.pth"]
+    done = command("train", "VQPatchAutoEncoder", *options, "--init", "t.pth")
+    assert done.returncode == 0 and "t.pth: took over" in done.stderr, done.stderr
+    state, new = donor.state_dict(), load("here/vq.pth").state_dict()
+    shared = {k for k in state if k in new and state[k].shape == new[k].shape}
+    assert {"encoder.patch.weight", "decoder.pixels.weight"} <= shared
+    for k in shared:
+        assert torch.allclose(new[k], state[k], atol=1e-3), k
+    assert not (tmp_path / "homework").exists()
+    checkpoint.save(build("PixelCNN"), "p.pth")
+    assert "no weights of a PixelCNN fit" in sentence(command("train", "VQPatchAutoEncoder", *options, "--init", "p.pth"))
+    assert "--init is for a new model" in sentence(command("train", "t.pth", *options, "--init", "t.pth"))
+    assert "must be a .pth file" in sentence(command("train", "t.pth", "--output", "here"))
