@@ -41,11 +41,11 @@ def step_milliseconds(coder, B: int, h: int, w: int) -> float:
 
 def where_time_goes(f, what: str, rows: int = 8) -> list[str]:
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        f()
+        total = seconds(f)
     events = sorted(profiler.key_averages(), key=lambda e: -e.self_cpu_time_total)
-    total = sum(e.self_cpu_time_total for e in events)
-    shares = ", ".join(f"{e.key.removeprefix('aten::')} {e.self_cpu_time_total / total:.0%}" for e in events[:rows])
-    return [f"time of {what} by operation: {shares}"]
+    outside = total - sum(e.self_cpu_time_total for e in events) / 1e6
+    shares = ", ".join(f"{e.key.removeprefix('aten::')} {e.self_cpu_time_total / 1e6 / total:.0%}" for e in events[:rows])
+    return [f"time of {what} by operation: {shares}, numpy and Python {outside / total:.0%}"]
 
 
 @torch.inference_mode()

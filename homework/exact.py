@@ -25,14 +25,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from homework.autoregressive import AutoregressiveModel
-from homework.transformer import Attention, block_distances, in_blocks, with_previous
+from homework.exact_steps import ExactSteps, softmax
+from homework.transformer import Attention
 
 TOTAL = 2**24  # what the frequencies of one place add up to: the precision of the range coder
 EXACT = 2**24  # float32 holds every whole number up to here
 NORMED, HIDDEN, LOGIT = 6, 5, 5  # binary digits behind the point of: norms, squared ReLUs, logits
 NORMED_LIMIT, U_LIMIT, HIDDEN_LIMIT = 511, 2**11 - 1, 1023  # what norms, ReLUs and their squares are clamped to
 WEIGHT_BITS = 8  # of an attention weight before it is normalised
-UNSEEN = -(2**24)  # added to the score of a place that must not be seen: its attention weight becomes 0
+BLOCK = 64  # places of a grid whose queries attend at once on a CPU: what is made of them fits its cache
 
 
 def coder(prior: nn.Module) -> "ExactPrior | FloatPrior":
@@ -113,9 +114,16 @@ class ExactLinear(nn.Module):
         self.register_buffer("weight", w.to(carrier))
         self.register_buffer("bias", b.to(carrier))
         self.register_buffer("divisor", (2.0**shift).to(carrier))
+        self.limit = limit
+        if carrier != torch.int64:  # floats need no division: whole numbers times powers of two are as exact as they are
+            scaled = (w / 2.0 ** shift[:, None]).T.to(carrier)  # (in,out), which is faster for few rows
+            self.register_buffer("scaled", scaled.contiguous(), persistent=False)
+            self.register_buffer("scaled_bias", (b / 2.0**shift).to(carrier), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(...,in) -> (...,out)."""
+        if x.is_floating_point():
+            return F.linear(x, self.scaled.T, self.scaled_bias).floor_()
         return floor_divide_(F.linear(x, self.weight, self.bias), self.divisor)
 
 
@@ -127,19 +135,22 @@ class ExactNorm(nn.Module):
         wide = torch.int64 if carrier == torch.int64 else torch.float64  # sums of squares are below 2^53
         self.register_buffer("D", torch.tensor(D, dtype=wide))
         self.register_buffer("one", torch.tensor(2**NORMED, dtype=carrier))
+        self.limit = NORMED_LIMIT
 
     def forward(self, x: Tensor) -> Tensor:
-        mean = floor_divide_(x.to(self.D.dtype).square().sum(dim=-1, keepdim=True), self.D)
+        mean = floor_divide_(x.to(self.D.dtype, copy=True).square_().sum(dim=-1, keepdim=True), self.D)
         # mean + 1 is a whole number; a half more, and no rounding of the root can take it across one
         root = mean.double().add_(1.5).sqrt_().floor_().to(x.dtype)
         return floor_divide_(x * self.one, root).clamp_(-NORMED_LIMIT, NORMED_LIMIT)
 
 
-class ExactAttention(nn.Module):
+class ExactAttention(Attention):
     """:class:`homework.transformer.Attention` in whole numbers; ``gain`` (D) is that of the norm before it."""
 
+    unseen = -(2**24)  # so far behind any score that the attention weight becomes 0
+
     def __init__(self, attention: Attention, gain: Tensor, stream: int, carrier: torch.dtype):
-        super().__init__()
+        nn.Module.__init__(self)  # not with the float parts
         self.n_heads, self.window = attention.n_heads, attention.window
         D = len(gain)
         d = D // self.n_heads
@@ -160,30 +171,28 @@ class ExactAttention(nn.Module):
         self.register_buffer("step", torch.tensor(2 ** (score_digits - 4), dtype=carrier))  # 16 entries for a factor of 2
         self.register_buffer("table", torch.tensor(exp2_table(WEIGHT_BITS, 4), dtype=carrier))
 
-    def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int = 0) -> Tensor:
-        """As :meth:`homework.transformer.Attention.forward`."""
-        B, n, D = x.shape
-        qkv = self.qkv(x).clamp_(-self.limit, self.limit)
-        q, k, v = qkv.view(B, n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)  # (B,n,3D) -> 3 x (B,heads,n,d)
-        if cache is not None:
-            cache[0][:, :, start : start + n] = k
-            cache[1][:, :, start : start + n] = v
-        if start:
-            first = max(0, start + 1 - self.window)
-            k, v = (kept[:, :, first : start + 1] for kept in cache)
-            y = self.attend(q, k, v, self.bias[:, None, first - start - 1 :])  # (heads,1,m)
-        else:
-            q, k, v = (in_blocks(t, self.window) for t in (q, k, v))  # (B,heads,n,d) -> (B,heads,b,c,d)
-            k, v = (with_previous(t) for t in (k, v))  # (B,heads,b,2c,d)
-            distance, seen = block_distances(n, self.window, x.device)
-            bias = self.bias[:, self.window - 1 - distance][:, None].masked_fill(~seen, UNSEEN)  # (heads,b,c,2c)
-            y = self.attend(q, k, v, bias).flatten(2, 3)[:, :, :n]  # (B,heads,b,c,d) -> (B,heads,n,d)
-        return self.out(y.transpose(1, 2).reshape(B, n, D))  # (B,heads,n,d) -> (B,n,D)
+    def project(self, x: Tensor) -> Tensor:
+        return self.qkv(x).clamp_(-self.limit, self.limit)
+
+    def last_biases(self, m: int) -> Tensor:
+        return self.bias[:, self.window - m :]
+
+    def attend_all(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if q.is_cuda:
+            return super().attend_all(q, k, v)
+        n, reach, y = q.shape[2], min(self.window, q.shape[2]) - 1, []
+        padded = F.pad(self.last_biases(reach + 1), (BLOCK - 1, BLOCK - 1), value=self.unseen)
+        biases = padded.unfold(1, reach + BLOCK, 1).flip(1)  # (heads,c,reach+c): query i, key j is i + reach - j places back
+        for start in range(0, n, BLOCK):
+            first, stop = max(0, start - reach), min(n, start + BLOCK)
+            bias = biases[:, : stop - start, first - start + reach : stop - start + reach]
+            y.append(self.attend(q[:, :, start:stop], k[:, :, first:stop], v[:, :, first:stop], bias))
+        return torch.cat(y, dim=2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         """Queries (...,n,d), keys and values (...,m,d) -> weighted means of the values (...,n,d), floored."""
         scores = (q @ k.transpose(-1, -2)).add_(bias)  # (...,n,m)
-        behind = scores.amax(dim=-1, keepdim=True) - scores
+        behind = torch.sub(scores.amax(dim=-1, keepdim=True), scores, out=scores)
         weights = look_up(self.table, floor_divide_(behind, self.step))
         return floor_divide_(weights @ v, weights.sum(dim=-1, keepdim=True))
 
@@ -200,6 +209,7 @@ class ExactLayer(nn.Module):
         self.down = ExactLinear(down.weight, down.bias, HIDDEN, HIDDEN_LIMIT, stream, carrier)
         self.register_buffer("rounding", torch.tensor(2 ** (15 - HIDDEN), dtype=carrier))  # squares of 8 digits have 16
         self.register_buffer("divisor", 2 * self.rounding)
+        self.u_limit = U_LIMIT
         self.bound = self.attention.out.bound + self.down.bound  # of what it adds to the stream
 
     def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int = 0) -> Tensor:
@@ -241,11 +251,12 @@ def export(prior: AutoregressiveModel, carrier: torch.dtype = torch.float32) -> 
 def full_precision(device: torch.device) -> Iterator[None]:
     """Matrix products with all bits of float32, whatever the caller has allowed (TF32, bfloat16, autocast). What is allowed
     is one setting for all threads: the first to come in changes it, the last to go out changes it back."""
+    autocast = torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else None
     with _lock:
         _inside.append(torch.get_float32_matmul_precision() if not _inside else _inside[0])
         torch.set_float32_matmul_precision("highest")
     try:
-        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        with torch.inference_mode(), autocast or contextlib.nullcontext():
             yield
     finally:
         with _lock:
@@ -282,6 +293,7 @@ class ExactPrior:
             raise OverflowError(f"{self.n_tokens} codes are too many for frequencies out of 2^24.")
         table = torch.tensor(exp2_table(bits, LOGIT), dtype=torch.float64)
         self.table = (table * (TOTAL - self.n_tokens)).to(self.device)
+        self.in_numpy = self.device.type == "cpu" and carrier == torch.float32  # what can be: it is faster
         self.free = torch.tensor(TOTAL - self.n_tokens, dtype=torch.float64, device=self.device)
 
     def weights(self, grids: Tensor) -> Tensor:
@@ -293,7 +305,7 @@ class ExactPrior:
         """Takes the (B,n) int64 tokens of the next n places (any n at first, then 1), returns (B,K) float32 on the CPU for
         the place behind them."""
         with full_precision(self.device):
-            steps = self.model.steps(B, h, w, self.device)
+            steps = ExactSteps(self.model, B, h, w) if self.in_numpy else self.model.steps(B, h, w, self.device)
 
         def step(tokens: Tensor) -> Tensor:
             with full_precision(self.device):
@@ -303,6 +315,9 @@ class ExactPrior:
 
     def _weights(self, logits: Tensor) -> Tensor:
         """Softmax of (...,K) logits in whole numbers: the table has p_k (2^24 - K), which is divided by the sum of p."""
+        if self.in_numpy:
+            softmax(logits.view(-1, self.n_tokens).numpy(), self.table.numpy(), TOTAL - self.n_tokens)  # (...,K) -> (R,K)
+            return logits
         behind = logits.amax(dim=-1, keepdim=True) - logits
         scaled = look_up(self.table, behind)  # float64: sums are up to 2^52
         weights = floor_divide_(scaled, scaled.sum(dim=-1, keepdim=True).div_(self.free)).float()

@@ -11,6 +11,8 @@ class Attention(nn.Module):
     """Causal multi-head self-attention (Vaswani et al., arXiv 1706.03762, section 3.2) to the last ``window`` places, the
     own one included, with a learned bias for each distance (Raffel et al., arXiv 1910.10683, section 2.1), and a cache."""
 
+    unseen = -torch.inf  # the bias of a place that must not be seen
+
     def __init__(self, D: int, n_heads: int, window: int):
         super().__init__()
         self.n_heads, self.window = n_heads, window
@@ -22,25 +24,42 @@ class Attention(nn.Module):
         """(B,n,D) -> (B,n,D). With a ``cache`` of (B,heads,N,d) keys and values, x stands at places start, start+1, ...;
         then either start is 0 or n is 1."""
         B, n, D = x.shape
-        qkv = self.qkv(x).view(B, n, 3, self.n_heads, D // self.n_heads)  # (B,n,3D) -> (B,n,3,heads,d)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B,heads,n,d)
-        q = q * q.shape[-1] ** -0.5
+        q, k, v = self.project(x).view(B, n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)  # (B,n,3D) -> 3 x (B,heads,n,d)
         if cache is not None:
             cache[0][:, :, start : start + n] = k
             cache[1][:, :, start : start + n] = v
         if start:
             first = max(0, start + 1 - self.window)
             k, v = (kept[:, :, first : start + 1] for kept in cache)
-            bias = self.bias[:, : start + 1 - first].flip(-1)[:, None]  # (heads,1,m): the own place is the last
-            y = (q @ k.transpose(2, 3) + bias).softmax(dim=-1) @ v
+            y = self.attend(q, k, v, self.last_biases(start + 1 - first)[:, None])  # (heads,1,m): the own place is the last
         else:
-            q, k, v = (in_blocks(t, self.window) for t in (q, k, v))  # (B,heads,n,d) -> (B,heads,b,c,d)
-            k, v = (with_previous(t) for t in (k, v))  # (B,heads,b,2c,d)
-            distance, seen = block_distances(n, self.window, x.device)
-            scores = q @ k.transpose(3, 4) + self.bias[:, distance][:, None]  # (B,heads,b,c,2c)
-            y = scores.masked_fill(~seen, -torch.inf).softmax(dim=-1) @ v
-            y = y.flatten(2, 3)[:, :, :n]  # (B,heads,b,c,d) -> (B,heads,n,d)
+            y = self.attend_all(q, k, v)
         return self.out(y.transpose(1, 2).reshape(B, n, D))  # (B,heads,n,d) -> (B,n,D)
+
+    def attend_all(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries, keys and values of all places (B,heads,n,d) -> each place's mean of the values it sees, likewise."""
+        n = q.shape[2]
+        q, k, v = (in_blocks(t, self.window) for t in (q, k, v))  # (B,heads,n,d) -> (B,heads,b,c,d)
+        k, v = (with_previous(t) for t in (k, v))  # (B,heads,b,2c,d)
+        return self.attend(q, k, v, self.biases(n)).flatten(2, 3)[:, :, :n]  # (B,heads,b,c,d) -> (B,heads,n,d)
+
+    def biases(self, n: int) -> Tensor:
+        """(heads,b,c,2c): the biases of n places in blocks, :attr:`unseen` where a place does not see the other."""
+        distance, seen = block_distances(n, self.window, self.bias.device)
+        biases = self.last_biases(self.window)[:, self.window - 1 - distance]  # (heads,c,2c)
+        return biases[:, None].masked_fill(~seen, self.unseen)
+
+    def project(self, x: Tensor) -> Tensor:
+        """(B,n,D) -> queries, keys and values (B,n,3D)."""
+        return self.qkv(x)
+
+    def last_biases(self, m: int) -> Tensor:
+        """(heads,m): the biases of the last m places, the own one last."""
+        return self.bias[:, :m].flip(-1)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        """Queries (...,n,d), keys and values (...,m,d), and what to add to the scores -> the values' means (...,n,d)."""
+        return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2) + bias).softmax(dim=-1) @ v
 
 
 def in_blocks(x: Tensor, window: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -47,6 +48,45 @@ def test_all_carriers_and_both_forms_give_the_same_integers(options):
     for one in coders:
         assert torch.equal(one.weights(grid), whole) and torch.equal(by_steps(one, grid), whole)
     assert len({one.fingerprint for one in coders}) == 1
+
+
+CONFIGURATIONS = [
+    {"window": 1},
+    {"window": 7, "n_heads": 4, "neighbours": 3},
+    {"window": 200, "position": "1d", "n_layers": 3},
+    {"window": 70, "position": "none", "d_latent": 24},
+    {"window": 13, "code_dim": 4},
+]
+
+
+@pytest.mark.parametrize("options", CONFIGURATIONS, ids=str)
+@pytest.mark.parametrize("B, h, w", [(1, 10, 15), (64, 3, 5), (2, 1, 1)])
+def test_steps_in_numpy_are_those_in_torch(options, B, h, w):
+    """On grids smaller and larger than the window and than a block, with any number of tokens in the first step."""
+    model = prior(height=10, width=15, **options)
+    if "code_dim" in options:
+        model.set_codes(torch.randn(K, 4, generator=torch.Generator().manual_seed(0)))
+    grid, one, other = grids(B, h, w), ExactPrior(model), ExactPrior(model, torch.float64)
+    assert one.in_numpy and not other.in_numpy
+    whole = one.weights(grid)
+    assert torch.equal(by_steps(one, grid), whole) and torch.equal(by_steps(other, grid), whole)
+    for n in (0, h * w // 2, h * w - 1):
+        assert torch.equal(one.steps(B, h, w)(grid.flatten(1)[:, :n]), whole[:, n])
+
+
+def test_steps_of_several_threads_do_not_meet():
+    """They share the model alone: each gets its own numbers, at the same time, in one thread or in many."""
+    one = ExactPrior(prior(d_latent=64, window=20))
+    some = [grids(B, h, w, seed=B) for B, h, w in ((1, 4, 5), (3, *GRID), (16, 3, 6), (5, 4, 5))]
+    expected = [one.weights(grid) for grid in some]
+    with ThreadPoolExecutor(len(some), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for _ in range(3):
+            found = pool.map(lambda grid: by_steps(one, grid), some)
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    steps = [one.steps(*grid.shape) for grid in some]
+    for n in range(18):
+        for step, grid, whole in zip(steps, some, expected, strict=True):
+            assert torch.equal(step(grid.flatten(1)[:, max(0, n - 1) : n]), whole[:, n])
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -18,7 +18,7 @@ LAYERS = [
     {"exact"},
     {"autoregressive", "pixelcnn"},
     {"prior"},
-    {"sampling", "bsq", "vq", "pixel_steps"},
+    {"sampling", "bsq", "vq", "pixel_steps", "exact_steps"},
     {"ae", "data"},
     {"rates"},
     {"report"},
@@ -71,6 +71,7 @@ def test_imports_go_downwards(path):
         ("generation", {"ae", "bsq", "autoregressive"}),
         ("container", set(LAYER)),  # a file format: no models, no images
         ("exact", {"ae", "bsq", "vq", "images", "data", "container"}),
+        ("exact_steps", set(LAYER)),  # it gets the model
         ("metrics", set(LAYER)),
         ("codecs", set(LAYER)),
         ("report", set(LAYER) - {"checkpoint"}),
