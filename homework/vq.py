@@ -84,6 +84,7 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("frequency", torch.zeros(n_tokens))  # N_i, the moving average of how often i is chosen
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.notes = None  # of the batches since the last update: how often i was chosen, by what sum; the last vectors
+        self.restarts = True  # whether dead entries are restarted
 
     def entries(self) -> Tensor:
         """(K,d): what stands for each index."""
@@ -142,7 +143,7 @@ class VectorQuantizer(nn.Module):
                 change = add_up(sums) / n - share[:, None] * self.codebook
                 self.codebook += (1 - decay) * change / self.frequency[:, None].clamp_min(1e-30)
         dead = (self.frequency <= self.restart_below / len(self.codebook)).nonzero()[:, 0]
-        if len(dead):
+        if len(dead) and self.restarts:
             self._restart(dead, x)
         self.updates += 1
 
@@ -240,6 +241,11 @@ class VQPatchAutoEncoder(PatchTokenizer):
             losses["rate"] = self.rate(code.view(*grid.shape, -1), grid, self.quantizer.entries()).mean()
             measures["bits_per_token"] = losses["rate"].detach()
         return code, measures | {f"{name}_loss": self.weights[name] * loss for name, loss in losses.items()}
+
+    def set_progress(self, f: float) -> None:
+        """No restarts in the last fifth of a training: an entry that has jumped is worth nothing in an average of weights
+        until all of that is from after the jump."""
+        self.quantizer.restarts = f < 0.8
 
     def after_update(self) -> None:
         """To be called after each step of the optimizer, see :class:`VectorQuantizer`."""

@@ -255,6 +255,17 @@ def test_dead_entries_are_restarted_at_data(ema_decay):
         assert torch.allclose(made.codebook[1], (0.9 / 6 * at + 0.1 * target[0]) / N, atol=1e-5)
 
 
+def test_no_restarts_in_the_last_fifth_of_a_training():
+    model = build("VQPatchAutoEncoder", restart_below=1.0)
+    for f, moves in (0.0, True), (0.79, True), (0.8, False), (0.99, False), (0.0, True):
+        model.set_progress(f)
+        model.quantizer.updates.fill_(5)
+        model.train().loss(batch_for(model))  # entries that nobody chose are dead, whatever the threshold
+        before = model.quantizer.codebook.detach().clone()
+        model.after_update()
+        assert torch.equal(before, model.quantizer.codebook) != moves, f
+
+
 def test_restarts_depend_on_the_update_alone():
     a, b, c = (quantizer(n_tokens=64, fresh=True) for _ in range(3))
     c.updates.fill_(7)
