@@ -1,39 +1,75 @@
-"""Draws the README's two pictures: ``python -m bench.figures [LOG_FOLDERS...]``.
+"""Draws the README's pictures from the shipped models: ``python -m bench.figures [LOG_FOLDERS...]``.
 
-overview.png: sample images, their reconstructions, and sampled frames, from the shipped models.
+overview.png: sample images, their reconstructions, and sampled frames; pairs.png: those of every tokenizer and prior.
+digits.png, endings.png: MNIST's digits, sampled and completed; they need data/mnist.
 curves.png: loss against updates, read from the TensorBoard logs of the runs; also kept as curves.csv, to be added to.
 """
 
 import csv
 import math
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import nn
 
 import homework.ae
 import homework.autoregressive
 import homework.bsq
+import homework.vq
+from homework import checkpoint
 from homework.data import ImageDataset, to_uint8
+from homework.generation import Uniform
+from homework.sample import sample
 
 HERE = Path(__file__).parent / "figures"
-SHOWN = {"PatchAutoEncoder": "mse", "BSQPatchAutoEncoder": "mse", "AutoregressiveModel": "bits_per_image"}
+SHOWN = {"PatchAutoEncoder": "mse", "BSQPatchAutoEncoder": "mse", "VQPatchAutoEncoder": "mse",
+         "AutoregressiveModel": "bits_per_image", "GatedPixelCNN": "bits_per_image", "PixelCNN": "loss"}  # fmt: skip
+
+
+def save_sheet(rows: list[torch.Tensor], name: str) -> None:
+    """Writes rows of images (n,H,W,3), float in [-0.5,0.5], with white between them."""
+    n, H, W, _ = rows[0].shape
+    page = torch.full((len(rows) * (H + 4) - 4, n * (W + 4) - 4, 3), 255, dtype=torch.uint8)
+    for i, row in enumerate(rows):
+        for j, image in enumerate(to_uint8(row)):
+            page[i * (H + 4) : i * (H + 4) + H, j * (W + 4) : j * (W + 4) + W] = image
+    with checkpoint.replacing(HERE / name) as path:
+        Image.fromarray(page.numpy()).save(path, format="PNG")
 
 
 @torch.inference_mode()
-def overview(columns: int = 6) -> None:
-    """Writes overview.png: a row each of originals, auto-encoder, tokenizer; two of samples."""
+def frames(columns: int = 6) -> None:
+    """Writes overview.png: a row each of originals, auto-encoder, tokenizer; two of samples. And pairs.png: a row each of
+    what BSQ and VQ make of the originals; of samples of each one's transformer, of each one's GatedPixelCNN; and of tokens
+    of BSQ, and of VQ, that were drawn independently."""
     data = ImageDataset("data/sample", image_size=(100, 150))
     x = data.batch(torch.linspace(0, len(data) - 1, columns).long())
-    tokenizer, prior = homework.bsq.load(), homework.autoregressive.load()
-    grids = prior.generate(2 * columns, 20, 30, "cpu", generator=torch.Generator().manual_seed(0))
-    rows = [x, homework.ae.load()(x)[0], tokenizer(x)[0], *tokenizer.decode_index(grids)[:, :100, :150].split(columns)]
-    page = torch.full((len(rows) * 104 - 4, columns * 154 - 4, 3), 255, dtype=torch.uint8)
-    for i, row in enumerate(rows):
-        for j, image in enumerate(to_uint8(row)):
-            page[i * 104 : i * 104 + 100, j * 154 : j * 154 + 150] = image
-    Image.fromarray(page.numpy()).save(HERE / "overview.png")
+
+    def sampled(tokenizer: nn.Module, prior: nn.Module, n: int = columns) -> torch.Tensor:
+        grids = prior.generate(n, 20, 30, "cpu", generator=torch.Generator().manual_seed(0))
+        return tokenizer.decode_index(grids)[:, :100, :150]
+
+    bsq, vq = homework.bsq.load(), homework.vq.load()
+    prior = homework.autoregressive.load()
+    samples = sampled(bsq, prior, 2 * columns).split(columns)
+    save_sheet([x, homework.ae.load()(x)[0], bsq(x)[0], *samples], "overview.png")
+    pairs = [(bsq, "AutoregressiveModel"), (vq, "VQAutoregressiveModel"), (bsq, "GatedPixelCNN"), (vq, "VQGatedPixelCNN")]
+    rows = [sampled(tokenizer, homework.load(checkpoint.PACKAGE / f"{name}.pth")) for tokenizer, name in pairs]
+    rows += [sampled(tokenizer, Uniform(tokenizer.n_tokens)) for tokenizer in (bsq, vq)]
+    save_sheet([bsq(x)[0], vq(x)[0], *rows], "pairs.png")
+
+
+def digits() -> None:
+    """Writes digits.png and endings.png: sampled digits, and endings of digits of MNIST's test set."""
+    prior = str(checkpoint.PACKAGE / "PixelCNN.pth")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, options in ("digits", {"n_images": 64}), ("endings", {"n_images": 8, "complete": "0,1,2,3,4"}):
+            sample(prior, output_path=f"{folder}/{name}", **options)
+            shutil.copy(f"{folder}/{name}/sheet.png", HERE / f"{name}.png")
 
 
 def read_curves(folders: list[str]) -> list[tuple[str, str, int, float]]:
@@ -83,6 +119,7 @@ def curves(folders: list[str]) -> None:
 
 if __name__ == "__main__":
     HERE.mkdir(exist_ok=True)
-    overview()
+    frames()
+    digits()
     if sys.argv[1:]:
         curves(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Sampling with the key/value cache, beside the naive sampler, which computes the whole grid anew for each token."""
+"""Sampling by the incremental forms, beside the naive sampler, which computes the whole grid anew for each token."""
 
 import statistics
 import time
@@ -9,20 +9,23 @@ import torch
 from torch import Tensor
 
 from bench.common import Line, load
-from homework.autoregressive import AutoregressiveModel
+from homework.prior import GridPrior
 from homework.sampling import sample
 
 PASSES = 12  # of the naive sampler, whose 600 would take minutes
+# what is sampled, how many at once, and the size of a grid
+CASES = (("AutoregressiveModel", 16, (20, 30)), ("AutoregressiveModel", 1, (20, 30)), ("PixelCNN", 16, (28, 28)),
+         ("PixelCNN", 1, (28, 28)), ("GatedPixelCNN", 16, (20, 30)))  # fmt: skip
 
 
-def naive(prior: AutoregressiveModel, grid: Tensor, n: int) -> None:
+def naive(prior: GridPrior, grid: Tensor, n: int) -> None:
     """Fills in the likeliest token at place ``n`` of (B,h,w) grids by one pass over all of them."""
     logits, _ = prior(grid)
     grid.flatten(1)[:, n] = sample(logits.flatten(1, 2)[:, n], temperature=0)  # (B,h,w,K) -> (B,N,K)
 
 
-def greedy(prior: AutoregressiveModel, B: int, h: int, w: int, n: int) -> Tensor:
-    """The first ``n`` likeliest tokens (B,n), with the cache."""
+def greedy(prior: GridPrior, B: int, h: int, w: int, n: int) -> Tensor:
+    """The first ``n`` likeliest tokens (B,n), by the incremental form."""
     steps, new, tokens = prior.steps(B, h, w), torch.zeros(B, 0, dtype=torch.int64), []
     for _ in range(n):
         new = sample(steps(new), temperature=0)[:, None]
@@ -32,9 +35,8 @@ def greedy(prior: AutoregressiveModel, B: int, h: int, w: int, n: int) -> Tensor
 
 @torch.inference_mode()
 def measure(data: Path) -> Iterator[Line]:
-    prior = load("AutoregressiveModel")
-    h, w = prior.config["height"], prior.config["width"]
-    for B in (16, 1):
+    for name, B, (h, w) in CASES:
+        prior = load(name)
         grid = torch.zeros(B, h, w, dtype=torch.int64)
         prior(grid), greedy(prior, B, h, w, PASSES)  # warm up
         passes, runs = [], []
@@ -52,4 +54,4 @@ def measure(data: Path) -> Iterator[Line]:
             f"{fast:.1f} s, and naively about {plain:.0f} s: {PASSES} of its passes were timed, and multiplied to {h * w}",
             f"greedy tokens at the first {PASSES} places: {equal} of {B * PASSES} are those of the naive sampler",
         ]
-        yield Line(f"sampling, {B} at once", B / fast, B / plain, "key/value cache | whole grid for each token", notes)
+        yield Line(f"sampling {name}, {B} at once", B / fast, B / plain, "incremental | whole grid for each token", notes)

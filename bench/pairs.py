@@ -1,0 +1,64 @@
+"""Auto-encoders and tokenizers side by side, each under its priors: ``python -m bench.pairs MODEL[=PRIOR,PRIOR] ...``.
+
+Prints a table in Markdown; the command behind the README's.
+"""
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from homework import checkpoint, cli
+from homework.data import ImageDataset
+from homework.metrics import bits_at, errors, psnr
+
+BATCH = 16
+
+
+def pairs(*models: str, data: str = "data/valid", limit: int | None = None) -> None:
+    """Prints MSE, PSNR, codes used and bits an image, for every model on the same images.
+
+    Args:
+        models: checkpoints of auto-encoders and tokenizers; behind that of a tokenizer, =, and the priors over its grids
+            with commas between them.
+        data: a folder of images.
+        limit: how many of them to use at most, the first ones by name; all by default.
+    """
+    if not models:
+        raise ValueError("Name the checkpoints to compare, as in TOKENIZER.pth=PRIOR.pth,PRIOR.pth.")
+    images = ImageDataset(str(data))
+    n = min(len(images), limit or len(images))
+    print("| model | parameters | MSE | PSNR, dB | codes used | bits an image |\n|---|---|---|---|---|---|")
+    for path, _, priors in (str(m).partition("=") for m in models):
+        print("|", " | ".join(row(path, [p for p in priors.split(",") if p], images, n)), "|", flush=True)
+
+
+@torch.inference_mode()
+def row(path: str, prior_paths: list[str], images: ImageDataset, n: int) -> tuple[str, ...]:
+    """The cells of one model's line, over the first n images."""
+    model = checkpoint.load(path)
+    priors = {p: checkpoint.load(p) for p in prior_paths}
+    error, used, bits = 0.0, set(), dict.fromkeys(priors, 0.0)
+    for places in tqdm(torch.arange(n).split(BATCH), desc=path, leave=False):
+        x = images.batch(places)
+        if hasattr(model, "encode_index"):
+            grids = model.encode_index(x)
+            x_hat = model.decode_index(grids)
+            used.update(grids.unique().tolist())
+        else:
+            x_hat = model.decode(model.encode(x))
+        error += sum(errors(x_hat[:, : x.shape[1], : x.shape[2]], x))
+        for p, prior in priors.items():
+            bits[p] += bits_at(prior, grids).sum().item()
+    codes = f"{len(used)} of {model.n_tokens}" if used else ""
+    under = ", ".join(f"{bits[p] / n:,.0f} ({name(prior)})" for p, prior in priors.items())
+    return (name(model), f"{sum(p.numel() for p in model.parameters()):,}", f"{error / n:.5f}",
+            f"{psnr(error / n):.2f}", codes, under)  # fmt: skip
+
+
+def name(model: nn.Module) -> str:
+    inputs = " reading codes" if model.config.get("code_dim") and hasattr(model, "set_codes") else ""
+    return f"{type(model).__name__}{inputs}"
+
+
+if __name__ == "__main__":
+    cli.main("python -m bench.pairs", pairs)
