@@ -7,11 +7,15 @@ import pytest
 import torch
 from conftest import ROOT
 
+import homework
 from homework import registry
 from homework.data import to_float
 from homework.images import read_image
 
 NAMES = ["PatchAutoEncoder", "BSQPatchAutoEncoder", "AutoregressiveModel"]
+PAIRS = [("VQPatchAutoEncoder", "VQAutoregressiveModel"), ("BSQPatchAutoEncoder", "GatedPixelCNN"),
+         ("VQPatchAutoEncoder", "VQGatedPixelCNN")]  # fmt: skip
+SHIPPED = sorted((ROOT / "homework").glob("*.pth"))
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +34,7 @@ def frames(real_frames) -> torch.Tensor:
 
 def test_they_load_in_eval_mode_and_stay_under_18_megabytes(models):
     assert all(type(m).__name__ == name and not m.training for name, m in models.items())
-    assert sum((ROOT / "homework" / f"{name}.pth").stat().st_size for name in NAMES) < 18e6
+    assert sum(path.stat().st_size for path in SHIPPED) < 18e6
 
 
 def test_they_go_together(models):
@@ -59,3 +63,33 @@ def test_the_prior_expects_what_it_sees(models, frames):
     assert bits < 4500
     shuffled = grids.flatten(1)[:, torch.randperm(600, generator=torch.Generator().manual_seed(0))].view(grids.shape)
     assert prior.loss(shuffled)["bits_per_image"] > 1.2 * bits  # the same tokens out of order are no frame
+
+
+@pytest.mark.parametrize("names", PAIRS, ids="-".join)
+@torch.inference_mode()
+def test_the_other_pairs_work_too(names, frames):
+    """The tokenizer brings frames back, its prior expects these grids rather than shuffled ones, and they come in files."""
+    paths = [ROOT / "homework" / f"{name}.pth" for name in names]
+    if not all(path.is_file() for path in paths):
+        pytest.skip(f"not trained yet: {' or '.join(names)}")
+    tokenizer, prior = map(homework.load, paths)
+    grids = tokenizer.encode_index(frames[:4])
+    assert (tokenizer.decode_index(grids) - frames[:4]).square().mean() < 0.005
+    bits = prior.loss(grids)["bits_per_image"]
+    shuffled = grids.flatten(1)[:, torch.randperm(600, generator=torch.Generator().manual_seed(0))].view(grids.shape)
+    assert bits < 4800 and prior.loss(shuffled)["bits_per_image"] > bits + 500
+    compressor = homework.Compressor(tokenizer, prior)
+    (file,) = compressor.compress_tokens(grids[:1], (100, 150))
+    assert np.array_equal(compressor.decompress_tokens([file])[0], grids[0].numpy())
+
+
+@torch.inference_mode()
+def test_the_pixel_prior_expects_digits():
+    """About 65 nats a digit; an image of a model that knows nothing costs 543."""
+    if not (ROOT / "homework/PixelCNN.pth").is_file():
+        pytest.skip("not trained yet: PixelCNN")
+    prior = importlib.import_module("homework.pixelcnn").load()
+    new = prior.generate(4, 28, 28, generator=torch.Generator().manual_seed(0))
+    assert 0.02 < new.float().mean() < 0.4  # strokes, neither an empty page nor a full one
+    nats = prior.loss(new)["nats_per_image"]
+    assert nats < 110 and prior.loss(new.flip(1))["nats_per_image"] > nats + 5  # upside down they are odder
