@@ -27,7 +27,8 @@ from homework.sample import sample
 
 HERE = Path(__file__).parent / "figures"
 SHOWN = {"PatchAutoEncoder": "mse", "BSQPatchAutoEncoder": "mse", "VQPatchAutoEncoder": "mse",
-         "AutoregressiveModel": "bits_per_image", "GatedPixelCNN": "bits_per_image", "PixelCNN": "loss"}  # fmt: skip
+         "VQVAE": "mse", "AutoregressiveModel": "bits_per_image", "GatedPixelCNN": "bits_per_image",
+         "PixelCNN": "loss"}  # fmt: skip
 
 
 def save_sheet(rows: list[torch.Tensor], name: str) -> None:
@@ -72,20 +73,27 @@ def digits() -> None:
             shutil.copy(f"{folder}/{name}/sheet.png", HERE / f"{name}.png")
 
 
+def measure(name: str) -> str:
+    """Which of its measures a model shows; its name ends with that of its class."""
+    return next(m for cls, m in SHOWN.items() if name.endswith(cls))
+
+
 def read_curves(folders: list[str]) -> list[tuple[str, str, int, float]]:
     """(model, split, update, value) of every point: those that curves.csv has, and those of the runs' TensorBoard logs; a
-    run of a model that was there before goes on where that ended. (To begin anew, take its lines out of the file.)"""
+    run of a model that was there before goes on where that ended. (To begin anew, take its lines out of the file; to keep
+    two of one class apart, give a name: NAME=FOLDER.)"""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with open(HERE / "curves.csv", newline="") as file:
         points = [(m, split, int(update), float(value)) for m, split, update, value in list(csv.reader(file))[1:]]
     ended = {m: update for m, _, update, _ in sorted(points, key=lambda point: point[2])}
     for folder in folders:
-        model = Path(folder).name.split("_")[-1]
+        given, _, folder = folder.rpartition("=")
+        model = given or Path(folder).name.split("_")[-1]
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
         start = ended.get(model, 0)
         for split in ("train", "valid"):
-            tag = f"{split}/{SHOWN[model]}"
+            tag = f"{split}/{measure(model)}"
             scalars = events.Scalars(tag) if tag in events.Tags()["scalars"] else []
             n = max(1, math.ceil(len(scalars) / 100))  # 100 points, each the mean of its neighbours
             for i in range(0, len(scalars), n):
@@ -111,7 +119,7 @@ def curves(folders: list[str]) -> None:
         for split, style in (("train", "-"), ("valid", "o-")):
             mine = [p for p in points if p[:2] == (model, split)]
             axis.plot([p[2] for p in mine], [p[3] for p in mine], style, label=split, markersize=4, linewidth=1)
-        axis.set(title=model, xlabel="update", ylabel=SHOWN[model].replace("_", " "), yscale="log")
+        axis.set(title=model, xlabel="update", ylabel=measure(model).replace("_", " "), yscale="log")
         axis.grid(True, which="both", alpha=0.3)
         axis.legend()
     figure.savefig(HERE / "curves.png", dpi=110)

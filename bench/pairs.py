@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from homework import checkpoint, cli
 from homework.data import ImageDataset
+from homework.generation import load_pair
 from homework.metrics import bits_at, errors, psnr
 
 BATCH = 16
@@ -25,6 +26,8 @@ def pairs(*models: str, data: str = "data/valid", limit: int | None = None) -> N
     """
     if not models:
         raise ValueError("Name the checkpoints to compare, as in TOKENIZER.pth=PRIOR.pth,PRIOR.pth.")
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise ValueError(f"--limit is {limit!r}, but must be a whole number of at least 1.")
     images = ImageDataset(str(data))
     n = min(len(images), limit or len(images))
     print("| model | parameters | MSE | PSNR, dB | codes used | bits an image |\n|---|---|---|---|---|---|")
@@ -36,7 +39,7 @@ def pairs(*models: str, data: str = "data/valid", limit: int | None = None) -> N
 def row(path: str, prior_paths: list[str], images: ImageDataset, n: int) -> tuple[str, ...]:
     """The cells of one model's line, over the first n images."""
     model = checkpoint.load(path)
-    priors = {p: checkpoint.load(p) for p in prior_paths}
+    priors = {p: load_pair(path, p, torch.device("cpu"))[1] for p in prior_paths}  # says so if they do not go together
     error, used, bits = 0.0, set(), dict.fromkeys(priors, 0.0)
     for places in tqdm(torch.arange(n).split(BATCH), desc=path, leave=False):
         x = images.batch(places)

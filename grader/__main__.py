@@ -65,8 +65,9 @@ def grade(args: argparse.Namespace) -> dict:
         checkpoints = {"bsq": args.tokenizer, "autoregressive": args.prior}
         checkpoints = {module: file for module, file in checkpoints.items() if file}
         for file in checkpoints.values():
-            if not (package / "homework" / file).is_file():
-                raise ValueError(f"There is no {file} in the submission's homework folder.")
+            if Path(file).name != file or not (package / "homework" / file).is_file():
+                raise ValueError(f"There is no {file} in the submission's homework folder; name a file as it lies there, as "
+                                 "in VQPatchAutoEncoder.pth.")  # fmt: skip
         images, sizes, folder = frames.read(args.data)
         np.save(data / "frames.npy", images)
         np.save(data / "sizes.npy", sizes)

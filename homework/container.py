@@ -169,7 +169,8 @@ class Models:
 
     def head(self, magic: bytes) -> bytes:
         if not 1 <= self.patch <= 127:
-            raise ValueError(f"Patches have a side of {self.patch} pixels, but a file can say 1 to 127.")
+            raise ValueError(f"Patches have a side of {self.patch} pixels, but a file can say 1 to 127; use a tokenizer "
+                             "with smaller ones.")  # fmt: skip
         # the format's number in the low four bits and, for check, 15 minus it in the high ones
         form = FORMAT + 16 * (15 - FORMAT)
         return magic + bytes([form]) + self.tokenizer[:2] + self.prior[:2] + bytes([self.patch + 128 * (not self.exact)])

@@ -74,6 +74,8 @@ def sample(
         if rows > H:
             raise ValueError(f"--rows is {rows}, but must be from 0 to {H}, the rows of a {H}x{W} picture.")
         given = complete if isinstance(complete, tuple | list) else str(complete).split(",")
+        if not given:
+            raise ValueError("--complete names no picture; give it an image file, or the number of a digit.")
         whole = torch.stack([tokens(str(name), (H, W), model.n_tokens, binarize, str(data)) for name in given])
         prefix = whole[:, :rows].repeat_interleave(n_images, dim=0).to(device)  # (G,R,W) -> (G*n,R,W)
         new = model.generate(len(prefix), H, W, device, generator=draws, prefix=prefix, **options)

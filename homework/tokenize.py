@@ -13,6 +13,8 @@ from homework import checkpoint, cli, distributed
 from homework.data import to_float
 from homework.images import SUFFIXES, decoded, image_paths
 
+MOST = 16  # pixels by which copies are moved at most, less one
+
 Result = tuple[tuple[int, int], np.ndarray] | str  # the image's (H, W) and its grid (h, w), or what is wrong with it
 
 
@@ -103,7 +105,7 @@ def encode_files(
                 pixels = torch.from_numpy(np.stack(list(group.values()))).to(device)  # (B, H, W, 3)
                 for copy in range(1 + copies):
                     draws = torch.Generator().manual_seed(zlib.crc32(f"{batch[0]}#{copy}".encode()))
-                    x = to_float(mirrored_and_shifted(pixels, model.patch_size, draws) if copy else pixels)
+                    x = to_float(mirrored_and_shifted(pixels, min(model.patch_size, MOST), draws) if copy else pixels)
                     grids = model.encode_index(x).cpu().numpy().astype(smallest_type(model.n_tokens))
                     names = [f"{path}#{copy}" if copy else path for path in group]
                     results |= {name: (size, grid) for name, grid in zip(names, grids, strict=True)}

@@ -100,8 +100,10 @@ def check(settings: dict) -> None:
             raise ValueError(f"--{name} is {settings[name]!r}, but must be at least 0 and below 1.")
     if settings["inputs"] not in ("embedding", "codes"):
         raise ValueError(f"--inputs is {settings['inputs']!r}, but must be embedding or codes.")
-    if settings["output"] and Path(settings["output"]).suffix != ".pth":
-        raise ValueError(f"--output is {settings['output']}, but must be a .pth file.")
+    if settings["output"]:
+        path = Path(settings["output"])
+        if path.suffix != ".pth" or path.is_dir() or any(p.exists() and not p.is_dir() for p in path.parents):
+            raise ValueError(f"--output is {path}, but must be a .pth file in a folder.")
     if settings["init"] and str(settings["model"]).endswith(".pth"):
         raise ValueError("--init is for a new model; a checkpoint in place of the model's name brings all weights.")
     for name in ("augment", "resume", "bf16", "compile"):

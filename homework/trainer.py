@@ -117,6 +117,7 @@ class Run:
         device, save_every = settings["device"], settings["save_every"]
         state = read_state(checkpoint.find_state(settings["model"])) if resume else None
         self.settings = s = settings | (state["settings"] if state else {})  # an old state may lack a new option
+        s["output"] = settings["output"] or s["output"]
         self.save_seconds = 60 * save_every
         self.device = distributed.setup(cli.pick_device(device))
         self.rank, self.world = distributed.rank(), distributed.world_size()
@@ -126,15 +127,17 @@ class Run:
         s["lr"] = s["lr"] or getattr(cls, "learning_rate", 1e-3)
         self.train_data, self.valid_data = open_data(cls, s)
         self.n_train, self.n_valid = (min(len(d), s["limit"] or len(d)) for d in (self.train_data, self.valid_data))
+        if "code_dim" in s["options"] and hasattr(cls, "set_codes"):
+            raise ValueError("--code_dim comes with the code vectors themselves; use --inputs codes.")
         codes = token_codes(cls, self.train_data) if s["inputs"] == "codes" and not state else None
         options = state["config"] if state else s["options"] | ({} if codes is None else {"code_dim": codes.shape[1]})
         others = ("resume", "config", *(k for k in s if k not in ("model", "options")))
         defaults = self.train_data.model_defaults()
         self.model = build(cls, options, defaults, base, others).to(self.device)
-        if codes is not None:
-            self.model.set_codes(codes.to(self.device))
         if s["init"] and not state:
             take_over(self.model, checkpoint.load(s["init"]), s["init"])
+        if codes is not None:
+            self.model.set_codes(codes.to(self.device))
         if "n_tokens" in defaults and defaults["n_tokens"] != self.model.n_tokens:
             raise ValueError(f"A {cls.__name__} is for {self.model.n_tokens} different tokens, but this data has "
                              f"{defaults['n_tokens']}; choose another --dataset or another model.")  # fmt: skip

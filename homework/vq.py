@@ -300,6 +300,10 @@ class VQVAE(VQPatchAutoEncoder):
         return self.down(super().latent(x).flatten(-3))[..., None, None, :]  # (...,h,w,d) -> (...,h*w*d) -> (...,1,1,d)
 
     def decode(self, code: Tensor) -> Tensor:
-        """(...,1,1,d) -> (...,height,width,3)."""
+        """(...,1,1,d) -> (...,height,width,3). ValueError for a larger grid."""
+        if code.shape[-3:-1] != (1, 1):
+            H, W = self.size
+            raise ValueError(f"A VQVAE has one code for an image of {H}x{W}, but this grid has {code.shape[-3]}x"
+                             f"{code.shape[-2]}; use --image_size {H}x{W}.")  # fmt: skip
         z = self.up(code[..., 0, 0, :]).unflatten(-1, self.grid)  # (...,h*w*d) -> (...,h,w,d)
         return super().decode(z)[..., : self.size[0], : self.size[1], :]

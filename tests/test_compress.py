@@ -33,13 +33,15 @@ def models():
     return tokenizer, prior
 
 
-@pytest.fixture(params=["exact", "float"])
+@pytest.fixture(params=["exact", "float", "VQ exact", "BSQ-PixelCNN", "VQ-PixelCNN"])
 def compressor(models, request, monkeypatch):
-    """Under a prior in whole numbers, and under the same one in floats."""
+    """Every pair: either tokenizer, under a transformer in whole numbers and under a prior in floats."""
     if request.param == "float":
         monkeypatch.setattr(exact, "coder", exact.FloatPrior)
-    made = Compressor(*models)
-    assert made.models.exact == (request.param == "exact")
+    tokenizer = build("VQPatchAutoEncoder").eval() if "VQ" in request.param else models[0]
+    prior = build("GatedPixelCNN").eval() if "PixelCNN" in request.param else models[1]
+    made = Compressor(tokenizer, prior)
+    assert made.models.exact == ("exact" in request.param)
     return made
 
 
@@ -84,12 +86,12 @@ def bits(coder, grid: np.ndarray) -> float:
 
 @pytest.mark.parametrize("size", SIZES)
 @torch.inference_mode()
-def test_an_image_comes_back_as_its_tokens_decoded(compressor, models, size):
+def test_an_image_comes_back_as_its_tokens_decoded(compressor, size):
     x = noise(size)
     data = compressor.compress(x)
-    index = models[0].encode_index(x)
+    index = compressor.tokenizer.encode_index(x)
     x_hat = compressor.decompress(data)
-    assert x_hat.shape == x.shape and torch.equal(x_hat, models[0].decode_index(index)[: size[0], : size[1]])
+    assert x_hat.shape == x.shape and torch.equal(x_hat, compressor.tokenizer.decode_index(index)[: size[0], : size[1]])
     (grid,) = compressor.decompress_tokens([data])
     assert np.array_equal(grid, index.numpy()) and grid.dtype == np.int64
     assert len(data) <= math.ceil(bits(compressor.coder, grid) / 8) + 24
@@ -189,7 +191,7 @@ def test_files_of_other_models_are_told(compressor, models):
     with pytest.raises(ValueError, match="another tokenizer"):
         Compressor(other[0], models[1]).decompress(data)
     with pytest.raises(ValueError, match="another prior"):
-        Compressor(models[0], other[1]).decompress(data)
+        Compressor(compressor.tokenizer, other[1]).decompress(data)
 
 
 def test_floats_and_whole_numbers_are_told_apart(models, exactly, monkeypatch):

@@ -97,8 +97,10 @@ def test_a_pair_is_graded_by_its_checkpoints(tmp_path, data):
     assert "homework.ae.load() failed" in parts["auto-encoder"]["reason"]  # no file of that name here
     assert parts["causality"]["points"] == 15 and parts["generation"]["points"] == 10
     assert parts["prior"]["measures"]["n_tokens"] == K and parts["compression"]["measures"]["difference"] <= 1e-4
-    done = run("-m", "grader", "homework", *options, "--prior", "none.pth", cwd=tmp_path)
-    assert sentence(done) == "There is no none.pth in the submission's homework folder."
+    (tmp_path / "outside.pth").write_bytes((tmp_path / "homework/prior.pth").read_bytes())
+    for file in "none.pth", "../outside.pth", tmp_path / "outside.pth", "homework/prior.pth":
+        done = run("-m", "grader", "homework", *options, "--prior", file, cwd=tmp_path)
+        assert sentence(done).startswith(f"There is no {file} in the submission's homework folder; name a file as it lies")
 
 
 @pytest.mark.parametrize("K_prior, grid", [(K + 1, GRID), (K, (2, 2))])
@@ -131,6 +133,7 @@ def test_code_vectors_must_be_there(tokens, command, monkeypatch, tmp_path):
     assert "--codes" in sentence(command("train", "GatedPixelCNN", "--inputs", "codes"))
     assert "must be embedding or codes" in sentence(command("train", "GatedPixelCNN", "--inputs", "vectors"))
     assert "reads no code vectors" in sentence(command("train", "PixelCNN", "--inputs", "codes", "--dataset", "tokens"))
+    assert "use --inputs codes" in sentence(command("train", "GatedPixelCNN", "--code_dim", 4))
     for bad in (torch.zeros(K + 1, 4), torch.zeros(K), [0.0]):
         checkpoint.write(plain | {"codes": bad}, "data/tokenized_train.pth")
         assert f"no table of {K} rows" in sentence(command("train", "GatedPixelCNN", "--inputs", "codes"))
@@ -154,4 +157,27 @@ def test_weights_are_taken_over_where_they_fit(tmp_path, monkeypatch, command, d
     checkpoint.save(build("PixelCNN"), "p.pth")
     assert "no weights of a PixelCNN fit" in sentence(command("train", "VQPatchAutoEncoder", *options, "--init", "p.pth"))
     assert "--init is for a new model" in sentence(command("train", "t.pth", *options, "--init", "t.pth"))
-    assert "must be a .pth file" in sentence(command("train", "t.pth", "--output", "here"))
+    (tmp_path / "folder.pth").mkdir()
+    for output in "here", "folder.pth", "t.pth/x.pth":
+        assert "must be a .pth file in a folder" in sentence(command("train", "t.pth", "--output", output))
+
+
+def test_code_vectors_are_those_of_the_tokens_even_with_weights_taken_over(tokens, command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    wanted = checkpoint.read(tokens / "data/tokenized_train.pth")["codes"]
+    donor = build("GatedPixelCNN", code_dim=wanted.shape[1])
+    donor.set_codes(torch.ones_like(wanted))
+    checkpoint.save(donor, "p.pth")
+    own = [f"--{k}={v}" for k, v in TINY["GatedPixelCNN"].items() if k not in ("n_tokens", "height", "width")]
+    options = [f"--data={tokens / 'data'}", "--epochs=0.5", "--batch_size=4", "--inputs=codes", "--output=q.pth"]
+    done = command("train", "GatedPixelCNN", *options, *own, "--init=p.pth")
+    assert done.returncode == 0, done.stderr
+    assert torch.allclose(load("q.pth").codes, wanted, atol=1e-3)
+
+
+def test_one_code_for_an_image_is_no_grid_of_them(tmp_path, monkeypatch, command, data):
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save(build("VQVAE"), "t.pth")
+    done = command("generation", "t.pth", "uniform", 1, "new")  # 100x150 by default
+    assert "use --image_size 20x30" in sentence(done)
+    assert command("generation", "t.pth", "uniform", 1, "new", "--image_size", "20x30").returncode == 0
