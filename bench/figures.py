@@ -66,7 +66,7 @@ def frames(columns: int = 6) -> None:
 
 def digits() -> None:
     """Writes digits.png and endings.png: sampled digits, and endings of digits of MNIST's test set."""
-    prior = str(checkpoint.PACKAGE / "PixelCNN.pth")
+    prior = str(checkpoint.PACKAGE / "MnistGatedPixelCNN.pth")
     with tempfile.TemporaryDirectory() as folder:
         for name, options in ("digits", {"n_images": 64}), ("endings", {"n_images": 8, "complete": "0,1,2,3,4"}):
             sample(prior, output_path=f"{folder}/{name}", **options)
