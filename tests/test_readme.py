@@ -1,5 +1,6 @@
 """The README is run as it stands: its commands in its order, with smaller settings behind them, and its Python."""
 
+import inspect
 import os
 import re
 import shlex
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from homework.registry import MODELS, model_class
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -42,7 +45,7 @@ def test_every_command_names_a_module_and_options_that_exist():
         if words[2] in ("homework.data", "bench.figures"):
             continue
         page = pages.setdefault(words[2], execute(f"python -m {words[2]} --help", ROOT).stdout)
-        known = page + " ".join(SMALL.values()) + "--codebook_bits --patch_size --encoder_blocks --decoder_blocks --n_layers"
+        known = page + " ".join(f"--{k}" for name in MODELS for k in inspect.signature(model_class(name)).parameters)
         for option in (w.split("=")[0] for w in words if w.startswith("--") and len(w) > 2):
             assert option in known, f"{command}: {option}"
 
