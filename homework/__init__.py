@@ -5,7 +5,10 @@ import importlib
 EXPORTS = {
     "AutoregressiveModel": "homework.autoregressive",
     "BSQPatchAutoEncoder": "homework.bsq",
+    "CascadeStage": "homework.cascade",
     "Compressor": "homework.compress",
+    "ConvAutoEncoder": "homework.conv_ae",
+    "FeatureDataset": "homework.feature_data",
     "GatedPixelCNN": "homework.pixelcnn",
     "ImageDataset": "homework.data",
     "MnistDataset": "homework.data",

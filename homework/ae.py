@@ -86,54 +86,35 @@ class PatchDecoder(nn.Module):
         return unpatch(self.pixels(z), self.P) + self.mend(unpatch(self.features(z), self.P))
 
 
-class PatchAutoEncoder(nn.Module):
-    """Compresses each patch of an image into a vector, and back.
+class AutoEncoder(nn.Module):
+    """An auto-encoder of images that leaves a grid of vectors, one for each square of ``stride`` pixels.
 
     ::
 
-        x (B,H,W,3) -> edge-pad -> PatchEncoder -> z (B,h,w,bottleneck) -> PatchDecoder -> crop -> x_hat (B,H,W,3)
+        x (...,H,W,3) -> edge-pad -> encoder -> z (...,h,w,C) -> decoder -> crop -> x_hat (...,H,W,3)
+
+    A subclass has ``config``, ``encoder``, a module (B,h*stride,w*stride,3) -> (B,h,w,C), and ``decoder``, the way back.
 
     Args:
-        patch_size: P in pixels, from 1 to 64; where it does not divide the image, the image's edge is repeated.
-        latent_dim: D, the width of both networks.
-        bottleneck: numbers that are kept of a patch.
-        encoder_blocks, decoder_blocks: depth on the grid of patches.
-        detail: channels of the decoder at full resolution.
-    Raises:
-        ValueError: naming the argument and what is allowed.
+        stride: pixels from one vector to the next, down and to the right; also its ``patch_size``.
     """
 
     data = "images"
 
-    def __init__(
-        self,
-        patch_size: int = 25,
-        latent_dim: int = 128,
-        bottleneck: int = 128,
-        encoder_blocks: int = 2,
-        decoder_blocks: int = 3,
-        detail: int = 16,
-    ):
+    def __init__(self, stride: int):
         super().__init__()
-        self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        for name, value in self.config.items():
-            low, high = (1, 64) if name == "patch_size" else (0, 64) if name.endswith("blocks") else (1, 4096)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ValueError(f"{name} is {value!r}, but must be a whole number from {low} to {high}.")
-        self.patch_size = patch_size
-        self.encoder = PatchEncoder(patch_size, latent_dim, bottleneck, encoder_blocks)
-        self.decoder = PatchDecoder(patch_size, latent_dim, bottleneck, decoder_blocks, detail)
+        self.stride = self.patch_size = stride
 
     def encode(self, x: Tensor) -> Tensor:
-        """(...,H,W,3) float in [-0.5,0.5] -> (...,h,w,bottleneck), h = ceil(H/P), w = ceil(W/P).
+        """(...,H,W,3) float in [-0.5,0.5] -> (...,h,w,C), h = ceil(H/stride), w = ceil(W/stride).
         ValueError if the last dimension is not 3."""
         if x.ndim < 3 or x.shape[-1] != 3:
             raise ValueError(f"Images have the shape (...,H,W,3), but this one has {tuple(x.shape)}.")
-        z = self.encoder(pad_to_patches(x.reshape(-1, *x.shape[-3:]), self.decoder.P))  # (...,H,W,3) -> (B,H,W,3)
+        z = self.encoder(pad_to_patches(x.reshape(-1, *x.shape[-3:]), self.stride))  # (...,H,W,3) -> (B,H,W,3)
         return z.reshape(*x.shape[:-3], *z.shape[1:])  # (B,h,w,C) -> (...,h,w,C)
 
     def decode(self, z: Tensor) -> Tensor:
-        """(...,h,w,bottleneck) -> (...,h*P,w*P,3): whole patches, in [-0.5,0.5] but for what the network overshoots."""
+        """(...,h,w,C) -> (...,h*stride,w*stride,3): whole squares, in [-0.5,0.5] but for what the network overshoots."""
         x = self.decoder(z.reshape(-1, *z.shape[-3:]))  # (...,h,w,C) -> (B,h,w,C)
         return x.reshape(*z.shape[:-3], *x.shape[1:])  # (B,H,W,3) -> (...,H,W,3)
 
@@ -157,6 +138,43 @@ class PatchAutoEncoder(nn.Module):
 
     def set_progress(self, f: float) -> None:
         """Nothing anneals."""
+
+
+class PatchAutoEncoder(AutoEncoder):
+    """Compresses each patch of an image into a vector, and back.
+
+    ::
+
+        x (B,H,W,3) -> edge-pad -> PatchEncoder -> z (B,h,w,bottleneck) -> PatchDecoder -> crop -> x_hat (B,H,W,3)
+
+    Args:
+        patch_size: P in pixels, from 1 to 64; where it does not divide the image, the image's edge is repeated.
+        latent_dim: D, the width of both networks.
+        bottleneck: numbers that are kept of a patch.
+        encoder_blocks, decoder_blocks: depth on the grid of patches.
+        detail: channels of the decoder at full resolution.
+    Raises:
+        ValueError: naming the argument and what is allowed.
+    """
+
+    def __init__(
+        self,
+        patch_size: int = 25,
+        latent_dim: int = 128,
+        bottleneck: int = 128,
+        encoder_blocks: int = 2,
+        decoder_blocks: int = 3,
+        detail: int = 16,
+    ):
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        for name, value in config.items():
+            low, high = (1, 64) if name == "patch_size" else (0, 64) if name.endswith("blocks") else (1, 4096)
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise ValueError(f"{name} is {value!r}, but must be a whole number from {low} to {high}.")
+        super().__init__(patch_size)
+        self.config = config
+        self.encoder = PatchEncoder(patch_size, latent_dim, bottleneck, encoder_blocks)
+        self.decoder = PatchDecoder(patch_size, latent_dim, bottleneck, decoder_blocks, detail)
 
 
 # --- what tokenizers share ------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from homework import checkpoint, cli
 from homework.download import download, import_, mnist
+from homework.feature_data import FeatureDataset
 from homework.images import SPLITS, Source, check_size, image_paths, read_image
 from homework.mnist import binary, read_split
 
@@ -35,8 +36,11 @@ class ImageDataset:
 
     ``ds[i]`` is uint8 (H, W, 3); ``names`` are the paths, sorted; ``size`` is (H, W).
 
-    The cache lies in ``root/.cache`` (N*H*W*3 bytes), or in a temporary folder where that cannot be written. It is made
-    anew when a file's name, size or time changes.
+    Where ``root`` has no folders train/ and valid/, but images itself, or is a dataset.json, each 20th of its sorted images
+    is for validation, the first one included, and the others are for training.
+
+    The cache lies in ``root/.cache`` (N*H*W*3 bytes; beside a dataset.json), or in a temporary folder where that cannot be
+    written. It is made anew when a file's name, size or time changes.
     """
 
     holds = "images"  # what a model is fed with; a grid data set has "grids"
@@ -46,7 +50,7 @@ class ImageDataset:
         Args:
             source: see :func:`image_paths`.
             image_size: (H, W) to scale and crop to; None requires that all images have one size.
-            root: the folder of the splits.
+            root: the folder of the splits, a folder of images, or a dataset.json.
         Raises:
             FileNotFoundError: no such source.
             ValueError: there are no images, one is damaged, or one does not fit (the first is named).
@@ -87,7 +91,8 @@ def _cache(names: list[str], source: str | list[str], image_size: tuple[int, int
         content.update(os.fsencode(f"{os.path.abspath(name)}\0{stat.st_size}\0{stat.st_mtime_ns}\0"))
     file_name = f"{source}-{content.hexdigest()[:24]}.npy"
     temporary = Path(tempfile.gettempdir()) / f"homework-cache-{getattr(os, 'getuid', int)()}"
-    folders = [root / ".cache", temporary] if root.is_dir() else [temporary]
+    beside = root.parent if root.is_file() else root
+    folders = [beside / ".cache", temporary] if beside.is_dir() else [temporary]
     for folder in folders:
         if (folder / file_name).is_file():
             return folder / file_name
@@ -131,7 +136,8 @@ class TokenDataset:
     """Grids of tokens that ``homework.tokenize`` wrote.
 
     ``ds[i]`` is int64 (h, w) in [0, n_tokens); ``names`` are the images' paths; ``size`` is (h, w); ``codes`` are the
-    tokenizer's code vectors, float32 (n_tokens, d), or None if they were not kept.
+    tokenizer's code vectors, float32 (n_tokens, d), or None if they were not kept; ``meta`` holds the tokenizer's
+    fingerprint, if it is known.
     """
 
     holds = "grids"
@@ -159,7 +165,8 @@ class TokenDataset:
         self.tokens = tokens.numpy()  # numpy, because torch can hardly do a thing with uint16
         known = data if isinstance(data, dict) else {}
         self.n_tokens = int(known.get("n_tokens", self.tokens.max() + 1))
-        self.names = list(known.get("names", []))
+        self.names, self.shift = list(known.get("names", [])), known.get("shift")
+        self.meta = {"tokenizer": known["tokenizer"]} if "tokenizer" in known else {}
         self.size = self.tokens.shape[1:]
         if self.tokens.min() < 0 or self.tokens.max() >= self.n_tokens:
             raise ValueError(f"{path} holds tokens outside of [0, {self.n_tokens}).")
@@ -185,6 +192,58 @@ class TokenDataset:
     def model_defaults(self) -> dict:
         """What a prior's constructor should know of the data."""
         return {"n_tokens": self.n_tokens, "height": self.size[0], "width": self.size[1]}
+
+
+class MultiscaleDataset:
+    """The same images as coarser and as finer grids of tokens, for the stages of a cascade.
+
+    ``ds[i]`` are two int64 grids, the coarser one (hc, wc) and the finer one (h, w).
+    """
+
+    holds = "pairs of grids"
+
+    def __init__(self, split: str = "train", root: str | Path = "data", coarse: str | Path | None = None):
+        """
+        Args:
+            split: "train" or "valid": ``tokenized_{split}.pth`` in both folders.
+            root: the folder with the tokens of the finer grids.
+            coarse: the folder with those of the coarser ones.
+        Raises:
+            FileNotFoundError: a file is not there.
+            ValueError: ``coarse`` is missing, a file holds something else, or the two are not of the same images.
+        """
+        if coarse is None:
+            raise ValueError("--coarse is missing: name the folder with the tokens of the coarser grids.")
+        self.coarse, self.fine = (TokenDataset(split, folder) for folder in (coarse, root))
+        one, other = (f"{folder}/tokenized_{split}.pth" for folder in (coarse, root))
+        if len(self.coarse) != len(self.fine) or self.coarse.names != self.fine.names:
+            raise ValueError(f"{one} ({len(self.coarse)} grids) and {other} ({len(self.fine)} grids) are not of the same "
+                             "images; make both with python -m homework.tokenize from the same ones.")  # fmt: skip
+        if self.coarse.shift != self.fine.shift:
+            raise ValueError(f"The copies in {one} were moved by up to {self.coarse.shift} pixels, but those in {other} by "
+                             f"up to {self.fine.shift}; make both with one --shift.")  # fmt: skip
+        self.meta = {f"{a}tokenizer": data.meta["tokenizer"] for a, data in (("coarse_", self.coarse), ("", self.fine))
+                     if data.meta}  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.fine)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return self.coarse[i], self.fine[i]
+
+    def batch(self, indices: np.ndarray | Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """The grids at ``indices`` (B) as int64 (B, hc, wc) and (B, h, w) on ``device``."""
+        return self.coarse.batch(indices, device), self.fine.batch(indices, device)
+
+    def augment(self, batch: tuple, generator: torch.Generator, indices: Tensor | None = None) -> tuple:
+        """The batch as it is, as for tokens."""
+        return batch
+
+    def model_defaults(self) -> dict:
+        """What a stage's constructor should know of the data."""
+        coarse = {"coarse_tokens": self.coarse.n_tokens, "coarse_height": self.coarse.size[0],
+                  "coarse_width": self.coarse.size[1]}  # fmt: skip
+        return self.fine.model_defaults() | coarse
 
 
 class MnistDataset:
@@ -262,7 +321,14 @@ class MnistImages:
         return {}
 
 
-DATASETS = {"images": ImageDataset, "tokens": TokenDataset, "mnist": MnistDataset, "mnist_images": MnistImages}
+DATASETS = {
+    "images": ImageDataset,
+    "tokens": TokenDataset,
+    "multiscale": MultiscaleDataset,
+    "features": FeatureDataset,
+    "mnist": MnistDataset,
+    "mnist_images": MnistImages,
+}
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 SPLITS = ("train", "valid")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
+HELD_OUT = 20  # where there are no splits, one image of so many is for validation
 HOW_TO_GET = "python -m homework.data download, or python -m homework.data import ZIP_OR_FOLDER if you have the zip"
 
 Source = str | Path | Iterable[str | Path]
@@ -22,15 +23,20 @@ def image_paths(source: Source, root: str | Path = "data") -> list[str]:
     """The image files that ``source`` names, sorted, each once.
 
     Args:
-        source: a split ("train", "valid": the folder of that name in ``root``), a folder (its own image files, not
-            those of folders in it), an image file, a dataset.json, or several of these.
+        source: a split ("train", "valid"), a folder (its own image files, not those of folders in it), an image file, a
+            dataset.json, or several of these.
+        root: where the splits are: a folder with folders of their names; or a folder that has images itself, or a
+            dataset.json, of whose sorted images every 20th, from the first one on, is for validation.
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: there are no images in it, or a dataset.json is of another form.
+        ValueError: there are no images in it, a single one that is to be split, or a dataset.json is of another form.
     """
     if isinstance(source, str) and source in SPLITS:
+        if not any((Path(root) / split).is_dir() for split in SPLITS) and has_images(Path(root)):
+            return split(image_paths(root), source, root)
         if not (Path(root) / source).is_dir():
-            raise FileNotFoundError(f"There is no folder {Path(root) / source}; get the images with {HOW_TO_GET}.")
+            raise FileNotFoundError(f"There is no folder {Path(root) / source}, nor are there images in {root} itself; get "
+                                    f"the images with {HOW_TO_GET}.")  # fmt: skip
         source = Path(root) / source
     sources = [source] if isinstance(source, str | Path) else list(source)
     paths = set()
@@ -46,6 +52,20 @@ def image_paths(source: Source, root: str | Path = "data") -> list[str]:
     if not paths:
         raise ValueError(f"There are no images in {', '.join(map(str, sources[:3])) or 'an empty list'}.")
     return sorted(paths)
+
+
+def has_images(root: Path) -> bool:
+    """Whether there are images in a folder itself, or ``root`` is a file, which may name some."""
+    return root.is_file() or (root.is_dir() and any(map(is_image, root.iterdir())))
+
+
+def split(paths: list[str], name: str, root: str | Path) -> list[str]:
+    """Of sorted paths every 20th, from the first one on, for "valid", and the others for "train"; always the same, and by
+    place, for frames of a film resemble their neighbours. ValueError, naming ``root``, if there is but one."""
+    if len(paths) < 2:
+        raise ValueError(f"There is one image alone in {root}, but training and validation need one each.")
+    held_out = paths[::HELD_OUT]
+    return held_out if name == "valid" else sorted({*paths} - {*held_out})
 
 
 def is_image(path: PurePath) -> bool:

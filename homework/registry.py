@@ -5,12 +5,15 @@ import inspect
 
 MODELS = {
     "PatchAutoEncoder": "homework.ae",
+    "ConvAutoEncoder": "homework.conv_ae",
     "BSQPatchAutoEncoder": "homework.bsq",
     "VQPatchAutoEncoder": "homework.vq",
     "VQVAE": "homework.vq",
+    "SOM": "homework.som",
     "AutoregressiveModel": "homework.autoregressive",
     "PixelCNN": "homework.pixelcnn",
     "GatedPixelCNN": "homework.pixelcnn",
+    "CascadeStage": "homework.cascade",
 }
 
 

@@ -27,11 +27,17 @@ K = 16
 _AE = {"latent_dim": 8, "encoder_blocks": 1, "decoder_blocks": 1, "detail": 4}
 TINY = {
     "PatchAutoEncoder": {"patch_size": 5, "bottleneck": 6, **_AE},
+    "ConvAutoEncoder": {"min_channel": 4, "max_channel": 6, "latent_channel": 3},
     "BSQPatchAutoEncoder": {"patch_size": 5, "codebook_bits": 4, **_AE},
     "VQPatchAutoEncoder": {"patch_size": 5, "n_tokens": K, "code_dim": 4, **_AE},
     "VQVAE": {"height": SIZE[0], "width": SIZE[1], "n_tokens": K, "code_dim": 4, "stride": 5, **_AE},
+    "SOM": {"n_codes": K, "patch": 1, "height": GRID[0], "width": GRID[1],
+            "autoencoder": {"model": "PatchAutoEncoder", "config": {"patch_size": 5, "bottleneck": 3, **_AE}}},
     "AutoregressiveModel": {"d_latent": 8, "n_tokens": K, "n_layers": 2, "n_heads": 2, "height": GRID[0], "width": GRID[1]},
     "PixelCNN": {"c_hidden": 8, "num_res_block": 2, "kernel_size": 5},
+    "CascadeStage": {"in_dim": 8, "hidden_dim": 16, "self_attn_heads": 2, "cross_attn_heads": 2, "sliding_window": 9,
+                     "n_tokens": K, "height": GRID[0], "width": GRID[1], "coarse_tokens": 5, "coarse_height": 2,
+                     "coarse_width": 3},
     "GatedPixelCNN": {"c_hidden": 6, "n_layers": 2, "n_tokens": K, "height": GRID[0], "width": GRID[1], "first_kernel": 5},
 }
 
@@ -46,12 +52,19 @@ def build(name: str, seed: int = 0, **options) -> torch.nn.Module:
     return model_class(name)(**TINY[name] | options)
 
 
-def batch_for(model: torch.nn.Module, B: int = 3, seed: int = 0) -> torch.Tensor:
-    """What ``model.loss`` takes: images (B,20,30,3), or grids (B,4,6)."""
+def batch_for(model: torch.nn.Module, B: int = 3, seed: int = 0) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """What ``model.loss`` takes: images (B,20,30,3), features (B,4,6,3), grids (B,4,6), or coarse grids (B,2,3)
+    and such grids."""
     generator = torch.Generator().manual_seed(seed)
     if model.data == "images":
         return torch.rand(B, *SIZE, 3, generator=generator) - 0.5
-    return torch.randint(model.n_tokens, (B, *GRID), generator=generator)
+    if model.data == "features":
+        return torch.randn(B, *GRID, 3, generator=generator)
+    grids = torch.randint(model.n_tokens, (B, *GRID), generator=generator)
+    if model.data == "multiscale":
+        size = model.config["coarse_height"], model.config["coarse_width"]
+        return torch.randint(model.config["coarse_tokens"], (B, *size), generator=generator), grids
+    return grids
 
 
 def run(*arguments: object, cwd: Path, processes: int = 1, **env: str) -> subprocess.CompletedProcess:
@@ -66,13 +79,20 @@ def run(*arguments: object, cwd: Path, processes: int = 1, **env: str) -> subpro
 def command(monkeypatch, capsys):
     """``command("train", "PatchAutoEncoder", ...)``: the command line in this process -> returncode, stdout, stderr."""
 
+    def of_module(functions: dict, module: str, arguments: tuple):
+        if module == "som":
+            return {name: functions[name] for name in ("fit", "prune")}
+        if module == "generation":
+            return {"cascade": functions["cascade"]} if arguments[:1] == ("cascade",) else functions["generate"]
+        return functions[module]
+
     def call(module: str, *arguments: object) -> SimpleNamespace:
         functions = vars(importlib.import_module(f"homework.{module}"))
         monkeypatch.setattr(sys, "argv", [f"{module}.py", *map(str, arguments)])
         capsys.readouterr()
         code = 0
         try:
-            cli.main(f"python -m homework.{module}", functions["generate" if module == "generation" else module])
+            cli.main(f"python -m homework.{module}", of_module(functions, module, arguments))
         except SystemExit as stop:
             code = stop.code
         out, err = capsys.readouterr()

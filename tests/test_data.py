@@ -232,6 +232,42 @@ def test_other_json_is_refused(tmp_path, text):
         image_paths(tmp_path / "a.json")
 
 
+@settings(max_examples=15, deadline=None)
+@given(st.integers(2, 65), st.sampled_from(["folder", "json"]))
+def test_a_folder_without_splits_is_split_by_place(n, form):
+    with tempfile.TemporaryDirectory() as folder:
+        root, names = Path(folder), [f"{i:03}.png" for i in range(n)]
+        for i, name in enumerate(names):
+            picture(root / name, (2, 3), seed=i)
+        if form == "json":
+            root = dataset_json(root / "dataset.json", names[::-1])
+        train, valid = ([Path(p).name for p in image_paths(split, root)] for split in ("train", "valid"))
+        assert valid == names[::20] and sorted(train + valid) == names and train == sorted(train)
+        datasets = {split: ImageDataset(split, root=root) for split in ("train", "valid")}
+        for split, dataset in datasets.items():  # neither's cache has taken the other's place
+            assert np.array_equal(ImageDataset(split, root=root).images, dataset.images)
+            assert np.array_equal(dataset[0].numpy(), read_image(dataset.names[0]))
+        assert len(list(Path(folder, ".cache").iterdir())) == 2
+
+
+def test_splits_win_over_images_beside_them(tmp_path):
+    picture(tmp_path / "0.png")
+    inside = picture(tmp_path / "train" / "1.png")
+    assert image_paths("train", tmp_path) == [str(inside)]
+    with pytest.raises(FileNotFoundError, match="no folder .*valid"):
+        image_paths("valid", tmp_path)
+
+
+def test_what_cannot_be_split_is_told(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(FileNotFoundError, match="no folder .*train, nor are there images in .* itself; get the images with"):
+        image_paths("train", tmp_path)
+    picture(tmp_path / "0.png")
+    for root in (tmp_path, dataset_json(tmp_path / "dataset.json", ["0.png"])):
+        with pytest.raises(ValueError, match="one image alone in"):
+            image_paths("valid", root)
+
+
 def test_pixels_survive_the_way_to_floats_and_back():
     pixels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_uint8(to_float(pixels)), pixels)

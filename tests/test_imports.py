@@ -13,17 +13,17 @@ from homework import registry
 LAYERS = [
     {"demo", "evaluate"},
     {"compress"},
-    {"train", "tokenize", "generation", "sample", "summary", "receptive_field"},
-    {"trainer"},
-    {"exact"},
+    {"train", "tokenize", "features", "generation", "sample", "summary", "receptive_field"},
+    {"trainer", "coarse_to_fine"},
+    {"exact", "cascade"},
     {"autoregressive", "pixelcnn"},
-    {"prior"},
-    {"sampling", "bsq", "vq", "pixel_steps", "exact_steps"},
+    {"prior", "som"},
+    {"sampling", "bsq", "vq", "conv_ae", "pixel_steps", "exact_steps"},
     {"ae", "data"},
     {"rates"},
-    {"report"},
+    {"report", "feature_data"},
     {"checkpoint", "distributed", "download"},
-    {"registry", "cli", "images", "transformer", "container", "metrics", "codecs", "mnist"},
+    {"registry", "cli", "images", "lattice", "transformer", "raster", "container", "metrics", "codecs", "mnist"},
 ]
 LAYER = {name: -i for i, names in enumerate(LAYERS) for name in names}
 SOURCES = sorted(p for p in (ROOT / "homework").glob("*.py") if p.stem != "__init__")
@@ -57,11 +57,15 @@ def test_imports_go_downwards(path):
     "name, strangers",
     [
         ("autoregressive", {"ae", "bsq", "images", "data"}),  # a prior knows no images, no tokenizers
+        ("cascade", {"ae", "bsq", "vq", "images", "data", "cli", "container", "registry"}),
         ("pixelcnn", {"ae", "bsq", "images", "data", "autoregressive"}),
         ("mnist", set(LAYER)),
         ("bsq", {"autoregressive", "sampling"}),
         ("vq", {"autoregressive", "sampling", "bsq"}),
         ("ae", {"bsq", "vq", "autoregressive", "sampling"}),
+        ("som", {"autoregressive", "sampling", "bsq", "conv_ae"}),
+        ("lattice", set(LAYER)),
+        ("coarse_to_fine", {"ae", "bsq", "vq", "som", "cascade", "images", "data", "cli"}),
         ("sampling", set(LAYER)),
         ("data", {"ae", "bsq", "autoregressive", "sampling", "registry"}),
         ("checkpoint", {"train", "data", "ae", "bsq", "autoregressive"}),

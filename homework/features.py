@@ -1,0 +1,155 @@
+"""Images to feature maps: ``python -m homework.features AUTOENCODER IMAGES OUTPUT``."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from homework import checkpoint, cli
+from homework.data import to_float
+from homework.feature_data import AUTOENCODER, FORMAT, INDEX, VERSION, open_shard, read_index, shard_path
+from homework.images import check_size, decoded, image_paths, read_image
+
+
+def features(
+    autoencoder: str,
+    images: str,
+    output: str,
+    image_size: str | None = None,
+    batch_size: int = 64,
+    shard: int = 1024,
+    replace: bool = False,
+    device: str = "auto",
+) -> None:
+    """Writes the feature maps of images, sorted by path, into a folder that FeatureDataset reads.
+
+    An unfinished run is taken up by the same command: whole shards that are there are kept.
+
+    Args:
+        autoencoder: checkpoint of a model that makes maps of numbers, as homework/ConvAutoEncoder.pth.
+        images: a file, a folder or a dataset.json.
+        output: the folder to write: features_00000.npy ..., float16 (n,h,w,C), index.json, and autoencoder.pth, a copy.
+        image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped; as they are by default.
+        batch_size: images that go through the model at once.
+        shard: images in a file.
+        replace: remove feature maps of another auto-encoder or of other images that are in the output folder; otherwise
+            they are an error.
+        device: auto, cpu, cuda or mps.
+    """
+    autoencoder, images, output = str(autoencoder), str(images), Path(str(output))  # Fire takes 2026 for a number
+    for name, value in ("batch_size", batch_size), ("shard", shard):
+        if type(value) is not int or value < 1:
+            raise ValueError(f"--{name} is {value!r}, but must be a whole number of at least 1.")
+    if not isinstance(replace, bool):
+        raise ValueError(f"--replace takes no value, but got {replace}; put it at the end.")
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"The output is {output}, but must be a folder.")
+    size = cli.parse_size(image_size)
+    model = checkpoint.load(autoencoder)
+    if not hasattr(model, "encode") or hasattr(model, "encode_index"):
+        made = "tokens (see python -m homework.tokenize)" if hasattr(model, "encode_index") else "no maps of images"
+        raise ValueError(f"{autoencoder} holds a {type(model).__name__}, which makes {made}; name an auto-encoder.")
+    names = image_paths(images)
+    index = plan(model, names, size or read_image(names[0]).shape[:2], shard)
+    missing = prepare(output, index, replace)
+    checkpoint.save(model, output / AUTOENCODER, model.meta)
+    if missing:
+        write_index(output, index, finished=False)
+    model.to(cli.pick_device(device))
+    with tqdm(total=len(names), desc="encoding", unit="img") as bar:
+        bar.update(len(names) - sum(index["shards"][i] for i in missing))
+        for i, maps in encode_shards(model, index, missing, batch_size, size, bar):
+            write_shard(shard_path(output, i), maps)
+    write_index(output, index, finished=True)
+    h, w, C = index["size"]
+    print(f"{output}: {len(names)} feature maps of {h}x{w}x{C} in {len(index['shards'])} files")
+
+
+@torch.inference_mode()
+def plan(model: torch.nn.Module, names: list[str], image_size: tuple[int, int], shard: int) -> dict:
+    """The index of the maps of ``names``, images of ``image_size`` (H, W), ``shard`` in a file; see :func:`read_index`."""
+    size = model.encode(torch.zeros(1, *image_size, 3)).shape[1:]
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "size": list(size),
+        "image_size": list(image_size),
+        "shards": [min(shard, len(names) - start) for start in range(0, len(names), shard)],
+        "autoencoder": checkpoint.fingerprint(model),
+        "names": names,
+    }
+
+
+def prepare(folder: Path, index: dict, replace: bool) -> list[int]:
+    """Makes ``folder`` ready for the shards of ``index``, and returns those that are still to be made.
+
+    ValueError if other feature maps are there, unless ``replace`` allows to remove them, or if one is damaged.
+    """
+    there = sorted(folder.glob("features_*.npy"))
+    if replace:
+        (folder / INDEX).unlink(missing_ok=True)  # first, for without it nobody takes what is left for a whole
+        for path in there:
+            path.unlink()
+    elif (folder / INDEX).is_file():
+        known = read_index(folder)
+        other = [k for k in index if known[k] != index[k]]
+        if other:
+            raise ValueError(f"{folder} has feature maps already, whose {' and '.join(other)} differ; name another folder, "
+                             "or pass --replace to make them anew.")  # fmt: skip
+    elif there:
+        raise ValueError(f"{folder} has feature maps, but no {INDEX}; pass --replace to make them anew.")
+    for path in folder.glob("*.tmp"):  # what a killed run left
+        path.unlink()
+    missing = [i for i in range(len(index["shards"])) if not shard_path(folder, i).is_file()]
+    for i in set(range(len(index["shards"]))) - set(missing):
+        open_shard(folder, index, i)
+    return missing
+
+
+@torch.inference_mode()
+def encode_shards(
+    model: torch.nn.Module, index: dict, missing: list[int], batch_size: int, image_size: tuple[int, int] | None, bar: tqdm
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The shards ``missing``, one after the other: (i, float16 (n, h, w, C)). Batches never reach over the end of a shard,
+    so that a shard is the same whether others were there already or not.
+
+    ValueError, naming the image, if one is damaged or of another size, or its map has numbers too large for float16.
+    """
+    ends = np.cumsum(index["shards"])
+    names = {i: index["names"][end - n : end] for i, (n, end) in enumerate(zip(index["shards"], ends, strict=True))}
+    batches = [names[i][at : at + batch_size] for i in missing for at in range(0, len(names[i]), batch_size)]
+    device, images = next(model.parameters()).device, decoded(batches, image_size)
+    for i in missing:
+        maps = []
+        while sum(map(len, maps)) < len(names[i]):
+            batch, pixels = next(images)
+            for path, image in zip(batch, pixels, strict=True):
+                if isinstance(image, str):
+                    raise ValueError(image)
+                check_size(path, image, index["names"][0], index["image_size"])
+            x = to_float(torch.from_numpy(np.stack(pixels)).to(device))  # (B, H, W, 3)
+            z = model.encode(x).half().cpu()
+            if not z.isfinite().all():
+                raise ValueError(f"The feature maps of {batch[0]} and others are too large for float16; train the "
+                                 "auto-encoder with --use_final_enc_activation.")  # fmt: skip
+            maps.append(z.numpy())
+            bar.update(len(batch))
+        yield i, np.ascontiguousarray(np.concatenate(maps))
+
+
+def write_shard(path: Path, maps: np.ndarray) -> None:
+    with checkpoint.replacing(path) as temporary, open(temporary, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(maps))
+        file.write(maps.tobytes())  # on a full disk OSError tells so, which np.save's own error does not
+
+
+def write_index(folder: Path, index: dict, finished: bool) -> None:
+    with checkpoint.replacing(folder / INDEX) as temporary:
+        temporary.write_text(json.dumps(index | {"finished": finished}, indent=1), "utf-8")
+
+
+if __name__ == "__main__":
+    cli.main("python -m homework.features", features)

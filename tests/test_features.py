@@ -1,0 +1,247 @@
+"""Feature maps on disk: what is written is what the auto-encoder says, whole or not at all, and is read without copies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import GRID, ROOT, build, sentence
+from hypothesis import given
+from hypothesis import strategies as st
+
+from homework import FeatureDataset, ImageDataset, checkpoint
+from homework import features as module
+from homework.data import DATASETS
+from homework.feature_data import shard_path
+from homework.features import features, write_index, write_shard
+
+N, C = 24, 3  # images in train/, numbers at a place
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("ae") / "ae.pth"
+    model = build("PatchAutoEncoder", bottleneck=C)
+    with torch.no_grad():
+        model.encoder.out.weight.mul_(30)  # maps whose numbers differ visibly
+    checkpoint.save(model, path, {"valid": {"mse": 0.5}})
+    return path
+
+
+@pytest.fixture
+def folder(autoencoder, data, tmp_path) -> Path:
+    features(autoencoder, data / "train", tmp_path / "train", batch_size=4, shard=10, device="cpu")
+    return tmp_path / "train"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_maps_are_those_of_the_model(folder, autoencoder, data):
+    dataset, images = FeatureDataset(folder), ImageDataset("train", root=data)
+    assert len(dataset) == N and dataset.size == (*GRID, C) and dataset.names == images.names
+    model = checkpoint.load(autoencoder)
+    with torch.no_grad():
+        z = model.encode(images.batch(torch.arange(N)))
+    assert torch.allclose(dataset.batch(torch.arange(N)), z, rtol=2**-10, atol=1e-4) and z.std() > 1
+    assert dataset[5].dtype == torch.float32 and torch.equal(dataset[5], dataset.batch(np.array([5]))[0])
+    assert torch.equal(dataset[-1], dataset[N - 1]) and len(list(dataset)) == N
+    assert sorted(contents(folder)) == ["autoencoder.pth", *(f"features_{i:05}.npy" for i in range(3)), "index.json"]
+    index = json.loads((folder / "index.json").read_text())
+    assert index["shards"] == [10, 10, 4] and index["image_size"] == [20, 30] and index["size"] == [*GRID, C]
+    assert index["autoencoder"] == checkpoint.fingerprint(model) and index["finished"] is True
+
+
+def test_shards_are_memory_mapped_half_precision(folder):
+    shards = FeatureDataset(folder).shards
+    assert all(isinstance(shard, np.memmap) and shard.dtype == np.float16 for shard in shards)
+    assert [shard.shape for shard in shards] == [(n, *GRID, C) for n in (10, 10, 4)]
+
+
+@given(st.lists(st.integers(0, 9), max_size=20), st.lists(st.integers(1, 4), min_size=1, max_size=4))
+def test_batches_over_shards_of_any_sizes(tmp_path_factory, places, sizes):
+    """In the order asked for, with repetitions."""
+    folder, n = tmp_path_factory.mktemp("shards"), sum(sizes)
+    maps = np.arange(n * 4, dtype=np.float16).reshape(n, 1, 2, 2)
+    index = {"format": "homework features", "version": 1, "size": [1, 2, 2], "image_size": [4, 8], "shards": sizes}
+    write_index(folder, index | {"autoencoder": "0", "names": [f"{i}" for i in range(n)]}, finished=True)
+    for i, end in enumerate(np.cumsum(sizes)):
+        write_shard(shard_path(folder, i), maps[end - sizes[i] : end])
+    wanted = np.array(places, dtype=np.int64) % n
+    batch = FeatureDataset(folder).batch(torch.from_numpy(wanted))
+    assert batch.dtype == torch.float32 and np.array_equal(batch.numpy(), maps[wanted])
+
+
+def test_it_is_a_data_set_for_the_training_loop(folder, autoencoder):
+    dataset = DATASETS["features"]("train", root=folder.parent)
+    assert len(dataset) == N and dataset.holds == "features"
+    batch = dataset.batch(torch.tensor([3]))
+    assert dataset.augment(batch, torch.Generator()) is batch
+    model = checkpoint.load(autoencoder)
+    spec = {"model": "PatchAutoEncoder", "config": model.config}
+    assert dataset.model_defaults() == {"autoencoder": spec, "height": GRID[0], "width": GRID[1]}
+
+    class Model:
+        def set_autoencoder(self, autoencoder):
+            self.state = autoencoder.state_dict()
+
+    dataset.prepare(trained := Model())
+    assert all(torch.equal(v, trained.state[k]) for k, v in model.state_dict().items())
+    assert checkpoint.load(dataset.autoencoder).meta == {"valid": {"mse": 0.5}}
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 5])
+def test_what_was_interrupted_goes_on_to_the_same_bytes(folder, autoencoder, data, tmp_path, monkeypatch, after):
+    """The run ends with the ``after``-th batch of 7; shards of 3, 3 and 1 batches."""
+    options = {"batch_size": 4, "shard": 10, "device": "cpu"}
+    calls, to_float = [], module.to_float
+
+    def failing(pixels):
+        calls.append(1)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return to_float(pixels)
+
+    with monkeypatch.context() as context:
+        context.setattr(module, "to_float", failing)
+        with pytest.raises(KeyboardInterrupt):
+            features(autoencoder, data / "train", tmp_path / "other", **options)
+    assert len(list((tmp_path / "other").glob("*.npy"))) == after // 3
+    with pytest.raises(ValueError, match="are unfinished; the same python"):
+        FeatureDataset(tmp_path / "other")
+    (tmp_path / "other" / "features_00001.npy.1234.tmp").write_bytes(b"left by a killed run")
+    kept = {name: (tmp_path / "other" / name).stat().st_mtime_ns for name in contents(tmp_path / "other") if ".npy" in name}
+    features(autoencoder, data / "train", tmp_path / "other", **options)
+    assert contents(tmp_path / "other") == contents(folder)
+    for name, mtime in kept.items():
+        assert name.endswith(".tmp") or (tmp_path / "other" / name).stat().st_mtime_ns == mtime, "made again"
+
+
+def test_a_killed_run_leaves_no_damaged_shard(autoencoder, data, tmp_path):
+    options = ["--batch_size", "1", "--shard", "2"]
+    command = [sys.executable, "-m", "homework.features", str(autoencoder), str(data / "train"), "out", *options]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not list((tmp_path / "out").glob("*.npy")) and process.poll() is None and time.time() < deadline:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    shards = sorted((tmp_path / "out").glob("*.npy"))
+    assert shards and all(np.load(path).shape == (2, *GRID, C) for path in shards)
+    features(autoencoder, data / "train", tmp_path / "out", batch_size=1, shard=2, device="cpu")
+    features(autoencoder, data / "train", tmp_path / "whole", batch_size=1, shard=2, device="cpu")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_finished_folder_is_left_as_it_is(folder, autoencoder, data, command):
+    before = contents(folder)
+    done = command("features", autoencoder, data / "train", folder, "--batch_size", 4, "--shard", 10)
+    assert done.returncode == 0 and contents(folder) == before and "24 feature maps of 4x6x3 in 3 files" in done.stdout
+
+
+def test_other_maps_are_refused_or_replaced(folder, autoencoder, data, tmp_path, command):
+    before = contents(folder)
+    checkpoint.save(build("PatchAutoEncoder", bottleneck=C, seed=1), tmp_path / "other.pth")
+    given = ("--shard", 10)
+    for arguments, what in [
+        ((tmp_path / "other.pth", data / "train", folder, *given), "autoencoder differ"),
+        ((autoencoder, data / "valid", folder, *given), "shards and names differ"),
+        ((autoencoder, data / "train", folder, *given, "--image_size", "10x15"), "size and image_size differ"),
+        ((autoencoder, data / "train", folder), "shards differ"),
+    ]:
+        said = sentence(command("features", *arguments))
+        assert what in said and "name another folder, or pass --replace" in said
+    assert contents(folder) == before
+    (folder / "index.json").unlink()
+    assert "but no index.json" in sentence(command("features", autoencoder, data / "train", folder, *given))
+    assert command("features", autoencoder, data / "valid", folder, "--replace").returncode == 0
+    assert len(FeatureDataset(folder)) == 8 and len(contents(folder)) == 3
+
+
+@pytest.mark.parametrize("name", ["index.json", "features_00001.npy", "autoencoder.pth"])
+@pytest.mark.parametrize("how", ["missing", "empty", "truncated", "garbage"])
+def test_a_damaged_file_is_named(folder, autoencoder, data, command, name, how):
+    whole = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if how != "missing":
+        (folder / name).write_bytes({"empty": b"", "truncated": whole[:-9], "garbage": b"garbage" * 99}[how])
+    with pytest.raises((ValueError, FileNotFoundError), match=name if (name, how) != ("index.json", "missing") else "train"):
+        FeatureDataset(folder).model_defaults()
+    done = command("features", autoencoder, data / "train", folder, "--shard", 10, "--batch_size", 4)
+    if name == "autoencoder.pth" or how == "missing" and name != "index.json":
+        assert done.returncode == 0 and (folder / name).read_bytes() == whole
+    else:
+        assert name in sentence(done) and ("--replace" in done.stderr or "remove it" in done.stderr)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"version": 2}, {"names": 3}, {"shards": [10, 10, 5]}, {"size": [4, 6]}, {"finished": 1}, {"shards": [10, 10, 3, 1]},
+     {"size": [4, 6, True]}, {"autoencoder": None}],
+)  # fmt: skip
+def test_an_index_that_does_not_go_with_the_files(folder, change):
+    index = json.loads((folder / "index.json").read_text()) | change
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="index.json|features_00002.npy does not hold"):
+        FeatureDataset(folder)
+
+
+def test_another_auto_encoder_beside_the_maps_is_noticed(folder):
+    checkpoint.save(build("PatchAutoEncoder", bottleneck=C, seed=1), folder / "autoencoder.pth")
+    with pytest.raises(ValueError, match="autoencoder.pth is not the auto-encoder that made"):
+        FeatureDataset(folder).model_defaults()
+
+
+def test_missing_maps_are_told_how_to_make(tmp_path):
+    with pytest.raises(FileNotFoundError, match="homework.features AUTOENCODER IMAGES .*valid"):
+        FeatureDataset("valid", root=tmp_path)
+    dataset = FeatureDataset.__new__(FeatureDataset)
+    dataset.names = []
+    with pytest.raises(IndexError):
+        dataset[0]
+
+
+def test_images_of_other_sizes_and_damaged_ones_are_named(autoencoder, data, tmp_path, command):
+    images = tmp_path / "images"
+    images.mkdir()
+    for i, path in enumerate(sorted((data / "train").iterdir())[:3]):
+        (images / f"{i}.jpg").write_bytes(path.read_bytes())
+    (images / "1.jpg").write_bytes(b"no image")
+    assert "1.jpg cannot be read" in sentence(command("features", autoencoder, images, tmp_path / "out"))
+    (images / "1.jpg").write_bytes((ROOT / "data" / "sample" / "temple.jpg").read_bytes())
+    done = command("features", autoencoder, images, tmp_path / "out")
+    assert "1.jpg is" in sentence(done) and "0.jpg is 20x30" in done.stderr and "--image_size" in done.stderr
+    assert command("features", autoencoder, images, tmp_path / "scaled", "--image_size", "10x15").returncode == 0
+    assert FeatureDataset(tmp_path / "scaled").size == (2, 3, C)
+
+
+def test_wrong_arguments_end_in_one_sentence(autoencoder, data, tmp_path, command):
+    checkpoint.save(build("BSQPatchAutoEncoder"), tmp_path / "tokenizer.pth")
+    checkpoint.save(build("PixelCNN"), tmp_path / "prior.pth")
+    wild = build("PatchAutoEncoder")
+    with torch.no_grad():
+        wild.encoder.out.weight.mul_(1e9)
+    checkpoint.save(wild, tmp_path / "wild.pth")
+    (tmp_path / "file").touch()
+    out, images = tmp_path / "out", data / "valid"
+    for arguments, words in [
+        ((tmp_path / "tokenizer.pth", images, out), "holds a BSQPatchAutoEncoder, which makes tokens"),
+        ((tmp_path / "prior.pth", images, out), "holds a PixelCNN, which makes no maps"),
+        ((tmp_path / "none.pth", images, out), "no checkpoint"),
+        ((tmp_path / "wild.pth", images, out), "too large for float16"),
+        ((autoencoder, tmp_path / "nowhere", out), "no file or folder"),
+        ((autoencoder, images, tmp_path / "file"), "must be a folder"),
+        ((autoencoder, images, out, "--shard", 0), "--shard is 0"),
+        ((autoencoder, images, out, "--batch_size", 2.5), "--batch_size is 2.5"),
+        ((autoencoder, images, out, "--replace", 3), "--replace takes no value"),
+        ((autoencoder, images, out, "--image_size", 7), "--image_size is 7"),
+    ]:
+        assert words in sentence(command("features", *arguments)), arguments
