@@ -1,6 +1,7 @@
 """Models on disk: plain data, read without running code, written whole or not at all."""
 
 import contextlib
+import hashlib
 import os
 import pickle
 import uuid
@@ -99,6 +100,21 @@ def load(path: str | Path, name: str | None = None) -> torch.nn.Module:
         raise ValueError(f"{path} does not fit this version's {data['model']}: {str(error).splitlines()[-1]}") from error
     model.meta = data.get("meta", {})
     return model.eval()
+
+
+def digest(name: str, config: dict, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> bytes:
+    """SHA-256 of a model's name, configuration and tensors, these as ``dtype``: 32 bytes."""
+    whole = hashlib.sha256(repr((name, sorted(config.items()))).encode())
+    for key, tensor in sorted(tensors.items()):
+        whole.update(repr((key, tuple(tensor.shape))).encode())
+        whole.update(tensor.detach().cpu().to(dtype).contiguous().numpy().tobytes())
+    return whole.digest()
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """16 hexadecimal digits that tell a trained model from any other: of its name and its weights, rounded to float16, so
+    that a checkpoint and its float16 copy have the same."""
+    return digest(type(model).__name__, {}, model.state_dict(), torch.float16).hex()[:16]
 
 
 def find_state(model: str) -> Path:

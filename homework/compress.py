@@ -67,7 +67,7 @@ class Compressor:
         self.batch_size = batch_size
         self.workers = torch.get_num_threads() if self.device.type == "cpu" else 1
         state = tokenizer.state_dict()
-        whose = exact.fingerprint(type(tokenizer).__name__, tokenizer.config, state, torch.float32)
+        whose = checkpoint.digest(type(tokenizer).__name__, tokenizer.config, state, torch.float32)
         self.models = container.Models(whose, self.coder.fingerprint, tokenizer.patch_size, self.coder.exact)
 
     # --- images ----------------------------------------------------------------------------------------------------------

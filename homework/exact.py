@@ -15,7 +15,6 @@ tensors of float32, which hold them exactly below 2^24 and multiply them fast:
 
 import contextlib
 import copy
-import hashlib
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from homework.autoregressive import AutoregressiveModel
+from homework.checkpoint import digest
 from homework.exact_steps import ExactSteps, softmax
 from homework.transformer import Attention
 
@@ -60,15 +60,6 @@ def exp2_table(bits: int, digits: int) -> list[int]:
             power = math.isqrt(power)
         table.append((power + 1) // 2)  # one bit more than wanted, to round by
     return table
-
-
-def fingerprint(name: str, config: dict, tensors: dict[str, Tensor], dtype: torch.dtype) -> bytes:
-    """SHA-256 of a model's name, configuration and tensors: 32 bytes."""
-    digest = hashlib.sha256(repr((name, sorted(config.items()))).encode())
-    for key, tensor in sorted(tensors.items()):
-        digest.update(repr((key, tuple(tensor.shape))).encode())
-        digest.update(tensor.detach().cpu().to(dtype).contiguous().numpy().tobytes())
-    return digest.digest()
 
 
 def floor_divide_(x: Tensor, by: Tensor) -> Tensor:
@@ -287,7 +278,7 @@ class ExactPrior:
         self.device = torch.device("cpu") if device.type == "mps" else device
         self.model = export(prior, carrier).to(self.device)
         self.n_tokens, self.height, self.width = (prior.config[k] for k in ("n_tokens", "height", "width"))
-        self.fingerprint = fingerprint("exact 1", prior.config, self.model.state_dict(), torch.int32)
+        self.fingerprint = digest("exact 1", prior.config, self.model.state_dict(), torch.int32)
         bits = 28 - (self.n_tokens - 1).bit_length()  # K of the table's entries, times 2^24, sum to 2^52 at most
         if bits < 6:
             raise OverflowError(f"{self.n_tokens} codes are too many for frequencies out of 2^24.")
@@ -336,7 +327,7 @@ class FloatPrior:
         self.device = next(prior.parameters()).device
         self.n_tokens = prior.n_tokens
         self.height, self.width = (prior.config.get(k, default) for k, default in (("height", 64), ("width", 64)))
-        self.fingerprint = fingerprint(type(prior).__name__, prior.config, prior.state_dict(), torch.float32)
+        self.fingerprint = digest(type(prior).__name__, prior.config, prior.state_dict(), torch.float32)
 
     def weights(self, grids: Tensor) -> Tensor:
         """(B,h,w) int64 in [0,K) -> (B,N,K) float32 on the CPU, place by place as the decoder does."""
@@ -346,13 +337,18 @@ class FloatPrior:
     def steps(self, B: int, h: int, w: int) -> Callable[[Tensor], Tensor]:
         """As :meth:`ExactPrior.steps`."""
         with full_precision(self.device):
-            steps = self.model.steps(B, h, w, self.device)
+            return weighed(self.model.steps(B, h, w, self.device), self.n_tokens, self.device)
 
-        def step(tokens: Tensor) -> Tensor:
-            with full_precision(self.device):
-                p = steps(tokens.to(self.device)).float().softmax(dim=-1).cpu().double()
-                weights = (p / p.sum(dim=-1, keepdim=True) * (TOTAL - self.n_tokens)).floor_().float()
-                weights[..., 0] += TOTAL - self.n_tokens - weights.sum(dim=-1)
-                return weights
 
-        return step
+def weighed(steps: Callable[[Tensor], Tensor], n_tokens: int, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """An incremental form on ``device`` that gives weights for the range coder, (B,K) float32 on the CPU, where ``steps``
+    gives logits."""
+
+    def step(tokens: Tensor) -> Tensor:
+        with full_precision(device):
+            p = steps(tokens.to(device)).float().softmax(dim=-1).cpu().double()
+            weights = (p / p.sum(dim=-1, keepdim=True) * (TOTAL - n_tokens)).floor_().float()
+            weights[..., 0] += TOTAL - n_tokens - weights.sum(dim=-1)
+            return weights
+
+    return step

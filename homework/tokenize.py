@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from homework import checkpoint, cli, distributed
 from homework.data import to_float
+from homework.feature_data import INDEX, FeatureDataset
 from homework.images import SUFFIXES, decoded, image_paths
 
-MOST = 16  # pixels by which copies are moved at most, less one
+MOST = 16  # copies are moved by fewer pixels than these
 
 Result = tuple[tuple[int, int], np.ndarray] | str  # the image's (H, W) and its grid (h, w), or what is wrong with it
 
@@ -25,6 +26,7 @@ def tokenize(
     batch_size: int = 16,
     image_size: str | None = None,
     copies: int = 0,
+    shift: int | None = None,
     skip_bad: bool = False,
     codes: bool = False,
     device: str = "auto",
@@ -34,10 +36,12 @@ def tokenize(
     Args:
         tokenizer: checkpoint of a model that makes tokens, as homework/BSQPatchAutoEncoder.pth.
         output: the .pth file to write.
-        images: files, folders or dataset.json files.
+        images: files, folders or dataset.json files; or, for a SOM, one folder that homework.features wrote.
         batch_size: images that go through the model at once.
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped; as they are by default.
         copies: also as many randomly mirrored and shifted copies of each image, so that a prior has more to learn from.
+        shift: pixels by which copies are moved at most; by default less than a patch, and than 16. Grids of several
+            tokenizers that are to go together, coarse and fine, need the same.
         skip_bad: leave out images that are damaged or of another size than most; otherwise they are an error.
         codes: also write the vector of each code, under "codes": one table (K,d) for all images, since a token's vector
             depends on nothing but the token.
@@ -46,6 +50,8 @@ def tokenize(
     tokenizer, output, *images = map(str, (tokenizer, output, *images))  # Fire takes 2026 for a number
     if isinstance(copies, bool) or not isinstance(copies, int) or copies < 0:
         raise ValueError(f"--copies is {copies!r}, but must be a whole number of at least 0.")
+    if shift is not None and (type(shift) is not int or shift < 0):
+        raise ValueError(f"--shift is {shift!r}, but must be a whole number of pixels, at least 0.")
     for name, value in ("skip_bad", skip_bad), ("codes", codes):
         if not isinstance(value, bool):
             raise ValueError(f"--{name} takes no value, but got {value}; put it at the end.")
@@ -59,16 +65,26 @@ def tokenize(
     model = checkpoint.load(tokenizer)
     if not hasattr(model, "encode_index"):
         raise ValueError(f"{tokenizer} holds a {type(model).__name__}, which makes no tokens; name a tokenizer.")
-    table = code_table(model) if codes else None
+    if shift is None:
+        shift = min(model.patch_size, MOST) - 1
+    known = {"tokenizer": checkpoint.fingerprint(model), "shift": shift if copies else 0}
+    if codes:
+        known["codes"] = code_table(model).clone()  # a clone, for a view would be saved with all that it views
+    if len(images) == 1 and (Path(images[0]) / INDEX).is_file():
+        if copies or size:
+            raise ValueError("--copies and --image_size are for images; feature maps are what they are.")
+        results = encode_features(model.to(cli.pick_device(device)), images[0], batch_size)
+        _write(results, model.n_tokens, output, skip_bad, known)
+        return
     paths = image_paths(images)
     try:
         local_device = distributed.setup(cli.pick_device(device))
         model.to(local_device)
-        results = distributed.gather(encode_files(model, paths, batch_size, size, local_device, copies))
+        results = distributed.gather(encode_files(model, paths, batch_size, size, local_device, copies, shift))
     finally:
         distributed.cleanup()
     if results is not None:
-        _write(dict(item for part in results for item in part.items()), model.n_tokens, output, skip_bad, table)
+        _write(dict(item for part in results for item in part.items()), model.n_tokens, output, skip_bad, known)
 
 
 @torch.no_grad()
@@ -80,6 +96,23 @@ def code_table(model: torch.nn.Module) -> torch.Tensor:
 
 
 @torch.inference_mode()
+def encode_features(model: torch.nn.Module, folder: str, batch_size: int) -> dict[str, Result]:
+    """The grids of the feature maps in ``folder``. ValueError if the tokenizer reads none, or those of another
+    auto-encoder."""
+    data = FeatureDataset(folder)
+    if not hasattr(model, "encode_features"):
+        raise ValueError(f"{folder} holds feature maps, but a {type(model).__name__} makes tokens of images; name these.")
+    if checkpoint.fingerprint(model.autoencoder) != data.fingerprint:
+        raise ValueError(f"The feature maps in {folder} are of another auto-encoder than the tokenizer's; make them with "
+                         "its own, or name images.")  # fmt: skip
+    device, results = next(model.parameters()).device, {}
+    for places in tqdm(torch.arange(len(data)).split(batch_size), desc="tokenizing", unit_scale=batch_size, unit="img"):
+        grids = model.encode_features(data.batch(places, device)).cpu().numpy().astype(smallest_type(model.n_tokens))
+        results |= {data.names[i]: (data.size[:2], grid) for i, grid in zip(places.tolist(), grids, strict=True)}
+    return results
+
+
+@torch.inference_mode()
 def encode_files(
     model: torch.nn.Module,
     paths: list[str],
@@ -87,9 +120,10 @@ def encode_files(
     image_size: tuple[int, int] | None = None,
     device: torch.device | str = "cpu",
     copies: int = 0,
+    shift: int = 0,
 ) -> dict[str, Result]:
     """This process's share of ``paths``: whole batches, so that several processes get exactly what one would get.
-    Copy k of an image is called PATH#k."""
+    Copy k of an image is called PATH#k, and moved by at most ``shift`` pixels."""
     batches = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
     batches = batches[distributed.rank() :: distributed.world_size()]
     results = {}
@@ -105,7 +139,7 @@ def encode_files(
                 pixels = torch.from_numpy(np.stack(list(group.values()))).to(device)  # (B, H, W, 3)
                 for copy in range(1 + copies):
                     draws = torch.Generator().manual_seed(zlib.crc32(f"{batch[0]}#{copy}".encode()))
-                    x = to_float(mirrored_and_shifted(pixels, min(model.patch_size, MOST), draws) if copy else pixels)
+                    x = to_float(mirrored_and_shifted(pixels, shift, draws) if copy else pixels)
                     grids = model.encode_index(x).cpu().numpy().astype(smallest_type(model.n_tokens))
                     names = [f"{path}#{copy}" if copy else path for path in group]
                     results |= {name: (size, grid) for name, grid in zip(names, grids, strict=True)}
@@ -114,10 +148,10 @@ def encode_files(
 
 
 def mirrored_and_shifted(x: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
-    """(B,H,W,3) images, each mirrored or not, and moved by less than ``most`` pixels in both directions, where the edge is
+    """(B,H,W,3) images, each mirrored or not, and moved by up to ``most`` pixels in both directions, where the edge is
     repeated. (Grids themselves can be neither mirrored nor moved by part of a patch.)"""
     B, H, W, _ = x.shape
-    down, right = torch.randint(1 - most, most, (2, B, 1), generator=generator).to(x.device)
+    down, right = torch.randint(-most, most + 1, (2, B, 1), generator=generator).to(x.device)
     mirror = torch.randint(2, (B, 1), generator=generator).to(x.device)
     rows = (torch.arange(H, device=x.device) + down).clamp(0, H - 1)  # (B,H)
     columns = (torch.arange(W, device=x.device) + right).clamp(0, W - 1)  # (B,W)
@@ -133,7 +167,7 @@ def smallest_type(n_tokens: int) -> type:
     return next(t for bits, t in types.items() if n_tokens <= 1 << bits)
 
 
-def _write(results: dict[str, Result], n_tokens: int, output: str, skip_bad: bool, codes: torch.Tensor | None) -> None:
+def _write(results: dict[str, Result], n_tokens: int, output: str, skip_bad: bool, known: dict) -> None:
     results = dict(sorted(results.items()))
     sizes = collections.Counter(r[0] for r in results.values() if not isinstance(r, str))
     size = max(sizes, key=sizes.get, default=None)  # the size of most of them is the right one
@@ -150,8 +184,7 @@ def _write(results: dict[str, Result], n_tokens: int, output: str, skip_bad: boo
         print(f"Left out {len(bad)} of {len(results)} images:\n  {named}", file=sys.stderr)
     grids = {path: r[1] for path, r in results.items() if not isinstance(r, str) and r[0] == size}
     tokens = torch.from_numpy(np.stack(list(grids.values())))  # (N, h, w)
-    table = {} if codes is None else {"codes": codes.clone()}  # a clone, for a view would be saved with all that it views
-    checkpoint.write({"tokens": tokens, "n_tokens": n_tokens, "names": list(grids)} | table, output)
+    checkpoint.write({"tokens": tokens, "n_tokens": n_tokens, "names": list(grids)} | known, output)
     used = len(np.unique(tokens.numpy()))
     print(f"{output}: {len(grids)} grids of {tokens.shape[1]}x{tokens.shape[2]} tokens, {used} of {n_tokens} codes used")
 

@@ -1,6 +1,7 @@
 """Vector quantization (van den Oord, Vinyals and Kavukcuoglu, arXiv 1711.00937), and the tokenizers built on it."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.distributed
@@ -27,11 +28,16 @@ def nearest(x: Tensor, entries: Tensor, at_once: int = 2**22) -> Tensor:
     Returns:
         (n,) int64 in [0,K).
     """
+    return torch.cat([distances.argmin(dim=-1) for distances in compared(x, entries, at_once)])  # (rows,K) -> (rows)
+
+
+def compared(x: Tensor, entries: Tensor, at_once: int = 2**22) -> Iterator[Tensor]:
+    """(|x - e_k|^2 - |x|^2) / 2 for some vectors after the others: (rows,K). Arguments as of :func:`nearest`."""
     squares = entries.square().sum(dim=-1) / 2
-    with torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False):  # bfloat16 mistakes neighbours for each other
-        # |x - e|^2 = |x|^2 - 2 x.e + |e|^2, where |x|^2 is the same for all entries
-        rows = x.split(max(1, at_once // len(entries)))
-        return torch.cat([torch.addmm(squares, r, entries.T, alpha=-1).argmin(dim=-1) for r in rows])  # (rows,K) -> (rows)
+    for rows in x.split(max(1, at_once // len(entries))):
+        with torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False):  # bfloat16 mistakes neighbours for each other
+            # |x - e|^2 = |x|^2 - 2 x.e + |e|^2, where |x|^2 is the same for all entries
+            yield torch.addmm(squares, rows, entries.T, alpha=-1)
 
 
 def add_up(x: Tensor) -> Tensor:
