@@ -1,17 +1,13 @@
 """A prior over token grids: a decoder-only transformer that reads the grid in raster order."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from homework.checkpoint import load_reference
 from homework.prior import GridPrior
+from homework.raster import NEIGHBOURS, FromNeighbours, RasterSteps
 from homework.transformer import Layer
-
-# Already known neighbours whose embeddings a place starts from, as (rows up, columns left), nearest first. The first is
-# the token before it in raster order: to the left, or at the start of a row the last one of the row above.
-NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (1, 2), (1, -2))
 
 
 def load() -> nn.Module:
@@ -19,7 +15,7 @@ def load() -> nn.Module:
     return load_reference("AutoregressiveModel")
 
 
-class AutoregressiveModel(GridPrior):
+class AutoregressiveModel(FromNeighbours, GridPrior):
     """p(grid) = prod_n p(t_n | t_0 .. t_{n-1}), in raster order.
 
     ::
@@ -116,22 +112,9 @@ class AutoregressiveModel(GridPrior):
     def table(self) -> Tensor:
         """(neighbours * (K+1), D): what each token adds as each neighbour; row i * (K+1) + t is token t at neighbour i."""
         if not self.config["code_dim"]:
-            return self.embedding.weight
+            return super().table()
         rows = self.embedding(self.codes).view(len(self.codes), len(self.neighbours), -1)  # (K+1,m*D) -> (K+1,m,D)
         return rows.transpose(0, 1).flatten(0, 1)  # (m,K+1,D) -> (m*(K+1),D)
-
-    def _pad(self, grid: Tensor) -> Tensor:
-        """(B,h,w) -> (B,h+2,w+4): two rows above and two columns at either side that hold K, "outside"."""
-        return F.pad(grid, (2, 2, 2, 0), value=self.n_tokens)
-
-    def _lookup(self, h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Where things stand in a flattened padded grid: each place (N,), and its neighbours (N, neighbours); int64."""
-        n = torch.arange(h * w, device=device)
-        own = (n // w + 2) * (w + 4) + n % w + 2
-        up, left = torch.tensor(self.neighbours, device=device).T
-        around = own[:, None] - up * (w + 4) - left
-        around[1:, 0] = own[:-1]  # at the start of a row too, nothing earlier must stay unseen: the end of the row above
-        return own, around
 
     def _positions(self, h: int, w: int) -> Tensor | float:
         """(N,D): the position embedding of every place of an h x w grid, or 0."""
@@ -144,13 +127,6 @@ class AutoregressiveModel(GridPrior):
             return self.place[: h * w]
         raise ValueError(f"A {h}x{w} grid is larger than the {H}x{W} that this prior was built for; train one with "
                          f"--height {h} --width {w}, or with --position none.")  # fmt: skip
-
-    def _embed(self, table: Tensor, padded: Tensor, lookup: Tensor, positions: Tensor | float) -> Tensor:
-        """Rows of ``table`` for the (B, padded grid) tokens at ``lookup`` (n,m), summed over the m neighbours -> (B,n,D)."""
-        first_rows = torch.arange(lookup.shape[1], device=padded.device) * (self.n_tokens + 1)
-        rows = (padded[:, lookup] + first_rows).flatten(0, 1)  # (B,n,m) -> (B*n,m)
-        summed = F.embedding_bag(rows, table, mode="sum")  # (B*n,D)
-        return summed.view(len(padded), len(lookup), -1) + positions  # (B*n,D) -> (B,n,D)
 
     # --- the whole grid at once, and place by place --------------------------------------------------------------------
 
@@ -168,9 +144,8 @@ class AutoregressiveModel(GridPrior):
         return Steps(self, B, h, w, device)
 
 
-class Steps:
-    """A prior fed place by place: keys and values of all places so far are kept, so that a step costs the same at
-    every place, not a pass over all of them.
+class Steps(RasterSteps):
+    """The prior fed place by place, see :class:`homework.raster.RasterSteps`.
 
     Args:
         model: the prior; use under ``torch.inference_mode()``, in eval mode.
@@ -178,27 +153,12 @@ class Steps:
     """
 
     def __init__(self, model: AutoregressiveModel, B: int, h: int, w: int, device: str | torch.device = "cpu"):
-        self.model, self.n, self.done = model, 0, 0  # n tokens are known, done places computed
-        self.table = model.table()
-        self.own, self.lookup = model._lookup(h, w, torch.device(device))
         self.positions = model._positions(h, w)
-        self.padded = model._pad(torch.full((B, h, w), model.n_tokens, device=device)).flatten(1)  # (B,h+2,w+4) -> (B,M)
-        heads, D = model.config["n_heads"], model.config["d_latent"]
-        empty = [torch.empty(2, B, heads, h * w, D // heads, device=device, dtype=model.head.weight.dtype)
-                 for _ in model.layers]  # fmt: skip
-        self.cache = [(k, v) for k, v in empty]
+        super().__init__(model, B, h, w, device, model.config["d_latent"])
 
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """Takes the (B,n) int64 tokens of the next n places, returns the (B,K) logits of the place behind them.
-
-        The first call takes any n >= 0; the later ones n = 1.
-        """
-        stop = self.n + tokens.shape[1]
-        self.padded[:, self.own[self.n : stop]] = tokens.to(self.padded.device)
-        places = slice(self.done, stop + 1)  # not computed yet: all up to here the first time, later the one new place
-        positions = self.positions if isinstance(self.positions, float) else self.positions[places]
-        x = self.model._embed(self.table, self.padded, self.lookup[places], positions)
+    def compute(self, start: int, stop: int) -> Tensor:
+        positions = self.positions if isinstance(self.positions, float) else self.positions[start:stop]
+        x = self.model._embed(self.table, self.padded, self.lookup[start:stop], positions)
         for layer, cache in zip(self.model.layers, self.cache, strict=True):
-            x = layer(x, cache, self.done)
-        self.n, self.done = stop, stop + 1
-        return self.model.head(self.model.norm(x[:, -1]))
+            x = layer(x, cache, start)
+        return x

@@ -1,12 +1,36 @@
 """What priors over one grid share: the loss, and sampling."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from homework import sampling
+
+
+def measures(logits: Tensor, grids: Tensor) -> dict[str, Tensor]:
+    """Cross-entropy of (B,h,w) int64 grids under (B,h,w,K) logits: "loss" in nats per token, "bits_per_image" in bits; for
+    binary pixels (K = 2) also "nats_per_image" and "bits_per_pixel"."""
+    nats = F.cross_entropy(logits.flatten(0, 2).float(), grids.flatten())  # (B,h,w,K) -> (B*N,K)
+    per_token, N = nats.detach(), grids[0].numel()
+    found = {"loss": nats, "bits_per_image": per_token * N / math.log(2)}
+    if logits.shape[-1] == 2:
+        found |= {"nats_per_image": per_token * N, "bits_per_pixel": per_token / math.log(2)}
+    return found
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; behind it, and after an error, in the mode in which it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 class GridPrior(nn.Module):
@@ -17,26 +41,15 @@ class GridPrior(nn.Module):
     """
 
     def loss(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy of (B,h,w) int64 grids: "loss" in nats per token, "bits_per_image" in bits; for binary pixels also
-        "nats_per_image" and "bits_per_pixel"."""
-        logits, _ = self(tokens)
-        nats = F.cross_entropy(logits.flatten(0, 2).float(), tokens.flatten())  # (B,h,w,K) -> (B*N,K)
-        per_token, N = nats.detach(), tokens[0].numel()
-        measures = {"loss": nats, "bits_per_image": per_token * N / math.log(2)}
-        if self.n_tokens == 2:
-            measures |= {"nats_per_image": per_token * N, "bits_per_pixel": per_token / math.log(2)}
-        return measures
+        """Of (B,h,w) int64 grids, see :func:`measures`."""
+        return measures(self(tokens)[0], tokens)
 
     @torch.inference_mode()
     def generate(self, B: int, h: int, w: int, device: str | torch.device = "cpu", **sampling_options) -> Tensor:
-        """Samples (B,h,w) int64 grids; options as in :func:`homework.sampling.generate` (temperature, top_k, top_p,
-        generator, prefix). The model must be on ``device`` already."""
-        was_training = self.training
-        self.eval()
-        try:
+        """Samples (B,h,w) int64 grids, or searches for likely ones; options as in :func:`homework.sampling.generate`
+        (temperature, top_k, top_p, generator, prefix, num_beam, beam_width, beams). The model must be on ``device``."""
+        with evaluating(self):
             return sampling.generate(self.steps(B, h, w, device), B, h, w, **sampling_options)
-        finally:
-            self.train(was_training)
 
     def images(self, tokens: Tensor) -> dict[str, Tensor]:
         """Token grids (n,h,w) int64, for the training loop to decode: some of the data's, and as many samples."""

@@ -1,4 +1,5 @@
-"""Transformer layers: causal attention within a window, a perceptron, and the cache with which both go place by place."""
+"""Transformer layers: causal attention within a window, attention to another sequence, perceptrons, and the cache with which
+they go place by place."""
 
 import math
 
@@ -107,3 +108,115 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int = 0) -> Tensor:
         x = x + self.dropout(self.attention(self.norm1(x), cache, start))
         return x + self.dropout(self.down(F.relu(self.up(self.norm2(x))).square()))
+
+
+# --- layers of encoders and decoders --------------------------------------------------------------------------------------
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """So et al., arXiv 2109.08668."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS = {"relu": F.relu, "relu2": squared_relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh}
+
+
+def initialise(reading: list[nn.Linear], writing: list[nn.Linear], n_layers: int) -> None:
+    """Starting weights of a layer's parts that read the residual stream, and of those that write to it: there the sum of
+    all branches of ``n_layers`` layers keeps its size (GPT-2)."""
+    for module in (*reading, *writing):
+        branches = n_layers * len(writing) if module in writing else 4
+        nn.init.normal_(module.weight, std=(module.in_features * branches) ** -0.5)
+        nn.init.zeros_(module.bias)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention to all places of a sequence (Vaswani et al., arXiv 1706.03762, section 3.2), which may be another
+    one: a decoder's to what the encoder has read, or an encoder's to its own."""
+
+    def __init__(self, D: int, n_heads: int):
+        super().__init__()
+        self.n_heads = n_heads
+        self.q, self.kv, self.out = nn.Linear(D, D), nn.Linear(D, 2 * D), nn.Linear(D, D)
+
+    def read(self, memory: Tensor) -> Tensor:
+        """The sequence (B,m,D) to attend to -> its keys and values (2,B,heads,m,d)."""
+        B, m, _ = memory.shape
+        return self.kv(memory).view(B, m, 2, self.n_heads, -1).permute(2, 0, 3, 1, 4)  # (B,m,2D) -> (2,B,heads,m,d)
+
+    def forward(self, x: Tensor, keys_values: Tensor) -> Tensor:
+        """(B,n,D), and what :meth:`read` gave -> (B,n,D)."""
+        B, n, D = x.shape
+        q = self.q(x).view(B, n, self.n_heads, -1).transpose(1, 2)  # (B,n,D) -> (B,heads,n,d)
+        y = F.scaled_dot_product_attention(q, *keys_values)
+        return self.out(y.transpose(1, 2).reshape(B, n, D))  # (B,heads,n,d) -> (B,n,D)
+
+
+class EncoderLayer(nn.Module):
+    """A pre-norm layer in which every place sees every other: attention, then a perceptron at each place.
+
+    Args:
+        D: width, n_heads: of the attention, hidden: width of the perceptron, activation: one of ACTIVATIONS.
+        n_layers: how many such layers follow each other, for the starting weights.
+        dropout: probability.
+    """
+
+    def __init__(self, D: int, n_heads: int, hidden: int, activation: str, n_layers: int, dropout: float):
+        super().__init__()
+        self.norm1, self.attention = nn.RMSNorm(D, eps=1e-6), CrossAttention(D, n_heads)
+        self.norm2, self.up, self.down = nn.RMSNorm(D, eps=1e-6), nn.Linear(D, hidden), nn.Linear(hidden, D)
+        self.activation, self.dropout = ACTIVATIONS[activation], nn.Dropout(dropout)
+        initialise([self.attention.q, self.attention.kv, self.up], [self.attention.out, self.down], n_layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,n,D) -> (B,n,D)."""
+        y = self.norm1(x)
+        x = x + self.dropout(self.attention(y, self.attention.read(y)))
+        return x + self.dropout(self.down(self.activation(self.up(self.norm2(x)))))
+
+
+class DecoderLayer(nn.Module):
+    """A pre-norm layer: causal attention within a window, attention to an encoder's output, then a perceptron.
+
+    The norms before the causal attention and the perceptron have no weights of their own: what they are scaled and shifted
+    by is a linear function of a condition, which differs from place to place (adaLN, Peebles and Xie, arXiv 2212.09748,
+    section 3.2) and at first makes no difference. It is computed outside, by :attr:`modulation`, since it does not depend on
+    what the layer reads. The norm before the attention to the encoder's output is a usual one, as that brings in the
+    condition by itself (as in PixArt, Chen et al., arXiv 2310.00426).
+
+    Args:
+        D: width, n_heads, window: of :class:`Attention`.
+        cross_heads: heads of the attention to the encoder's output, 0 for a layer without.
+        hidden, activation, n_layers, dropout: as of :class:`EncoderLayer`.
+    """
+
+    def __init__(self, D: int, n_heads: int, window: int, cross_heads: int, hidden: int, activation: str, n_layers: int,
+                 dropout: float):  # fmt: skip
+        super().__init__()
+        self.norm = nn.RMSNorm(D, eps=1e-6, elementwise_affine=False)
+        self.attention = Attention(D, n_heads, window)
+        self.up, self.down = nn.Linear(D, hidden), nn.Linear(hidden, D)
+        self.activation, self.dropout = ACTIVATIONS[activation], nn.Dropout(dropout)
+        reading, writing = [self.attention.qkv, self.up], [self.attention.out, self.down]
+        self.cross_attention = None
+        if cross_heads:
+            self.cross_norm, self.cross_attention = nn.RMSNorm(D, eps=1e-6), CrossAttention(D, cross_heads)
+            reading += [self.cross_attention.q, self.cross_attention.kv]
+            writing += [self.cross_attention.out]
+        initialise(reading, writing, n_layers)
+        self.modulation = nn.Linear(D, 4 * D)  # to a shift and a scale of the norm before attention, then of the last one
+        nn.init.zeros_(self.modulation.weight)
+        with torch.no_grad():
+            self.modulation.bias.copy_(torch.tensor([0.0, 1.0, 0.0, 1.0]).repeat_interleave(D))
+
+    def forward(self, x: Tensor, modulation: Tensor, keys_values: Tensor | None = None,
+                cache: tuple[Tensor, Tensor] | None = None, start: int = 0) -> Tensor:  # fmt: skip
+        """(B,n,D), what :attr:`modulation` made of the condition of each place (B,n,4D), and what the attention to the
+        encoder's output has read -> (B,n,D). With a ``cache``, x stands at places start, start+1, ..., see
+        :class:`Attention`."""
+        shift, scale, last_shift, last_scale = modulation.chunk(4, dim=-1)
+        x = x + self.dropout(self.attention(torch.addcmul(shift, self.norm(x), scale), cache, start))
+        if self.cross_attention:
+            x = x + self.dropout(self.cross_attention(self.cross_norm(x), keys_values))
+        y = torch.addcmul(last_shift, self.norm(x), last_scale)
+        return x + self.dropout(self.down(self.activation(self.up(y))))

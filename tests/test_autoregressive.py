@@ -152,6 +152,36 @@ def test_attention_in_blocks_is_masked_attention(window):
     assert prior(window=window)(grids(1))[0].isfinite().all()
 
 
+@pytest.mark.parametrize("window", [2, 5, 100])
+@pytest.mark.parametrize("known", [0, 7, 18])
+def test_selected_steps_are_those_of_the_selected_grids(window, known):
+    """The batch grows, then shrinks, then is put in another order; what goes on differs in equal rows."""
+    model, tokens = prior(window=window), grids(3).flatten(1)
+    draws = torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        steps = model.steps(3, *GRID)
+        steps(tokens[:, :known])
+        for n, rows in enumerate(([2, 0, 2, 1, 1], [4, 1, 0], [1], [0, 0]), known + 1):
+            steps.select(torch.tensor(rows))
+            tokens = tokens[rows]
+            tokens[:, n - 1 :] = torch.randint(K, (len(rows), tokens.shape[1] - n + 1), generator=draws)
+            expected = model(tokens.view(-1, *GRID))[0].flatten(1, 2)[:, n]
+            assert torch.allclose(steps(tokens[:, n - 1 : n]), expected, atol=1e-5), n
+
+
+@pytest.mark.parametrize("options", [{"num_beam": 4, "beam_width": 5}, {"beams": 3}])
+def test_generating_passes_the_options_on(options):
+    """Their naive forms are in test_sampling.py."""
+    model = prior()
+    a, b = (model.generate(2, *GRID, generator=torch.Generator().manual_seed(1), prefix=grids(2)[:, :1], **options)
+            for _ in range(2))  # fmt: skip
+    assert torch.equal(a, b) and torch.equal(a[:, :1], grids(2)[:, :1])
+    with torch.inference_mode():
+        c = sampling.generate(model.steps(2, *GRID), 2, *GRID, generator=torch.Generator().manual_seed(1),
+                              prefix=grids(2)[:, :1], **options)  # fmt: skip
+    assert torch.equal(a, c)
+
+
 @every_mode
 def test_code_vectors_instead_of_embeddings(position):
     """A model that reads codes is causal, steps as it goes, and its codes are saved, but not trained."""

@@ -1,9 +1,11 @@
 """From logits to tokens: the frequencies are the probabilities, and the settings keep what they promise."""
 
+import itertools
 import math
 
 import pytest
 import torch
+from conftest import batch_for, build
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -163,6 +165,7 @@ def test_restrictions_do_not_touch_their_input(values, k, top_p):
 
 BAD = [("temperature", v) for v in (-1, -1e-9, math.nan, math.inf, "hot", None, True)]
 BAD += [("top_k", v) for v in (0, -3, 2.5, math.nan, math.inf, "few", True)]
+BAD += [(name, v) for name in ("num_beam", "beam_width", "beams") for v in (0, -2, 1.5, math.nan, "two", None, True)]
 BAD += [("top_p", v) for v in (0, -0.5, 1.01, math.nan, math.inf, "most", False)]
 
 
@@ -173,7 +176,15 @@ def test_bad_settings_are_named(name, value):
     assert str(value) in str(error.value)
 
 
-GOOD = [{}, {"temperature": 0}, {"temperature": 0.1, "top_k": 1}, {"top_p": 1}, {"top_p": 1e-9}]
+GOOD = [
+    {"num_beam": 3, "beam_width": 40, "top_k": 2},
+    {"beams": 9, "beam_width": 2},
+    {},
+    {"temperature": 0},
+    {"temperature": 0.1, "top_k": 1},
+    {"top_p": 1},
+    {"top_p": 1e-9},
+]
 
 
 @pytest.mark.parametrize("options", GOOD)
@@ -221,3 +232,165 @@ def test_bad_settings_stop_before_the_first_draw():
     with pytest.raises(ValueError, match="top_p"):
         generate(counting(seen), 1, 2, 2, top_p=1.5)
     assert not seen
+
+
+# --- best of several continuations, and beam search -----------------------------------------------------------------------
+
+
+class Table:
+    """A prior over 2x3 grids of 4 tokens, whose logits at n are sums over all tokens before; and its steps."""
+
+    def __init__(self):
+        # by place, earlier place, and its token, of which 4 is before the first
+        self.weight = 2 * torch.randn(6, 7, 5, 4, generator=seeded(3), dtype=torch.float64)
+        self.tokens = None
+
+    def logits(self, images: list[int], tokens: torch.Tensor) -> torch.Tensor:
+        """Of the place behind (B,n) tokens, naively; of which images of the batch they are is for those that have any."""
+        before = torch.nn.functional.pad(tokens, (1, 0), value=4)
+        return sum(self.weight[tokens.shape[1], i, before[:, i]] for i in range(before.shape[1]))
+
+    def steps(self, B):
+        self.tokens = torch.zeros(B, 0, dtype=torch.int64)
+        return self
+
+    def __call__(self, new):
+        self.tokens = torch.cat([self.tokens, new], dim=1)
+        return self.logits(None, self.tokens)
+
+    def select(self, rows):
+        self.tokens = self.tokens[rows]
+
+
+class Prior:
+    """A tiny transformer, or a stage of a cascade with a coarse grid for each image; 2x3 grids of 4 tokens, float64."""
+
+    def __init__(self, name: str, **options):
+        self.model = build(name, n_tokens=4, height=2, width=3, **options).double().eval()
+        with torch.no_grad():
+            for p in self.model.parameters():
+                p.add_(0.5 * torch.randn(p.shape, generator=seeded(1), dtype=p.dtype))
+        self.coarse = batch_for(self.model, 3)[0] if name == "CascadeStage" else None
+
+    @torch.inference_mode()
+    def logits(self, images, tokens):
+        grid = torch.nn.functional.pad(tokens, (0, 6 - tokens.shape[1])).view(-1, 2, 3)  # what follows makes no difference
+        batch = grid if self.coarse is None else (self.coarse[images], grid)
+        return self.model(batch)[0].flatten(1, 2)[:, tokens.shape[1]]
+
+    def steps(self, B):
+        return self.model.steps(*((B,) if self.coarse is None else (self.coarse[:B],)), 2, 3)
+
+
+PRIORS = {
+    "table": Table,
+    "transformer": lambda: Prior("AutoregressiveModel", window=4),
+    "stage": lambda: Prior("CascadeStage", use_sliding_window=True, sliding_window=3),
+    "decoder": lambda: Prior("CascadeStage", num_enc_layers=0),
+}
+every_prior = pytest.mark.parametrize("prior", PRIORS)
+
+
+def nats(prior, image: int, rows: list[list[int]]) -> list[float]:
+    """-log p of grids of one image, which may be partial, naively."""
+    tokens, total = torch.tensor(rows), 0.0
+    for n in range(tokens.shape[1]):
+        log_p = prior.logits([image] * len(rows), tokens[:, :n]).log_softmax(dim=-1)
+        total = total - log_p.gather(1, tokens[:, n : n + 1])[:, 0]
+    return total.tolist()
+
+
+def naive_best_of(prior, known: list[list[int]], num_beam: int, beam_width: int, **options) -> list[list[int]]:
+    """All logits anew for each token; continuations as lists, and a loop over the images to choose."""
+    best = [list(row) for row in known]
+    while len(best[0]) < 6:
+        start = len(best[0])
+        rows = [list(row) for row in best for _ in range(num_beam)]
+        images = [b for b in range(len(best)) for _ in range(num_beam)]
+        for _ in range(min(beam_width, 6 - start)):
+            tokens = torch.tensor(rows, dtype=torch.int64).view(len(rows), -1)
+            for row, token in zip(rows, sample(prior.logits(images, tokens), **options).tolist(), strict=True):
+                row.append(token)
+        for b in range(len(best)):
+            own = rows[b * num_beam : (b + 1) * num_beam]
+            scores = nats(prior, b, own)
+            best[b] = own[scores.index(min(scores))]
+    return best
+
+
+def naive_beam_search(prior, image: int, known: list[int], beams: int) -> list[int]:
+    """Of one image: every partial grid with every token, sorted."""
+    kept = [(0.0, list(known))]
+    while len(kept[0][1]) < 6:
+        rows = torch.tensor([tokens for _, tokens in kept], dtype=torch.int64).view(len(kept), -1)
+        p = prior.logits([image] * len(kept), rows).log_softmax(dim=-1).tolist()
+        grown = [(total - p[i][t], [*tokens, t]) for i, (total, tokens) in enumerate(kept) for t in range(4)]
+        kept = sorted(grown)[:beams]
+    return kept[0][1]
+
+
+KNOWN = torch.tensor([[[0, 3, 1]], [[2, 2, 0]], [[1, 0, 0]]])
+
+
+@every_prior
+@pytest.mark.parametrize("prefix", [None, KNOWN])
+@pytest.mark.parametrize(
+    "num_beam, beam_width, options", [(2, 1, {}), (3, 4, {"temperature": 1.5, "top_k": 3}), (2, 50, {})]
+)
+def test_best_of_is_its_naive_form(prior, prefix, num_beam, beam_width, options):
+    prior, known = PRIORS[prior](), [[]] * 3 if prefix is None else prefix.flatten(1).tolist()
+    options = options | {"num_beam": num_beam, "beam_width": beam_width}
+    with torch.inference_mode():
+        fast = generate(prior.steps(3), 3, 2, 3, generator=seeded(5), prefix=prefix, **options)
+    assert fast.dtype == torch.int64 and fast.shape == (3, 2, 3)
+    assert fast.flatten(1).tolist() == naive_best_of(prior, known, generator=seeded(5), **options)
+
+
+@every_prior
+@pytest.mark.parametrize("prefix", [None, KNOWN])
+@pytest.mark.parametrize("beams", [2, 7, 20])
+def test_beam_search_is_its_naive_form(prior, prefix, beams):
+    prior, known = PRIORS[prior](), [[]] * 3 if prefix is None else prefix.flatten(1).tolist()
+    with torch.inference_mode():
+        fast = generate(prior.steps(3), 3, 2, 3, prefix=prefix, beams=beams)
+    assert fast.flatten(1).tolist() == [naive_beam_search(prior, b, known[b], beams) for b in range(3)]
+
+
+@every_prior
+def test_beam_search_with_all_beams_finds_the_likeliest_grid(prior):
+    """All 64 second rows of a grid whose first one is known."""
+    prior = PRIORS[prior]()
+    with torch.inference_mode():
+        found = generate(prior.steps(3), 3, 2, 3, prefix=KNOWN, beams=4**3).flatten(1).tolist()
+    for b, row in enumerate(KNOWN.flatten(1).tolist()):
+        everything = [[*row, *rest] for rest in itertools.product(range(4), repeat=3)]
+        scores = nats(prior, b, everything)
+        assert found[b] == everything[scores.index(min(scores))]
+
+
+def test_one_beam_draws_as_before_and_a_seed_repeats_many():
+    seeds_and_beams = [(1, 4), (1, 4), (2, 4), (1, 1)]
+    draws = [generate(Table().steps(3), 3, 2, 3, generator=seeded(s), num_beam=n) for s, n in seeds_and_beams]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    plain = generate(Table().steps(3), 3, 2, 3, generator=seeded(1), beam_width=5)
+    assert torch.equal(plain, draws[3])
+
+
+@pytest.mark.parametrize("options", [{"num_beam": 3}, {"beams": 2}])
+def test_a_grid_that_is_known_already_stays(options):
+    prefix = torch.arange(6).view(1, 2, 3) % 4
+    assert torch.equal(generate(Table().steps(1), 1, 2, 3, prefix=prefix, **options), prefix)
+
+
+@pytest.mark.parametrize("options", [{"num_beam": 2}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.9}])
+def test_beam_search_excludes_what_draws(options):
+    with pytest.raises(ValueError, match=f"beams is 4: .*leave {next(iter(options))} out"):
+        check(beams=4, **options)
+
+
+@pytest.mark.parametrize("options", [{"num_beam": 2}, {"beams": 2}])
+def test_steps_that_cannot_branch_are_told(options):
+    with pytest.raises(ValueError, match="leave num_beam and beams out"):
+        build("GatedPixelCNN").generate(1, 4, 6, **options)
+    with pytest.raises(ValueError, match="leave num_beam and beams out"):
+        generate(counting([]), 2, 3, 4, **options)
