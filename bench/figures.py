@@ -13,7 +13,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import nn
 
 import homework.ae
@@ -23,6 +22,7 @@ import homework.vq
 from homework import checkpoint
 from homework.data import ImageDataset, to_uint8
 from homework.generation import Uniform
+from homework.report import on_sheet, save_picture
 from homework.sample import sample
 
 HERE = Path(__file__).parent / "figures"
@@ -33,13 +33,7 @@ SHOWN = {"PatchAutoEncoder": "mse", "BSQPatchAutoEncoder": "mse", "VQPatchAutoEn
 
 def save_sheet(rows: list[torch.Tensor], name: str) -> None:
     """Writes rows of images (n,H,W,3), float in [-0.5,0.5], with white between them."""
-    n, H, W, _ = rows[0].shape
-    page = torch.full((len(rows) * (H + 4) - 4, n * (W + 4) - 4, 3), 255, dtype=torch.uint8)
-    for i, row in enumerate(rows):
-        for j, image in enumerate(to_uint8(row)):
-            page[i * (H + 4) : i * (H + 4) + H, j * (W + 4) : j * (W + 4) + W] = image
-    with checkpoint.replacing(HERE / name) as path:
-        Image.fromarray(page.numpy()).save(path, format="PNG")
+    save_picture(on_sheet([to_uint8(row).numpy() for row in rows]), HERE / name)
 
 
 @torch.inference_mode()

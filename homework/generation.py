@@ -1,16 +1,18 @@
 """Samples new images, or the rest of an image: ``python -m homework.generation``. See ``--help``."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from homework import checkpoint, cli, sampling
+from homework.coarse_to_fine import Cascade
 from homework.data import to_float, to_uint8
 from homework.images import read_image
+from homework.report import on_sheet, save_picture
 
 
 def generate(
@@ -27,6 +29,9 @@ def generate(
     rows: int = 10,
     image_size: str = "100x150",
     device: str = "auto",
+    num_beam: int = 1,
+    beam_width: int = 1,
+    beams: int = 1,
 ) -> None:
     """Samples images and writes them as generation_0.png, generation_1.png, ... into a folder.
 
@@ -45,6 +50,10 @@ def generate(
         rows: how many token rows of it to keep.
         image_size: HEIGHTxWIDTH of the images in pixels; --complete resizes and crops its image to it.
         device: auto, cpu, cuda or mps.
+        num_beam: draw so many continuations of each image, keep the most probable one, and go on from there.
+        beam_width: how many tokens such a continuation has.
+        beams: search for a probable image instead of drawing one: keep so many partial ones at each place. Without drawing,
+            all images of one prior are the same but for --complete; not with temperature, top_k, top_p and num_beam.
     """
     tokenizer, prior, output_path = map(str, (tokenizer, prior, output_path))  # Fire takes 7 for a number
     if isinstance(seed, bool) or not isinstance(seed, int):
@@ -54,6 +63,7 @@ def generate(
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"--batch_size is {batch_size!r}, but must be a whole number of at least 1.")
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    options |= {"num_beam": num_beam, "beam_width": beam_width, "beams": beams}
     sampling.check(**options)
     device = cli.pick_device(device)
     coder, prior = load_pair(tokenizer, prior, device)
@@ -109,6 +119,10 @@ def load_pair(tokenizer: str, autoregressive: str, device: torch.device) -> tupl
     if coder.n_tokens != prior.n_tokens:
         raise ValueError(f"{tokenizer} has {coder.n_tokens} codes, but {autoregressive} was trained on {prior.n_tokens}; "
                          f"train a prior on this tokenizer's grids.")  # fmt: skip
+    meant = getattr(prior, "meta", {}).get("tokenizer")  # not told by tokens of earlier versions
+    if meant and meant != checkpoint.fingerprint(coder):
+        raise ValueError(f"{autoregressive} was trained on the grids of another tokenizer than {tokenizer}; name that one, "
+                         f"or train a prior on this one's grids.")  # fmt: skip
     return coder, prior
 
 
@@ -121,9 +135,66 @@ def decode(coder: nn.Module, grids: Tensor) -> Tensor:
 def save_images(images: Tensor, folder: Path, first: int) -> None:
     """Writes (B,H,W,3) uint8 images as generation_{first}.png and so on, each whole or not at all."""
     for i, image in enumerate(images, first):
-        with checkpoint.replacing(folder / f"generation_{i}.png") as path:
-            Image.fromarray(image.numpy()).save(path, format="PNG")
+        save_picture(image, folder / f"generation_{i}.png")
+
+
+def cascade(
+    stages: list[dict],
+    num_images: int = 5,
+    out_dir: str = "generated",
+    seed: int = 69,
+    condition: int | str | None = None,
+    batch_size: int = 16,
+    scale: int = 1,
+    device: str = "auto",
+) -> None:
+    """Samples images from coarse to fine: i_condition.png, i_stage0.png, i_stage1.png and so on, and all on sheet.png.
+
+    Args:
+        stages: best given as --config FILE, a JSON object {"stages": [{"model_path": ..., "lr_codebook_path": ...,
+            "hr_codebook_path": ..., "temperature": 1.0, "num_beam": 1, "beam_width": 1}, ...]}, from coarse to fine.
+        num_images: how many to sample.
+        out_dir: the folder; made if it is not there.
+        seed: of the draws; the same seed, batch size and options give the same images.
+        condition: the code of the whole image that all start from: a number, or an image that it is taken from; by default
+            each image draws its own.
+        batch_size: images sampled at the same time.
+        scale: how many times larger the sheet shows each pixel.
+        device: auto, cpu, cuda or mps.
+    """
+    numbers = {"num_images": (num_images, 1), "batch_size": (batch_size, 1), "scale": (scale, 1), "seed": (seed, 0)}
+    for name, (value, low) in numbers.items():
+        if type(value) is not int or value < low:
+            raise ValueError(f"--{name} is {value!r}, but must be a whole number of at least {low}.")
+    device = cli.pick_device(device)
+    whole, folder = Cascade(stages, device), Path(str(out_dir))
+    K, size = whole.codebooks[0].n_tokens, whole.sizes[0]
+    generator = torch.Generator().manual_seed(seed)
+    if condition is None:
+        given = torch.randint(K, (num_images, *size), generator=generator)
+    elif type(condition) is int:
+        if not 0 <= condition < K:
+            raise ValueError(f"--condition is {condition}, but the codebook has the codes 0 to {K - 1}.")
+        given = torch.full((num_images, *size), condition)
+    else:
+        H, W = whole.codebooks[0].decode_index(torch.zeros(size, dtype=torch.int64, device=device)).shape[:2]
+        x = to_float(torch.from_numpy(np.array(read_image(str(condition), (H, W)))))
+        given = whole.encode(x[None])[0].cpu().expand(num_images, -1, -1)
+    rows = []
+    with tqdm(total=num_images, unit="img") as bar:
+        for some in given.split(batch_size):
+            grids = whole.generate(some, generator)
+            rows += zip(*(to_uint8(x).cpu().numpy() for x in whole.decode(grids)), strict=True)
+            bar.update(len(some))
+    for i, row in enumerate(rows):
+        for k, picture in enumerate(row):
+            save_picture(picture, folder / f"{i}_{f'stage{k - 1}' if k else 'condition'}.png")
+    save_picture(on_sheet(rows, scale), folder / "sheet.png")
+    print(f"{folder / 'sheet.png'}: {num_images} images, a row each: the condition, and what each stage made of it")
 
 
 if __name__ == "__main__":
-    cli.main("python -m homework.generation", generate)
+    if sys.argv[1:2] == ["cascade"]:
+        cli.main("python -m homework.generation", {"cascade": cascade})
+    else:
+        cli.main("python -m homework.generation", generate)

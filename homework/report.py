@@ -1,5 +1,6 @@
 """Pages of results: their style, the parts that they are made of, and pictures of numbers. Knows no models."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from homework import checkpoint
+
+MARGIN = 4  # pixels between the pictures of a sheet
 
 CSS = """
 :root { color-scheme: light dark;
@@ -109,7 +112,20 @@ def heat(x: Tensor) -> Tensor:
     return torch.from_numpy(np.stack([np.interp(x, [0, 0.5, 1], c) for c in ramp.T], axis=-1).astype(np.uint8))
 
 
+def on_sheet(rows: Sequence[Sequence[np.ndarray]], scale: int = 1) -> np.ndarray:
+    """Pictures (H,W) or (H,W,3) uint8 of one size, row by row, on one sheet with white between them, each pixel ``scale``
+    wide."""
+    H, W, *colours = rows[0][0].shape
+    H, W = H * scale, W * scale
+    sheet = np.full((len(rows) * (H + MARGIN) + MARGIN, len(rows[0]) * (W + MARGIN) + MARGIN, *colours), 255, np.uint8)
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            top, left = MARGIN + i * (H + MARGIN), MARGIN + j * (W + MARGIN)
+            sheet[top : top + H, left : left + W] = np.asarray(picture).repeat(scale, axis=0).repeat(scale, axis=1)
+    return sheet
+
+
 def save_picture(image: Tensor | np.ndarray, path: Path) -> None:
-    """Writes (H,W,3) uint8 as a PNG, whole or not at all."""
+    """Writes (H,W) or (H,W,3) uint8 as a PNG, whole or not at all."""
     with checkpoint.replacing(path) as temporary:
         Image.fromarray(np.asarray(image)).save(temporary, format="PNG")

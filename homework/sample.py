@@ -10,8 +10,8 @@ from torch import Tensor
 from homework import checkpoint, cli, sampling
 from homework.images import read_image
 from homework.mnist import binary, read_split
+from homework.report import on_sheet, save_picture
 
-MARGIN = 4  # pixels between the pictures of a sheet
 UNKNOWN = 128  # the shade of what a completion has to fill in
 
 
@@ -83,8 +83,9 @@ def sample(
         kept[:, rows:] = -1
         sheet = [torch.cat((a[None], b[None], c)) for a, b, c in zip(whole, kept, new.cpu().split(n_images), strict=True)]
     for i, grid in enumerate(new.cpu()):
-        save(shades(grid, model.n_tokens), folder / f"sample_{i}.png")
-    save(page([[shades(grid, model.n_tokens) for grid in row.cpu()] for row in sheet], scale), folder / "sheet.png")
+        save_picture(shades(grid, model.n_tokens), folder / f"sample_{i}.png")
+    rows = [[shades(grid, model.n_tokens) for grid in row.cpu()] for row in sheet]
+    save_picture(on_sheet(rows, scale), folder / "sheet.png")
     print(f"{folder / 'sheet.png'}: {len(new)} pictures, each also in a file of its own")
 
 
@@ -107,23 +108,6 @@ def tokens(name: str, size: tuple[int, int], K: int, binarize: float, data: str)
 def shades(grid: Tensor, K: int) -> np.ndarray:
     """(H,W) int64 tokens in [0,K), from black to white, or -1 for unknown ones -> (H,W) uint8."""
     return torch.where(grid < 0, UNKNOWN, grid * 255 // (K - 1)).to(torch.uint8).numpy()
-
-
-def page(rows: list[list[np.ndarray]], scale: int) -> np.ndarray:
-    """Pictures (H,W) of one size, row by row, on one sheet of uint8 with white between them, each pixel ``scale`` wide."""
-    H, W = (side * scale for side in rows[0][0].shape)
-    sheet = np.full((len(rows) * (H + MARGIN) + MARGIN, len(rows[0]) * (W + MARGIN) + MARGIN), 255, np.uint8)
-    for i, row in enumerate(rows):
-        for j, picture in enumerate(row):
-            top, left = MARGIN + i * (H + MARGIN), MARGIN + j * (W + MARGIN)
-            sheet[top : top + H, left : left + W] = picture.repeat(scale, axis=0).repeat(scale, axis=1)
-    return sheet
-
-
-def save(picture: np.ndarray, path: Path) -> None:
-    """Writes (H,W) uint8 as a PNG, whole or not at all."""
-    with checkpoint.replacing(path) as temporary:
-        Image.fromarray(picture).save(temporary, format="PNG")
 
 
 if __name__ == "__main__":
