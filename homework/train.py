@@ -15,7 +15,9 @@ def train(
     batch_size: int = 16,
     accumulate: int = 1,
     lr: float | None = None,
-    warmup: int = 100,
+    lr_step: int | None = None,
+    lr_factor: float = 0.5,
+    warmup: int | None = None,
     weight_decay: float = 0.01,
     clip: float = 1.0,
     ema: float = 0.999,
@@ -24,10 +26,12 @@ def train(
     data: str = "data",
     dataset: str | None = None,
     binarize: float | str | None = None,
+    coarse: str | None = None,
     image_size: str | None = None,
     limit: int | None = None,
     validate_every: int | None = None,
     save_every: float = 10,
+    keep_every: int | None = None,
     resume: bool = False,
     config: str | None = None,
     init: str | None = None,
@@ -50,7 +54,10 @@ def train(
         batch_size: images or grids a step, on each process.
         accumulate: steps whose gradients are averaged before the weights move.
         lr: peak learning rate of AdamW; by default the model's own (its learning_rate), or 1e-3.
-        warmup: updates of linear warm-up; a cosine then takes the rate down to a hundredth of its peak.
+        lr_step: updates after each of which the rate is multiplied by lr_factor, in place of the cosine.
+        lr_factor: see lr_step; above 0 and at most 1.
+        warmup: updates of linear warm-up, by default the model's own (its warmup), or 100; a cosine then takes the rate
+            down to a hundredth of its peak.
         weight_decay: of AdamW, a rate that applies to matrices alone.
         clip: largest L2 norm of the gradient.
         ema: decay of the moving average of the weights, which is what is evaluated and saved; 0 for none.
@@ -60,10 +67,12 @@ def train(
         dataset: images, tokens, mnist (grids of binary pixels) or mnist_images; by default the model's own kind.
         binarize: of mnist: how bright a pixel must be to count as ink, at least 0 (by default: not quite black) and below 1;
             or "sample" for ink with a probability of its brightness, drawn afresh each time.
+        coarse: of multiscale: the folder with the tokens of the coarser grids; --data has those of the finer ones.
         image_size: HEIGHTxWIDTH in pixels, to resize and crop images to.
         limit: how many training and validation samples to use at most; all by default.
         validate_every: updates between validations; once an epoch by default.
         save_every: minutes between saves of all that --resume needs.
+        keep_every: updates after each of which a checkpoint is made that stays, checkpoints/{date}_{Model}_{update}.pth.
         resume: go on exactly where the latest run of this model, or the run of this checkpoint, stopped, with its options.
         config: a JSON file with any of these options by name; those on the command line win.
         init: a checkpoint of any model, from which to take all weights whose name and shape fit a new one's.
@@ -77,7 +86,7 @@ def train(
         options: arguments of the model's constructor.
     """
     data, tokenizer = str(data), str(tokenizer)  # Fire takes 2026 for a number
-    init, output = (path if path is None else str(path) for path in (init, output))
+    init, output, coarse = (path if path is None else str(path) for path in (init, output, coarse))
     settings = {k: v for k, v in locals().items() if k not in ("resume", "config", "options")} | {"options": options}
     check(settings | {"resume": resume})
     Run(settings, resume).fit()
@@ -86,6 +95,7 @@ def train(
 def check(settings: dict) -> None:
     """ValueError, naming the option and what it may be, for settings that make no sense."""
     least = {"batch_size": 1, "accumulate": 1, "warmup": 0, "seed": 0, "limit": 1, "validate_every": 1}
+    least |= {"lr_step": 1, "keep_every": 1}
     for name, low in least.items():
         value = settings[name]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
@@ -95,6 +105,8 @@ def check(settings: dict) -> None:
             continue
         if type(settings[name]) not in (int, float) or not 0 < settings[name] < math.inf:
             raise ValueError(f"--{name} is {settings[name]!r}, but must be a number above 0.")
+    if type(settings["lr_factor"]) not in (int, float) or not 0 < settings["lr_factor"] <= 1:
+        raise ValueError(f"--lr_factor is {settings['lr_factor']!r}, but must be above 0 and at most 1.")
     for name in ("ema", "weight_decay"):
         if type(settings[name]) not in (int, float) or not 0 <= settings[name] < 1:
             raise ValueError(f"--{name} is {settings[name]!r}, but must be at least 0 and below 1.")

@@ -64,7 +64,7 @@ def open_data(cls: type, settings: dict) -> tuple:
     fitting = [k for k, v in DATASETS.items() if v.holds == kind]
     if name not in fitting:
         raise ValueError(f"--dataset is {name!r}, but {cls.__name__} is trained on {kind}: {', '.join(fitting)}.")
-    options = {k: settings[k] for k in ("image_size", "binarize") if settings[k] is not None}
+    options = {k: settings[k] for k in ("image_size", "binarize", "coarse") if settings[k] is not None}
     for k in options:
         if k not in inspect.signature(DATASETS[name]).parameters:
             raise ValueError(f"--{k} is not for the data set {name}; leave it out.")
@@ -124,7 +124,6 @@ class Run:
         torch.manual_seed(s["seed"])
         base = checkpoint.load(s["model"]) if str(s["model"]).endswith(".pth") and not state else None
         cls = type(base) if base else model_class(state["class"] if state else str(s["model"]))
-        s["lr"] = s["lr"] or getattr(cls, "learning_rate", 1e-3)
         self.train_data, self.valid_data = open_data(cls, s)
         self.n_train, self.n_valid = (min(len(d), s["limit"] or len(d)) for d in (self.train_data, self.valid_data))
         if "code_dim" in s["options"] and hasattr(cls, "set_codes"):
@@ -134,6 +133,11 @@ class Run:
         others = ("resume", "config", *(k for k in s if k not in ("model", "options")))
         defaults = self.train_data.model_defaults()
         self.model = build(cls, options, defaults, base, others).to(self.device)
+        for option, attribute, usual in (("lr", "learning_rate", 1e-3), ("warmup", "warmup", 100)):
+            if s[option] is None:
+                s[option] = getattr(self.model, attribute, usual)
+        if hasattr(self.train_data, "prepare") and not base and not state:
+            self.train_data.prepare(self.model)
         if s["init"] and not state:
             take_over(self.model, checkpoint.load(s["init"]), s["init"])
         if codes is not None:
@@ -196,6 +200,8 @@ class Run:
                 stop = self.stopped if self.world == 1 else tick and distributed.broadcast(self.stopped)
                 if validates:
                     self.validate()
+                if self.settings["keep_every"] and self.update % self.settings["keep_every"] == 0 and self.rank == 0:
+                    checkpoint.save(self.average, self.path.with_stem(f"{self.name}_{self.update}"), self.meta())
                 if validates or stop or time.time() - saved > self.save_seconds:
                     self.save(last)
                     saved = time.time()
@@ -266,10 +272,13 @@ class Run:
         return self._order[1]
 
     def learning_rate(self) -> float:
-        """Linear warm-up, then a cosine from the peak to a hundredth of it (Loshchilov and Hutter, arXiv 1608.03983)."""
+        """Linear warm-up, then a cosine from the peak to a hundredth of it (Loshchilov and Hutter, arXiv 1608.03983), or
+        with --lr_step stairs down from the peak."""
         s, warmup = self.settings, min(self.settings["warmup"], self.updates // 2)
         if self.update < warmup:
             return s["lr"] * (self.update + 1) / warmup
+        if s["lr_step"]:
+            return s["lr"] * s["lr_factor"] ** (self.update // s["lr_step"])
         f = (self.update - warmup) / max(1, self.updates - warmup)
         return s["lr"] * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * f)))
 
@@ -322,13 +331,18 @@ class Run:
             return (self._decoder.decode_index(grids) + 0.5).clamp(0, 1).permute(0, 3, 1, 2)
         return (grids / max(1, self.model.n_tokens - 1))[:, None].expand(-1, 3, -1, -1).float()
 
+    def meta(self) -> dict:
+        """What a checkpoint tells of its training."""
+        command = " ".join(["python -m homework.train", *sys.argv[1:]])
+        known = {"command": command, "update": self.update, "minutes": self.seconds / 60, "valid": self.measures}
+        return known | getattr(self.train_data, "meta", {})
+
     def save(self, finished: bool) -> None:
         """Writes the averaged model, and beside it what --resume needs; a finished run needs that no more."""
         self.check_finite(self.sums)
         if self.rank:
             return
-        command = " ".join(["python -m homework.train", *sys.argv[1:]])
-        meta = {"command": command, "update": self.update, "minutes": self.seconds / 60, "valid": self.measures}
+        meta = self.meta()
         checkpoint.save(self.average, self.path, meta)
         if finished:
             self.state_path.unlink(missing_ok=True)
