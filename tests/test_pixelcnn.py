@@ -234,6 +234,18 @@ def test_steps_equal_the_full_pass_at_every_place(name, first):
     assert torch.allclose(torch.stack(logits, dim=1), full[:, first:], atol=1e-5)
 
 
+@every_prior
+def test_steps_in_float64(name):
+    """The weights' type is kept; with so many bits, sums in another order are no excuse for a difference."""
+    model = make(name).double()
+    tokens = grids(model, B=3)
+    with torch.inference_mode():
+        full = model.to_logits(model.net(inputs_of(model, tokens)).permute(0, 2, 3, 1)).flatten(1, 2)  # (B,K,h,w) -> (B,N,K)
+        steps, new = model.steps(3, h, w), tokens.flatten(1)
+        logits = [steps(new[:, :0])] + [steps(new[:, n : n + 1]) for n in range(h * w - 1)]
+    assert torch.allclose(torch.stack(logits, dim=1), full, atol=1e-12)
+
+
 def test_steps_of_the_full_size():
     torch.manual_seed(0)
     model, tokens = PixelCNN(), torch.randint(2, (1, 28, 28))
