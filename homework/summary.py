@@ -7,7 +7,7 @@ from homework import cli
 from homework.data import DATASETS
 from homework.registry import build, model_class
 
-SIZES = {"images": "100x150", "tokens": "20x30", "mnist": "28x28"}
+SIZES = {"images": "100x150", "features": "80x120", "tokens": "20x30", "multiscale": "20x30", "mnist": "28x28"}
 
 
 def summary(model: str, image_size: str | None = None, depth: int = 4, **options) -> None:
@@ -17,7 +17,8 @@ def summary(model: str, image_size: str | None = None, depth: int = 4, **options
 
     Args:
         model: a model's name.
-        image_size: HEIGHTxWIDTH of the input, in pixels or tokens; by default the frames', their grids', or MNIST's.
+        image_size: HEIGHTxWIDTH of the input, in pixels or tokens (of a cascade's stage: of the finer grid); by default the
+            frames', their grids', or MNIST's.
         depth: how deep into nested layers to go.
         options: arguments of the model's constructor.
     """
@@ -25,11 +26,20 @@ def summary(model: str, image_size: str | None = None, depth: int = 4, **options
         raise ValueError(f"--depth is {depth!r}, but must be a whole number of at least 1.")
     cls = model_class(str(model))
     H, W = cli.parse_size(image_size or SIZES[cls.data])
-    built = build(cls, options, {"height": H, "width": W}, others=("image_size", "depth"))
-    grids = DATASETS[cls.data].holds == "grids"
-    x = torch.zeros(1, H, W, dtype=torch.int64) if grids else torch.zeros(1, H, W, 3)
+    holds = DATASETS[cls.data].holds
+    size = {} if holds == "features" else {"height": H, "width": W}  # there they are a feature map's
+    built = build(cls, options, size, others=("image_size", "depth"))
+    if holds == "pairs of grids":
+        coarse = torch.zeros(1, built.config["coarse_height"], built.config["coarse_width"], dtype=torch.int64)
+        x = [(coarse, torch.zeros(1, H, W, dtype=torch.int64))]  # a list of arguments, of which there is one
+    else:
+        x = torch.zeros(1, H, W, dtype=torch.int64) if holds == "grids" else torch.zeros(1, H, W, 3)
     columns = ("output_size", "num_params", "mult_adds")
-    print(table(built.eval(), input_data=x, depth=depth, col_names=columns, row_settings=("var_names",), verbose=0))
+    shown = table(built.eval(), input_data=x, depth=depth, col_names=columns, row_settings=("var_names",), verbose=0)
+    # torchinfo counts a layer that is called by another than its parent twice
+    shown.total_params = sum(p.numel() for p in built.parameters())
+    shown.trainable_params = sum(p.numel() for p in built.parameters() if p.requires_grad)
+    print(shown)
 
 
 if __name__ == "__main__":

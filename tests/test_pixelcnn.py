@@ -371,7 +371,7 @@ def test_summary_of_pixelcnn(command):
 def test_summary_of_every_model(command, name):
     model = build(name)
     x = batch_for(model)
-    size = "x".join(map(str, x.shape[1:3]))
+    size = "x".join(map(str, (x[1] if isinstance(x, tuple) else x).shape[1:3]))
     options = [f"--{k}={v}" for k, v in model.config.items() if v is not None and not isinstance(v, bool)]
     done = command("summary", name, "--image_size", size, *options)
     total = sum(p.numel() for p in model.parameters())
