@@ -3,17 +3,23 @@
 """
 
 import math
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 from tqdm import tqdm
 
 from homework import checkpoint, cli
 from homework.ae import usage
 from homework.coarse_to_fine import Cascade
-from homework.data import ImageDataset
+from homework.data import ImageDataset, to_uint8
+from homework.lattice import u_matrix
 from homework.metrics import bits_at, errors, psnr
+from homework.report import on_sheet, save_picture
 
-BATCH = 16
+BATCH, SAMPLES = 16, 6
+HERE = Path(__file__).parent / "figures"
 
 
 def table(
@@ -23,6 +29,7 @@ def table(
     image_size: str = "80x120",
     limit: int | None = None,
     coded: int = 64,
+    figures: bool = False,
 ) -> None:
     """Prints the mean squared error, the codes used and the bits an image at every scale, and the bits of all together.
 
@@ -33,10 +40,13 @@ def table(
         image_size: HEIGHTxWIDTH, to which they are scaled.
         limit: how many of them to use at most, the first ones by name; all by default.
         coded: how many of these to code to bytes, and back again.
+        figures: also draws bench/figures/cascade.png and codebook.png.
     """
     cascade, images = Cascade(stages), ImageDataset(str(data), cli.parse_size(image_size))
     n = min(len(images), limit or len(images))
     prior = checkpoint.load(plain) if plain else None
+    if figures:
+        draw(cascade, images, prior)
     error, seen = [0.0] * len(cascade.codebooks), [[] for _ in cascade.codebooks]
     bits, plain_bits, payloads, coded = torch.zeros(len(cascade.codebooks)), 0.0, [], min(coded, n)
     for places in tqdm(torch.arange(n).split(BATCH), leave=False):
@@ -64,6 +74,31 @@ def table(
     alone = f"; the finest grid alone, under {plain}: {plain_bits / n:,.0f}" if prior else ""
     mean = f"{8 * sum(map(len, payloads)) / coded:,.0f}"
     print(f"\nAll together {bits.sum() / n:,.0f} bits an image{alone}. {coded} images took {mean} bits each, and came back.")
+
+
+@torch.no_grad()
+def draw(cascade: Cascade, images: ImageDataset, prior: nn.Module | None) -> None:
+    """cascade.png: frames, and what each codebook keeps of them; then, a row each, samples from the condition to the finest
+    grid, and behind them one of the plain prior. codebook.png: the units of the coarse codebook, and its U-matrix."""
+    x = images.batch(torch.linspace(0, len(images) - 1, 3).long())
+    rows = list(zip(*(to_uint8(part).numpy() for part in (*cascade.decode(cascade.encode(x)), x)), strict=True))
+    draws = torch.Generator().manual_seed(69)
+    condition = torch.randint(cascade.codebooks[0].n_tokens, (SAMPLES, *cascade.sizes[0]), generator=draws)
+    parts = cascade.decode(cascade.generate(condition, draws))
+    if prior:
+        grids = prior.generate(SAMPLES, *cascade.sizes[-1], generator=draws, temperature=0.9)
+        parts.append(cascade.codebooks[-1].decode_index(grids))
+    else:
+        parts.append(torch.full_like(parts[0], 0.5))
+    rows += zip(*(to_uint8(part).numpy() for part in parts), strict=True)
+    save_picture(on_sheet(rows), HERE / "cascade.png")
+    book = cascade.codebooks[1]
+    units = book.codebook_picture()
+    distances = book.lattice.on_sheet(u_matrix(book.codebook, book.positions))
+    distances = (distances / distances.max()).expand(3, -1, -1)[None]
+    distances = F.interpolate(distances, units.shape[1:])[0]  # (3,rows,columns) -> (3,H,W)
+    pictures = [to_uint8(part.permute(1, 2, 0) - 0.5).numpy() for part in (units, distances)]
+    save_picture(on_sheet([pictures]), HERE / "codebook.png")
 
 
 if __name__ == "__main__":

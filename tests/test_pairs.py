@@ -1,4 +1,4 @@
-"""Any tokenizer with any prior: {BSQ, VQ} x {transformer, Gated PixelCNN} through the same commands, images to files."""
+"""Any tokenizer with any prior: {BSQ, VQ, SOM} x {transformer, Gated PixelCNN}, by the same commands, images to files."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ from homework import Compressor, checkpoint, load
 from homework.data import ImageDataset, TokenDataset
 from homework.images import read_image
 
-TOKENIZERS, PRIORS = ("BSQPatchAutoEncoder", "VQPatchAutoEncoder"), ("AutoregressiveModel", "GatedPixelCNN")
+TOKENIZERS, PRIORS = ("BSQPatchAutoEncoder", "VQPatchAutoEncoder", "SOM"), ("AutoregressiveModel", "GatedPixelCNN")
 EXACT = "arithmetic exact, in whole numbers"
 
 
