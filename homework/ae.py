@@ -183,8 +183,12 @@ class PatchAutoEncoder(AutoEncoder):
 def usage(index: Tensor, n_tokens: int) -> dict[str, Tensor]:
     """Of integers in [0,K) of any shape: "usage" (part of the K codes that occur), "entropy" of their frequencies in bits,
     "perplexity" 2^entropy; scalars."""
-    counts = index.flatten().unique(return_counts=True)[1]
-    p = counts / counts.sum()
+    return usage_of(index.flatten().unique(return_counts=True)[1], n_tokens)
+
+
+def usage_of(counts: Tensor, n_tokens: int) -> dict[str, Tensor]:
+    """As :func:`usage`, given how often codes occur, (n)."""
+    p = counts[counts > 0] / counts.sum()
     entropy = -(p * p.log2()).sum()
     return {"usage": torch.tensor(len(p) / n_tokens), "entropy": entropy, "perplexity": 2**entropy}
 

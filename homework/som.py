@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from homework import checkpoint, cli, distributed
-from homework.ae import usage
+from homework.ae import usage, usage_of
 from homework.data import DATASETS
 from homework.lattice import Lattice, neighbourhood, u_matrix
 from homework.registry import build, model_class
@@ -373,6 +373,21 @@ def measured(model: SOM, data, batch_size: int, device: torch.device) -> dict[st
     return sums | {k: float(v) for k, v in usage(torch.cat(codes), model.n_tokens).items()}
 
 
+@torch.no_grad()
+def tally(model: SOM, data, batch_size: int, device: torch.device) -> tuple[Tensor, float, float]:
+    """How many of the patches in ``data`` each unit stands for (K), their mean squared error per number, and their mean
+    distance from it."""
+    counts, squares, distances = torch.zeros(model.n_tokens, device=device), 0.0, 0.0
+    for indices in torch.arange(len(data)).split(batch_size):
+        x = model.to_patches(data.batch(indices, device)).flatten(0, 2)  # (B,h,w,d) -> (n,d)
+        best = nearest(x, model.codebook)
+        error = (x - model.codebook[best]).square().sum(dim=-1).double()
+        counts += torch.bincount(best, minlength=model.n_tokens)
+        squares, distances = squares + float(error.sum()), distances + float(error.sqrt().sum())
+    n = float(counts.sum())
+    return counts, squares / n / model.codebook.shape[1], distances / n
+
+
 def prune(
     model: str,
     features: str,
@@ -398,11 +413,8 @@ def prune(
     path, features, device = Path(str(model)), Path(str(features)), cli.pick_device(device)
     som = checkpoint.load(path, "SOM").to(device)
     data = DATASETS["features"](features if (features / "index.json").is_file() else "train", root=features)
-    counts = torch.zeros(som.n_tokens, device=device)
-    for indices in torch.arange(len(data)).split(batch_size):
-        with torch.no_grad():
-            best = som.encode_features(data.batch(indices, device)).flatten()
-        counts += torch.bincount(best, minlength=som.n_tokens)
+    before = tally(som, data, batch_size, device)
+    counts = before[0]
     left = (counts >= threshold).nonzero()[:, 0].tolist()
     if not left:
         raise ValueError(f"--threshold is {threshold}, but no unit stands for so many patches: the most that one has is "
@@ -412,11 +424,12 @@ def prune(
     target = Path(str(output)) if output else path.with_stem(f"{path.stem}_pruned")
     checkpoint.save(smaller, target, smaller.meta)
     per_image = int(counts.sum()) // len(data)
-    for name, one in ("before", som), ("after", smaller):
-        m = measured(one, data, batch_size, device)
-        print(f"{name:6} {one.n_tokens:5} units: MSE {m['mse']:.6f} per number, quantization error "
-              f"{m['quantization_error']:.4f}, {m['usage']:.1%} used; {per_image * math.log2(one.n_tokens):.0f} bits an "
-              f"image if all codes were alike, {per_image * m['entropy']:.0f} by their frequencies")  # fmt: skip
+    for name, one in ("before", before), ("after", tally(smaller, data, batch_size, device)):
+        counts, mse, distance = one
+        m = usage_of(counts, len(counts))
+        print(f"{name:6} {len(counts):5} units: MSE {mse:.6f} per number, quantization error {distance:.4f}, "
+              f"{m['usage']:.1%} used; {per_image * math.log2(len(counts)):.0f} bits an image if all codes were alike, "
+              f"{per_image * m['entropy']:.0f} by their frequencies")  # fmt: skip
     print(f"{target}: {som.n_tokens - len(left)} of {som.n_tokens} units removed; its tokens have to be made anew")
 
 
