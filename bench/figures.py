@@ -3,6 +3,7 @@
 overview.png: sample images, their reconstructions, and sampled frames; pairs.png: those of every tokenizer and prior.
 digits.png, endings.png: MNIST's digits, sampled and completed; they need data/mnist.
 curves.png: loss against updates, read from the TensorBoard logs of the runs; also kept as curves.csv, to be added to.
+``python -m bench.figures cascade NAME=LOG_FOLDER...`` draws those of a cascade alone, cascade_curves.png.
 """
 
 import csv
@@ -28,7 +29,7 @@ from homework.sample import sample
 HERE = Path(__file__).parent / "figures"
 SHOWN = {"PatchAutoEncoder": "mse", "BSQPatchAutoEncoder": "mse", "VQPatchAutoEncoder": "mse",
          "VQVAE": "mse", "AutoregressiveModel": "bits_per_image", "GatedPixelCNN": "bits_per_image",
-         "PixelCNN": "loss"}  # fmt: skip
+         "PixelCNN": "loss", "ConvAutoEncoder": "mse", "SOM": "mse", "CascadeStage": "bits_per_image"}  # fmt: skip
 
 
 def save_sheet(rows: list[torch.Tensor], name: str) -> None:
@@ -72,13 +73,14 @@ def measure(name: str) -> str:
     return next(m for cls, m in SHOWN.items() if name.endswith(cls))
 
 
-def read_curves(folders: list[str]) -> list[tuple[str, str, int, float]]:
-    """(model, split, update, value) of every point: those that curves.csv has, and those of the runs' TensorBoard logs; a
+def read_curves(folders: list[str], name: str) -> list[tuple[str, str, int, float]]:
+    """(model, split, update, value) of every point: those that {name}.csv has, and those of the runs' TensorBoard logs; a
     run of a model that was there before goes on where that ended. (To begin anew, take its lines out of the file; to keep
     two of one class apart, give a name: NAME=FOLDER.)"""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with open(HERE / "curves.csv", newline="") as file:
+    (HERE / f"{name}.csv").touch()
+    with open(HERE / f"{name}.csv", newline="") as file:
         points = [(m, split, int(update), float(value)) for m, split, update, value in list(csv.reader(file))[1:]]
     ended = {m: update for m, _, update, _ in sorted(points, key=lambda point: point[2])}
     for folder in folders:
@@ -97,15 +99,15 @@ def read_curves(folders: list[str]) -> list[tuple[str, str, int, float]]:
     return points
 
 
-def curves(folders: list[str]) -> None:
-    """Writes curves.csv and curves.png."""
+def curves(folders: list[str], name: str) -> None:
+    """Writes {name}.csv and {name}.png."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    points = read_curves(folders)
-    with open(HERE / "curves.csv", "w", newline="") as file:
+    points = read_curves(folders, name)
+    with open(HERE / f"{name}.csv", "w", newline="") as file:
         csv.writer(file).writerows([("model", "split", "update", "value"), *points])
     models = list(dict.fromkeys(p[0] for p in points))
     figure, axes = plt.subplots(1, len(models), figsize=(4.5 * len(models), 3.2), layout="constrained")
@@ -116,12 +118,15 @@ def curves(folders: list[str]) -> None:
         axis.set(title=model, xlabel="update", ylabel=measure(model).replace("_", " "), yscale="log")
         axis.grid(True, which="both", alpha=0.3)
         axis.legend()
-    figure.savefig(HERE / "curves.png", dpi=110)
+    figure.savefig(HERE / f"{name}.png", dpi=110)
 
 
 if __name__ == "__main__":
     HERE.mkdir(exist_ok=True)
-    frames()
-    digits()
-    if sys.argv[1:]:
-        curves(sys.argv[1:])
+    if sys.argv[1:2] == ["cascade"]:
+        curves(sys.argv[2:], "cascade_curves")
+    else:
+        frames()
+        digits()
+        if sys.argv[1:]:
+            curves(sys.argv[1:], "curves")

@@ -182,7 +182,7 @@ class DecoderLayer(nn.Module):
     by is a linear function of a condition, which differs from place to place (adaLN, Peebles and Xie, arXiv 2212.09748,
     section 3.2) and at first makes no difference. It is computed outside, by :attr:`modulation`, since it does not depend on
     what the layer reads. The norm before the attention to the encoder's output is a usual one, as that brings in the
-    condition by itself (as in PixArt, Chen et al., arXiv 2310.00426).
+    condition by itself.
 
     Args:
         D: width, n_heads, window: of :class:`Attention`.
