@@ -34,7 +34,7 @@ def table(
     """Prints the mean squared error, the codes used and the bits an image at every scale, and the bits of all together.
 
     Args:
-        stages: see ``python -m homework.generation cascade --help``.
+        stages: best given as --config FILE, see ``python -m homework.generation cascade --help``.
         plain: a prior over the finest grids alone, to compare with.
         data: a folder of images.
         image_size: HEIGHTxWIDTH, to which they are scaled.

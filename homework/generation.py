@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from homework import checkpoint, cli, sampling
-from homework.coarse_to_fine import Cascade
 from homework.data import to_float, to_uint8
 from homework.images import read_image
 from homework.report import on_sheet, save_picture
@@ -162,6 +161,8 @@ def cascade(
         scale: how many times larger the sheet shows each pixel.
         device: auto, cpu, cuda or mps.
     """
+    from homework.coarse_to_fine import Cascade  # here, because others who import this file do without its models
+
     numbers = {"num_images": (num_images, 1), "batch_size": (batch_size, 1), "scale": (scale, 1), "seed": (seed, 0)}
     for name, (value, low) in numbers.items():
         if type(value) is not int or value < low:

@@ -48,7 +48,7 @@ def test_every_command_names_a_module_and_options_that_exist():
         page = pages.setdefault(name, execute(f"python -m {name} --help", ROOT).stdout)
         known = page + " ".join(f"--{k}" for name in MODELS for k in inspect.signature(model_class(name)).parameters)
         for option in (w.split("=")[0] for w in words if w.startswith("--") and len(w) > 2):
-            assert option in known, f"{command}: {option}"
+            assert option in known or option[2:].upper() in page, f"{command}: {option}"  # what must be given is in capitals
 
 
 def test_every_linked_file_exists():

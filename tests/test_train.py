@@ -279,8 +279,9 @@ def test_accumulated_batches_are_one_large_batch(train, tmp_path):
 # --- the optimisation -----------------------------------------------------------------------------------------------------
 
 
-def rates(lr=1.0, warmup=10, updates=110) -> list[float]:
-    one = {"settings": {"lr": lr, "warmup": warmup}, "updates": updates}
+def rates(lr=1.0, warmup=10, updates=110, lr_step=None, lr_factor=0.5) -> list[float]:
+    settings = {"lr": lr, "warmup": warmup, "lr_step": lr_step, "lr_factor": lr_factor}
+    one = {"settings": settings, "updates": updates}
     return [Run.learning_rate(SimpleNamespace(**one, update=u)) for u in range(updates + 1)]
 
 
@@ -290,6 +291,12 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine():
     assert r[10] == 1 and r[60] == pytest.approx(0.505) and r[110] == pytest.approx(0.01)
     assert r[35] == pytest.approx(0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi / 4)))
     assert rates(lr=3.0) == pytest.approx([3 * v for v in r])
+
+
+def test_stairs_in_place_of_the_cosine():
+    r = rates(lr=2.0, warmup=4, updates=30, lr_step=10, lr_factor=0.1)
+    assert r[:4] == pytest.approx([0.5, 1, 1.5, 2]) and r[4:10] == [2] * 6
+    assert r[10:20] == pytest.approx([0.2] * 10) and r[20:30] == pytest.approx([0.02] * 10)
 
 
 def test_the_learning_rate_that_is_logged_is_the_one_that_was_used(train, tmp_path):
