@@ -1,6 +1,6 @@
 # Needs Python 3.11 or newer and, the first time, a network: `make demo` on a fresh clone makes .venv, installs, and runs.
 PYTHON ?= python3
-DEVELOPMENT = pytest==9.2.0 hypothesis==6.170.15 ruff==0.17.6 pillow-jxl-plugin==1.3.8
+DEVELOPMENT = pytest==9.2.0 pytest-xdist==3.8.0 hypothesis==6.170.15 ruff==0.17.6 pillow-jxl-plugin==1.3.8
 
 BIN = .venv/bin
 INSTALLED = .venv/.installed
@@ -15,7 +15,7 @@ demo: $(INSTALLED) ## show on one page, demo/index.html, what the shipped models
 	$(BIN)/python -m homework.demo
 
 test: $(INSTALLED) ## run every test
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n auto --dist loadfile
 
 bench: $(INSTALLED) ## measure feeding, training, tokenizing, sampling and compressing, beside the plain ways
 	$(BIN)/python -m bench
