@@ -14,7 +14,6 @@ from homework import checkpoint, cli
 from homework.ae import usage
 from homework.coarse_to_fine import Cascade
 from homework.data import ImageDataset, to_uint8
-from homework.lattice import u_matrix
 from homework.metrics import bits_at, errors, psnr
 from homework.report import on_sheet, save_picture
 
@@ -94,9 +93,7 @@ def draw(cascade: Cascade, images: ImageDataset, prior: nn.Module | None) -> Non
     save_picture(on_sheet(rows), HERE / "cascade.png")
     book = cascade.codebooks[1]
     units = book.codebook_picture()
-    distances = book.lattice.on_sheet(u_matrix(book.codebook, book.positions))
-    distances = (distances / distances.max()).expand(3, -1, -1)[None]
-    distances = F.interpolate(distances, units.shape[1:])[0]  # (3,rows,columns) -> (3,H,W)
+    distances = F.interpolate(book.u_matrix_picture()[None], units.shape[1:])[0]  # (3,rows,columns) -> (3,H,W)
     pictures = [to_uint8(part.permute(1, 2, 0) - 0.5).numpy() for part in (units, distances)]
     save_picture(on_sheet([pictures]), HERE / "codebook.png")
 

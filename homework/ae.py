@@ -35,10 +35,10 @@ class Block(nn.Module):
         return x + self.mlp(self.norm(self.around(x)))
 
 
-def pad_to_patches(x: Tensor, P: int) -> Tensor:
-    """Repeats the last row and column of (B,H,W,C) until H and W are multiples of P."""
+def pad_to_patches(x: Tensor, P: int, Q: int | None = None) -> Tensor:
+    """Repeats the last row and column of (B,H,W,C) until H is a multiple of P and W one of Q (P if None)."""
     H, W = x.shape[1:3]
-    down, right = -H % P, -W % P
+    down, right = -H % P, -W % (Q or P)
     if down:
         x = torch.cat([x, x[:, -1:].expand(-1, down, -1, -1)], dim=1)
     if right:
@@ -46,11 +46,12 @@ def pad_to_patches(x: Tensor, P: int) -> Tensor:
     return x
 
 
-def unpatch(x: Tensor, P: int) -> Tensor:
-    """Lays out patches: (B,h,w,P*P*C) -> (B,h*P,w*P,C)."""
+def unpatch(x: Tensor, P: int, Q: int | None = None) -> Tensor:
+    """Lays out patches: (B,h,w,P*Q*C) -> (B,h*P,w*Q,C); Q = P if None."""
     B, h, w, _ = x.shape
-    x = x.view(B, h, w, P, P, -1).transpose(2, 3)  # (B,h,w,P*P*C) -> (B,h,P,w,P,C)
-    return x.reshape(B, h * P, w * P, -1)  # (B,h,P,w,P,C) -> (B,h*P,w*P,C)
+    Q = Q or P
+    x = x.view(B, h, w, P, Q, -1).transpose(2, 3)  # (B,h,w,P*Q*C) -> (B,h,P,w,Q,C)
+    return x.reshape(B, h * P, w * Q, -1)  # (B,h,P,w,Q,C) -> (B,h*P,w*Q,C)
 
 
 class PatchEncoder(nn.Module):

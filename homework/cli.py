@@ -27,6 +27,13 @@ def parse_size(size: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
+def at_least(low: int, **options) -> None:
+    """ValueError, naming the first of the ``options`` that is no whole number of at least ``low``."""
+    for name, value in options.items():
+        if type(value) is not int or value < low:
+            raise ValueError(f"--{name} is {value!r}, but must be a whole number of at least {low}.")
+
+
 def keep_memory() -> None:
     """Asks glibc to keep freed memory: giving it back each step and faulting it in again costs up to a quarter of the
     time of a training on the CPU (less where the blocks are small; see bench/). Elsewhere, nothing happens."""

@@ -1,7 +1,7 @@
 """A cascade put together: the codebooks whose grids get finer, and the stages between them. Sampling, bits and payloads."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -118,12 +118,13 @@ class Cascade:
 
     # --- payloads: float steps on the same path in both directions, as for any prior in floats ----------------------------
 
-    def _steps(self, k: int, coarse: Tensor | None, B: int):
+    def _step(self, k: int, coarse: Tensor | None, B: int) -> Callable[[np.ndarray], np.ndarray]:
         """What tells the range coder the (B,K) weights of the next token of grid k, given grid k-1."""
         K = self.codebooks[k].n_tokens
         if k:
-            return weighed(self.stages[k - 1].steps(coarse, *self.sizes[k], self.device), K, self.device)
-        alike = torch.full((B, K), float(container.TOTAL // K - 1))
+            step = weighed(self.stages[k - 1].steps(coarse, *self.sizes[k], self.device), K, self.device)
+            return lambda tokens: step(torch.from_numpy(tokens)).numpy()
+        alike = np.full((B, K), container.TOTAL // K - 1, np.float32)
         alike[:, 0] += container.TOTAL % K
         return lambda tokens: alike
 
@@ -131,15 +132,12 @@ class Cascade:
     def compress(self, grids: Sequence[Tensor]) -> list[bytes]:
         """Grids (B,h,w) int64 of all codebooks -> B payloads, which :meth:`decompress` needs together: floats find the batch
         again in which they were coded."""
-        below, own = [], []
+        parts = []
         for k, grid in enumerate(grids):
-            step, tokens = self._steps(k, grids[k - 1] if k else None, len(grid)), grid.flatten(1).cpu()  # (B,h,w) -> (B,N)
-            for n in range(tokens.shape[1]):
-                weights = step(tokens[:, max(0, n - 1) : n]).numpy()
-                parts = container.intervals(weights, tokens[:, n].numpy())
-                below.append(parts[0])
-                own.append(parts[1])
-        return [container.encode(*image) for image in zip(np.stack(below, axis=1), np.stack(own, axis=1), strict=True)]
+            step = self._step(k, grids[k - 1] if k else None, len(grid))
+            parts.append(container.intervals_by_steps(step, grid.flatten(1).cpu().numpy()))  # (B,h,w) -> (B,N)
+        below, own = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+        return [container.encode(*image) for image in zip(below, own, strict=True)]
 
     @torch.no_grad()
     def decompress(self, payloads: Sequence[bytes]) -> list[Tensor]:
@@ -147,9 +145,7 @@ class Cascade:
         streams = container.Streams(payloads, [f"Payload {i}" for i in range(len(payloads))])
         grids = []
         for k, (h, w) in enumerate(self.sizes):
-            step = self._steps(k, grids[-1] if k else None, len(payloads))
-            tokens = torch.zeros(len(payloads), h * w, dtype=torch.int64)
-            for n in range(h * w):
-                tokens[:, n] = torch.as_tensor(streams.next(step(tokens[:, max(0, n - 1) : n]).numpy()))
+            step = self._step(k, grids[-1] if k else None, len(payloads))
+            tokens = torch.from_numpy(streams.decode(step, len(payloads), h * w))
             grids.append(tokens.view(-1, h, w).to(self.device))  # (B,N) -> (B,h,w)
         return grids

@@ -171,10 +171,7 @@ class Compressor:
         K, N = self.coder.n_tokens, grids[0].size
         tokens = grids.reshape(-1, N)  # (R,a,b) -> (R,N)
         if not self.coder.exact:  # only the decoder's own steps, in its own batch, give its floats again
-            step = self.coder.steps(*grids.shape)
-            parts = [container.intervals(self._next(step, tokens, n), tokens[:, n]) for n in range(N)]
-            below, own = (np.stack(part, axis=1) for part in zip(*parts, strict=True))  # N x (R) -> (R,N)
-            return below, own
+            return container.intervals_by_steps(self._step(*grids.shape), tokens)
         parts = []
         for some in torch.from_numpy(grids).split(max(1, WEIGHTS_AT_ONCE // (N * K))):
             weights = self.coder.weights(some).numpy().reshape(-1, K)  # (r,N,K) -> (r*N,K)
@@ -182,19 +179,18 @@ class Compressor:
         below, own = (np.concatenate(part).reshape(-1, N) for part in zip(*parts, strict=True))  # (R*N) -> (R,N)
         return below, own
 
-    def _next(self, step: Callable, tokens: np.ndarray, n: int) -> np.ndarray:
-        """Feeds the token before place n of (R,N) to ``step``: (R,K) weights of the token there."""
-        return step(torch.from_numpy(tokens[:, max(0, n - 1) : n])).numpy()
+    def _step(self, R: int, a: int, b: int) -> Callable[[np.ndarray], np.ndarray]:
+        """The prior's steps over R grids of a x b, from arrays to arrays."""
+        step = self.coder.steps(R, a, b)
+        return lambda tokens: step(torch.from_numpy(tokens)).numpy()
 
     def decode(self, payloads: Sequence[bytes], grid: tuple[int, int], names: Sequence[str]) -> np.ndarray:
         """The grids (B,h,w) int64 of payloads. ValueError, by one of the names, if a payload is damaged."""
         streams = container.Streams(payloads, names)
         grids = np.empty((len(payloads), *grid), np.int64)
         for (a, b), places in container.tiles(grid, (self.coder.height, self.coder.width)):
-            step = self.coder.steps(len(payloads) * len(places), a, b)
-            tokens = np.empty((len(payloads) * len(places), a * b), np.int64)  # (B*T,N)
-            for n in range(a * b):
-                tokens[:, n] = streams.next(self._next(step, tokens, n))
+            R = len(payloads) * len(places)
+            tokens = streams.decode(self._step(R, a, b), R, a * b)  # (B*T,N)
             for (top, left), tile in zip(places, tokens.reshape(len(payloads), -1, a, b).swapaxes(0, 1), strict=True):
                 grids[:, top : top + a, left : left + b] = tile  # (B*T,N) -> (B,T,a,b) -> (T,B,a,b)
         return grids

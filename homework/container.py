@@ -15,7 +15,7 @@ import itertools
 import math
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePath, PurePosixPath
 from typing import BinaryIO
 
@@ -57,6 +57,18 @@ def intervals(weights: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.n
     below = np.add.reduceat(flat, cuts)[::2].astype(np.int64)  # sums of [start, token), of [token, next start), and so on
     below[tokens == 0] = 0  # reduceat takes an empty range for one number
     return below + tokens, flat[start + tokens].astype(np.int64) + 1
+
+
+def intervals_by_steps(step: Callable[[np.ndarray], np.ndarray], tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The intervals (R,N), (R,N) of tokens (R,N) int64, place by place as :meth:`Streams.decode` finds them again.
+
+    Args:
+        step: takes the (R,n) tokens since its last call, n = 0 at first and then 1, and returns the weights (R,K) of the
+            place behind them.
+    """
+    parts = [intervals(step(tokens[:, max(0, n - 1) : n]), tokens[:, n]) for n in range(tokens.shape[1])]
+    below, own = (np.stack(part, axis=1) for part in zip(*parts, strict=True))  # N x (R) -> (R,N)
+    return below, own
 
 
 def encode(below: np.ndarray, own: np.ndarray) -> bytes:
@@ -129,6 +141,14 @@ class Streams:
         self.bits_left -= (math.log2(TOTAL) - np.log2(own)).reshape(S, -1).sum(axis=1)  # (S*T) -> (S,T)
         if (self.bits_left < 0).any():  # so the time is bounded by the payload, whatever size a header claims
             raise damaged(self.names[self.bits_left.argmin()], "its tokens take more bits than it has")
+        return tokens
+
+    def decode(self, step: Callable[[np.ndarray], np.ndarray], R: int, N: int) -> np.ndarray:
+        """The next N tokens of R rows, S*T as of :meth:`next`, place by place: (R,N) int64. ``step`` as of
+        :func:`intervals_by_steps`. ValueError as of :meth:`next`."""
+        tokens = np.empty((R, N), np.int64)
+        for n in range(N):
+            tokens[:, n] = self.next(step(tokens[:, max(0, n - 1) : n]))
         return tokens
 
 

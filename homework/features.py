@@ -40,9 +40,7 @@ def features(
         device: auto, cpu, cuda or mps.
     """
     autoencoder, images, output = str(autoencoder), str(images), Path(str(output))  # Fire takes 2026 for a number
-    for name, value in ("batch_size", batch_size), ("shard", shard):
-        if type(value) is not int or value < 1:
-            raise ValueError(f"--{name} is {value!r}, but must be a whole number of at least 1.")
+    cli.at_least(1, batch_size=batch_size, shard=shard)
     if not isinstance(replace, bool):
         raise ValueError(f"--replace takes no value, but got {replace}; put it at the end.")
     if output.exists() and not output.is_dir():

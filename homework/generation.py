@@ -163,10 +163,8 @@ def cascade(
     """
     from homework.coarse_to_fine import Cascade  # here, because others who import this file do without its models
 
-    numbers = {"num_images": (num_images, 1), "batch_size": (batch_size, 1), "scale": (scale, 1), "seed": (seed, 0)}
-    for name, (value, low) in numbers.items():
-        if type(value) is not int or value < low:
-            raise ValueError(f"--{name} is {value!r}, but must be a whole number of at least {low}.")
+    cli.at_least(1, num_images=num_images, batch_size=batch_size, scale=scale)
+    cli.at_least(0, seed=seed)
     device = cli.pick_device(device)
     whole, folder = Cascade(stages, device), Path(str(out_dir))
     K, size = whole.codebooks[0].n_tokens, whole.sizes[0]

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from homework import checkpoint, cli, distributed
-from homework.ae import usage, usage_of
-from homework.data import DATASETS
+from homework.ae import pad_to_patches, unpatch, usage, usage_of
+from homework.feature_data import INDEX, FeatureDataset
 from homework.lattice import Lattice, neighbourhood, u_matrix
 from homework.registry import build, model_class
 from homework.vq import add_up, compared, nearest
@@ -145,10 +145,7 @@ class SOM(nn.Module):
 
     def to_features(self, code: Tensor) -> Tensor:
         """(B,h,w,P*P*C) -> (B,h*P,w*P,C)."""
-        B, h, w, _ = code.shape
-        ph, pw = self.patch
-        code = code.view(B, h, w, ph, pw, -1).transpose(2, 3)  # (B,h,w,P*P*C) -> (B,h,P,w,P,C)
-        return code.reshape(B, h * ph, w * pw, -1)  # (B,h,P,w,P,C) -> (B,h*P,w*P,C)
+        return unpatch(code, *self.patch)
 
     def latent(self, x: Tensor) -> Tensor:
         """(...,H,W,3) float in [-0.5,0.5] -> patches of its features (...,h,w,P*P*C). The image's edge is repeated until
@@ -158,10 +155,8 @@ class SOM(nn.Module):
         if self.config["patch"] == "map" and (H > ph or W > pw):
             raise ValueError(f"The images are {H}x{W}, but this SOM has one code for images of up to {ph}x{pw}; use "
                              f"--image_size {ph}x{pw}.")  # fmt: skip
-        rows = torch.arange(H + -H % ph, device=x.device).clamp_max(H - 1)
-        columns = torch.arange(W + -W % pw, device=x.device).clamp_max(W - 1)
-        z = self.autoencoder.encode(x.reshape(-1, H, W, 3)[:, rows][:, :, columns])  # (...,H,W,3) -> (B,H,W,3)
-        z = self.to_patches(z)
+        x_padded = pad_to_patches(x.reshape(-1, H, W, 3), ph, pw)  # (...,H,W,3) -> (B,H,W,3)
+        z = self.to_patches(self.autoencoder.encode(x_padded))
         return z.view(*x.shape[:-3], *z.shape[1:])  # (B,h,w,d) -> (...,h,w,d)
 
     def encode(self, x: Tensor) -> Tensor:
@@ -204,13 +199,22 @@ class SOM(nn.Module):
 
     # --- training ---------------------------------------------------------------------------------------------------------
 
-    def statistics(self, x: Tensor, best: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of patches x (n,d) and their best units (n): how many each unit has won (K), and their sums (K,d) and squared
-        lengths (K). All that a step needs: the neighbourhood acts on units, not on patches."""
+    def statistics(self, x: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
+        """Of patches x (n,d) and their best units (n): how many each unit has won (K), and their sums (K,d). All that a step
+        needs: the neighbourhood acts on units, not on patches."""
         counts = torch.bincount(best, minlength=self.n_tokens).to(x.dtype)
         sums = x.new_zeros(self.codebook.shape).index_add_(0, best, x)
-        squares = x.new_zeros(self.n_tokens).index_add_(0, best, x.square().sum(dim=-1))
-        return counts, sums, squares
+        return counts, sums
+
+    def nearest_two(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The best and the second best unit (n), (n) of patches (n,d); the same one twice if there is only one."""
+        two = [d.topk(min(2, self.n_tokens), largest=False).indices for d in compared(x, self.codebook)]
+        two = torch.cat(two)
+        return two[:, 0], two[:, -1]
+
+    def astray(self, best: Tensor, second: Tensor) -> Tensor:
+        """(n), (n) units -> (n) bool: whether the second is not beside the best one on the lattice."""
+        return (self.positions[best] - self.positions[second]).square().sum(dim=-1) > 2
 
     def loss(self, z: Tensor) -> dict[str, Tensor]:
         """Of features (B,h*P,w*P,C): "loss", the neighbourhood-weighted squared error sum_k h(k, b(x)) |x - w_k|^2, per
@@ -221,11 +225,10 @@ class SOM(nn.Module):
         if self.training and not self.placed:
             self.first = x
         with torch.no_grad():
-            two = torch.cat([d.topk(min(2, self.n_tokens), largest=False).indices for d in compared(x, self.codebook)])
-            best, second = two[:, 0], two[:, -1]
-            steps = (self.positions[best] - self.positions[second]).square().sum(dim=-1)
+            best, second = self.nearest_two(x)
             distances = (x - self.codebook[best]).square().sum(dim=-1)
-        counts, sums, squares = self.statistics(x, best)
+        counts, sums = self.statistics(x, best)
+        squares = x.new_zeros(self.n_tokens).index_add_(0, best, x.square().sum(dim=-1))
         h = neighbourhood(self.positions, self.radius)
         w = self.codebook
         # sum_x sum_k h(k,b) |x - w_k|^2, with the patches of a winner added up
@@ -234,7 +237,7 @@ class SOM(nn.Module):
             "loss": error / x.numel(),
             "mse": distances.mean() / x.shape[1],
             "quantization_error": distances.sqrt().mean(),
-            "topographic_error": (steps > 2).float().mean(),
+            "topographic_error": self.astray(best, second).float().mean(),
             "radius": torch.tensor(self.radius),
             **usage(best, self.n_tokens),
         }
@@ -283,9 +286,7 @@ class SOM(nn.Module):
         [0,1]; "codebook": the units decoded, where they stand on the lattice; "u_matrix": mean distances from neighbours."""
         pictures = {"features": self.autoencoder.decode(z), "reconstruction": self.decode_index(self.encode_features(z))}
         pictures = {k: (v + 0.5).clamp(0, 1).permute(0, 3, 1, 2) for k, v in pictures.items()}
-        distances = self.lattice.on_sheet(u_matrix(self.codebook, self.positions))
-        distances = (distances / distances.max().clamp_min(1e-12))[None, None].expand(1, 3, -1, -1)
-        return pictures | {"codebook": self.codebook_picture()[None], "u_matrix": distances}
+        return pictures | {"codebook": self.codebook_picture()[None], "u_matrix": self.u_matrix_picture()[None]}
 
     @torch.no_grad()
     def codebook_picture(self) -> Tensor:
@@ -297,7 +298,13 @@ class SOM(nn.Module):
         there = units >= 0
         tiles = self.codebook.new_full((*units.shape, *self.pixels, 3), 1.0)
         tiles[there] = (self.decode_index(units[there][:, None, None]) + 0.5).clamp(0, 1)  # (n,1,1) -> (n,ph,pw,3)
-        return tiles.permute(4, 0, 2, 1, 3).flatten(3, 4).flatten(1, 2)  # (R,S,ph,pw,3) -> (3,R*ph,S*pw)
+        return unpatch(tiles.flatten(2)[None], *self.pixels)[0].permute(2, 0, 1)  # (R,S,ph,pw,3) -> (3,R*ph,S*pw)
+
+    @torch.no_grad()
+    def u_matrix_picture(self) -> Tensor:
+        """(3,rows,columns) in [0,1]: each unit's mean distance from its neighbours, as grey; black where there is none."""
+        distances = self.lattice.on_sheet(u_matrix(self.codebook, self.positions))
+        return (distances / distances.max().clamp_min(1e-12)).expand(3, -1, -1)
 
 
 # --- the command line -----------------------------------------------------------------------------------------------------
@@ -327,13 +334,11 @@ def fit(
         batch_size: images at once.
         device: auto, cpu, cuda or mps.
     """
-    for name, value in ("passes", passes), ("batch_size", batch_size), ("limit", limit):
-        if type(value) is not int and not (name == "limit" and value is None) or (value is not None and value < 1):
-            raise ValueError(f"--{name} is {value!r}, but must be a whole number of at least 1.")
+    cli.at_least(1, passes=passes, batch_size=batch_size, **({} if limit is None else {"limit": limit}))
     if Path(str(output)).suffix != ".pth":
         raise ValueError(f"OUTPUT is {output}, but must be a .pth file.")
     device = cli.pick_device(device)
-    train, valid = (DATASETS["features"](split, root=str(features)) for split in ("train", "valid"))
+    train, valid = (FeatureDataset(split, root=str(features)) for split in ("train", "valid"))
     radii = {"radius_start": radius_start, "radius_end": radius_end}
     model = SOM(n_codes, patch, lattice, **radii, **train.model_defaults())
     train.prepare(model)
@@ -345,15 +350,16 @@ def fit(
     with tqdm(total=passes * len(order), unit="img") as bar:
         for i in range(passes):
             model.set_progress(i / max(1, passes - 1))
-            total = (0, 0, 0)
+            total = (0, 0)
             for indices in batches:
                 x = model.to_patches(train.batch(indices, device)).flatten(0, 2)  # (B,h,w,d) -> (n,d)
                 stats = model.statistics(x, nearest(x, model.codebook.detach()))
                 total = tuple(a + b for a, b in zip(total, stats, strict=True))
                 bar.update(len(indices))
-            model.batch_step(*total[:2])
+            model.batch_step(*total)
             bar.set_postfix(radius=f"{model.radius:.3g}", used=int((total[0] > 0).sum()))
-    figures = measured(model.eval(), valid, batch_size, device)
+    counts, figures = tally(model.eval(), valid, batch_size, device, topographic=True)
+    figures |= {k: float(v) for k, v in usage_of(counts, n_codes).items()}
     command = " ".join(["python -m homework.som", *sys.argv[1:]])
     checkpoint.save(model.cpu(), str(output), {"command": command, "valid": figures})
     shown = ", ".join(f"{k} {v:.5g}" for k, v in figures.items())
@@ -361,31 +367,21 @@ def fit(
 
 
 @torch.no_grad()
-def measured(model: SOM, data, batch_size: int, device: torch.device) -> dict[str, float]:
-    """Means of the measures of :meth:`SOM.loss` over all images, but usage, entropy and perplexity of all codes together."""
-    sums, codes = {}, []
-    for indices in torch.arange(len(data)).split(batch_size):
-        z = data.batch(indices, device)
-        codes.append(model.encode_features(z).flatten().cpu())
-        for k, v in model.loss(z).items():
-            sums[k] = sums.get(k, 0.0) + float(v) * len(indices) / len(data)
-    sums = {k: sums[k] for k in ("mse", "quantization_error", "topographic_error")}
-    return sums | {k: float(v) for k, v in usage(torch.cat(codes), model.n_tokens).items()}
-
-
-@torch.no_grad()
-def tally(model: SOM, data, batch_size: int, device: torch.device) -> tuple[Tensor, float, float]:
-    """How many of the patches in ``data`` each unit stands for (K), their mean squared error per number, and their mean
-    distance from it."""
-    counts, squares, distances = torch.zeros(model.n_tokens, device=device), 0.0, 0.0
+def tally(
+    model: SOM, data: FeatureDataset, batch_size: int, device: torch.device, topographic: bool = False
+) -> tuple[Tensor, dict[str, float]]:
+    """How many of the patches in ``data`` each unit stands for (K), and "mse" and "quantization_error" as of
+    :meth:`SOM.loss`; with ``topographic``, which takes longer, also "topographic_error"."""
+    counts, sums = torch.zeros(model.n_tokens, device=device), torch.zeros(3, dtype=torch.float64)
     for indices in torch.arange(len(data)).split(batch_size):
         x = model.to_patches(data.batch(indices, device)).flatten(0, 2)  # (B,h,w,d) -> (n,d)
-        best = nearest(x, model.codebook)
-        error = (x - model.codebook[best]).square().sum(dim=-1).double()
+        best, second = model.nearest_two(x) if topographic else 2 * (nearest(x, model.codebook),)
+        squares = (x - model.codebook[best]).square().sum(dim=-1)
         counts += torch.bincount(best, minlength=model.n_tokens)
-        squares, distances = squares + float(error.sum()), distances + float(error.sqrt().sum())
-    n = float(counts.sum())
-    return counts, squares / n / model.codebook.shape[1], distances / n
+        sums += torch.stack([part.float().sum().cpu() for part in (squares, squares.sqrt(), model.astray(best, second))])
+    squares, distances, astray = (sums / counts.sum().item()).tolist()
+    figures = {"mse": squares / model.codebook.shape[1], "quantization_error": distances}
+    return counts, figures | ({"topographic_error": astray} if topographic else {})
 
 
 def prune(
@@ -408,13 +404,12 @@ def prune(
         batch_size: images at once.
         device: auto, cpu, cuda or mps.
     """
-    if type(threshold) is not int or threshold < 1:
-        raise ValueError(f"--threshold is {threshold!r}, but must be a whole number of at least 1.")
+    cli.at_least(1, threshold=threshold)
     path, features, device = Path(str(model)), Path(str(features)), cli.pick_device(device)
     som = checkpoint.load(path, "SOM").to(device)
-    data = DATASETS["features"](features if (features / "index.json").is_file() else "train", root=features)
+    data = FeatureDataset(features if (features / INDEX).is_file() else "train", root=features)
     before = tally(som, data, batch_size, device)
-    counts = before[0]
+    counts, _ = before
     left = (counts >= threshold).nonzero()[:, 0].tolist()
     if not left:
         raise ValueError(f"--threshold is {threshold}, but no unit stands for so many patches: the most that one has is "
@@ -425,11 +420,11 @@ def prune(
     checkpoint.save(smaller, target, smaller.meta)
     per_image = int(counts.sum()) // len(data)
     for name, one in ("before", before), ("after", tally(smaller, data, batch_size, device)):
-        counts, mse, distance = one
-        m = usage_of(counts, len(counts))
-        print(f"{name:6} {len(counts):5} units: MSE {mse:.6f} per number, quantization error {distance:.4f}, "
-              f"{m['usage']:.1%} used; {per_image * math.log2(len(counts)):.0f} bits an image if all codes were alike, "
-              f"{per_image * m['entropy']:.0f} by their frequencies")  # fmt: skip
+        counts, m = one
+        m |= usage_of(counts, len(counts))
+        print(f"{name:6} {len(counts):5} units: MSE {m['mse']:.6f} per number, quantization error "
+              f"{m['quantization_error']:.4f}, {m['usage']:.1%} used; {per_image * math.log2(len(counts)):.0f} bits an "
+              f"image if all codes were alike, {per_image * m['entropy']:.0f} by their frequencies")  # fmt: skip
     print(f"{target}: {som.n_tokens - len(left)} of {som.n_tokens} units removed; its tokens have to be made anew")
 
 
