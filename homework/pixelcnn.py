@@ -40,14 +40,23 @@ class MaskedConv2d(nn.Conv2d):
         self.mask_type, k = mask_type, kernel_size
         seen = torch.arange(k * k).view(k, k) < k * k // 2 + (mask_type == "B")
         self.register_buffer("mask", seen.float(), persistent=False)
-        with torch.no_grad():  # the usual range, 1 / sqrt(inputs), counts hidden taps as inputs too
-            self.weight *= (k * k / int(seen.sum())) ** 0.5
 
     def forward(self, x: Tensor) -> Tensor:
         # the kernel's rows below the middle are all masked; leaving them out saves a third of the work of a 3x3
         above = self.kernel_size[0] // 2
         weight = (self.weight * self.mask)[:, :, : above + 1]  # (C',C,k//2+1,k)
         return F.conv2d(F.pad(x, (0, 0, above, 0)), weight, self.bias, padding=(0, above))
+
+
+@torch.no_grad()
+def he_init(layer: nn.Module) -> None:
+    """Draws a convolution's weights from N(0, 2 / inputs), for ReLU to keep the size of what passes (He et al., arXiv
+    1502.01852, equation 10), where hidden taps are no inputs; biases are 0. Leaves other layers alone."""
+    if isinstance(layer, nn.Conv2d):
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
+        if isinstance(layer, MaskedConv2d):
+            layer.weight /= layer.mask.mean().sqrt()
 
 
 class ResidualBlock(nn.Module):
@@ -106,6 +115,7 @@ class PixelCNN(GridPrior):
         self.blocks = nn.Sequential(*(ResidualBlock(C, C) for _ in range(num_res_block)))
         inner = [layer for _ in range(2) for layer in (nn.Conv2d(C, C, 1), nn.ReLU(inplace=True))]
         self.head = nn.Sequential(*inner, nn.Conv2d(C, 1, 1))
+        self.apply(he_init)
 
     def net(self, x: Tensor) -> Tensor:
         """(B,c_in,H,W) float -> (B,1,H,W), the log odds that a pixel is 1, given those before it."""
