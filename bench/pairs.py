@@ -26,8 +26,8 @@ def pairs(*models: str, data: str = "data/valid", limit: int | None = None) -> N
     """
     if not models:
         raise ValueError("Name the checkpoints to compare, as in TOKENIZER.pth=PRIOR.pth,PRIOR.pth.")
-    if limit is not None and (type(limit) is not int or limit < 1):
-        raise ValueError(f"--limit is {limit!r}, but must be a whole number of at least 1.")
+    if limit is not None:
+        cli.at_least(1, limit=limit)
     images = ImageDataset(str(data))
     n = min(len(images), limit or len(images))
     print("| model | parameters | MSE | PSNR, dB | codes used | bits an image |\n|---|---|---|---|---|---|")

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from homework import checks
 from homework.checkpoint import load_reference
 
 
@@ -168,10 +169,9 @@ class PatchAutoEncoder(AutoEncoder):
         detail: int = 16,
     ):
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        for name, value in config.items():
-            low, high = (1, 64) if name == "patch_size" else (0, 64) if name.endswith("blocks") else (1, 4096)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ValueError(f"{name} is {value!r}, but must be a whole number from {low} to {high}.")
+        checks.whole(1, 64, patch_size=patch_size)
+        checks.whole(1, 4096, latent_dim=latent_dim, bottleneck=bottleneck, detail=detail)
+        checks.whole(0, 64, encoder_blocks=encoder_blocks, decoder_blocks=decoder_blocks)
         super().__init__(patch_size)
         self.config = config
         self.encoder = PatchEncoder(patch_size, latent_dim, bottleneck, encoder_blocks)

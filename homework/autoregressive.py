@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
+from homework import checks
 from homework.checkpoint import load_reference
 from homework.prior import GridPrior
 from homework.raster import NEIGHBOURS, FromNeighbours, RasterSteps
@@ -64,19 +65,16 @@ class AutoregressiveModel(FromNeighbours, GridPrior):
     ):
         super().__init__()
         self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        for name in ("d_latent", "n_tokens", "n_layers", "n_heads", "window", "height", "width", "neighbours"):
-            if type(self.config[name]) is not int or self.config[name] < 1:
-                raise ValueError(f"{name} is {self.config[name]!r}, but must be a whole number of at least 1.")
+        checks.whole(1, d_latent=d_latent, n_tokens=n_tokens, n_layers=n_layers, n_heads=n_heads, window=window)
+        checks.whole(1, height=height, width=width)
+        checks.whole(1, len(NEIGHBOURS), neighbours=neighbours)
+        checks.one_of(("none", "1d", "2d"), position=position)
+        checks.part(dropout=dropout)
+        checks.flag(recompute=recompute)
         if d_latent % n_heads:
             raise ValueError(f"d_latent is {d_latent}, but must be a multiple of n_heads = {n_heads}; change either.")
-        if position not in ("none", "1d", "2d"):
-            raise ValueError(f"position is {position!r}, but must be one of none, 1d, 2d.")
-        if neighbours > len(NEIGHBOURS):
-            raise ValueError(f"neighbours is {neighbours!r}, but must be from 1 to {len(NEIGHBOURS)}.")
         if type(code_dim) is not int or code_dim < 0:
             raise ValueError(f"code_dim is {code_dim!r}, but must be 0 or the size of the tokenizer's code vectors.")
-        if type(dropout) not in (int, float) or not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout!r}, but must be at least 0 and below 1.")
         D = d_latent
         self.n_tokens, self.position, self.recompute = n_tokens, position, recompute
         self.neighbours = NEIGHBOURS[:neighbours]

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from homework import checks
 from homework.ae import CausalContext, PatchTokenizer, check_weights, usage
 from homework.checkpoint import load_reference
 
@@ -42,8 +43,7 @@ class BSQ(nn.Module):
 
     def __init__(self, codebook_bits: int, embedding_dim: int):
         super().__init__()
-        if isinstance(codebook_bits, bool) or not isinstance(codebook_bits, int) or not 1 <= codebook_bits <= 62:
-            raise ValueError(f"codebook_bits is {codebook_bits!r}, but must be a whole number from 1 to 62.")
+        checks.whole(1, 62, codebook_bits=codebook_bits)
         self.codebook_bits = codebook_bits
         self.down = nn.Linear(embedding_dim, codebook_bits)
         self.up = nn.Linear(codebook_bits, embedding_dim)

@@ -1,19 +1,18 @@
 """A cascade of transformers: coarse grids first, and each stage refines them to finer ones."""
 
-import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from homework import sampling
+from homework import checks, sampling
 from homework.checkpoint import load_reference
 from homework.prior import evaluating, measures
 from homework.raster import NEIGHBOURS, FromNeighbours, RasterSteps
 from homework.transformer import ACTIVATIONS, DecoderLayer, EncoderLayer
 
-POSITIVE = ("in_dim", "hidden_dim", "num_dec_layers", "self_attn_heads", "cross_attn_heads", "sliding_window", "neighbours",
+POSITIVE = ("in_dim", "hidden_dim", "num_dec_layers", "self_attn_heads", "cross_attn_heads", "sliding_window",
             "n_tokens", "height", "width", "coarse_tokens", "coarse_height", "coarse_width")  # fmt: skip
 
 
@@ -270,26 +269,17 @@ class CascadeSteps(RasterSteps):
 
 def check_config(config: dict) -> None:
     """ValueError, naming the argument of :class:`CascadeStage`, what is allowed and the remedy, if one makes no sense."""
-    for name in (*POSITIVE, "num_enc_layers"):
-        least = 1 if name in POSITIVE else 0
-        if type(config[name]) is not int or config[name] < least:
-            raise ValueError(f"{name} is {config[name]!r}, but must be a whole number of at least {least}.")
-    for name in ("use_sliding_window", "recompute"):
-        if type(config[name]) is not bool:
-            raise ValueError(f"{name} is {config[name]!r}, but must be true or false.")
+    checks.whole(1, **{name: config[name] for name in POSITIVE})
+    checks.whole(0, num_enc_layers=config["num_enc_layers"])
+    checks.whole(1, len(NEIGHBOURS), neighbours=config["neighbours"])
+    checks.flag(use_sliding_window=config["use_sliding_window"], recompute=config["recompute"])
+    checks.one_of(ACTIVATIONS, hidden_activation=config["hidden_activation"])
+    checks.positive(model_lr=config["model_lr"])
+    checks.part(dropout=config["dropout"])
     D, h, w, window = (config[name] for name in ("in_dim", "height", "width", "sliding_window"))
-    activation, rate, dropout = (config[name] for name in ("hidden_activation", "model_lr", "dropout"))
     for name in ("self_attn_heads", "cross_attn_heads"):
         if D % config[name]:
             raise ValueError(f"in_dim is {D}, but must be a multiple of {name} = {config[name]}; change either.")
-    if type(activation) is not str or activation not in ACTIVATIONS:
-        raise ValueError(f"hidden_activation is {activation!r}, but must be one of {', '.join(ACTIVATIONS)}.")
-    if type(rate) not in (int, float) or not 0 < rate < math.inf:
-        raise ValueError(f"model_lr is {rate!r}, but must be a learning rate above 0, such as 1e-3.")
-    if type(dropout) not in (int, float) or not 0 <= dropout < 1:
-        raise ValueError(f"dropout is {dropout!r}, but must be at least 0 and below 1.")
-    if config["neighbours"] > len(NEIGHBOURS):
-        raise ValueError(f"neighbours is {config['neighbours']}, but must be from 1 to {len(NEIGHBOURS)}.")
     if config["use_sliding_window"]:
         if not config["num_enc_layers"]:
             raise ValueError("use_sliding_window is true, but with num_enc_layers = 0 every place has to see back to the "

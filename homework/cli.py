@@ -16,22 +16,22 @@ from pathlib import Path
 import fire
 import torch
 
+from homework import checks
+
 
 def parse_size(size: str | None) -> tuple[int, int] | None:
     """``"100x150"`` -> ``(100, 150)``: height and width in pixels; ``None`` stays ``None``. ValueError for anything else."""
     if size is None:
         return None
-    match = re.fullmatch(r"([1-9]\d{0,4})[xX]([1-9]\d{0,4})", str(size))
-    if not match:
+    sides = checks.product(size)
+    if not sides:
         raise ValueError(f"--image_size is {size!r}, but must be HEIGHTxWIDTH in pixels, as in 100x150.")
-    return int(match[1]), int(match[2])
+    return sides
 
 
 def at_least(low: int, **options) -> None:
     """ValueError, naming the first of the ``options`` that is no whole number of at least ``low``."""
-    for name, value in options.items():
-        if type(value) is not int or value < low:
-            raise ValueError(f"--{name} is {value!r}, but must be a whole number of at least {low}.")
+    checks.whole(low, **{f"--{name}": value for name, value in options.items()})
 
 
 def keep_memory() -> None:

@@ -540,8 +540,7 @@ def printable(name: str) -> str:
 
 
 def _compressor(tokenizer: str, autoregressive: str, batch_size: int, device: str) -> Compressor:
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"--batch_size is {batch_size!r}, but must be a whole number of at least 1.")
+    cli.at_least(1, batch_size=batch_size)
     device = cli.pick_device(device)
     return Compressor(*load_pair(str(tokenizer), str(autoregressive), device), device, batch_size)
 

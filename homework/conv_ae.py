@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from homework import checks
 from homework.ae import AutoEncoder, Conv, unpatch
 from homework.checkpoint import load_reference
 
@@ -159,20 +160,13 @@ class ConvAutoEncoder(AutoEncoder):
 
 def check(config: dict) -> None:
     """ValueError, naming the first argument of :class:`ConvAutoEncoder` that makes no sense, and what is allowed."""
-    lr = config["model_lr"]
-    if type(lr) not in (int, float) or not 0 < lr < float("inf"):
-        raise ValueError(f"model_lr is {lr!r}, but must be a number above 0.")
+    checks.positive(model_lr=config["model_lr"])
     if type(config["image_channel"]) is not int or config["image_channel"] not in (1, 3):
         raise ValueError(f"image_channel is {config['image_channel']!r}, but must be 3, or 1 for grey images.")
-    for name, high in ("min_channel", 4096), ("max_channel", 4096), ("num_layers", 8), ("latent_channel", 4096):
-        if type(config[name]) is not int or not 1 <= config[name] <= high:
-            raise ValueError(f"{name} is {config[name]!r}, but must be a whole number from 1 to {high}.")
+    checks.whole(1, 4096, **{name: config[name] for name in ("min_channel", "max_channel", "latent_channel")})
+    checks.whole(1, 8, num_layers=config["num_layers"])
     if config["min_channel"] > config["max_channel"]:
         raise ValueError(f"min_channel is {config['min_channel']}, but must be at most max_channel, which is "
                          f"{config['max_channel']}; change one of them.")  # fmt: skip
-    for name in ("hidden_activation_type", "encoder_activation_type", "decoder_activation_type"):
-        if not isinstance(config[name], str) or config[name] not in ACTIVATIONS:
-            raise ValueError(f"{name} is {config[name]!r}, but must be one of {', '.join(ACTIVATIONS)}.")
-    for name in ("use_final_enc_activation", "use_final_dec_activation"):
-        if not isinstance(config[name], bool):
-            raise ValueError(f"{name} is {config[name]!r}, but must be True or False.")
+    checks.one_of(ACTIVATIONS, **{name: value for name, value in config.items() if name.endswith("_activation_type")})
+    checks.flag(**{name: value for name, value in config.items() if name.startswith("use_final_")})

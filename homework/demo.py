@@ -49,9 +49,8 @@ def demo(
         autoregressive: checkpoint of a prior over that tokenizer's grids; the one in the package by default.
         device: auto, cpu, cuda or mps.
     """
-    for name, value, low in (("n_generate", n_generate, 1), ("seed", seed, 0), ("limit", limit, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise ValueError(f"--{name} is {value!r}, but must be a whole number of at least {low}.")
+    cli.at_least(1, n_generate=n_generate, limit=limit)
+    cli.at_least(0, seed=seed)
     shipped = [checkpoint.PACKAGE / f"{m}.pth" for m in ("PatchAutoEncoder", "BSQPatchAutoEncoder", "AutoregressiveModel")]
     autoencoder, tokenizer, autoregressive = (
         str(path or default) for path, default in zip((autoencoder, tokenizer, autoregressive), shipped, strict=True)

@@ -14,6 +14,7 @@ from pathlib import Path, PurePath, PureWindowsPath
 
 from tqdm import tqdm
 
+from homework import cli
 from homework import mnist as idx
 from homework.images import SPLITS, is_image, read_dataset_json
 
@@ -144,8 +145,7 @@ def import_(zip_or_folder: str, dir: str = "data", valid_every: int = 20, replac
     source, folder = Path(str(zip_or_folder)), Path(str(dir))
     if not source.exists():
         raise FileNotFoundError(f"There is no file or folder {source}.")
-    if not isinstance(valid_every, int) or valid_every < 2:
-        raise ValueError(f"--valid_every is {valid_every}, but must be a whole number of at least 2.")
+    cli.at_least(2, valid_every=valid_every)
     if source.is_dir():
         entries = [(path, path) for path in sorted(source.rglob("*")) if path.is_file()]
         if digits := _idx_files(source):

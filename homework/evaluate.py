@@ -49,9 +49,9 @@ def evaluate(
         batch_size: images that go through our models at once.
         device: of our models: auto, cpu, cuda or mps.
     """
-    for name, value in (("limit", limit), ("n_pictures", n_pictures), ("batch_size", batch_size)):
-        if (value is not None or name != "limit") and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"--{name} is {value!r}, but must be a whole number of at least 1.")
+    cli.at_least(1, n_pictures=n_pictures, batch_size=batch_size)
+    if limit is not None:
+        cli.at_least(1, limit=limit)
     folder, pairs = Path(str(out)), list_pairs(tokenizer, autoregressive)
     paths = spread(image_paths(str(images)), limit)
     device = cli.pick_device(device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from homework import checkpoint, cli, sampling
+from homework import checkpoint, checks, cli, sampling
 from homework.data import to_float, to_uint8
 from homework.images import read_image
 from homework.report import on_sheet, save_picture
@@ -55,12 +55,9 @@ def generate(
             all images of one prior are the same but for --complete; not with temperature, top_k, top_p and num_beam.
     """
     tokenizer, prior, output_path = map(str, (tokenizer, prior, output_path))  # Fire takes 7 for a number
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"--seed is {seed!r}, but must be a whole number.")
-    if isinstance(n_images, bool) or not isinstance(n_images, int) or n_images < 1:
-        raise ValueError(f"N_IMAGES is {n_images!r}, but must be a whole number of at least 1.")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"--batch_size is {batch_size!r}, but must be a whole number of at least 1.")
+    checks.whole(1, N_IMAGES=n_images)
+    cli.at_least(1, batch_size=batch_size)
+    cli.at_least(0, seed=seed)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     options |= {"num_beam": num_beam, "beam_width": beam_width, "beams": beams}
     sampling.check(**options)

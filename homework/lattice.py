@@ -1,10 +1,11 @@
 """Where the units of a self-organizing map stand: on a line or on a plane, some of them removed."""
 
 import math
-import re
 
 import torch
 from torch import Tensor
+
+from homework import checks
 
 
 class Lattice:
@@ -24,13 +25,13 @@ class Lattice:
     def __init__(self, shape: str, n: int, kept: list[int] | None = None):
         if kept is not None and (not isinstance(kept, list) or any(type(k) is not int for k in kept)):
             raise ValueError(f"kept is {kept!r}, but must be a list of whole numbers, the units that are left.")
-        match = re.fullmatch(r"([1-9]\d{0,5})[xX]([1-9]\d{0,5})", str(shape))
-        if not match and shape not in ("line", "plane"):
+        sides = checks.product(shape)
+        if not sides and shape not in ("line", "plane"):
             raise ValueError(f"lattice is {shape!r}, but must be line, plane or ROWSxCOLUMNS, as in 32x32.")
-        if not match and kept is not None:
+        if not sides and kept is not None:
             raise ValueError(f"kept is {kept}, so lattice must be ROWSxCOLUMNS, of all that there were, not {shape!r}.")
-        if match:
-            self.rows, self.columns = int(match[1]), int(match[2])
+        if sides:
+            self.rows, self.columns = sides
         else:
             self.rows = 1 if shape == "line" else next(r for r in range(math.isqrt(n), 0, -1) if n % r == 0)
             self.columns = n // self.rows

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from homework import checks
 from homework.checkpoint import load_reference
 from homework.pixel_steps import GatedSteps, PixelSteps
 from homework.prior import GridPrior
@@ -12,17 +13,6 @@ from homework.prior import GridPrior
 def load() -> nn.Module:
     """The reference prior, ``homework/PixelCNN.pth``, in eval mode."""
     return load_reference("PixelCNN")
-
-
-def check(config: dict, odd: tuple[str, ...] = (), **least: int) -> None:
-    """ValueError, naming the argument and what is allowed, unless those in ``least`` are whole numbers that are not below
-    it, and the ``odd`` ones odd numbers of at least 3: kernels that have a middle, and something around it."""
-    for name, low in least.items():
-        if type(config[name]) is not int or config[name] < low:
-            raise ValueError(f"{name} is {config[name]!r}, but must be a whole number of at least {low}.")
-    for name in odd:
-        if type(config[name]) is not int or config[name] < 3 or config[name] % 2 == 0:
-            raise ValueError(f"{name} is {config[name]!r}, but must be an odd number of at least 3.")
 
 
 class MaskedConv2d(nn.Conv2d):
@@ -35,7 +25,7 @@ class MaskedConv2d(nn.Conv2d):
     def __init__(self, mask_type: str, c_in: int, c_out: int, kernel_size: int):
         if mask_type not in ("A", "B"):
             raise ValueError(f"mask_type is {mask_type!r}, but must be A (the place itself hidden) or B (seen).")
-        check({"kernel_size": kernel_size}, odd=("kernel_size",))
+        checks.odd(3, kernel_size=kernel_size)  # with a middle, and something around it
         super().__init__(c_in, c_out, kernel_size, padding=kernel_size // 2)
         self.mask_type, k = mask_type, kernel_size
         seen = torch.arange(k * k).view(k, k) < k * k // 2 + (mask_type == "B")
@@ -69,7 +59,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int):
         super().__init__()
-        check({"c_in": c_in}, c_in=2)
+        checks.whole(2, c_in=c_in)
         if c_in != c_out:
             raise ValueError(f"c_out is {c_out!r}, but must be c_in = {c_in}, as the input is added to the output.")
         self.down = nn.Conv2d(c_in, c_out // 2, 1)
@@ -109,7 +99,9 @@ class PixelCNN(GridPrior):
     def __init__(self, c_in: int = 1, c_hidden: int = 128, num_res_block: int = 5, kernel_size: int = 7):
         super().__init__()
         self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        check(self.config, odd=("kernel_size",), c_in=1, c_hidden=2, num_res_block=0)
+        checks.whole(1, c_in=c_in)
+        checks.whole(2, c_hidden=c_hidden)
+        checks.whole(0, num_res_block=num_res_block)
         C = c_hidden
         self.first = MaskedConv2d("A", c_in, C, kernel_size)
         self.blocks = nn.Sequential(*(ResidualBlock(C, C) for _ in range(num_res_block)))
@@ -223,10 +215,11 @@ class GatedPixelCNN(GridPrior):
     ):
         super().__init__()
         self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        least = {"c_hidden": 1, "n_layers": 1, "n_tokens": 1, "height": 1, "width": 1, "embedding_dim": 1, "code_dim": 0}
-        check(self.config, odd=("kernel", "first_kernel"), **least)
-        if position not in ("none", "2d"):
-            raise ValueError(f"position is {position!r}, but must be one of none, 2d.")
+        checks.whole(1, c_hidden=c_hidden, n_layers=n_layers, n_tokens=n_tokens, height=height, width=width)
+        checks.whole(1, embedding_dim=embedding_dim)
+        checks.whole(0, code_dim=code_dim)
+        checks.odd(3, kernel=kernel, first_kernel=first_kernel)
+        checks.one_of(("none", "2d"), position=position)
         C, E = c_hidden, code_dim or embedding_dim
         self.n_tokens = n_tokens
         if code_dim:  # not a number until set_codes, so that a forgotten call shows

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from homework import checkpoint, cli
+from homework import checkpoint, checks, cli
 from homework.pixelcnn import GatedPixelCNN, PixelCNN
 
 CHANNELS = 8
@@ -25,10 +25,9 @@ def receptive_field(
         seed: of the weights and pictures.
         out: the PNG to write.
     """
-    for name, value, low in (("layers", layers, 1), ("size", size, 3), ("kernel", kernel, 3), ("seed", seed, 0)):
-        if type(value) is not int or value < low or (name in ("size", "kernel") and value % 2 == 0):
-            odd = "an odd" if name in ("size", "kernel") else "a whole"
-            raise ValueError(f"--{name} is {value!r}, but must be {odd} number of at least {low}.")
+    cli.at_least(1, layers=layers)
+    cli.at_least(0, seed=seed)
+    checks.odd(3, **{"--size": size, "--kernel": kernel})
     maps = [
         (name, depth, weighted(name, depth, size, kernel, seed), seen(name, depth, size, kernel))
         for name in MODELS

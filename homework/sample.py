@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from homework import checkpoint, cli, sampling
+from homework import checkpoint, checks, cli, sampling
 from homework.images import read_image
 from homework.mnist import binary, read_split
 from homework.report import on_sheet, save_picture
@@ -53,9 +53,9 @@ def sample(
         data: the folder in which mnist/ lies, for numbers in --complete.
         device: auto, cpu, cuda or mps.
     """
-    for name, value, low in (("N_IMAGES", n_images, 1), ("--seed", seed, 0), ("--scale", scale, 1), ("--rows", rows, 0)):
-        if type(value) is not int or value < low:
-            raise ValueError(f"{name} is {value!r}, but must be a whole number of at least {low}.")
+    checks.whole(1, N_IMAGES=n_images)
+    cli.at_least(1, scale=scale)
+    cli.at_least(0, seed=seed, rows=rows)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     sampling.check(**options)
     device = cli.pick_device(device)

@@ -6,6 +6,8 @@ import math
 import torch
 from torch import Tensor
 
+from homework import checks
+
 
 def check(
     temperature: float = 1.0,
@@ -16,25 +18,19 @@ def check(
     beams: int = 1,
 ) -> None:
     """ValueError, naming the value and what is allowed, if a setting of :func:`generate` makes no sense."""
-    if not _is_number(temperature) or not 0 <= temperature < math.inf:
+    if type(temperature) not in (int, float) or not 0 <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature}, but must be 0 (always the likeliest token) or more.")
-    if top_k is not None and (not _is_number(top_k, int) or top_k < 1):
+    if top_k is not None and (type(top_k) is not int or top_k < 1):
         raise ValueError(f"top_k is {top_k}, but must be a whole number of at least 1, or left out to keep every token.")
-    if top_p is not None and (not _is_number(top_p) or not 0 < top_p <= 1):
+    if top_p is not None and (type(top_p) not in (int, float) or not 0 < top_p <= 1):
         raise ValueError(f"top_p is {top_p}, but must be above 0 and at most 1.")
-    for name, value in (("num_beam", num_beam), ("beam_width", beam_width), ("beams", beams)):
-        if not _is_number(value, int) or value < 1:
-            raise ValueError(f"{name} is {value}, but must be a whole number of at least 1.")
+    checks.whole(1, num_beam=num_beam, beam_width=beam_width, beams=beams)
     given = {"temperature": (temperature, 1), "top_k": (top_k, None), "top_p": (top_p, None), "num_beam": (num_beam, 1)}
     for name, (value, default) in given.items():
         if beams > 1 and value != default:
             raise ValueError(
                 f"beams is {beams}: a beam search, which draws nothing, so leave {name} out; or leave beams out."
             )
-
-
-def _is_number(value: object, kind=int | float) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def restrict(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:

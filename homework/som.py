@@ -1,7 +1,6 @@
 """Self-organizing maps (Kohonen, Self-Organizing Maps, 2001) as tokenizers; ``python -m homework.som fit|prune``."""
 
 import math
-import re
 import sys
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from homework import checkpoint, cli, distributed
+from homework import checkpoint, checks, cli, distributed
 from homework.ae import pad_to_patches, unpatch, usage, usage_of
 from homework.feature_data import INDEX, FeatureDataset
 from homework.lattice import Lattice, neighbourhood, u_matrix
@@ -28,14 +27,10 @@ def load() -> nn.Module:
 def parse_patch(patch: int | str, height: int, width: int) -> tuple[int, int]:
     """The height and width that ``patch`` names: a side, "HEIGHTxWIDTH" or "map" for all of a ``height`` x ``width`` map.
     ValueError if it is none of these, or does not divide the map."""
-    match = re.fullmatch(r"([1-9]\d{0,3})[xX]([1-9]\d{0,3})", str(patch))
     if patch == "map":
         return height, width
-    if match:
-        ph, pw = int(match[1]), int(match[2])
-    elif type(patch) is int and patch > 0:
-        ph = pw = patch
-    else:
+    ph, pw = (patch, patch) if type(patch) is int else checks.product(patch) or (0, 0)
+    if ph < 1:
         raise ValueError(f"patch is {patch!r}, but must be a whole number of at least 1, HEIGHTxWIDTH or map.")
     if height % ph or width % pw:
         common = math.gcd(height, width)
@@ -100,13 +95,9 @@ class SOM(nn.Module):
     ):
         super().__init__()
         self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        for name, high in ("n_codes", MOST_CODES), ("height", 4096), ("width", 4096):
-            if type(self.config[name]) is not int or not 1 <= self.config[name] <= high:
-                raise ValueError(f"{name} is {self.config[name]!r}, but must be a whole number from 1 to {high}.")
-        for name in ("radius_start", "radius_end"):
-            value = self.config[name]
-            if type(value) not in (int, float) or not 0 <= value < math.inf or (name == "radius_end" and not value):
-                raise ValueError(f"{name} is {value!r}, but must be a number above 0.")
+        checks.whole(1, MOST_CODES, n_codes=n_codes)
+        checks.whole(1, 4096, height=height, width=width)
+        checks.positive(radius_end=radius_end, **({} if radius_start == 0 else {"radius_start": radius_start}))
         self.n_tokens, self.lattice = n_codes, Lattice(lattice, n_codes, kept)
         self.patch = parse_patch(patch, height, width)
         self.radius_start, self.radius_end = radius_start or max(self.lattice.radius, radius_end), radius_end
@@ -334,7 +325,9 @@ def fit(
         batch_size: images at once.
         device: auto, cpu, cuda or mps.
     """
-    cli.at_least(1, passes=passes, batch_size=batch_size, **({} if limit is None else {"limit": limit}))
+    cli.at_least(1, passes=passes, batch_size=batch_size)
+    if limit is not None:
+        cli.at_least(1, limit=limit)
     if Path(str(output)).suffix != ".pth":
         raise ValueError(f"OUTPUT is {output}, but must be a .pth file.")
     device = cli.pick_device(device)

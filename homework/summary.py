@@ -22,8 +22,7 @@ def summary(model: str, image_size: str | None = None, depth: int = 4, **options
         depth: how deep into nested layers to go.
         options: arguments of the model's constructor.
     """
-    if type(depth) is not int or depth < 1:
-        raise ValueError(f"--depth is {depth!r}, but must be a whole number of at least 1.")
+    cli.at_least(1, depth=depth)
     cls = model_class(str(model))
     H, W = cli.parse_size(image_size or SIZES[cls.data])
     holds = DATASETS[cls.data].holds

@@ -48,10 +48,10 @@ def tokenize(
         device: auto, cpu, cuda or mps.
     """
     tokenizer, output, *images = map(str, (tokenizer, output, *images))  # Fire takes 2026 for a number
-    if isinstance(copies, bool) or not isinstance(copies, int) or copies < 0:
-        raise ValueError(f"--copies is {copies!r}, but must be a whole number of at least 0.")
-    if shift is not None and (type(shift) is not int or shift < 0):
-        raise ValueError(f"--shift is {shift!r}, but must be a whole number of pixels, at least 0.")
+    cli.at_least(1, batch_size=batch_size)
+    cli.at_least(0, copies=copies)
+    if shift is not None:
+        cli.at_least(0, shift=shift)
     for name, value in ("skip_bad", skip_bad), ("codes", codes):
         if not isinstance(value, bool):
             raise ValueError(f"--{name} takes no value, but got {value}; put it at the end.")
@@ -59,8 +59,6 @@ def tokenize(
         raise ValueError("Name the images to tokenize: files, folders or dataset.json files, after the output.")
     if Path(output).is_dir() or Path(output).suffix.lower() in SUFFIXES:
         raise ValueError(f"The output is {output}, but must be a .pth file.")
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"--batch_size is {batch_size}, but must be a whole number of at least 1.")
     size = cli.parse_size(image_size)
     model = checkpoint.load(tokenizer)
     if not hasattr(model, "encode_index"):

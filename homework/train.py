@@ -1,10 +1,9 @@
 """The command line of training: ``python -m homework.train MODEL`` trains any model of the registry. See ``--help``."""
 
-import math
 import sys
 from pathlib import Path
 
-from homework import cli
+from homework import checks, cli
 from homework.registry import MODELS
 from homework.trainer import Run
 
@@ -94,22 +93,19 @@ def train(
 
 def check(settings: dict) -> None:
     """ValueError, naming the option and what it may be, for settings that make no sense."""
-    least = {"batch_size": 1, "accumulate": 1, "warmup": 0, "seed": 0, "limit": 1, "validate_every": 1}
-    least |= {"lr_step": 1, "keep_every": 1}
-    for name, low in least.items():
-        value = settings[name]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
-            raise ValueError(f"--{name} is {value!r}, but must be a whole number of at least {low}.")
-    for name in ("epochs", "lr", "clip", "save_every"):
-        if name == "lr" and settings[name] is None:
-            continue
-        if type(settings[name]) not in (int, float) or not 0 < settings[name] < math.inf:
-            raise ValueError(f"--{name} is {settings[name]!r}, but must be a number above 0.")
+
+    def given(*names: str) -> dict:
+        """These settings as options, but for those that were left out and have no default."""
+        may_lack = ("limit", "warmup", "lr", "lr_step", "keep_every", "validate_every")
+        return {f"--{name}": settings[name] for name in names if settings[name] is not None or name not in may_lack}
+
+    checks.whole(1, **given("batch_size", "accumulate", "limit", "validate_every", "lr_step", "keep_every"))
+    checks.whole(0, **given("warmup", "seed"))
+    checks.positive(**given("epochs", "lr", "clip", "save_every"))
+    checks.part(**given("ema", "weight_decay"))
+    checks.flag(**given("augment", "resume", "bf16", "compile"))
     if type(settings["lr_factor"]) not in (int, float) or not 0 < settings["lr_factor"] <= 1:
         raise ValueError(f"--lr_factor is {settings['lr_factor']!r}, but must be above 0 and at most 1.")
-    for name in ("ema", "weight_decay"):
-        if type(settings[name]) not in (int, float) or not 0 <= settings[name] < 1:
-            raise ValueError(f"--{name} is {settings[name]!r}, but must be at least 0 and below 1.")
     if settings["inputs"] not in ("embedding", "codes"):
         raise ValueError(f"--inputs is {settings['inputs']!r}, but must be embedding or codes.")
     if settings["output"]:
@@ -118,9 +114,6 @@ def check(settings: dict) -> None:
             raise ValueError(f"--output is {path}, but must be a .pth file in a folder.")
     if settings["init"] and str(settings["model"]).endswith(".pth"):
         raise ValueError("--init is for a new model; a checkpoint in place of the model's name brings all weights.")
-    for name in ("augment", "resume", "bf16", "compile"):
-        if not isinstance(settings[name], bool):
-            raise ValueError(f"--{name} is {settings[name]!r}, but must be True or False.")
 
 
 if __name__ == "__main__":

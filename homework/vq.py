@@ -8,7 +8,7 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from homework import distributed
+from homework import checks, distributed
 from homework.ae import CausalContext, PatchTokenizer, check_weights, usage
 from homework.checkpoint import load_reference
 
@@ -76,11 +76,9 @@ class VectorQuantizer(nn.Module):
         self, n_tokens: int, code_dim: int, l2_norm: bool = False, ema_decay: float = 0.0, restart_below: float = 0.1
     ):
         super().__init__()
-        for name, value, high in ("n_tokens", n_tokens, 2**24), ("code_dim", code_dim, 4096):
-            if type(value) is not int or not 1 <= value <= high:
-                raise ValueError(f"{name} is {value!r}, but must be a whole number from 1 to {high}.")
-        if not isinstance(l2_norm, bool):
-            raise ValueError(f"l2_norm is {l2_norm!r}, but must be True or False.")
+        checks.whole(1, 2**24, n_tokens=n_tokens)
+        checks.whole(1, 4096, code_dim=code_dim)
+        checks.flag(l2_norm=l2_norm)
         for name, value, high in ("ema_decay", ema_decay, 0.99999), ("restart_below", restart_below, 1):
             if type(value) not in (int, float) or not 0 <= value <= high:
                 raise ValueError(f"{name} is {value!r}, but must be a number from 0 to {high}.")
@@ -287,9 +285,8 @@ class VQVAE(VQPatchAutoEncoder):
         ema_decay: float = 0.0,
     ):
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        for name, high in ("height", 4096), ("width", 4096), ("stride", 64):
-            if type(config[name]) is not int or not 1 <= config[name] <= high:
-                raise ValueError(f"{name} is {config[name]!r}, but must be a whole number from 1 to {high}.")
+        checks.whole(1, 4096, height=height, width=width)
+        checks.whole(1, 64, stride=stride)
         super().__init__(stride, latent_dim, n_tokens, code_dim, encoder_blocks, decoder_blocks, detail, ema_decay=ema_decay)
         self.config, self.size = config, (height, width)
         self.patch_size = max(self.size)  # the square that a token stands for: an image is a grid of one

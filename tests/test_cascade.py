@@ -241,8 +241,8 @@ BAD = [
     ({"neighbours": 9}, "neighbours is 9.*1 to 8"),
     ({"dropout": 1.0}, r"dropout is 1\.0.*below 1"),
     ({"model_lr": 0}, "model_lr is 0.*above 0"),
-    ({"recompute": 1}, "recompute is 1.*true or false"),
-    ({"use_sliding_window": "yes"}, "use_sliding_window is 'yes'.*true or false"),
+    ({"recompute": 1}, "recompute is 1.*True or False"),
+    ({"use_sliding_window": "yes"}, "use_sliding_window is 'yes'.*True or False"),
 ]
 
 
