@@ -300,6 +300,7 @@ class MnistImages:
     def __init__(self, split: str = "train", root: str | Path = "data"):
         """``split``, ``root`` and errors as of :class:`MnistDataset`."""
         self.digits = read_split(split, root)  # uint8 (N,28,28)
+        self.names = [f"{split}/{i:05}" for i in range(len(self.digits))]
 
     def __len__(self) -> int:
         return len(self.digits)

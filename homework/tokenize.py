@@ -10,9 +10,10 @@ import torch
 from tqdm import tqdm
 
 from homework import checkpoint, cli, distributed
-from homework.data import to_float
+from homework.data import MnistImages, to_float
 from homework.feature_data import INDEX, FeatureDataset
 from homework.images import SUFFIXES, decoded, image_paths
+from homework.mnist import FILES, find
 
 MOST = 16  # copies are moved by fewer pixels than these
 
@@ -27,6 +28,7 @@ def tokenize(
     image_size: str | None = None,
     copies: int = 0,
     shift: int | None = None,
+    split: str | None = None,
     skip_bad: bool = False,
     codes: bool = False,
     device: str = "auto",
@@ -36,12 +38,13 @@ def tokenize(
     Args:
         tokenizer: checkpoint of a model that makes tokens, as homework/BSQPatchAutoEncoder.pth.
         output: the .pth file to write.
-        images: files, folders or dataset.json files; or, for a SOM, one folder that homework.features wrote.
+        images: files, folders or dataset.json files; or MNIST's folder; or, for a SOM, one that homework.features wrote.
         batch_size: images that go through the model at once.
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped; as they are by default.
         copies: also as many randomly mirrored and shifted copies of each image, so that a prior has more to learn from.
         shift: pixels by which copies are moved at most; by default less than a patch, and than 16. Grids of several
             tokenizers that are to go together, coarse and fine, need the same.
+        split: of MNIST: train, valid or test.
         skip_bad: leave out images that are damaged or of another size than most; otherwise they are an error.
         codes: also write the vector of each code, under "codes": one table (K,d) for all images, since a token's vector
             depends on nothing but the token.
@@ -68,12 +71,15 @@ def tokenize(
     known = {"tokenizer": checkpoint.fingerprint(model), "shift": shift if copies else 0}
     if codes:
         known["codes"] = code_table(model).clone()  # a clone, for a view would be saved with all that it views
-    if len(images) == 1 and (Path(images[0]) / INDEX).is_file():
+    data = open_folder(images[0], split) if len(images) == 1 else None
+    if data:
         if copies or size:
-            raise ValueError("--copies and --image_size are for images; feature maps are what they are.")
-        results = encode_features(model.to(cli.pick_device(device)), images[0], batch_size)
+            raise ValueError("--copies and --image_size are for files of images; digits and feature maps stay as they are.")
+        results = encode_dataset(model.to(cli.pick_device(device)), data, batch_size)
         _write(results, model.n_tokens, output, skip_bad, known)
         return
+    if split is not None:
+        raise ValueError("--split is for MNIST's folder alone, named mnist; leave it out, and name a folder of images.")
     paths = image_paths(images)
     try:
         local_device = distributed.setup(cli.pick_device(device))
@@ -93,19 +99,34 @@ def code_table(model: torch.nn.Module) -> torch.Tensor:
     return model.code_vectors(torch.arange(model.n_tokens)[:, None, None])[:, 0, 0]  # (K,1,1,d) -> (K,d)
 
 
+def open_folder(folder: str, split: str | None) -> FeatureDataset | MnistImages | None:
+    """The feature maps, or the digits of MNIST's ``split``, that lie in ``folder``; None if it holds neither. ValueError
+    without a split for the digits."""
+    if (Path(folder) / INDEX).is_file():
+        return FeatureDataset(folder)
+    folder = Path(folder).resolve()
+    if folder.name != "mnist" or not any(find(folder, name) for name in FILES):
+        return None
+    if split is None:
+        raise ValueError(f"{folder} holds MNIST; say of which digits to make tokens, by --split train, valid or test.")
+    return MnistImages(split, root=folder.parent)
+
+
 @torch.inference_mode()
-def encode_features(model: torch.nn.Module, folder: str, batch_size: int) -> dict[str, Result]:
-    """The grids of the feature maps in ``folder``. ValueError if the tokenizer reads none, or those of another
+def encode_dataset(model: torch.nn.Module, data: FeatureDataset | MnistImages, batch_size: int) -> dict[str, Result]:
+    """The grids of all of ``data``. ValueError for feature maps if the tokenizer reads none, or those of another
     auto-encoder."""
-    data = FeatureDataset(folder)
-    if not hasattr(model, "encode_features"):
-        raise ValueError(f"{folder} holds feature maps, but a {type(model).__name__} makes tokens of images; name these.")
-    if checkpoint.fingerprint(model.autoencoder) != data.fingerprint:
-        raise ValueError(f"The feature maps in {folder} are of another auto-encoder than the tokenizer's; make them with "
-                         "its own, or name images.")  # fmt: skip
+    encode = model.encode_index
+    if data.holds == "features":
+        if not hasattr(model, "encode_features"):
+            raise ValueError(f"These are feature maps, but a {type(model).__name__} makes tokens of images; name these.")
+        if checkpoint.fingerprint(model.autoencoder) != data.fingerprint:
+            raise ValueError("These feature maps are of another auto-encoder than the tokenizer's; make them with its own, "
+                             "or name images.")  # fmt: skip
+        encode = model.encode_features
     device, results = next(model.parameters()).device, {}
     for places in tqdm(torch.arange(len(data)).split(batch_size), desc="tokenizing", unit_scale=batch_size, unit="img"):
-        grids = model.encode_features(data.batch(places, device)).cpu().numpy().astype(smallest_type(model.n_tokens))
+        grids = encode(data.batch(places, device)).cpu().numpy().astype(smallest_type(model.n_tokens))
         results |= {data.names[i]: (data.size[:2], grid) for i, grid in zip(places.tolist(), grids, strict=True)}
     return results
 

@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, files, sentence
+from conftest import ROOT, TINY, K, build, files, sentence
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from homework import checkpoint, download, mnist
-from homework.data import DATASETS, MnistDataset, MnistImages, to_float
+from homework.data import DATASETS, MnistDataset, MnistImages, TokenDataset, to_float
 from homework.mnist import read_idx
+from homework.tokenize import tokenize
 
 REAL = ROOT.parent / "shared" / "data" / "mnist"
 TRAIN, TEST = mnist.FILES[0], mnist.FILES[2]
@@ -295,6 +296,33 @@ def test_a_tokenizer_trains_on_mnist(train, tmp_path):
     assert done.returncode == 0, done.stderr
     grid = trained(tmp_path, "BSQPatchAutoEncoder").encode_index(MnistImages("valid", tmp_path / "data").batch([0]))
     assert grid.shape == (1, 7, 7)
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_digits_become_tokens(small, tmp_path, split):
+    model, path = build("VQPatchAutoEncoder", patch_size=4).eval(), tmp_path / "vq.pth"
+    checkpoint.save(model, path)
+    tokenize(path, tmp_path / "tokenized_valid.pth", small / "mnist", split=split, batch_size=5, codes=True)
+    tokens, data = TokenDataset("valid", root=tmp_path), MnistImages(split, small)
+    expected = model.encode_index(data.batch(torch.arange(len(data))))
+    assert expected.shape[1:] == (7, 7) and torch.equal(tokens.batch(torch.arange(len(data))), expected)
+    assert tokens.names == data.names and tokens.codes.shape == (K, 4)
+
+
+@pytest.mark.parametrize(
+    "folder, options, told",
+    [
+        ("data/mnist", {}, "say of which digits .* --split train, valid or test"),
+        ("data/mnist", {"split": "dev"}, "the splits train, valid and test, but not 'dev'"),
+        ("data/mnist", {"split": "test", "copies": 1}, "digits .* stay as they are"),
+        ("data", {"split": "test"}, "--split is for MNIST's folder"),
+    ],
+)
+def test_digits_that_cannot_become_tokens(small, tmp_path, folder, options, told):
+    checkpoint.save(build("BSQPatchAutoEncoder", patch_size=4), tmp_path / "bsq.pth")
+    with pytest.raises(ValueError, match=told):
+        tokenize(tmp_path / "bsq.pth", tmp_path / "tokens.pth", tmp_path / folder, **options)
+    assert not (tmp_path / "tokens.pth").exists()
 
 
 @pytest.mark.parametrize(
