@@ -397,7 +397,7 @@ def prune(
         batch_size: images at once.
         device: auto, cpu, cuda or mps.
     """
-    cli.at_least(1, threshold=threshold)
+    cli.at_least(1, threshold=threshold, batch_size=batch_size)
     path, features, device = Path(str(model)), Path(str(features)), cli.pick_device(device)
     som = checkpoint.load(path, "SOM").to(device)
     data = FeatureDataset(features if (features / INDEX).is_file() else "train", root=features)
