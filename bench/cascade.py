@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from homework import checkpoint, cli
+from homework import cli
 from homework.ae import usage
 from homework.coarse_to_fine import Cascade
 from homework.data import ImageDataset, to_uint8
+from homework.generation import load_pair
 from homework.metrics import bits_at, errors, psnr
 from homework.report import on_sheet, save_picture
 
@@ -41,9 +42,12 @@ def table(
         coded: how many of these to code to bytes, and back again.
         figures: also draws bench/figures/cascade.png and codebook.png.
     """
+    cli.at_least(1, coded=coded)
+    if limit is not None:
+        cli.at_least(1, limit=limit)
     cascade, images = Cascade(stages), ImageDataset(str(data), cli.parse_size(image_size))
     n = min(len(images), limit or len(images))
-    prior = checkpoint.load(plain) if plain else None
+    prior = load_pair(str(stages[-1]["hr_codebook_path"]), str(plain), cascade.device)[1] if plain else None
     if figures:
         draw(cascade, images, prior)
     error, seen = [0.0] * len(cascade.codebooks), [[] for _ in cascade.codebooks]

@@ -40,8 +40,8 @@ def save_sheet(rows: list[torch.Tensor], name: str) -> None:
 @torch.inference_mode()
 def frames(columns: int = 6) -> None:
     """Writes overview.png: a row each of originals, auto-encoder, tokenizer; two of samples. And pairs.png: a row each of
-    what BSQ and VQ make of the originals; of samples of each one's transformer, of each one's GatedPixelCNN; and of tokens
-    of BSQ, and of VQ, that were drawn independently."""
+    originals, and of what BSQ and VQ make of them; of samples of each one's transformer, of each one's GatedPixelCNN; and of
+    tokens of BSQ, and of VQ, that were drawn independently."""
     data = ImageDataset("data/sample", image_size=(100, 150))
     x = data.batch(torch.linspace(0, len(data) - 1, columns).long())
 
@@ -56,7 +56,7 @@ def frames(columns: int = 6) -> None:
     pairs = [(bsq, "AutoregressiveModel"), (vq, "VQAutoregressiveModel"), (bsq, "GatedPixelCNN"), (vq, "VQGatedPixelCNN")]
     rows = [sampled(tokenizer, homework.load(checkpoint.PACKAGE / f"{name}.pth")) for tokenizer, name in pairs]
     rows += [sampled(tokenizer, Uniform(tokenizer.n_tokens)) for tokenizer in (bsq, vq)]
-    save_sheet([bsq(x)[0], vq(x)[0], *rows], "pairs.png")
+    save_sheet([x, bsq(x)[0], vq(x)[0], *rows], "pairs.png")
 
 
 def digits() -> None:

@@ -15,20 +15,21 @@ from homework.metrics import bits_at, errors, psnr
 BATCH = 16
 
 
-def pairs(*models: str, data: str = "data/valid", limit: int | None = None) -> None:
+def pairs(*models: str, data: str = "data/valid", image_size: str | None = None, limit: int | None = None) -> None:
     """Prints MSE, PSNR, codes used and bits an image, for every model on the same images.
 
     Args:
         models: checkpoints of auto-encoders and tokenizers; behind that of a tokenizer, =, and the priors over its grids
             with commas between them.
         data: a folder of images.
+        image_size: HEIGHTxWIDTH, to which they are scaled and cropped; as they are by default.
         limit: how many of them to use at most, the first ones by name; all by default.
     """
     if not models:
         raise ValueError("Name the checkpoints to compare, as in TOKENIZER.pth=PRIOR.pth,PRIOR.pth.")
     if limit is not None:
         cli.at_least(1, limit=limit)
-    images = ImageDataset(str(data))
+    images = ImageDataset(str(data), cli.parse_size(image_size))
     n = min(len(images), limit or len(images))
     print("| model | parameters | MSE | PSNR, dB | codes used | bits an image |\n|---|---|---|---|---|---|")
     for path, _, priors in (str(m).partition("=") for m in models):

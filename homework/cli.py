@@ -34,6 +34,11 @@ def at_least(low: int, **options) -> None:
     checks.whole(low, **{f"--{name}": value for name, value in options.items()})
 
 
+def check_seed(seed: int) -> None:
+    """ValueError unless it is a whole number that a generator takes, from 0 to 2^63 - 1."""
+    checks.whole(0, 2**63 - 1, **{"--seed": seed})
+
+
 def keep_memory() -> None:
     """Asks glibc to keep freed memory: giving it back each step and faulting it in again costs up to a quarter of the
     time of a training on the CPU (less where the blocks are small; see bench/). Elsewhere, nothing happens."""

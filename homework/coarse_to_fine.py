@@ -78,6 +78,10 @@ class Cascade:
             self.codebooks.append(loaded[fine])
         configs = [model.config for model in self.stages]
         self.sizes = [(configs[0]["coarse_height"], configs[0]["coarse_width"])]
+        if self.sizes[0] != (1, 1):
+            h, w = self.sizes[0]
+            raise ValueError(f"Stage 0 reads grids of {h}x{w}, but a cascade starts from one code for the whole image; name "
+                             "the stage that reads the codebook of whole maps first.")  # fmt: skip
         self.sizes += [(c["height"], c["width"]) for c in configs]
         for k in range(1, len(configs)):
             read = (configs[k]["coarse_height"], configs[k]["coarse_width"])

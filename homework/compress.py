@@ -300,6 +300,7 @@ def compress(
     tokenizer: str,
     autoregressive: str,
     *images_and_output: str,
+    image_size: str | None = None,
     verify: bool = False,
     skip_bad: bool = False,
     batch_size: int = 64,
@@ -311,6 +312,7 @@ def compress(
         tokenizer: checkpoint of a tokenizer.
         autoregressive: checkpoint of a prior over that tokenizer's grids.
         images_and_output: an image, a folder, or several images, folders or dataset.json files; last, the file to write.
+        image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped before; as they are by default.
         verify: decode what was written, and compare it with what was to be written; fails if they differ.
         skip_bad: leave out images that are damaged; otherwise they are an error.
         batch_size: images that go through the models at once.
@@ -324,14 +326,14 @@ def compress(
         raise ValueError("Name the image or the folder to compress and, after it, the file to write.")
     if Path(output).is_dir() or Path(output).suffix.lower() in {*Image.registered_extensions(), ".json", ".pth"}:
         raise ValueError(f"The last argument is the file to write, but {output} is a folder, a picture or a checkpoint.")
-    paths = image_paths(sources)
+    scaled, paths = cli.parse_size(image_size), image_paths(sources)
     one = len(sources) == 1 and paths == [str(Path(sources[0]))]
     names = dict(zip(paths, names_below(paths), strict=True))
     compressor, bad, kept, start = _compressor(tokenizer, autoregressive, batch_size, device), {}, [], 0
     with checkpoint.replacing(output) as temporary, open(temporary, "wb") as file:
         writer = None if one else container.ArchiveWriter(file, compressor.models)
         with tqdm(total=len(paths), desc="compressing", unit="img") as bar:
-            for part, size, grids, payloads in encode_files(compressor, paths, bad, bar):
+            for part, size, grids, payloads in encode_files(compressor, paths, bad, bar, scaled):
                 crcs = [compressor.models.crc(size, grid) for grid in grids]
                 if one:
                     file.write(container.image_file(compressor.models, size, payloads[0], crcs[0]))
@@ -361,22 +363,28 @@ def names_below(paths: list[str]) -> list[str]:
     return [Path(os.path.relpath(path, base)).as_posix() for path in full]
 
 
-def encode_files(compressor: Compressor, paths: list[str], bad: dict[str, str], bar: tqdm) -> Iterator[Coded]:
-    """The chunks that image files become; ``bad`` gets a sentence about each that cannot be one."""
+def encode_files(
+    compressor: Compressor, paths: list[str], bad: dict[str, str], bar: tqdm, scaled: tuple[int, int] | None = None
+) -> Iterator[Coded]:
+    """The chunks that image files become, ``scaled`` to that (H,W) if it is given; ``bad`` gets a sentence about each that
+    cannot be one."""
 
     def work(part: tuple[list[str], tuple[int, int], np.ndarray]) -> Coded:
         names, size, pixels = part
         grids = compressor.to_tokens(to_float(torch.from_numpy(pixels)))  # (B,H,W,3)
         return names, size, grids, compressor.encode(grids)
 
-    for chunk in in_parallel(work, _same_size(compressor, paths, bad, bar), compressor.workers):
+    for chunk in in_parallel(work, _same_size(compressor, paths, bad, bar, scaled), compressor.workers):
         yield chunk
         bar.update(len(chunk[0]))
 
 
-def _same_size(compressor: Compressor, paths: list[str], bad: dict[str, str], bar: tqdm) -> Iterator[tuple]:
+def _same_size(
+    compressor: Compressor, paths: list[str], bad: dict[str, str], bar: tqdm, scaled: tuple[int, int] | None
+) -> Iterator[tuple]:
     """Paths, their (H,W) and pixels (B,H,W,3) uint8, of as many images as are coded together."""
-    for batch, images in decoded(_read_ahead(paths, min(compressor.batch_size, -(-len(paths) // compressor.workers)))):
+    at_once = min(compressor.batch_size, -(-len(paths) // compressor.workers))
+    for batch, images in decoded(_read_ahead(paths, at_once), scaled):
         good = {}
         for path, image in zip(batch, images, strict=True):
             try:

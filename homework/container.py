@@ -405,7 +405,7 @@ class Reader:
             if own[part] != self.head[part]:
                 raise ValueError(
                     f"{self.name} was written with another {what}, whose hash begins with {self.head[part].hex()}; "
-                    f"that of the one given begins with {own[part].hex()}."
+                    f"that of the one given begins with {own[part].hex()}; name the {what} that wrote it."
                 )
         if own != self.head:
             raise ValueError(f"{self.name} was written with another patch size or arithmetic than that of the models given.")

@@ -267,7 +267,7 @@ class MnistDataset:
             ValueError: a file is damaged, or binarize is something else.
         """
         self.digits = read_split(split, root)  # uint8 (N,28,28)
-        self.drawn = binarize == "sample"
+        self.drawn, self.meta = binarize == "sample", {"binarize": binarize}
         self.ink = binary(self.digits, binarize)
 
     def __len__(self) -> int:
@@ -318,8 +318,8 @@ class MnistImages:
         return batch
 
     def model_defaults(self) -> dict:
-        """What a model's constructor should know of the data: nothing."""
-        return {}
+        """What a model's constructor should know of the data."""
+        return {"height": 28, "width": 28}
 
 
 DATASETS = {

@@ -50,7 +50,7 @@ def demo(
         device: auto, cpu, cuda or mps.
     """
     cli.at_least(1, n_generate=n_generate, limit=limit)
-    cli.at_least(0, seed=seed)
+    cli.check_seed(seed)
     shipped = [checkpoint.PACKAGE / f"{m}.pth" for m in ("PatchAutoEncoder", "BSQPatchAutoEncoder", "AutoregressiveModel")]
     autoencoder, tokenizer, autoregressive = (
         str(path or default) for path, default in zip((autoencoder, tokenizer, autoregressive), shipped, strict=True)

@@ -30,6 +30,7 @@ def evaluate(
     autoregressive: str,
     images: str = "data/valid",
     limit: int | None = None,
+    image_size: str | None = None,
     out: str = "report",
     n_pictures: int = 4,
     batch_size: int = 64,
@@ -44,6 +45,8 @@ def evaluate(
         images: a folder of images, an image, or a dataset.json.
         limit: use only so many images, spread evenly over all of them; all by default. AVIF at its slowest takes most of
             the time: 4 to 5 seconds of one core for an image of 150x100.
+        image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped for all codecs; as they are by default.
+            (The bytes of the originals stay those of the files.)
         out: the folder to write to; made if it is not there.
         n_pictures: how many images to show.
         batch_size: images that go through our models at once.
@@ -53,7 +56,7 @@ def evaluate(
     if limit is not None:
         cli.at_least(1, limit=limit)
     folder, pairs = Path(str(out)), list_pairs(tokenizer, autoregressive)
-    paths = spread(image_paths(str(images)), limit)
+    paths, size = spread(image_paths(str(images)), limit), cli.parse_size(image_size)
     device = cli.pick_device(device)
     compressors = {}
     for pair in pairs:
@@ -66,12 +69,12 @@ def evaluate(
 
     ours, pixels = [], None
     for pair, compressor in compressors.items():
-        rows, pixels = measure_ours(compressor, paths)
+        rows, pixels = measure_ours(compressor, paths, size)
         ours.append(Point("ours", " + ".join(Path(path).stem for path in pair) if len(pairs) > 1 else "", rows))
-    curves = {"ours": ours} | measure_codecs(rivals, paths)
+    curves = {"ours": ours} | measure_codecs(rivals, paths, size)
     compressor, threads = compressors[pairs[0]], torch.get_num_threads()
-    shown = spread(paths, n_pictures)
-    pictures = [show(compressor, rivals, path, i, folder) for i, path in enumerate(tqdm(shown, "pictures", unit="img"))]
+    shown = tqdm(spread(paths, n_pictures), "pictures", unit="img")
+    pictures = [show(compressor, rivals, path, size, i, folder) for i, path in enumerate(shown)]
     facts = {
         "curves": curves,
         "pixels": pixels,
@@ -113,12 +116,12 @@ def spread(things: list, n: int | None) -> list:
 # --- measuring ------------------------------------------------------------------------------------------------------------
 
 
-def measure_ours(compressor: Compressor, paths: list[str]) -> tuple[np.ndarray, int]:
+def measure_ours(compressor: Compressor, paths: list[str], size: tuple[int, int] | None = None) -> tuple[np.ndarray, int]:
     """Rows (n, COLUMNS) of our files, whose times are wall-clock times of a batch divided by its images; and the pixels of
     all images together. ValueError if an image is damaged."""
     rows, pixels, total = [], 0, 0
     with tqdm(total=len(paths), desc="ours", unit="img") as bar:
-        for _, images in decoded(pieces(paths, compressor.batch_size)):
+        for _, images in decoded(pieces(paths, compressor.batch_size), size):
             for image in images:
                 if isinstance(image, str):
                     raise ValueError(image)
@@ -135,12 +138,12 @@ def measure_ours(compressor: Compressor, paths: list[str]) -> tuple[np.ndarray, 
     return np.array(rows), pixels
 
 
-def measure_codecs(rivals: list[Codec], paths: list[str]) -> dict[str, list[Point]]:
+def measure_codecs(rivals: list[Codec], paths: list[str], size: tuple[int, int] | None = None) -> dict[str, list[Point]]:
     """The operating points of other codecs, by name; several images at the same time, and seconds of a thread's own
     processor time."""
 
     def measure(path: str) -> dict[tuple[str, int], list[float]]:
-        image, found = read_image(path), {}
+        image, found = read_image(path, size), {}
         for codec in rivals:
             results = [codec.timed(image, quality) for quality in codec.qualities]
             like = likeness(np.stack([result[1] for result in results]), image)
@@ -188,9 +191,9 @@ def bit_map(compressor: Compressor, image: np.ndarray) -> Tensor:
     return bits
 
 
-def show(compressor: Compressor, rivals: list[Codec], path: str, i: int, folder: Path) -> dict:
+def show(compressor: Compressor, rivals: list[Codec], path: str, size: tuple[int, int] | None, i: int, folder: Path) -> dict:
     """Writes pictures of one image: the original, ours, each codec's at about as many bytes, and our bits of each patch."""
-    image = read_image(path)
+    image = read_image(path, size)
     data = compressor.compress(float_image(image))
     with ThreadPool(os.cpu_count()) as pool:
         near = pool.map(lambda codec: codec.nearest(image, len(data)), rivals)

@@ -47,7 +47,7 @@ def features(
         raise ValueError(f"The output is {output}, but must be a folder.")
     size = cli.parse_size(image_size)
     model = checkpoint.load(autoencoder)
-    if not hasattr(model, "encode") or hasattr(model, "encode_index"):
+    if model.data != "images" or hasattr(model, "encode_index"):
         made = "tokens (see python -m homework.tokenize)" if hasattr(model, "encode_index") else "no maps of images"
         raise ValueError(f"{autoencoder} holds a {type(model).__name__}, which makes {made}; name an auto-encoder.")
     names = image_paths(images)

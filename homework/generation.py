@@ -34,6 +34,8 @@ def generate(
 ) -> None:
     """Samples images and writes them as generation_0.png, generation_1.png, ... into a folder.
 
+    (For a cascade of transformers, see ``python -m homework.generation cascade --help``.)
+
     Args:
         tokenizer: checkpoint of a tokenizer.
         prior: checkpoint of a prior over that tokenizer's grids; or "uniform", to draw every token independently, all
@@ -55,16 +57,18 @@ def generate(
             all images of one prior are the same but for --complete; not with temperature, top_k, top_p and num_beam.
     """
     tokenizer, prior, output_path = map(str, (tokenizer, prior, output_path))  # Fire takes 7 for a number
+    complete = None if complete is None else str(complete)
     checks.whole(1, N_IMAGES=n_images)
     cli.at_least(1, batch_size=batch_size)
-    cli.at_least(0, seed=seed)
+    cli.check_seed(seed)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     options |= {"num_beam": num_beam, "beam_width": beam_width, "beams": beams}
     sampling.check(**options)
     device = cli.pick_device(device)
     coder, prior = load_pair(tokenizer, prior, device)
     H, W = cli.parse_size(image_size)
-    h, w = (-(-side // coder.patch_size) for side in (H, W))
+    sides = getattr(coder, "pixels", (coder.patch_size, coder.patch_size))  # of a SOM, patches need not be square
+    h, w = (-(-side // patch) for side, patch in zip((H, W), sides, strict=True))
     kept = None
     if complete is not None:
         if isinstance(rows, bool) or not isinstance(rows, int) or not 0 <= rows <= h:
@@ -112,14 +116,30 @@ def load_pair(tokenizer: str, autoregressive: str, device: torch.device) -> tupl
     ):
         if not hasattr(model, method):
             raise ValueError(f"{path} holds a {type(model).__name__}, but a {role} is needed here.")
+    if getattr(prior, "data", None) == "multiscale":
+        raise ValueError(f"{autoregressive} holds a {type(prior).__name__}, which needs a coarser grid to start from; see "
+                         "python -m homework.generation cascade.")  # fmt: skip
     if coder.n_tokens != prior.n_tokens:
         raise ValueError(f"{tokenizer} has {coder.n_tokens} codes, but {autoregressive} was trained on {prior.n_tokens}; "
                          f"train a prior on this tokenizer's grids.")  # fmt: skip
     meant = getattr(prior, "meta", {}).get("tokenizer")  # not told by tokens of earlier versions
-    if meant and meant != checkpoint.fingerprint(coder):
+    if meant and meant != checkpoint.fingerprint(coder) or not reads_codes_of(prior, coder):
         raise ValueError(f"{autoregressive} was trained on the grids of another tokenizer than {tokenizer}; name that one, "
                          f"or train a prior on this one's grids.")  # fmt: skip
     return coder, prior
+
+
+@torch.no_grad()
+def reads_codes_of(prior: nn.Module, coder: nn.Module) -> bool:
+    """Whether the code vectors that the prior has stored, if it has any, are the tokenizer's, up to float16."""
+    table = getattr(prior, "codes", None)
+    if table is None:
+        return True
+    own = coder.code_vectors(torch.arange(coder.n_tokens, device=table.device)[:, None, None])[:, 0, 0]  # (K,1,1,d) -> (K,d)
+    d = own.shape[1]
+    return prior.config["code_dim"] == d and torch.allclose(
+        table[: len(own), :d], own, rtol=0, atol=0.01 * float(own.abs().max())
+    )
 
 
 @torch.inference_mode()
@@ -161,7 +181,7 @@ def cascade(
     from homework.coarse_to_fine import Cascade  # here, because others who import this file do without its models
 
     cli.at_least(1, num_images=num_images, batch_size=batch_size, scale=scale)
-    cli.at_least(0, seed=seed)
+    cli.check_seed(seed)
     device = cli.pick_device(device)
     whole, folder = Cascade(stages, device), Path(str(out_dir))
     K, size = whole.codebooks[0].n_tokens, whole.sizes[0]
@@ -172,6 +192,8 @@ def cascade(
         if not 0 <= condition < K:
             raise ValueError(f"--condition is {condition}, but the codebook has the codes 0 to {K - 1}.")
         given = torch.full((num_images, *size), condition)
+    elif not Path(str(condition)).is_file():
+        raise ValueError(f"--condition is {condition}, but must be a whole number, the code to start from, or an image.")
     else:
         H, W = whole.codebooks[0].decode_index(torch.zeros(size, dtype=torch.int64, device=device)).shape[:2]
         x = to_float(torch.from_numpy(np.array(read_image(str(condition), (H, W)))))

@@ -19,7 +19,7 @@ class MaskedConv2d(nn.Conv2d):
     """A k x k convolution, (B,C,H,W) -> (B,C',H,W), that sees no later place (arXiv 1601.06759, section 3.3).
 
     Type A hides the place itself too, for the first layer; type B shows it, as by then it holds earlier places alone.
-    ``weight`` is stored whole, and masked whenever it is used.
+    ``weight`` is stored whole, and masked whenever it is used. ValueError for another type, or an even kernel.
     """
 
     def __init__(self, mask_type: str, c_in: int, c_out: int, kernel_size: int):
@@ -32,6 +32,7 @@ class MaskedConv2d(nn.Conv2d):
         self.register_buffer("mask", seen.float(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B,C,H,W) float -> (B,C',H,W)."""
         # the kernel's rows below the middle are all masked; leaving them out saves a third of the work of a 3x3
         above = self.kernel_size[0] // 2
         weight = (self.weight * self.mask)[:, :, : above + 1]  # (C',C,k//2+1,k)
@@ -55,6 +56,8 @@ class ResidualBlock(nn.Module):
     ::
 
         (B,C,H,W) -> 1x1 -> (B,C/2,H,W) -> masked 3x3 -> 1x1 -> (B,C,H,W) -> + x -> ReLU      each with a ReLU behind it
+
+    ValueError unless c_out is c_in, which is at least 2.
     """
 
     def __init__(self, c_in: int, c_out: int):
@@ -67,6 +70,7 @@ class ResidualBlock(nn.Module):
         self.up = nn.Conv2d(c_out // 2, c_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B,C,H,W) float -> (B,C,H,W), at least 0."""
         y = F.relu_(self.down(x))
         y = F.relu_(self.conv(y))
         y = F.relu_(self.up(y))
@@ -84,7 +88,7 @@ class PixelCNN(GridPrior):
     Some pixels above, to the right, stay hidden (the blind spot; ``python -m homework.receptive_field`` draws it).
 
     Args:
-        c_in: channels of the input of ``net``; a grid of pixels has 1.
+        c_in: channels of the input; a grid of pixels has 1, and no other number is allowed.
         c_hidden: channels of the hidden layers.
         num_res_block: residual blocks; 0 for none.
         kernel_size: of the first convolution, odd.
@@ -99,7 +103,8 @@ class PixelCNN(GridPrior):
     def __init__(self, c_in: int = 1, c_hidden: int = 128, num_res_block: int = 5, kernel_size: int = 7):
         super().__init__()
         self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        checks.whole(1, c_in=c_in)
+        if c_in != 1:
+            raise ValueError(f"c_in is {c_in!r}, but must be 1, as grids of pixels have one channel.")
         checks.whole(2, c_hidden=c_hidden)
         checks.whole(0, num_res_block=num_res_block)
         C = c_hidden
@@ -117,8 +122,6 @@ class PixelCNN(GridPrior):
     def forward(self, tokens: Tensor) -> tuple[Tensor, dict]:
         """(B,h,w) int64 of 0 and 1 -> (logits (B,h,w,2), {}): 0, and the log odds of a 1. They depend on earlier pixels
         alone."""
-        if self.config["c_in"] != 1:
-            raise ValueError(f"c_in is {self.config['c_in']}, but grids of pixels have one channel; build it with c_in = 1.")
         odds = self.net(tokens[:, None].float())[:, 0, :, :, None]  # (B,h,w) -> (B,1,h,w) -> (B,h,w,1)
         return self.to_logits(odds), {}
 
@@ -234,7 +237,8 @@ class GatedPixelCNN(GridPrior):
         self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(C, C, 1), nn.ReLU(inplace=True), nn.Conv2d(C, n_tokens, 1))
 
     def set_codes(self, table: Tensor) -> None:
-        """Stores the tokenizer's code vectors (K, code_dim), to be read in place of an embedding; they are not trained."""
+        """Stores the tokenizer's code vectors (K, code_dim), to be read in place of an embedding; they are not trained.
+        ValueError for a table of another shape, or if it reads none."""
         if not self.config["code_dim"] or table.shape != self.codes.shape:
             wanted = f"{self.n_tokens} vectors of code_dim = {self.config['code_dim']}"
             raise ValueError(f"The table of codes is {tuple(table.shape)}, but this prior reads {wanted}.")
@@ -245,7 +249,7 @@ class GatedPixelCNN(GridPrior):
         return self.codes[tokens] if self.config["code_dim"] else self.embedding(tokens)
 
     def positions(self, h: int, w: int) -> Tensor | float:
-        """(h,w,E): the position embedding of an h x w grid, or 0."""
+        """(h,w,E): the position embedding of an h x w grid, or 0. ValueError if that is larger than it was built for."""
         if self.config["position"] == "none":
             return 0.0
         H, W = self.config["height"], self.config["width"]
@@ -262,7 +266,8 @@ class GatedPixelCNN(GridPrior):
         return self.head(h)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, dict]:
-        """(B,h,w) int64 in [0,K) -> (logits (B,h,w,K), {}). The logits at n depend on tokens before n alone."""
+        """(B,h,w) int64 in [0,K) -> (logits (B,h,w,K), {}). The logits at n depend on tokens before n alone. ValueError for
+        a grid larger than it was built for, IndexError for a token outside of [0,K)."""
         x = self.embed(tokens) + self.positions(*tokens.shape[1:])
         return self.net(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), {}  # (B,h,w,E) -> (B,E,h,w); (B,K,h,w) -> (B,h,w,K)
 

@@ -1,5 +1,7 @@
 """Draws what the layers of PixelCNN and GatedPixelCNN see: ``python -m homework.receptive_field``. See ``--help``."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -26,8 +28,10 @@ def receptive_field(
         out: the PNG to write.
     """
     cli.at_least(1, layers=layers)
-    cli.at_least(0, seed=seed)
+    cli.check_seed(seed)
     checks.odd(3, **{"--size": size, "--kernel": kernel})
+    if Path(str(out)).suffix.lower() != ".png" or Path(str(out)).is_dir():
+        raise ValueError(f"--out is {out}, but must be a .png file.")
     maps = [
         (name, depth, weighted(name, depth, size, kernel, seed), seen(name, depth, size, kernel))
         for name in MODELS

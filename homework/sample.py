@@ -22,7 +22,7 @@ def sample(
     complete: str | int | tuple | None = None,
     rows: int = 14,
     image_size: str = "28x28",
-    binarize: float = 0,
+    binarize: float | str | None = None,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -44,7 +44,8 @@ def sample(
             with commas between them.
         rows: how many rows of it to keep.
         image_size: HEIGHTxWIDTH in pixels; --complete resizes and crops its pictures to it.
-        binarize: how bright a pixel of --complete must be to count as ink, at least 0 and below 1.
+        binarize: how bright a pixel of --complete must be to count as ink, at least 0 and below 1; by default as the prior
+            was trained.
         temperature: divides the logits: below 1 is safer, above 1 wilder, 0 always takes the likeliest token.
         top_k: keep only so many likeliest tokens at each place; all by default.
         top_p: keep only the likeliest tokens that make up this probability, in (0, 1]; all by default.
@@ -55,16 +56,21 @@ def sample(
     """
     checks.whole(1, N_IMAGES=n_images)
     cli.at_least(1, scale=scale)
-    cli.at_least(0, seed=seed, rows=rows)
+    cli.at_least(0, rows=rows)
+    cli.check_seed(seed)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     sampling.check(**options)
+    if complete is not None and str(complete) == "":
+        raise ValueError("--complete names no picture; give it an image file, or the number of a digit.")
     device = cli.pick_device(device)
     model = checkpoint.load(str(prior)).to(device)
     if not hasattr(model, "steps"):
         raise ValueError(f"{prior} holds a {type(model).__name__}, but a prior is needed here.")
-    if not 2 <= model.n_tokens <= 256:
-        raise ValueError(f"{prior} has {model.n_tokens} tokens, which are no shades of grey; for a prior over a tokenizer's "
+    if not 2 <= model.n_tokens <= 256 or "tokenizer" in model.meta or model.config.get("code_dim"):
+        raise ValueError(f"The {model.n_tokens} tokens of {prior} are no shades of grey; for a prior over a tokenizer's "
                          f"grids there is python -m homework.generation.")  # fmt: skip
+    if binarize is None:
+        binarize = model.meta.get("binarize", 0)
     H, W = cli.parse_size(image_size)
     draws, folder = torch.Generator().manual_seed(seed), Path(str(output_path))
     if complete is None:
@@ -89,7 +95,7 @@ def sample(
     print(f"{folder / 'sheet.png'}: {len(new)} pictures, each also in a file of its own")
 
 
-def tokens(name: str, size: tuple[int, int], K: int, binarize: float, data: str) -> Tensor:
+def tokens(name: str, size: tuple[int, int], K: int, binarize: float | str, data: str) -> Tensor:
     """(H,W) int64 in [0,K): the picture ``name``, a file or the number of a digit in MNIST's test set."""
     if name.strip().isdecimal():
         digits = read_split("test", data)

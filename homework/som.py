@@ -46,7 +46,7 @@ def build_autoencoder(spec: dict) -> nn.Module:
     if not isinstance(spec, dict) or spec.keys() != {"model", "config"} or not isinstance(spec["config"], dict):
         raise ValueError(f"autoencoder is {spec!r}, but must be of the form {form}.")
     model = build(model_class(spec["model"]), spec["config"], {})
-    if not hasattr(model, "encode") or hasattr(model, "encode_index"):
+    if model.data != "images" or hasattr(model, "encode_index"):
         raise ValueError(f"autoencoder is {spec!r}, but a {spec['model']} is no auto-encoder.")
     return model.requires_grad_(False)
 
@@ -97,7 +97,10 @@ class SOM(nn.Module):
         self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         checks.whole(1, MOST_CODES, n_codes=n_codes)
         checks.whole(1, 4096, height=height, width=width)
-        checks.positive(radius_end=radius_end, **({} if radius_start == 0 else {"radius_start": radius_start}))
+        checks.positive(radius_end=radius_end)
+        if type(radius_start) not in (int, float) or (radius_start != 0 and not radius_end <= radius_start < math.inf):
+            raise ValueError(f"radius_start is {radius_start!r}, but must be 0, for half of the lattice, or a number of at "
+                             f"least radius_end, which is {radius_end}.")  # fmt: skip
         self.n_tokens, self.lattice = n_codes, Lattice(lattice, n_codes, kept)
         self.patch = parse_patch(patch, height, width)
         self.radius_start, self.radius_end = radius_start or max(self.lattice.radius, radius_end), radius_end
@@ -328,8 +331,7 @@ def fit(
     cli.at_least(1, passes=passes, batch_size=batch_size)
     if limit is not None:
         cli.at_least(1, limit=limit)
-    if Path(str(output)).suffix != ".pth":
-        raise ValueError(f"OUTPUT is {output}, but must be a .pth file.")
+    check_output(output)
     device = cli.pick_device(device)
     train, valid = (FeatureDataset(split, root=str(features)) for split in ("train", "valid"))
     radii = {"radius_start": radius_start, "radius_end": radius_end}
@@ -357,6 +359,12 @@ def fit(
     checkpoint.save(model.cpu(), str(output), {"command": command, "valid": figures})
     shown = ", ".join(f"{k} {v:.5g}" for k, v in figures.items())
     print(f"{output}: {shown} on {len(valid)} validation images")
+
+
+def check_output(path: str) -> None:
+    """ValueError unless a checkpoint can be written to ``path``."""
+    if Path(str(path)).suffix != ".pth" or Path(str(path)).is_dir():
+        raise ValueError(f"The output is {path}, but must be a .pth file.")
 
 
 @torch.no_grad()
@@ -399,6 +407,8 @@ def prune(
     """
     cli.at_least(1, threshold=threshold, batch_size=batch_size)
     path, features, device = Path(str(model)), Path(str(features)), cli.pick_device(device)
+    target = Path(str(output)) if output else path.with_stem(f"{path.stem}_pruned")
+    check_output(target)
     som = checkpoint.load(path, "SOM").to(device)
     data = FeatureDataset(features if (features / INDEX).is_file() else "train", root=features)
     before = tally(som, data, batch_size, device)
@@ -407,10 +417,10 @@ def prune(
     if not left:
         raise ValueError(f"--threshold is {threshold}, but no unit stands for so many patches: the most that one has is "
                          f"{int(counts.max())}.")  # fmt: skip
-    smaller = pruned(som, left)
+    smaller = pruned(som, left) if len(left) < som.n_tokens else som
     smaller.meta = som.meta | {"pruned": f"fewer than {threshold} of {int(counts.sum())} patches"}
-    target = Path(str(output)) if output else path.with_stem(f"{path.stem}_pruned")
     checkpoint.save(smaller, target, smaller.meta)
+    print(f"On {len(data)} feature maps of {features}:")
     per_image = int(counts.sum()) // len(data)
     for name, one in ("before", before), ("after", tally(smaller, data, batch_size, device)):
         counts, m = one
@@ -418,7 +428,8 @@ def prune(
         print(f"{name:6} {len(counts):5} units: MSE {m['mse']:.6f} per number, quantization error "
               f"{m['quantization_error']:.4f}, {m['usage']:.1%} used; {per_image * math.log2(len(counts)):.0f} bits an "
               f"image if all codes were alike, {per_image * m['entropy']:.0f} by their frequencies")  # fmt: skip
-    print(f"{target}: {som.n_tokens - len(left)} of {som.n_tokens} units removed; its tokens have to be made anew")
+    anew = "its tokens have to be made anew" if smaller is not som else "tokens of the old one are still its own"
+    print(f"{target}: {som.n_tokens - len(left)} of {som.n_tokens} units removed; {anew}")
 
 
 def pruned(som: SOM, left: list[int]) -> SOM:

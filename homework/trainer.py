@@ -86,16 +86,27 @@ def token_codes(cls: type, data) -> Tensor:
 
 def take_over(model: nn.Module, other: nn.Module, path: str) -> None:
     """Copies the weights of ``other`` whose name and shape fit into ``model``; ValueError, naming ``path``, if none does."""
-    own, fitting = model.state_dict(), {}
-    for name, tensor in other.state_dict().items():
-        if name in own and own[name].shape == tensor.shape:
-            fitting[name] = tensor
+    own, theirs = model.state_dict(), other.state_dict()
+    fitting = {name: tensor for name, tensor in theirs.items() if name in own and own[name].shape == tensor.shape}
+    for name in [name for name, tensor in fitting.items() if tensor.ndim == 0]:  # counters and flags tell of what is beside
+        beside = [k for k in own if k.rpartition(".")[0] == name.rpartition(".")[0]]
+        if not all(k in fitting for k in beside):
+            del fitting[name]
     if not fitting:
         raise ValueError(f"--init is {path}, but no weights of a {type(other).__name__} fit a {type(model).__name__}.")
     model.load_state_dict(fitting, strict=False)
     if distributed.rank() == 0:
         print(f"{path}: took over {sum(t.numel() for t in fitting.values()):,} of {sum(t.numel() for t in own.values()):,} "
               f"weights", file=sys.stderr)  # fmt: skip
+
+
+def check_origin(path: str, meta: dict, data: dict) -> None:
+    """ValueError if the model at ``path``, of which ``meta`` tells, was trained on the grids of another tokenizer than those
+    of which ``data`` tells."""
+    for key, option in ("tokenizer", "--data"), ("coarse_tokenizer", "--coarse"):
+        if key in meta and data.get(key, meta[key]) != meta[key]:
+            raise ValueError(f"{path} was trained on the grids of another tokenizer than those of {option}; make them with "
+                             "that one, or train a new model by its name.")  # fmt: skip
 
 
 def read_state(path: Path) -> dict:
@@ -136,15 +147,19 @@ class Run:
         for option, attribute, usual in (("lr", "learning_rate", 1e-3), ("warmup", "warmup", 100)):
             if s[option] is None:
                 s[option] = getattr(self.model, attribute, usual)
+        if base:
+            check_origin(str(s["model"]), base.meta, getattr(self.train_data, "meta", {}))
         if hasattr(self.train_data, "prepare") and not base and not state:
             self.train_data.prepare(self.model)
         if s["init"] and not state:
             take_over(self.model, checkpoint.load(s["init"]), s["init"])
         if codes is not None:
             self.model.set_codes(codes.to(self.device))
-        if "n_tokens" in defaults and defaults["n_tokens"] != self.model.n_tokens:
-            raise ValueError(f"A {cls.__name__} is for {self.model.n_tokens} different tokens, but this data has "
-                             f"{defaults['n_tokens']}; choose another --dataset or another model.")  # fmt: skip
+        for name, which in ("n_tokens", ""), ("coarse_tokens", "coarse "):
+            K = getattr(self.model, name, self.model.config.get(name))
+            if name in defaults and defaults[name] != K:
+                raise ValueError(f"A {cls.__name__} is for {K} different {which}tokens, but this data has {defaults[name]}; "
+                                 f"choose another --dataset or another model.")  # fmt: skip
 
         self.group = s["batch_size"] * s["accumulate"] * self.world  # samples an update
         self.per_epoch = self.n_train // self.group
@@ -306,6 +321,7 @@ class Run:
     def validate(self) -> None:
         """Measures the averaged weights on the validation data, every process its share; logs numbers and pictures."""
         model, batch_size = self.average.eval(), self.settings["batch_size"]
+        model.set_progress(self.update / self.updates)
         mine, sums = torch.arange(self.rank, self.n_valid, self.world), {}
         for indices in mine.split(batch_size):
             for k, v in model.loss(self.valid_data.batch(indices, self.device)).items():
@@ -327,6 +343,11 @@ class Run:
         if not hasattr(self, "_decoder"):
             path = Path(self.settings["tokenizer"])
             self._decoder = checkpoint.load(path).to(self.device) if path.is_file() else None
+            meant = getattr(self.train_data, "meta", {}).get("tokenizer")
+            if self._decoder and meant and checkpoint.fingerprint(self._decoder) != meant:
+                tqdm.write(f"{path} did not make these tokens, so TensorBoard shows them as shades of grey; name the one "
+                           "that did as --tokenizer.", sys.stderr)  # fmt: skip
+                self._decoder = None
         if hasattr(self._decoder, "decode_index") and self._decoder.n_tokens == self.model.n_tokens:
             return (self._decoder.decode_index(grids) + 0.5).clamp(0, 1).permute(0, 3, 1, 2)
         return (grids / max(1, self.model.n_tokens - 1))[:, None].expand(-1, 3, -1, -1).float()

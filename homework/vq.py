@@ -70,6 +70,8 @@ class VectorQuantizer(nn.Module):
         ema_decay: gamma of the moving averages, below 1, 0.99 in the paper; 0 to learn the entries by gradient.
         restart_below: an entry is restarted when it is chosen less often than this part, from 0 to 1, of the mean, as an
             average over some 100 updates (fewer at first); with 0 only one that was never chosen.
+    Raises:
+        ValueError: naming the argument and what is allowed.
     """
 
     def __init__(
@@ -199,6 +201,8 @@ class VQPatchAutoEncoder(PatchTokenizer):
             the vectors rather than the other way round.
         rate_weight: of the bits of a token that a RatePredictor cannot foretell, beside the mean squared error: trades
             error for tokens that are cheaper under a prior (entropy-constrained quantization); 0 for none.
+    Raises:
+        ValueError: naming the argument and what is allowed.
     """
 
     def __init__(
@@ -238,6 +242,7 @@ class VQPatchAutoEncoder(PatchTokenizer):
         return self.quantizer.decode_index(index)
 
     def quantize(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(...,h,w,d) -> the entries that stand for it, with a straight-through gradient, and losses and measures."""
         code, index, losses = self.quantizer(z)
         measures = usage(index, self.n_tokens)
         if self.rate is not None:
@@ -269,6 +274,8 @@ class VQVAE(VQPatchAutoEncoder):
         height, width: of the images, in pixels; there can be no others.
         stride: size of the patches that the networks start and end with, from 1 to 64.
         latent_dim, n_tokens, code_dim, encoder_blocks, decoder_blocks, detail, ema_decay: see :class:`VQPatchAutoEncoder`.
+    Raises:
+        ValueError: naming the argument and what is allowed.
     """
 
     def __init__(

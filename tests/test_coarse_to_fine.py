@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,6 +151,7 @@ def changed(stages, k, **entries):
         (lambda s: changed(s, 0, beam="x"), "Stage 0 has an unknown entry 'beam'"),
         (lambda s: [{k: v for k, v in s[0].items() if k != "model_path"}], "Stage 0 has no model_path"),
         (lambda s: changed(s, 1, temperature=-1), "Stage 1: temperature is -1"),
+        (lambda s: s[1:], "Stage 0 reads grids of 2x3, but a cascade starts from one code for the whole image"),
         (lambda s: [], "stages"),
         (lambda s: 3, "stages"),
     ],
@@ -168,7 +170,9 @@ def test_what_does_not_go_together_ends_in_one_sentence(stages, command, change,
         (["--condition", K], f"--condition is {K}, but the codebook has the codes 0 to {K - 1}"),
         (["--num_images", 0], "--num_images is 0"),
         (["--seed", -1], "--seed is -1"),
-        (["--condition", "none.png"], "none.png"),
+        (["--condition", "none.png"], "--condition is none.png, but must be a whole number"),
+        (["--condition", 1.5], "--condition is 1.5, but must be a whole number"),
+        (["--condition", "."], "--condition is ., but must be a whole number"),
     ],
 )
 def test_a_bad_option_ends_in_one_sentence(stages, command, options, words, tmp_path):
@@ -187,6 +191,10 @@ def test_a_bad_option_ends_in_one_sentence(stages, command, options, words, tmp_
         ),
         (["--data", "fine", "--coarse", "other"], "not of the same images"),
         (["--data", "fine", "--coarse", "moved"], "moved by up to 2 pixels, but those in fine.* by up to 3; .*--shift"),
+        (
+            ["--data", "fine", "--coarse", "coarse", "--coarse_tokens", 5],
+            f"for 5 different coarse tokens, but this data has {K}",
+        ),
         (["--data", "fine", "--coarse", "coarse", "--lr_step", 0], "--lr_step is 0"),
         (["--data", "fine", "--coarse", "coarse", "--lr_step", 5, "--lr_factor", 2], "--lr_factor is 2"),
         (["--data", "fine", "--coarse", "coarse", "--keep_every", 0], "--keep_every is 0"),
@@ -199,6 +207,44 @@ def test_training_a_stage_on_what_does_not_fit_ends_in_one_sentence(stages, fold
         checkpoint.write(tokens | {"shift": 2}, folder / f"moved/tokenized_{split}.pth")
     said = sentence(command("train", "CascadeStage", *options, "--device", "cpu", "--output", "bad.pth"))
     assert re.search(words, said), said
+
+
+@pytest.mark.parametrize(
+    "fine, coarse, option", [("coarse", "coarse", "--data"), ("fine", "other_coarse", "--coarse")], ids=["fine", "coarse"]
+)
+def test_a_stage_goes_on_with_the_grids_of_its_own_codebooks_alone(stages, folder, command, tmp_path, fine, coarse, option):
+    for split in "train", "valid":
+        tokens = checkpoint.read(folder / "coarse" / f"tokenized_{split}.pth")
+        checkpoint.write(tokens | {"tokenizer": "another"}, tmp_path / "other_coarse" / f"tokenized_{split}.pth")
+    coarse = tmp_path / coarse if coarse.startswith("other") else coarse
+    done = command("train", "stage1.pth", "--data", fine, "--coarse", coarse, "--output", tmp_path / "on.pth")
+    assert f"trained on the grids of another tokenizer than those of {option}" in sentence(done)
+
+
+def test_tokens_of_another_tokenizer_are_shown_in_grey(stages, command, monkeypatch, tmp_path):
+    tokens = Path("fine").resolve()
+    other = build("SOM", seed=7)
+    checkpoint.save(other, tmp_path / "other.pth")
+    monkeypatch.chdir(tmp_path)
+    options = ["--d_latent", 8, "--n_heads", 2, "--n_layers", 1, "--epochs", 0.2, "--batch_size", 2, "--output", "prior.pth"]
+    done = command("train", "AutoregressiveModel", "--data", tokens, "--tokenizer", "other.pth", *options)
+    assert done.returncode == 0 and "other.pth did not make these tokens" in done.stderr
+
+
+@pytest.mark.parametrize("tool", ["generation", "compress", "evaluate"])
+def test_a_stage_alone_is_no_prior(stages, command, data, tmp_path, tool):
+    arguments = {
+        "generation": ["coarse.pth", "stage0.pth", 1, tmp_path / "out"],
+        "compress": ["coarse.pth", "stage0.pth", data / "valid", tmp_path / "out"],
+        "evaluate": ["coarse.pth", "stage0.pth", data / "valid", "--out", tmp_path / "out"],
+    }
+    told = sentence(command(tool, *arguments[tool]))
+    assert "stage0.pth holds a CascadeStage, which needs a coarser grid" in told and not (tmp_path / "out").exists()
+
+
+def test_a_stage_makes_no_features(stages, command, data, tmp_path):
+    told = sentence(command("features", "stage1.pth", data / "valid", tmp_path / "out"))
+    assert "holds a CascadeStage, which makes no maps of images" in told
 
 
 def test_a_pair_of_grids_is_of_one_image(stages):

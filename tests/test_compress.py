@@ -286,6 +286,17 @@ def test_a_folder_there_and_back(call, folder, models, arithmetic, monkeypatch):
     check_pictures(models, folder, {"four.bmp": "photos/4.png"})
 
 
+@pytest.mark.parametrize("source", ["photos/3.png", "photos"])
+def test_pictures_are_scaled_before(call, folder, source):
+    done = call("compress", "t.pth", "p.pth", source, "small.tok", "--image_size", "12x18", "--verify")
+    assert done.returncode == 0, done.stderr
+    back = "3.png" if source.endswith(".png") else "back"
+    assert call("decompress", "t.pth", "p.pth", "small.tok", back).returncode == 0
+    pictures = [folder / back] if source.endswith(".png") else list((folder / back).iterdir())
+    assert {Image.open(path).size for path in pictures} == {(18, 12)}
+    assert "--image_size is" in sentence(call("compress", "t.pth", "p.pth", source, "a.tok", "--image_size", "12"))
+
+
 def test_it_works_in_fresh_processes(folder, models):
     done = run("-m", "homework.compress", "compress", "t.pth", "p.pth", "photos", "a.tok", cwd=folder)
     assert done.returncode == 0 and "bytes" in done.stderr, done.stderr  # the bar says how many so far

@@ -290,6 +290,15 @@ def test_the_report_is_whole_and_true_to_the_models(command, folder):
         assert abs(shown.astype(int) - again).max() <= 1
 
 
+def test_all_codecs_get_the_same_scaled_pictures(command, folder):
+    done = command("evaluate", "t.pth", "p.pth", "pictures", "--limit", 2, "--n_pictures", 2, "--image_size", "20x30")
+    assert done.returncode == 0, done.stderr
+    shown = {path.name: Image.open(path).size for path in (folder / "report").glob("*_[01].png") if "bits" not in path.name}
+    assert len(shown) > 4 and set(shown.values()) == {(30, 20)}
+    rates = [float(row["bytes"]) * 8 / float(row["bits_per_pixel"]) for row in read_csv(folder / "report" / "rates.csv")]
+    assert rates == pytest.approx([600] * len(rates))
+
+
 def test_several_pairs_make_a_curve(command, folder):
     for i in 1, 2:
         checkpoint.save(build("BSQPatchAutoEncoder", seed=i), f"t{i}.pth")

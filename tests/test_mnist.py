@@ -175,7 +175,7 @@ def test_images_for_tokenizers(small):
     batch = dataset.batch(torch.tensor([2, 0]))
     assert len(dataset) == 8 and batch.shape == (2, 28, 28, 3) and dataset[2].shape == (28, 28, 3)
     assert all(torch.equal(batch[..., c], to_float(raw[[2, 0]])) for c in range(3))
-    assert dataset.augment(batch, torch.Generator()) is batch and dataset.model_defaults() == {}
+    assert dataset.augment(batch, torch.Generator()) is batch and dataset.model_defaults() == {"height": 28, "width": 28}
 
 
 # --- getting it -----------------------------------------------------------------------------------------------------------
@@ -340,6 +340,17 @@ def test_digits_that_cannot_become_tokens(small, tmp_path, folder, options, told
 def test_what_does_not_suit_is_told(train, tmp_path, model, options, told):
     assert re.search(told, sentence(train(model, **options)))
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_completion_is_binarized_as_the_prior_was_trained(train, command, tmp_path):
+    assert train("PixelCNN", c_hidden=8, num_res_block=1, binarize=0.5, output="p.pth").returncode == 0
+    assert checkpoint.load(tmp_path / "p.pth").meta["binarize"] == 0.5
+    whole = []
+    for options in [], ["--binarize", 0.5], ["--binarize", 0]:
+        done = command("sample", "p.pth", 1, "out", "--complete", 0, "--rows", 28, *options)
+        assert done.returncode == 0, done.stderr
+        whole.append(np.asarray(Image.open(tmp_path / "out" / "sample_0.png")))
+    assert (whole[0] == whole[1]).all() and (whole[0] != whole[2]).any()
 
 
 def test_the_names_of_the_data_sets():

@@ -11,6 +11,7 @@ from PIL import Image
 
 from homework import Compressor, checkpoint, load
 from homework.data import ImageDataset, TokenDataset
+from homework.generation import load_pair
 from homework.images import read_image
 
 TOKENIZERS, PRIORS = ("BSQPatchAutoEncoder", "VQPatchAutoEncoder", "SOM"), ("AutoregressiveModel", "GatedPixelCNN")
@@ -38,6 +39,30 @@ def pair(request, tokens, command, monkeypatch):
     done = command("train", name, *(f"--{k}={v}" for k, v in options.items()))
     assert done.returncode == 0, done.stderr
     return tokens
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_a_prior_that_reads_codes_knows_its_tokenizer_by_them(tmp_path, prior):
+    for seed in 0, 1:
+        checkpoint.save(build("VQPatchAutoEncoder", seed), tmp_path / f"t{seed}.pth")
+    checkpoint.save(build("BSQPatchAutoEncoder", codebook_bits=4), tmp_path / "bsq.pth")
+    model = build(prior, code_dim=4)
+    model.set_codes(load(tmp_path / "t0.pth").code_vectors(torch.arange(K)[:, None, None])[:, 0, 0])
+    checkpoint.save(model, tmp_path / "p.pth", dtype=torch.float16)
+    load_pair(str(tmp_path / "t0.pth"), str(tmp_path / "p.pth"), torch.device("cpu"))
+    for other in "t1.pth", "bsq.pth":
+        with pytest.raises(ValueError, match="trained on the grids of another tokenizer"):
+            load_pair(str(tmp_path / other), str(tmp_path / "p.pth"), torch.device("cpu"))
+
+
+def test_nothing_is_coded_under_a_prior_that_gives_no_numbers(tmp_path, command, data):
+    checkpoint.save(build("VQPatchAutoEncoder"), tmp_path / "t.pth")
+    prior = build("GatedPixelCNN")
+    with torch.no_grad():
+        prior.head[-1].bias.fill_(torch.nan)
+    checkpoint.save(prior, tmp_path / "p.pth")
+    told = sentence(command("compress", tmp_path / "t.pth", tmp_path / "p.pth", data / "valid", tmp_path / "a.hwa"))
+    assert "probabilities that are not numbers" in told and not (tmp_path / "a.hwa").exists()
 
 
 def test_a_pair_trains_samples_compresses_and_evaluates(pair, data, command):

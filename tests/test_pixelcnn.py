@@ -359,7 +359,7 @@ def test_more_shades_than_two(command, tmp_path):
         (["p.pth", 1, "out", "--complete=gone.png"], "gone.png"),
         (["p.pth", 1, "out", "--complete=0", "--binarize=2"], "binarize is 2"),
         (["ae.pth", 1, "out"], "holds a PatchAutoEncoder, but a prior is needed"),
-        (["many.pth", 1, "out"], "has 1024 tokens.*homework.generation"),
+        (["many.pth", 1, "out"], "The 1024 tokens of .*homework.generation"),
     ],
 )
 def test_mistakes_are_told(command, prior, small, tmp_path, monkeypatch, arguments, told):  # noqa: F811

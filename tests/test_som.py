@@ -275,6 +275,47 @@ def test_a_pruned_map_comes_back_from_its_file(tmp_path):
 # --- the commands, from images to tokens --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "radii, words",
+    [
+        ({"radius_start": -1}, "radius_start is -1, but must be 0"),
+        ({"radius_start": 0.5, "radius_end": 2}, "radius_start is 0.5, .*at least radius_end, which is 2"),
+        ({"radius_start": True}, "radius_start is True"),
+        ({"radius_end": 0}, "radius_end is 0, but must be a number above 0"),
+    ],
+)
+def test_a_radius_that_cannot_shrink_is_named(radii, words):
+    with pytest.raises(ValueError, match=words):
+        build("SOM", **radii)
+
+
+def test_pruning_nothing_leaves_the_file_and_its_tokens_as_they_are(features, command, monkeypatch, tmp_path):
+    monkeypatch.chdir(features)
+    done = command("som", "fit", "features", "whole.pth", "--n_codes", 4, "--passes", 2, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    done = command("som", "prune", "whole.pth", "features", "--threshold", 1, "--output", "same.pth")
+    assert done.returncode == 0 and "0 of 4 units removed; tokens of the old one are still its own" in done.stdout
+    one, other = checkpoint.load("whole.pth"), checkpoint.load("same.pth")
+    assert one.config == other.config and torch.equal(one.codebook, other.codebook)
+
+
+def test_validation_is_at_the_radius_of_the_training(features, command, monkeypatch):
+    """The average of the weights is measured, and must know how far the training has come."""
+    monkeypatch.chdir(features)
+    options = ["--data", "features", "--patch", 1, "--n_codes", 16, "--epochs", 4, "--batch_size", 4, "--output", "loop.pth"]
+    done = command("train", "SOM", *options, "--radius_start", 3, "--radius_end", 0.5)
+    assert done.returncode == 0, done.stderr
+    assert "radius 0.5" in done.stdout
+
+
+def test_patches_need_not_be_square(tmp_path, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save(build("SOM", patch="1x3"), "som.pth")
+    done = command("generation", "som.pth", "uniform", 1, "out", "--image_size", "20x30")
+    assert done.returncode == 0, done.stderr
+    assert Image.open("out/generation_0.png").size == (30, 20)
+
+
 @pytest.fixture(scope="module")
 def features(data, tmp_path_factory):
     """A folder with an auto-encoder ae.pth, and the features of the frames in data/."""
