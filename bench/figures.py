@@ -3,7 +3,8 @@
 overview.png: sample images, their reconstructions, and sampled frames; pairs.png: those of every tokenizer and prior.
 digits.png, endings.png: MNIST's digits, sampled and completed; they need data/mnist.
 curves.png: loss against updates, read from the TensorBoard logs of the runs; also kept as curves.csv, to be added to.
-``python -m bench.figures cascade NAME=LOG_FOLDER...`` draws those of a cascade alone, cascade_curves.png.
+``python -m bench.figures cascade NAME=LOG_FOLDER...`` draws those of a cascade alone, cascade_curves.png; and
+``python -m bench.figures codes FOLDER`` codes.png, from the tokenizers and the prior of digits in FOLDER.
 """
 
 import csv
@@ -21,7 +22,7 @@ import homework.autoregressive
 import homework.bsq
 import homework.vq
 from homework import checkpoint
-from homework.data import ImageDataset, to_uint8
+from homework.data import ImageDataset, MnistImages, to_uint8
 from homework.generation import Uniform
 from homework.report import on_sheet, save_picture
 from homework.sample import sample
@@ -66,6 +67,16 @@ def digits() -> None:
         for name, options in ("digits", {"n_images": 64}), ("endings", {"n_images": 8, "complete": "0,1,2,3,4"}):
             sample(prior, output_path=f"{folder}/{name}", **options)
             shutil.copy(f"{folder}/{name}/sheet.png", HERE / f"{name}.png")
+
+
+@torch.inference_mode()
+def codes(folder: str, columns: int = 16) -> None:
+    """Writes codes.png: a row each of digits of MNIST's validation split, of what vqvae.pth in ``folder`` makes of them by
+    one code, and vq.pth by a grid of codes; and of samples of prior.pth over such grids."""
+    x = MnistImages("valid").batch(torch.arange(columns))
+    whole, grid, prior = (checkpoint.load(f"{folder}/{name}.pth") for name in ("vqvae", "vq", "prior"))
+    samples = prior.generate(columns, *grid.encode_index(x).shape[1:], generator=torch.Generator().manual_seed(0))
+    save_sheet([x, whole(x)[0], grid(x)[0], grid.decode_index(samples)], "codes.png")
 
 
 def measure(name: str) -> str:
@@ -125,6 +136,8 @@ if __name__ == "__main__":
     HERE.mkdir(exist_ok=True)
     if sys.argv[1:2] == ["cascade"]:
         curves(sys.argv[2:], "cascade_curves")
+    elif sys.argv[1:2] == ["codes"]:
+        codes(sys.argv[2])
     else:
         frames()
         digits()

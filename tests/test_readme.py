@@ -44,7 +44,7 @@ def test_every_command_names_a_module_and_options_that_exist():
         assert (ROOT / f"{module}.py").is_file() or (ROOT / module / "__main__.py").is_file(), command
         if words[2] in ("homework.data", "bench.figures"):
             continue
-        name = " ".join(words[2:4]) if words[3] in ("fit", "prune", "cascade") else words[2]
+        name = " ".join(words[2:4]) if words[3] in ("fit", "prune", "cascade", "compress") else words[2]
         page = pages.setdefault(name, execute(f"python -m {name} --help", ROOT).stdout)
         known = page + " ".join(f"--{k}" for name in MODELS for k in inspect.signature(model_class(name)).parameters)
         for option in (w.split("=")[0] for w in words if w.startswith("--") and len(w) > 2):
