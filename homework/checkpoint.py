@@ -1,12 +1,14 @@
-"""Models on disk: plain data, read without running code, written whole or not at all."""
+"""Models on disk: plain data, read without running code, written whole or not at all; and the names of runs."""
 
 import contextlib
 import hashlib
 import os
 import pickle
+import time
 import uuid
 import zipfile
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -14,6 +16,19 @@ import torch
 from homework.registry import model_class
 
 PACKAGE = Path(__file__).parent
+
+
+def new_name(model: str) -> str:
+    """The present time and the model's name; claimed by making the log's folder, as two runs may start in one second."""
+    while True:
+        name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{model}"
+        try:
+            Path("logs", name).mkdir(parents=True)
+            return name
+        except FileExistsError:
+            if not Path("logs", name).is_dir():
+                raise
+            time.sleep(0.1)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -124,6 +125,8 @@ def main(name: str, command) -> None:
         _fail(_sentence(error))
     if not calls:
         _fail(f"Name a command: {', '.join(command)}. See {name} --help.")
+    if not os.environ.get("HOMEWORK_DEBUG"):  # who waits for a thread, as for TensorBoard's, gets its error too
+        threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else threading.__excepthook__(args)
     try:
         calls[0]()
     except KeyboardInterrupt:

@@ -103,7 +103,7 @@ class PixelCNN(GridPrior):
     def __init__(self, c_in: int = 1, c_hidden: int = 128, num_res_block: int = 5, kernel_size: int = 7):
         super().__init__()
         self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        if c_in != 1:
+        if type(c_in) is not int or c_in != 1:
             raise ValueError(f"c_in is {c_in!r}, but must be 1, as grids of pixels have one channel.")
         checks.whole(2, c_hidden=c_hidden)
         checks.whole(0, num_res_block=num_res_block)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from homework import checkpoint, checks, cli, distributed
@@ -318,6 +319,7 @@ def fit(
     device: str = "auto",
 ) -> None:
     """Trains a SOM in batch steps: each pass over all features finds every patch's best unit, and then moves all units.
+    Curves and pictures are in logs/{date}_SOM/.
 
     Args:
         features: a folder with train/ and valid/, each written by homework.features.
@@ -342,19 +344,30 @@ def fit(
     batches = order.split(batch_size)
     some = torch.cat([model.to_patches(train.batch(b, device)).flatten(0, 2) for b in batches[:: -(-len(batches) // 16)]])
     model.lay_out(some)
+    writer = SummaryWriter(Path("logs") / checkpoint.new_name("SOM"))
     with tqdm(total=passes * len(order), unit="img") as bar:
         for i in range(passes):
             model.set_progress(i / max(1, passes - 1))
-            total = (0, 0)
+            total, error = (0, 0), torch.zeros((), device=device)
             for indices in batches:
                 x = model.to_patches(train.batch(indices, device)).flatten(0, 2)  # (B,h,w,d) -> (n,d)
-                stats = model.statistics(x, nearest(x, model.codebook.detach()))
-                total = tuple(a + b for a, b in zip(total, stats, strict=True))
+                best = nearest(x, model.codebook.detach())
+                total = tuple(a + b for a, b in zip(total, model.statistics(x, best), strict=True))
+                error += (x - model.codebook.detach()[best]).square().sum()
                 bar.update(len(indices))
             model.batch_step(*total)
-            bar.set_postfix(radius=f"{model.radius:.3g}", used=int((total[0] > 0).sum()))
+            measures = {k: float(v) for k, v in usage_of(total[0], n_codes).items()} | {"radius": model.radius}
+            measures["mse"] = float(error / (total[0].sum() * model.codebook.shape[1]))
+            for k, v in measures.items():
+                writer.add_scalar(f"train/{k}", v, i + 1)
+            bar.set_postfix(radius=f"{model.radius:.3g}", usage=f"{measures['usage']:.3g}")
     counts, figures = tally(model.eval(), valid, batch_size, device, topographic=True)
     figures |= {k: float(v) for k, v in usage_of(counts, n_codes).items()}
+    for k, v in figures.items():
+        writer.add_scalar(f"valid/{k}", v, passes)
+    for k, pictures in model.images(valid.batch(torch.arange(min(8, len(valid))), device)).items():
+        writer.add_images(k, pictures, passes)
+    writer.close()
     command = " ".join(["python -m homework.som", *sys.argv[1:]])
     checkpoint.save(model.cpu(), str(output), {"command": command, "valid": figures})
     shown = ", ".join(f"{k} {v:.5g}" for k, v in figures.items())

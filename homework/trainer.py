@@ -8,7 +8,6 @@ import math
 import signal
 import sys
 import time
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -28,19 +27,6 @@ CONTINUED = ("name", "update", "seconds", "measures", "sums")  # what a run tell
 def generator(*numbers: int) -> torch.Generator:
     """A CPU generator whose seed is a hash of ``numbers``, so that a draw depends on its place alone, not on the past."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1)
-
-
-def new_name(model: str) -> str:
-    """The present time and the model's name; claimed by making the log's folder, as two runs may start in one second."""
-    while True:
-        name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{model}"
-        try:
-            Path("logs", name).mkdir(parents=True)
-            return name
-        except FileExistsError:
-            if not Path("logs", name).is_dir():
-                raise
-            time.sleep(0.1)
 
 
 class Loss(nn.Module):
@@ -182,7 +168,7 @@ class Run:
         if state:
             self.restore(state)
         else:
-            self.name = distributed.broadcast(new_name(cls.__name__) if self.rank == 0 else None)
+            self.name = distributed.broadcast(checkpoint.new_name(cls.__name__) if self.rank == 0 else None)
         self.path = Path("checkpoints") / f"{self.name}.pth"
         self.state_path, self.writer = self.path.with_suffix(".state.pth"), None
         if self.rank == 0:

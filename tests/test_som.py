@@ -1,6 +1,8 @@
 """Self-organizing maps: Kohonen's rule, the lattice, pruning, and a tokenizer like the others."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from conftest import GRID, SIZE, TINY, K, batch_for, build, run, sentence
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from homework import checkpoint, load
 from homework.ae import usage
@@ -353,8 +356,15 @@ def fit(command, *options):
 
 def test_batch_steps_prune_and_tokens_of_the_old_codebook(features, data, command, monkeypatch):
     monkeypatch.chdir(features)
+    shutil.rmtree("logs", ignore_errors=True)
     done = fit(command)
     assert done.returncode == 0 and "quantization_error" in done.stdout, done.stderr
+    (log,) = Path("logs").glob("*_SOM/events*")
+    events = EventAccumulator(str(log), size_guidance={"scalars": 0, "images": 0}).Reload()
+    mse = [event.value for event in events.Scalars("train/mse")]
+    assert len(mse) == 4 and mse[-1] < mse[1] and [event.value for event in events.Scalars("train/radius")][-1] == 1
+    assert {"codebook", "u_matrix"} <= {tag.split("/")[0] for tag in events.Tags()["images"]}
+    assert {"valid/topographic_error", "valid/perplexity"} <= set(events.Tags()["scalars"])
     done = command("som", "prune", "fitted.pth", "features", "--threshold", 40)
     assert done.returncode == 0, done.stderr
     new = load("fitted_pruned.pth")

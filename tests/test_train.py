@@ -18,7 +18,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from homework import TokenDataset, checkpoint, registry
-from homework.trainer import LOG_EVERY, Run, new_name
+from homework.trainer import LOG_EVERY, Run
 
 AE, BSQ, PRIOR = "PatchAutoEncoder", "BSQPatchAutoEncoder", "AutoregressiveModel"
 DATE = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"
@@ -479,7 +479,7 @@ def test_bad_codebook_bits_are_named(train, bits):
 
 def test_runs_that_start_in_the_same_second_have_names_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = [new_name(AE) for _ in range(3)]
+    names = [checkpoint.new_name(AE) for _ in range(3)]
     assert len(set(names)) == 3 and all(re.fullmatch(f"{DATE}_{AE}", name) for name in names)
 
 
