@@ -18,7 +18,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from homework import TokenDataset, checkpoint, registry
-from homework.trainer import LOG_EVERY, Run
+from homework.trainer import LOG_EVERY, Run, take_over
 
 AE, BSQ, PRIOR = "PatchAutoEncoder", "BSQPatchAutoEncoder", "AutoregressiveModel"
 DATE = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"
@@ -600,6 +600,17 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_leaves_the_last_save(train, 
         checkpoint.load(path)
     monkeypatch.setattr(Run, "save", save)
     assert train(AE, "--resume").returncode == 0  # and it goes on where there is room again
+
+
+def test_counters_are_taken_over_with_what_they_count_alone():
+    """With a codebook of another size, a VQ's count of updates must stay 0: it starts from the first batch then."""
+    donor = build("VQPatchAutoEncoder")
+    donor.quantizer.updates.fill_(500)
+    same, other = build("VQPatchAutoEncoder", 1), build("VQPatchAutoEncoder", 1, n_tokens=K + 1)
+    for model in same, other:
+        take_over(model, donor, "donor.pth")
+        assert torch.equal(model.encoder.out.weight, donor.encoder.out.weight)
+    assert int(same.quantizer.updates) == 500 and int(other.quantizer.updates) == 0
 
 
 def test_a_disk_that_is_truly_full(arguments, tmp_path, data):
