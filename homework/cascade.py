@@ -1,6 +1,5 @@
 """A cascade of transformers: coarse grids first, and each stage refines them to finer ones."""
 
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

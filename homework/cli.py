@@ -35,6 +35,13 @@ def at_least(low: int, **options) -> None:
     checks.whole(low, **{f"--{name}": value for name, value in options.items()})
 
 
+def switches(**options) -> None:
+    """ValueError, naming the first of the ``options`` that is not True or False: Fire gave it the word behind it."""
+    for name, value in options.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"--{name} takes no value, but got {value}; put it at the end.")
+
+
 def check_seed(seed: int) -> None:
     """ValueError unless it is a whole number that a generator takes, from 0 to 2^63 - 1."""
     checks.whole(0, 2**63 - 1, **{"--seed": seed})

@@ -318,9 +318,7 @@ def compress(
         batch_size: images that go through the models at once.
         device: auto, cpu, cuda or mps.
     """
-    for name, value in ("verify", verify), ("skip_bad", skip_bad):
-        if not isinstance(value, bool):
-            raise ValueError(f"--{name} takes no value, but got {value}; put it at the end.")
+    cli.switches(verify=verify, skip_bad=skip_bad)
     *sources, output = map(str, images_and_output) if images_and_output else [""]  # Fire takes 2026 for a number
     if not sources:
         raise ValueError("Name the image or the folder to compress and, after it, the file to write.")

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import tempfile
@@ -300,7 +301,12 @@ class MnistImages:
     def __init__(self, split: str = "train", root: str | Path = "data"):
         """``split``, ``root`` and errors as of :class:`MnistDataset`."""
         self.digits = read_split(split, root)  # uint8 (N,28,28)
-        self.names = [f"{split}/{i:05}" for i in range(len(self.digits))]
+        self.split = split
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """What a file of tokens calls the digits."""
+        return [f"{self.split}/{i:05}" for i in range(len(self))]
 
     def __len__(self) -> int:
         return len(self.digits)

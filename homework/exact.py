@@ -347,9 +347,10 @@ def weighed(steps: Callable[[Tensor], Tensor], n_tokens: int, device: torch.devi
     def step(tokens: Tensor) -> Tensor:
         with full_precision(device):
             p = steps(tokens.to(device)).float().softmax(dim=-1).cpu().double()
-            if not p.sum().isfinite():
+            total = p.sum(dim=-1, keepdim=True)
+            if not total.isfinite().all():
                 raise ValueError("The prior gives probabilities that are not numbers, so nothing can be coded under it.")
-            weights = (p / p.sum(dim=-1, keepdim=True) * (TOTAL - n_tokens)).floor_().float()
+            weights = (p / total * (TOTAL - n_tokens)).floor_().float()
             weights[..., 0] += TOTAL - n_tokens - weights.sum(dim=-1)
             return weights
 

@@ -41,8 +41,7 @@ def features(
     """
     autoencoder, images, output = str(autoencoder), str(images), Path(str(output))  # Fire takes 2026 for a number
     cli.at_least(1, batch_size=batch_size, shard=shard)
-    if not isinstance(replace, bool):
-        raise ValueError(f"--replace takes no value, but got {replace}; put it at the end.")
+    cli.switches(replace=replace)
     if output.exists() and not output.is_dir():
         raise ValueError(f"The output is {output}, but must be a folder.")
     size = cli.parse_size(image_size)

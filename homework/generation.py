@@ -12,6 +12,7 @@ from homework import checkpoint, checks, cli, sampling
 from homework.data import to_float, to_uint8
 from homework.images import read_image
 from homework.report import on_sheet, save_picture
+from homework.tokenize import code_table
 
 
 def generate(
@@ -129,17 +130,14 @@ def load_pair(tokenizer: str, autoregressive: str, device: torch.device) -> tupl
     return coder, prior
 
 
-@torch.no_grad()
 def reads_codes_of(prior: nn.Module, coder: nn.Module) -> bool:
     """Whether the code vectors that the prior has stored, if it has any, are the tokenizer's, up to float16."""
     table = getattr(prior, "codes", None)
     if table is None:
         return True
-    own = coder.code_vectors(torch.arange(coder.n_tokens, device=table.device)[:, None, None])[:, 0, 0]  # (K,1,1,d) -> (K,d)
-    d = own.shape[1]
-    return prior.config["code_dim"] == d and torch.allclose(
-        table[: len(own), :d], own, rtol=0, atol=0.01 * float(own.abs().max())
-    )
+    own = code_table(coder)
+    K, d = own.shape
+    return prior.config["code_dim"] == d and bool((table[:K, :d] - own).abs().max() <= 0.01 * own.abs().max())
 
 
 @torch.inference_mode()

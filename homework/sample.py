@@ -60,8 +60,6 @@ def sample(
     cli.check_seed(seed)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     sampling.check(**options)
-    if complete is not None and str(complete) == "":
-        raise ValueError("--complete names no picture; give it an image file, or the number of a digit.")
     device = cli.pick_device(device)
     model = checkpoint.load(str(prior)).to(device)
     if not hasattr(model, "steps"):
@@ -80,7 +78,7 @@ def sample(
         if rows > H:
             raise ValueError(f"--rows is {rows}, but must be from 0 to {H}, the rows of a {H}x{W} picture.")
         given = complete if isinstance(complete, tuple | list) else str(complete).split(",")
-        if not given:
+        if not any(str(name) for name in given):
             raise ValueError("--complete names no picture; give it an image file, or the number of a digit.")
         whole = torch.stack([tokens(str(name), (H, W), model.n_tokens, binarize, str(data)) for name in given])
         prefix = whole[:, :rows].repeat_interleave(n_images, dim=0).to(device)  # (G,R,W) -> (G*n,R,W)

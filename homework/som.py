@@ -348,12 +348,12 @@ def fit(
     with tqdm(total=passes * len(order), unit="img") as bar:
         for i in range(passes):
             model.set_progress(i / max(1, passes - 1))
-            total, error = (0, 0), torch.zeros((), device=device)
+            total, error, units = (0, 0), torch.zeros((), device=device), model.codebook.detach()
             for indices in batches:
                 x = model.to_patches(train.batch(indices, device)).flatten(0, 2)  # (B,h,w,d) -> (n,d)
-                best = nearest(x, model.codebook.detach())
+                best = nearest(x, units)
                 total = tuple(a + b for a, b in zip(total, model.statistics(x, best), strict=True))
-                error += (x - model.codebook.detach()[best]).square().sum()
+                error += (x - units[best]).square().sum()
                 bar.update(len(indices))
             model.batch_step(*total)
             measures = {k: float(v) for k, v in usage_of(total[0], n_codes).items()} | {"radius": model.radius}
@@ -435,7 +435,8 @@ def prune(
     checkpoint.save(smaller, target, smaller.meta)
     print(f"On {len(data)} feature maps of {features}:")
     per_image = int(counts.sum()) // len(data)
-    for name, one in ("before", before), ("after", tally(smaller, data, batch_size, device)):
+    after = tally(smaller, data, batch_size, device) if smaller is not som else before
+    for name, one in ("before", before), ("after", after):
         counts, m = one
         m |= usage_of(counts, len(counts))
         print(f"{name:6} {len(counts):5} units: MSE {m['mse']:.6f} per number, quantization error "

@@ -55,9 +55,7 @@ def tokenize(
     cli.at_least(0, copies=copies)
     if shift is not None:
         cli.at_least(0, shift=shift)
-    for name, value in ("skip_bad", skip_bad), ("codes", codes):
-        if not isinstance(value, bool):
-            raise ValueError(f"--{name} takes no value, but got {value}; put it at the end.")
+    cli.switches(skip_bad=skip_bad, codes=codes)
     if not images:
         raise ValueError("Name the images to tokenize: files, folders or dataset.json files, after the output.")
     if Path(output).is_dir() or Path(output).suffix.lower() in SUFFIXES:
@@ -96,7 +94,8 @@ def code_table(model: torch.nn.Module) -> torch.Tensor:
     """(K,d) float: row k is what the tokenizer's ``code_vectors`` give for token k. ValueError for more than 2^20 codes."""
     if model.n_tokens > 2**20:
         raise ValueError(f"The tokenizer has {model.n_tokens} codes, too many for the table of --codes; leave --codes out.")
-    return model.code_vectors(torch.arange(model.n_tokens)[:, None, None])[:, 0, 0]  # (K,1,1,d) -> (K,d)
+    index = torch.arange(model.n_tokens, device=next(model.parameters()).device)
+    return model.code_vectors(index[:, None, None])[:, 0, 0]  # (K,1,1,d) -> (K,d)
 
 
 def open_folder(folder: str, split: str | None) -> FeatureDataset | MnistImages | None:

@@ -122,6 +122,7 @@ class Run:
         base = checkpoint.load(s["model"]) if str(s["model"]).endswith(".pth") and not state else None
         cls = type(base) if base else model_class(state["class"] if state else str(s["model"]))
         self.train_data, self.valid_data = open_data(cls, s)
+        self.data_meta = getattr(self.train_data, "meta", {})  # of tokens: which tokenizer made them
         self.n_train, self.n_valid = (min(len(d), s["limit"] or len(d)) for d in (self.train_data, self.valid_data))
         if "code_dim" in s["options"] and hasattr(cls, "set_codes"):
             raise ValueError("--code_dim comes with the code vectors themselves; use --inputs codes.")
@@ -134,7 +135,7 @@ class Run:
             if s[option] is None:
                 s[option] = getattr(self.model, attribute, usual)
         if base:
-            check_origin(str(s["model"]), base.meta, getattr(self.train_data, "meta", {}))
+            check_origin(str(s["model"]), base.meta, self.data_meta)
         if hasattr(self.train_data, "prepare") and not base and not state:
             self.train_data.prepare(self.model)
         if s["init"] and not state:
@@ -329,7 +330,7 @@ class Run:
         if not hasattr(self, "_decoder"):
             path = Path(self.settings["tokenizer"])
             self._decoder = checkpoint.load(path).to(self.device) if path.is_file() else None
-            meant = getattr(self.train_data, "meta", {}).get("tokenizer")
+            meant = self.data_meta.get("tokenizer")
             if self._decoder and meant and checkpoint.fingerprint(self._decoder) != meant:
                 tqdm.write(f"{path} did not make these tokens, so TensorBoard shows them as shades of grey; name the one "
                            "that did as --tokenizer.", sys.stderr)  # fmt: skip
@@ -342,7 +343,7 @@ class Run:
         """What a checkpoint tells of its training."""
         command = " ".join(["python -m homework.train", *sys.argv[1:]])
         known = {"command": command, "update": self.update, "minutes": self.seconds / 60, "valid": self.measures}
-        return known | getattr(self.train_data, "meta", {})
+        return known | self.data_meta
 
     def save(self, finished: bool) -> None:
         """Writes the averaged model, and beside it what --resume needs; a finished run needs that no more."""

@@ -13,8 +13,8 @@ from homework import registry
 LAYERS = [
     {"demo", "evaluate"},
     {"compress"},
-    {"train", "tokenize", "features", "generation", "sample", "summary", "receptive_field"},
-    {"trainer", "coarse_to_fine"},
+    {"train", "features", "generation", "sample", "summary", "receptive_field"},
+    {"trainer", "tokenize", "coarse_to_fine"},
     {"exact", "cascade"},
     {"autoregressive", "pixelcnn"},
     {"prior", "som"},
