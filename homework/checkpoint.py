@@ -38,10 +38,23 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with as_of(temporary, path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # an error of the block itself says more
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def as_of(temporary: Path, path: Path) -> Iterator[None]:
+    """Lets the errors about a ``temporary`` file, or one in such a folder, speak of the ``path`` that it was to become."""
+    try:
+        yield
+    except OSError as error:
+        if str(error.filename).startswith(str(temporary)):
+            error.filename, error.filename2 = str(path) + str(error.filename)[len(str(temporary)) :], None
+        raise
 
 
 def write(data: dict, path: str | Path) -> None:

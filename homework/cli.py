@@ -123,8 +123,8 @@ def main(name: str, command) -> None:
         if stop.code == 0:  # --help: Fire writes it to stderr, but a reader pipes stdout
             try:
                 print(re.sub(r"\x1b\[\d*m", "", said.getvalue()).strip(), flush=True)
-            except BrokenPipeError:  # the reader, as head, has seen enough
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            except BrokenPipeError:
+                _close_stdout()
             return
         lines = said.getvalue().splitlines() or ["ERROR: wrong arguments"]
         _fail(f"{lines[0].removeprefix('ERROR: ').rstrip('.')}. See {name} --help.")
@@ -136,6 +136,9 @@ def main(name: str, command) -> None:
         threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else threading.__excepthook__(args)
     try:
         calls[0]()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _close_stdout()
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         sys.exit(130)
@@ -150,6 +153,11 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}{f': {error.filename}' if error.filename else ''}."
     return str(error)
+
+
+def _close_stdout() -> None:
+    """Its reader, as ``head``, has seen enough; without this Python would complain at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(sentence: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from homework import checkpoint, container, sampling
-from homework.exact import weighed
+from homework.exact import full_precision, weighed
 
 PATHS = ("model_path", "lr_codebook_path", "hr_codebook_path")
 OPTIONS = ("temperature", "top_k", "top_p", "num_beam", "beam_width", "beams")
@@ -126,7 +126,9 @@ class Cascade:
         """What tells the range coder the (B,K) weights of the next token of grid k, given grid k-1."""
         K = self.codebooks[k].n_tokens
         if k:
-            step = weighed(self.stages[k - 1].steps(coarse, *self.sizes[k], self.device), K, self.device)
+            with full_precision(self.device):  # the stage reads the coarser grid here
+                steps = self.stages[k - 1].steps(coarse, *self.sizes[k], self.device)
+            step = weighed(steps, K, self.device)
             return lambda tokens: step(torch.from_numpy(tokens)).numpy()
         alike = np.full((B, K), container.TOTAL // K - 1, np.float32)
         alike[:, 0] += container.TOTAL % K
@@ -145,7 +147,8 @@ class Cascade:
 
     @torch.no_grad()
     def decompress(self, payloads: Sequence[bytes]) -> list[Tensor]:
-        """The grids of payloads, all that were coded together. ValueError if one is damaged."""
+        """The grids of payloads, all that were coded together. ValueError if one cannot be decoded; but most damage gives
+        other grids without a word, for a payload, unlike a file, has no checksum."""
         streams = container.Streams(payloads, [f"Payload {i}" for i in range(len(payloads))])
         grids = []
         for k, (h, w) in enumerate(self.sizes):

@@ -99,7 +99,7 @@ class Codec:
     def nearest(self, image: np.ndarray, n_bytes: int) -> tuple[int, bytes]:
         """The quality, and the file, that comes nearest to ``n_bytes``, of those that a bisection tries."""
         tried = self.bisect(image, lambda file: len(file) < n_bytes)
-        return min(tried.items(), key=lambda item: abs(len(item[1]) - n_bytes))
+        return min(tried.items(), key=lambda item: (abs(len(item[1]) - n_bytes), item[0]))
 
     def as_good(self, image: np.ndarray, mse: float) -> tuple[int, bytes]:
         """The lowest quality that a bisection finds whose mean squared error (of pixels from 0 to 1) is at most ``mse``, and

@@ -21,11 +21,11 @@ from tqdm import tqdm
 from homework import checkpoint, cli, container
 from homework.data import to_float, to_uint8
 from homework.generation import load_pair
-from homework.images import decoded, image_paths
+from homework.images import decoded, image_paths, n_pixels, not_read
 
 WEIGHTS_AT_ONCE = 2**21  # numbers that a prior returns from a parallel pass; with many more, memory costs more than it saves
 PIXELS_AT_ONCE = 2**17  # that go through the tokenizer together, for the same reason
-FILE_BYTES_AT_ONCE = 2**24  # of image files that are read ahead
+PIXELS_READ_AT_ONCE = 2**24  # of image files that are read ahead
 LOSSLESS = {".png": "PNG", ".bmp": "BMP", ".ppm": "PPM", ".tif": "TIFF", ".tiff": "TIFF"}
 
 Item = tuple[container.Reader, int]  # a file, and which of its images
@@ -269,15 +269,16 @@ def in_parallel(f: Callable, things: Iterable, n: int) -> Iterator:
     since many small steps of which each waits for all cores take longer than many at the same time."""
     before, pending = torch.get_num_threads(), collections.deque()
     torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for thing in things:
-                pending.append(pool.submit(f, thing))
-                if len(pending) > n:
-                    yield pending.popleft().result()
-            while pending:
+        for thing in things:
+            pending.append(pool.submit(f, thing))
+            if len(pending) > n:
                 yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
+        pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, what has not begun is left
         torch.set_num_threads(before)
 
 
@@ -324,7 +325,12 @@ def compress(
         raise ValueError("Name the image or the folder to compress and, after it, the file to write.")
     if Path(output).is_dir() or Path(output).suffix.lower() in {*Image.registered_extensions(), ".json", ".pth"}:
         raise ValueError(f"The last argument is the file to write, but {output} is a folder, a picture or a checkpoint.")
+    if not container.may_replace(output):
+        raise ValueError(f"{output} exists, but is no file of homework.compress, so it stays; name another, or remove it.")
     scaled, paths = cli.parse_size(image_size), image_paths(sources)
+    for folder in filter(os.path.isdir, sources):
+        if others := not_read(Path(folder)):
+            print(f"Left out of {folder}: {others}.", file=sys.stderr)
     one = len(sources) == 1 and paths == [str(Path(sources[0]))]
     names = dict(zip(paths, names_below(paths), strict=True))
     compressor, bad, kept, start = _compressor(tokenizer, autoregressive, batch_size, device), {}, [], 0
@@ -345,11 +351,12 @@ def compress(
             writer.close()
         file.flush()
         os.fsync(file.fileno())
+        if verify:
+            _verify(compressor, temporary, output, kept)
     size, n = os.path.getsize(output), len(paths) - len(bad)
     print(f"{output}: {n} image{'s' * (n > 1)}, {size:,} bytes, {size / n:,.1f} an image, "
-          f"{start / size:.1f} times fewer than the {start:,} of the originals")  # fmt: skip
-    if verify:
-        _verify(compressor, output, kept)
+          f"{start / size:.1f} times fewer than the {start:,} of the originals"
+          f"{'; verified, all tokens come back' * verify}")  # fmt: skip
 
 
 def names_below(paths: list[str]) -> list[str]:
@@ -399,14 +406,15 @@ def _same_size(
 
 
 def _read_ahead(paths: list[str], n: int) -> Iterator[list[str]]:
-    """At most ``n`` paths at a time, fewer where the files are large."""
+    """At most ``n`` paths at a time, fewer where the images are large."""
     batch, size = [], 0
     for path in paths:
-        size += os.path.getsize(path)
-        if batch and (len(batch) == n or size > FILE_BYTES_AT_ONCE):
+        own = n_pixels(path)
+        if batch and (len(batch) == n or size + own > PIXELS_READ_AT_ONCE):
             yield batch
-            batch, size = [], os.path.getsize(path)
+            batch, size = [], 0
         batch.append(path)
+        size += own
     yield batch
 
 
@@ -422,16 +430,18 @@ def _tell_bad(bad: dict[str, str], n: int, skip_bad: bool) -> None:
     print(f"Left out {len(bad)} of {n} images:\n  {named}", file=sys.stderr)
 
 
-def _verify(compressor: Compressor, path: str, kept: list[np.ndarray]) -> None:
-    """ValueError if the file does not decode to the grids ``kept``, in the order of its images."""
-    with open(path, "rb") as file, tqdm(total=len(kept), desc="verifying", unit="img") as bar:
+def _verify(compressor: Compressor, temporary: Path, path: str, kept: list[np.ndarray]) -> None:
+    """ValueError if what is to become ``path`` does not decode to the grids ``kept``, in the order of its images."""
+    n_bytes = 0
+    with open(temporary, "rb") as file, tqdm(total=len(kept), desc="verifying", unit="img") as bar:
         reader = container.Reader(file, path)
         for grids in compressor.read([(reader, i) for i in range(len(kept))]):
             for i, grid in grids.items():
                 if not np.array_equal(grid, kept[i]):
-                    raise ValueError(f"{reader.label(i)} does not decode to the tokens that were coded; keep the originals.")
+                    raise ValueError(f"{reader.label(i)} does not decode to the tokens that were coded; it is not written.")
+                n_bytes += reader.lengths[i]
             bar.update(len(grids))
-    print(f"{path}: verified, all tokens come back")
+            bar.set_postfix_str(f"{n_bytes:,} bytes")
 
 
 def decompress(
@@ -459,9 +469,11 @@ def decompress(
         reader = container.Reader(stream, file)
         wanted = range(len(reader.names))
         if only is not None:
+            if reader.kind == container.IMAGE:
+                raise ValueError(f"{file} is one image, not an archive of several; leave --only out.")
             if str(only) not in reader.names:
-                known = ", ".join(map(printable, reader.names[:3])) or "one without a name"
-                raise ValueError(f"{file} holds no image {only}; those it holds are {known}, ... (see the command info).")
+                known = ", ".join([*map(printable, reader.names[:3]), *["..."] * (len(reader.names) > 3)])
+                raise ValueError(f"{file} holds no image {only}; it holds {known} (see the command info).")
             wanted = [reader.names.index(str(only))]
         whole = reader.kind == container.ARCHIVE and only is None
         if whole and (target.is_file() or target.suffix.lower() in LOSSLESS):
@@ -469,6 +481,7 @@ def decompress(
         if not whole and (target.is_dir() or target.suffix.lower() not in LOSSLESS):
             raise ValueError(f"The output is {output}, but must be a picture: a file that ends in {', '.join(LOSSLESS)}.")
         compressor = _compressor(tokenizer, autoregressive, batch_size, device)
+        reader.check(compressor.models)  # before any folder is made
         with _whole_folder(target) if whole else checkpoint.replacing(target) as temporary:
             names = [temporary / name for name in png_names(reader.names)] if whole else [temporary] * len(reader.names)
             form = "PNG" if whole else LOSSLESS[target.suffix.lower()]
@@ -508,9 +521,10 @@ def png_names(names: list[str]) -> list[str]:
 def _whole_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder, whose files are in ``path`` after the block, or nowhere after an error in it."""
     temporary = (path if path.is_dir() else path.parent) / f"{path.name}.{uuid.uuid4().hex[:8]}.tmp"
-    temporary.mkdir(parents=True)
     try:
-        yield temporary
+        with checkpoint.as_of(temporary, path):
+            temporary.mkdir(parents=True)
+            yield temporary
         for file in [file for file in temporary.rglob("*") if file.is_file()]:
             target = path / file.relative_to(temporary)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -530,7 +544,8 @@ def info(file: str) -> None:
     n, h, w = len(reader.names), *reader.grid(0)
     (H, W), pixels, payload = reader.sizes[0], sum(H * W for H, W in reader.sizes), sum(reader.lengths)
     one = f"one image of {W}x{H} pixels (width x height), {w}x{h} tokens"
-    print(f"{reader.name}: {f'{n:,} images' if reader.kind == container.ARCHIVE else one}, patches of {reader.patch} pixels")
+    what = f"{n:,} image{'s' * (n > 1)}" if reader.kind == container.ARCHIVE else one
+    print(f"{reader.name}: {what}, patches of {reader.patch} pixels")
     print(f"format {container.FORMAT}, tokenizer {reader.head[3:5].hex()}, prior {reader.head[5:7].hex()}, "
           f"arithmetic {'exact, in whole numbers' if reader.exact else 'in floats, of one kind of machine'}")  # fmt: skip
     for what, size in ("file", reader.length), ("coded tokens", payload):

@@ -13,6 +13,7 @@ another byte follows). The grid has ceil(H/P) x ceil(W/P) tokens for patches of 
 import dataclasses
 import itertools
 import math
+import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -242,7 +243,7 @@ def read_leb128(data: Iterator[int]) -> int:
 
 
 def image_file(models: Models, size: tuple[int, int], payload: bytes, crc: int) -> bytes:
-    """One image's file: 15 to 22 bytes more than its payload. ValueError if ``size`` (H,W) is too large."""
+    """One image's file: 16 to 22 bytes more than its payload. ValueError if ``size`` (H,W) is too large."""
     check_size("The image", size)
     header = models.head(IMAGE) + leb128(size[1]) + leb128(size[0]) + leb128(len(payload))
     return header + bytes([crc8(header)]) + payload + struct.pack("<I", crc)
@@ -290,10 +291,19 @@ class ArchiveWriter:
 
 
 def check_name(name: str) -> None:
-    """ValueError if ``name`` could lead out of the folder that an archive is unpacked into."""
+    """ValueError if ``name`` could lead out of the folder that an archive is unpacked into, or stands for the same file as
+    another (``./a`` and ``a``)."""
     for path in (PurePosixPath(name), PurePath(name)):  # on Windows the second also knows drives and backslashes
-        if not path.parts or path.anchor or ".." in path.parts or "\0" in name:
+        if path.as_posix() != name or not path.parts or path.anchor or ".." in path.parts or "\0" in name:
             raise ValueError(f"{name!r} cannot be a name in an archive: it must be a relative path without '..'.")
+
+
+def may_replace(path: str) -> bool:
+    """Whether there is no file at ``path``, an empty one, or one that begins as ours do."""
+    if not os.path.isfile(path):
+        return True
+    with open(path, "rb") as file:
+        return file.read(2) in (b"", IMAGE, ARCHIVE)
 
 
 # --- reading --------------------------------------------------------------------------------------------------------------
@@ -321,7 +331,7 @@ class Reader:
         self.kind, self.head, form = start[:2], start[:8], start[2:3]
         if not any(magic.startswith(self.kind) for magic in (IMAGE, ARCHIVE)):
             raise ValueError(f"{name} is no file that homework.compress wrote.")
-        if form and form[0] // 16 != 15 - form[0] % 16:
+        if form and (form[0] // 16 != 15 - form[0] % 16 or form[0] % 16 < FORMAT):
             raise damaged(name, "its header is not as it was written")
         if form and form[0] % 16 > FORMAT:
             raise ValueError(
@@ -426,7 +436,7 @@ class Reader:
     def check_tokens(self, i: int, models: Models, tokens: np.ndarray) -> None:
         """ValueError if ``tokens`` (h,w) are not those that image ``i`` was written with."""
         if models.crc(self.sizes[i], tokens) != self.crcs[i]:
-            raise damaged(self.label(i), "the checksum of its tokens is wrong")
+            raise ValueError(f"{self.label(i)} is damaged, or of other models: the checksum of its tokens is wrong.")
 
 
 def _unzip(data: bytes) -> bytes:

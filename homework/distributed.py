@@ -1,9 +1,11 @@
 """Several processes or machines under ``torchrun``: who am I, and what do the others hold. Alone, all of it is trivial."""
 
 import os
+from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
 
 def rank() -> int:
@@ -42,6 +44,23 @@ def broadcast(value: object) -> object:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def add_up(x: Tensor) -> Tensor:
+    """Makes ``x`` the sum of all processes' ``x``, in place, the same bits on each."""
+    if world_size() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Makes every gradient the mean of all processes' own. DistributedDataParallel would do it while others are still being
+    computed; but its threads outlive the group, and now and then abort a process at its end, when all is done."""
+    if world_size() > 1:
+        grads = [p.grad for p in parameters if p.grad is not None]
+        flat = add_up(torch.cat([g.flatten() for g in grads])) / world_size()
+        for g, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+            g.copy_(mean.view_as(g))  # (n) -> the parameter's shape
 
 
 def cleanup() -> None:

@@ -9,8 +9,12 @@ tensors of float32, which hold them exactly below 2^24 and multiply them fast:
   clamped; so no partial sum is ever rounded, in whatever order it is made;
 - what goes on is divided by a power of two and floored; all scales are powers of two;
 - norms and attention divide whole numbers and floor; a quotient of whole numbers below 2^24 is floored rightly even after
-  it was rounded to float32, and the one square root is corrected in whole numbers;
+  it was rounded to float32, and the one square root is taken half-way between whole numbers, where no rounding can carry it
+  across one;
 - powers of two with fractional exponents come from tables that were made with Python's whole numbers.
+
+That entropy models need integer networks is from Balle, Johnston and Minnen, "Integer Networks for Data Compression with
+Latent-Variable Models" (ICLR 2019). Their name for numbers with a fixed place of the point is fixed-point numbers.
 """
 
 import contextlib
@@ -138,7 +142,7 @@ class ExactNorm(nn.Module):
 class ExactAttention(Attention):
     """:class:`homework.transformer.Attention` in whole numbers; ``gain`` (D) is that of the norm before it."""
 
-    unseen = -(2**24)  # so far behind any score that the attention weight becomes 0
+    unseen = -(2**25)  # added to a score of up to 2^23, so far behind the least one, -2^23 - 2^22, that its weight becomes 0
 
     def __init__(self, attention: Attention, gain: Tensor, stream: int, carrier: torch.dtype):
         nn.Module.__init__(self)  # not with the float parts
@@ -244,7 +248,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
     is one setting for all threads: the first to come in changes it, the last to go out changes it back."""
     autocast = torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else None
     with _lock:
-        _inside.append(torch.get_float32_matmul_precision() if not _inside else _inside[0])
+        _inside.append(_allowed() if not _inside else _inside[0])
         torch.set_float32_matmul_precision("highest")
     try:
         with torch.inference_mode(), autocast or contextlib.nullcontext():
@@ -253,10 +257,28 @@ def full_precision(device: torch.device) -> Iterator[None]:
         with _lock:
             allowed = _inside.pop()
             if not _inside:
-                torch.set_float32_matmul_precision(allowed)
+                _allow(*allowed)
 
 
 _lock, _inside = threading.Lock(), []
+
+
+def _allowed() -> tuple[str | None, list]:
+    """The setting for all backends, None where each has been given its own; and these, which torch 2.9 and later have."""
+    backends = (getattr(backend, "matmul", None) for backend in (torch.backends.cuda, torch.backends.mkldnn))
+    own = [(backend, backend.fp32_precision) for backend in backends if hasattr(backend, "fp32_precision")]
+    try:
+        return torch.get_float32_matmul_precision(), own
+    except RuntimeError:  # torch's word for a mix of both
+        return None, own
+
+
+def _allow(common: str | None, own: list) -> None:
+    if common is not None:
+        torch.set_float32_matmul_precision(common)
+    for backend, precision in own:
+        if backend.fp32_precision != precision:
+            backend.fp32_precision = precision
 
 
 class ExactPrior:

@@ -34,7 +34,7 @@ class LinearStep:
 
     def __init__(self, linear: nn.Module, B: int):
         self.weight, self.bias = linear.scaled, linear.scaled_bias  # (in,out), (out)
-        self.out = torch.empty(B, len(self.bias))
+        self.out = torch.empty(B, len(self.bias), dtype=torch.float32)
         self.array = self.out.numpy()
 
     def __call__(self, x: Tensor) -> np.ndarray:
@@ -47,7 +47,7 @@ class NormStep:
 
     def __init__(self, norm: nn.Module, B: int):
         self.D, self.one, self.limit = norm.D.numpy(), norm.one.double().numpy(), norm.limit
-        self.out = torch.empty(B, int(norm.D))
+        self.out = torch.empty(B, int(norm.D), dtype=torch.float32)
         self.array = self.out.numpy()
 
     def __call__(self, x: np.ndarray) -> Tensor:
@@ -74,11 +74,12 @@ class LayerStep:
         self.part, self.half = (1 / layer.divisor).numpy(), np.array(0.5, np.float32)
         heads, self.c, step = attention.n_heads, min(attention.window, N), attention.step
         self.table, self.per_step = attention.table.numpy(), (1 / step).numpy()
-        bias, unseen = attention.last_biases(self.c) / step, torch.full((heads, self.c), attention.unseen / float(step))
+        bias = attention.last_biases(self.c) / step
+        unseen = torch.full_like(bias, attention.unseen / float(step))
         self.bias = torch.cat([bias, bias, unseen], dim=1).numpy()  # (heads,3c)
         d = norm.out.shape[1] // heads
-        self.k, self.v = torch.zeros(2, B * heads, self.c, d)
-        self.q, self.scores, self.y = (torch.empty(B * heads, 1, width) for width in (d, self.c, d))
+        self.k, self.v = torch.zeros(2, B * heads, self.c, d, dtype=torch.float32)
+        self.q, self.scores, self.y = (torch.empty(B * heads, 1, n, dtype=torch.float32) for n in (d, self.c, d))
         self.new = self.qkv.array.reshape(B, 3, heads, d).swapaxes(0, 1)  # (B,3D) -> (B,3,heads,d) -> (3,B,heads,d)
         arrays = (t.numpy() for t in (self.q, self.k, self.v, self.scores, self.y))
         self.arrays = [a.reshape(B, heads, *a.shape[1:]) for a in arrays]  # (B*heads,...) -> (B,heads,...)

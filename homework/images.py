@@ -2,17 +2,19 @@
 
 import collections
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePath
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
 SPLITS = ("train", "valid")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp", ".avif")
 HELD_OUT = 20  # where there are no splits, one image of so many is for validation
 HOW_TO_GET = "python -m homework.data download, or python -m homework.data import ZIP_OR_FOLDER if you have the zip"
 
@@ -72,6 +74,23 @@ def is_image(path: PurePath) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
+def not_read(folder: Path) -> str:
+    """What lies in a folder besides the images that :func:`image_paths` takes: "2 folders and 1 other file", or ""."""
+    others = [p for p in folder.iterdir() if not is_image(p) and not p.name.startswith(".")]
+    n_folders = sum(map(Path.is_dir, others))
+    counts = (n_folders, "folder"), (len(others) - n_folders, "other file")
+    return " and ".join(f"{n:,} {what}{'s' * (n > 1)}" for n, what in counts if n)
+
+
+def n_pixels(path: str) -> int:
+    """Of an image, as its file claims; 0 if it claims nothing that can be read."""
+    try:
+        with Image.open(path) as file:
+            return math.prod(file.size)
+    except Exception:  # as in read_image, which tells what is wrong with it
+        return 0
+
+
 def read_dataset_json(path: Path) -> list[str]:
     """``{"_default": {"1": {"image_fpath": ...}, ...}}``; relative to the file's folder, else to the current one."""
     try:
@@ -94,24 +113,36 @@ def read_image(path: str | Path, image_size: tuple[int, int] | None = None) -> n
     Returns:
         (H, W, 3) uint8 RGB.
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is no image, or a damaged one.
+        OSError: there is no such file, or it may not be read.
+        ValueError: the file is no image, a damaged one, one too large for Pillow, or one of floats or 32 bits a pixel.
     """
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip to white
-                image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
-            if image.has_transparency_data:  # as on a page; what convert() alone would show there is often black or noise
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            image = image.convert("RGB")
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
-        raise ValueError(f"{path} cannot be read as an image ({type(error).__name__}); is it damaged?") from error
+    with open(path, "rb") as stream:  # given a path, Pillow maps grey TIFFs into memory, with sides that EXIF has swapped
+        image = _decode(stream, path)
     if image_size is not None:
         image = ImageOps.fit(image, image_size[::-1])
     return np.asarray(image)
+
+
+def _decode(stream: BinaryIO, path: str | Path) -> Image.Image:
+    """In RGB, see :func:`read_image`."""
+    try:
+        with Image.open(stream) as file:
+            if file.mode == "F" or (file.mode == "I" and file.format != "PNG"):
+                raise NotImplementedError("floats or 32 bits a pixel, of which none is known to be white")
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip to white
+                grey, clear = np.asarray(image), image.info.get("transparency")
+                grey = np.where(grey == clear, 255, grey // 256)
+                image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+            if image.has_transparency_data:  # as on a page; what convert() alone would show there is often black or noise
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+            return image.convert("RGB")
+    except NotImplementedError as error:
+        raise ValueError(f"{path} cannot be read: {error}; convert it to 8 or 16 bits.") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} is too large: Pillow reads up to {2 * Image.MAX_IMAGE_PIXELS:,} pixels.") from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
+        raise ValueError(f"{path} cannot be read as an image ({type(error).__name__}); is it damaged?") from error
 
 
 def check_size(path: str, image: np.ndarray, first_path: str, size: tuple[int, int]) -> None:

@@ -14,7 +14,7 @@ from homework.ae import pad_to_patches, unpatch, usage, usage_of
 from homework.feature_data import INDEX, FeatureDataset
 from homework.lattice import Lattice, neighbourhood, u_matrix
 from homework.registry import build, model_class
-from homework.vq import add_up, compared, nearest
+from homework.vq import compared, nearest
 
 MOST_CODES = 8192  # a neighbourhood has the square of this many weights
 SHEET = 1024  # pixels of a side of the codebook's picture, at most
@@ -249,7 +249,7 @@ class SOM(nn.Module):
             self.first = None
             if distributed.rank():  # all processes take the first one's
                 self.codebook.zero_()
-            add_up(self.codebook)
+            distributed.add_up(self.codebook)
 
     @torch.no_grad()
     def lay_out(self, x: Tensor) -> None:

@@ -1,6 +1,5 @@
 """The training loop: order of the data, weights and their average, curves, saving and resuming. Knows no model."""
 
-import contextlib
 import copy
 import inspect
 import json
@@ -27,17 +26,6 @@ CONTINUED = ("name", "update", "seconds", "measures", "sums")  # what a run tell
 def generator(*numbers: int) -> torch.Generator:
     """A CPU generator whose seed is a hash of ``numbers``, so that a draw depends on its place alone, not on the past."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1)
-
-
-class Loss(nn.Module):
-    """``model.loss`` as a forward pass, for DistributedDataParallel and torch.compile to wrap."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: Tensor) -> dict[str, Tensor]:
-        return self.model.loss(batch)
 
 
 def open_data(cls: type, settings: dict) -> tuple:
@@ -142,6 +130,7 @@ class Run:
             take_over(self.model, checkpoint.load(s["init"]), s["init"])
         if codes is not None:
             self.model.set_codes(codes.to(self.device))
+        self.model.load_state_dict(distributed.broadcast(self.model.state_dict()))
         for name, which in ("n_tokens", ""), ("coarse_tokens", "coarse "):
             K = getattr(self.model, name, self.model.config.get(name))
             if name in defaults and defaults[name] != K:
@@ -158,12 +147,7 @@ class Run:
         others = [p for p in self.model.parameters() if p.ndim <= 1 and p.requires_grad]
         groups = [{"params": matrices, "weight_decay": s["weight_decay"]}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=s["lr"], betas=(0.9, 0.95), fused=self.device.type == "cuda")
-        self.loss = Loss(self.model)
-        if s["compile"]:
-            self.loss = torch.compile(self.loss)
-        if self.world > 1:
-            ids = [self.device.index] if self.device.type == "cuda" else None
-            self.loss = nn.parallel.DistributedDataParallel(self.loss, device_ids=ids)
+        self.loss = torch.compile(self.model.loss) if s["compile"] else self.model.loss
 
         self.update, self.seconds, self.measures, self.sums = 0, 0.0, {}, {}
         if state:
@@ -207,6 +191,8 @@ class Run:
                 if validates or stop or time.time() - saved > self.save_seconds:
                     self.save(last)
                     saved = time.time()
+                if stop or last:  # torchrun stops all processes as soon as one has left with an error
+                    distributed.broadcast("saved")
                 if stop and not last:
                     if self.rank == 0:
                         tqdm.write(f"Saved at update {self.update} of {self.updates}; --resume goes on.", sys.stderr)
@@ -245,12 +231,11 @@ class Run:
             batch = self.train_data.batch(indices, self.device)
             if s["augment"]:
                 batch = self.train_data.augment(batch, draws, indices)
-            waits = self.world > 1 and a + 1 < s["accumulate"]  # processes average gradients at the last batch alone
-            with self.loss.no_sync() if waits else contextlib.nullcontext():
-                with torch.autocast(self.device.type, torch.bfloat16, s["bf16"] and self.device.type == "cuda"):
-                    losses = self.loss(batch)
-                (losses["loss"] / s["accumulate"]).backward()
+            with torch.autocast(self.device.type, torch.bfloat16, s["bf16"] and self.device.type == "cuda"):
+                losses = self.loss(batch)
+            (losses["loss"] / s["accumulate"]).backward()
             measures = {k: measures.get(k, 0) + v.detach() / s["accumulate"] for k, v in losses.items()}
+        distributed.average_gradients(self.model.parameters())
         measures["gradient_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), s["clip"]).detach()
         self.optimizer.step()
         if hasattr(self.model, "after_update"):  # what moves by other means than gradients

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 
 import torch
-import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -38,13 +37,6 @@ def compared(x: Tensor, entries: Tensor, at_once: int = 2**22) -> Iterator[Tenso
         with torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False):  # bfloat16 mistakes neighbours for each other
             # |x - e|^2 = |x|^2 - 2 x.e + |e|^2, where |x|^2 is the same for all entries
             yield torch.addmm(squares, rows, entries.T, alpha=-1)
-
-
-def add_up(x: Tensor) -> Tensor:
-    """Makes ``x`` the sum of all processes' ``x``, in place, the same bits on each."""
-    if distributed.world_size() > 1:
-        torch.distributed.all_reduce(x)
-    return x
 
 
 class VectorQuantizer(nn.Module):
@@ -140,13 +132,13 @@ class VectorQuantizer(nn.Module):
         if self.notes is None:
             return
         (hits, sums, x), self.notes = self.notes, None
-        hits, u = add_up(hits), int(self.updates)
+        hits, u = distributed.add_up(hits), int(self.updates)
         decay = min(self.ema_decay or 0.99, (1 + u) / (10 + u))  # while the encoder is young, what was is soon of no worth
         if u > 0:  # at the first one the entries are random, and who chose them says nothing
             n, share = hits.sum(), hits / hits.sum()
             self.frequency.lerp_(share, 1 - decay)
             if self.ema_decay:
-                change = add_up(sums) / n - share[:, None] * self.codebook
+                change = distributed.add_up(sums) / n - share[:, None] * self.codebook
                 self.codebook += (1 - decay) * change / self.frequency[:, None].clamp_min(1e-30)
         dead = (self.frequency <= self.restart_below / len(self.codebook)).nonzero()[:, 0]
         if len(dead) and self.restarts:
@@ -162,7 +154,7 @@ class VectorQuantizer(nn.Module):
         vectors = x.new_zeros(len(drawn), x.shape[1])
         vectors[mine.to(x.device)] = x[(drawn[mine] % len(x)).to(x.device)]
         dead = dead[: len(drawn)]
-        self.codebook[dead] = add_up(vectors)
+        self.codebook[dead] = distributed.add_up(vectors)
         self.frequency[dead] = 1 / len(self.codebook)
 
 

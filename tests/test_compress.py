@@ -345,17 +345,35 @@ def test_names_that_are_numbers(call, folder):
     assert call("info", 2026).returncode == 0
 
 
-def test_verify_tells_and_removes_nothing(call, folder, monkeypatch):
+def test_verify_tells_and_writes_nothing(call, folder, monkeypatch):
     read = Compressor.read
 
     def wrong(self, items):
         for grids in read(self, items):
             yield {k: grid + 1 for k, grid in grids.items()}
 
+    call("compress", "t.pth", "p.pth", "photos/0.png", "a.tok")
+    before = files(folder), Path("a.tok").read_bytes()
     monkeypatch.setattr(Compressor, "read", wrong)
     told = sentence(call("compress", "t.pth", "p.pth", "photos", "a.tok", "--verify"))
-    assert "does not decode to the tokens" in told and "keep the originals" in told
-    assert Path("a.tok").is_file() and len(files(folder / "photos")) == 6
+    assert "a.tok, image 0.png, does not decode to the tokens" in told
+    assert (files(folder), Path("a.tok").read_bytes()) == before
+
+
+def test_what_a_folder_holds_besides_is_told(call, folder):
+    assert "Left out" not in call("compress", "t.pth", "p.pth", "photos", "a.tok").stderr
+    (folder / "photos" / "more").mkdir()
+    (folder / "photos" / "notes.txt").write_text("")
+    (folder / "photos" / "a.pdf").write_text("")
+    assert "Left out of photos: 1 folder and 2 other files." in call("compress", "t.pth", "p.pth", "photos", "a.tok").stderr
+
+
+def test_errors_speak_of_the_file_that_was_to_be_written(call, folder):
+    """Not of the temporary one."""
+    call("compress", "t.pth", "p.pth", "photos", "a.tok")
+    long = "x" * 300
+    assert sentence(call("compress", "t.pth", "p.pth", "photos", f"{long}.tok")).endswith(f"too long: {long}.tok.")
+    assert sentence(call("decompress", "t.pth", "p.pth", "a.tok", f"new/{long}")).endswith(f"too long: {folder}/new/{long}.")
 
 
 def test_info_needs_no_models(call, folder):
@@ -436,12 +454,14 @@ def test_wrong_arguments_are_told_and_nothing_is_written(call, folder):
     call("compress", "t.pth", "p.pth", "photos", "a.tok")
     call("compress", "t.pth", "p.pth", "photos/0.png", "0.tok")
     checkpoint.save(build("PatchAutoEncoder"), "ae.pth")
+    (folder / "diary").write_text("of one who forgot what comes last")
     before = {name: (folder / name).read_bytes() for name in files(folder)}
     for told, name, *arguments in [
         ("Name the image", "compress", "t.pth", "p.pth"),
         ("Name the image", "compress", "t.pth", "p.pth", "photos"),
         ("0.png", "compress", "t.pth", "p.pth", "photos/1.png", "photos/0.png"),
         ("photos", "compress", "t.pth", "p.pth", "photos/1.png", "photos"),
+        ("no file of homework.compress", "compress", "t.pth", "p.pth", "photos", "diary"),
         ("none", "compress", "t.pth", "p.pth", "none", "b.tok"),
         ("twice", "compress", "t.pth", "p.pth", "photos/1.png", folder / "photos/1.png", "b.tok"),
         ("is needed", "compress", "ae.pth", "p.pth", "photos", "b.tok"),
@@ -453,8 +473,8 @@ def test_wrong_arguments_are_told_and_nothing_is_written(call, folder):
         ("folder", "decompress", "t.pth", "p.pth", "a.tok", "0.tok"),
         (".png", "decompress", "t.pth", "p.pth", "0.tok", "photos"),
         (".png", "decompress", "t.pth", "p.pth", "0.tok", "a.jpg"),
-        ("7.png", "decompress", "t.pth", "p.pth", "a.tok", "b.png", "--only", "7.png"),
-        ("0.png", "decompress", "t.pth", "p.pth", "0.tok", "b.png", "--only", "0.png"),
+        ("7.png; it holds 0.png, 1.png, 2.png, ...", "decompress", "t.pth", "p.pth", "a.tok", "b.png", "--only", "7.png"),
+        ("one image", "decompress", "t.pth", "p.pth", "0.tok", "b.png", "--only", "0.png"),
         ("none.tok", "info", "none.tok"),
         ("no file that", "info", "t.pth"),
     ]:
@@ -485,6 +505,16 @@ def test_help_describes_every_argument(call, name):
 # --- pictures as a person expects them ------------------------------------------------------------------------------------
 
 
+def png(path: Path, pixels: np.ndarray, colour: int, *more: tuple[bytes, bytes]) -> None:
+    """Writes (H,W) or (H,W,3) uint16 as a PNG of 16 bits a channel, which Pillow itself does for grey alone."""
+    H, W = pixels.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    head = struct.pack(">IIBBBBB", W, H, 16, colour, 0, 0, 0)
+    parts = (b"IHDR", head), *more, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    data = b"".join(struct.pack(">I", len(c)) + name + c + struct.pack(">I", zlib.crc32(name + c)) for name, c in parts)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparent_places_are_white(tmp_path, mode):
     alpha = np.zeros(SIZE, np.uint8)
@@ -499,8 +529,19 @@ def test_transparent_places_are_white(tmp_path, mode):
 
 def test_16_bits_a_channel_are_read_by_their_upper_half(tmp_path):
     colours = np.random.default_rng(0).integers(0, 2**16, (6, 8, 3), dtype=np.uint16)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
-    parts = (b"IHDR", struct.pack(">IIBBBBB", 8, 6, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
-    png = b"".join(struct.pack(">I", len(c)) + name + c + struct.pack(">I", zlib.crc32(name + c)) for name, c in parts)
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + png)
+    png(tmp_path / "a.png", colours, 2)
     assert np.array_equal(read_image(tmp_path / "a.png"), (colours // 256).astype(np.uint8))
+
+
+def test_16_bits_of_grey_with_a_transparent_level(tmp_path):
+    grey = np.arange(48, dtype=np.uint16).reshape(6, 8) * 1000
+    png(tmp_path / "a.png", grey, 0, (b"tRNS", struct.pack(">H", 5000)))
+    wanted = np.where(grey == 5000, 255, grey // 256)
+    assert np.array_equal(read_image(tmp_path / "a.png"), np.stack([wanted] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_without_a_known_white_are_refused(tmp_path, dtype):
+    Image.fromarray(np.ones((6, 8), dtype)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match="a.tif cannot be read: floats or 32 bits"):
+        read_image(tmp_path / "a.tif")

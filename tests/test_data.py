@@ -98,16 +98,21 @@ def test_image_size_scales_to_cover_and_cuts_the_centre(h, w, H, W):
     assert abs(image[inner, inner, 1] - columns[None, inner]).max() < 1
 
 
+@pytest.mark.parametrize("form", ["png", "tif", "grey tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(tmp_path, orientation):
+def test_exif_orientation_is_applied(tmp_path, orientation, form):
     pixels = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    if form == "grey tif":
+        pixels[:] = pixels[..., :1]
     stored = {1: pixels, 2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1]}
     transposed = pixels.transpose(1, 0, 2)
     stored |= {5: transposed, 6: transposed[::-1], 7: transposed[::-1, ::-1], 8: transposed[:, ::-1]}
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(np.ascontiguousarray(stored[orientation])).save(tmp_path / "a.png", exif=exif)
-    assert np.array_equal(read_image(tmp_path / "a.png"), pixels)
+    image = Image.fromarray(np.ascontiguousarray(stored[orientation]))
+    path = tmp_path / f"a.{form[-3:]}"
+    (image.convert("L") if form == "grey tif" else image).save(path, exif=exif)
+    assert np.array_equal(read_image(path), pixels)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK"])

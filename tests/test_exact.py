@@ -128,6 +128,48 @@ def test_what_the_caller_allows_does_not_matter():
         torch.set_float32_matmul_precision("highest")
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="this torch has one setting for all backends")
+def test_what_is_allowed_to_one_backend_does_not_matter():
+    """torch's newer switches, which it refuses to mix with the older one."""
+    one, grid, backend = ExactPrior(prior(d_latent=64)), grids(4), torch.backends.mkldnn.matmul
+    expected, before = one.weights(grid), backend.fp32_precision
+    try:
+        for precision in "bf16", "tf32", "ieee":
+            backend.fp32_precision = precision
+            assert torch.equal(one.weights(grid), expected) and torch.equal(by_steps(one, grid), expected)
+            assert backend.fp32_precision == precision
+    finally:
+        backend.fp32_precision = before
+
+
+def test_the_default_dtype_does_not_matter():
+    model, grid = prior(), grids(2)
+    expected = ExactPrior(model).weights(grid)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(by_steps(ExactPrior(model), grid), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("d_latent, n_heads, bias", [(128, 4, -10.0), (128, 1, -100.0), (16, 2, 0.0)])
+def test_no_score_is_so_low_that_later_places_are_seen(d_latent, n_heads, bias):
+    """Queries, keys and biases as far apart as whole numbers can be; the first 12 places do not see the others."""
+    options = {"d_latent": d_latent, "n_heads": n_heads, "n_layers": 1, "window": 70, "height": 4, "width": 6}
+    model = build("AutoregressiveModel", 0, **options).eval()
+    attention, weight = model.layers[0].attention, torch.zeros(3 * d_latent, d_latent)
+    weight[:d_latent, 0], weight[d_latent : 2 * d_latent, 0], weight[2 * d_latent :] = 1e3, -1e4, 5
+    with torch.no_grad():
+        attention.qkv.weight.copy_(weight)
+        attention.bias.fill_(bias)
+        model.embedding.weight[:, 0].mul_(30)
+    one, grid = ExactPrior(model), grids(1, 4, 6)
+    other = grid.clone()
+    other[0, 2:] = (other[0, 2:] + 5) % K
+    whole = one.weights(grid)
+    assert torch.equal(one.weights(other)[:, :12], whole[:, :12]) and torch.equal(by_steps(one, grid), whole)
+
+
 def test_another_process_gets_the_same_integers(tmp_path):
     model, grid = prior(), grids(2)
     torch.save((model.config, model.state_dict(), grid), tmp_path / "model.pth")
