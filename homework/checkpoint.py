@@ -77,8 +77,12 @@ def read(path: str | Path) -> dict:
     wrote; OSError if it cannot be opened."""
     with open(path, "rb") as file:
         try:
-            if zipfile.is_zipfile(file) and zipfile.ZipFile(file).testzip():  # torch.load looks at no checksums
+            packed = zipfile.is_zipfile(file)
+            if packed and zipfile.ZipFile(file).testzip():  # torch.load looks at no checksums
                 raise EOFError("a checksum is wrong")
+            file.seek(0)
+            if not packed and file.read(1) != b"\x80":  # what a pickle begins with, as older torch wrote them
+                raise EOFError("no checkpoint")
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:

@@ -14,6 +14,8 @@ from homework.images import read_image
 from homework.report import on_sheet, save_picture
 from homework.tokenize import code_table
 
+FRAME = (100, 150)  # pixels, height and width, of images whose prior is for no size of its own
+
 
 def generate(
     tokenizer: str,
@@ -27,7 +29,7 @@ def generate(
     batch_size: int = 16,
     complete: str | None = None,
     rows: int = 10,
-    image_size: str = "100x150",
+    image_size: str | None = None,
     device: str = "auto",
     num_beam: int = 1,
     beam_width: int = 1,
@@ -50,7 +52,8 @@ def generate(
         batch_size: images sampled at the same time.
         complete: an image whose first token rows are kept, to sample the rest.
         rows: how many token rows of it to keep.
-        image_size: HEIGHTxWIDTH of the images in pixels; --complete resizes and crops its image to it.
+        image_size: HEIGHTxWIDTH of the images in pixels, by default those that the prior was trained for, in whole patches;
+            --complete resizes and crops its image to it.
         device: auto, cpu, cuda or mps.
         num_beam: draw so many continuations of each image, keep the most probable one, and go on from there.
         beam_width: how many tokens such a continuation has.
@@ -67,8 +70,10 @@ def generate(
     sampling.check(**options)
     device = cli.pick_device(device)
     coder, prior = load_pair(tokenizer, prior, device)
-    H, W = cli.parse_size(image_size)
     sides = getattr(coder, "pixels", (coder.patch_size, coder.patch_size))  # of a SOM, patches need not be square
+    config = getattr(prior, "config", {})
+    whole = (config["height"] * sides[0], config["width"] * sides[1]) if "height" in config else FRAME
+    H, W = cli.parse_size(image_size) or whole
     h, w = (-(-side // patch) for side, patch in zip((H, W), sides, strict=True))
     kept = None
     if complete is not None:
@@ -86,6 +91,8 @@ def generate(
             grids = prior.generate(n, h, w, device, generator=generator, prefix=prefix, **options)
             save_images(decode(coder, grids)[:, :H, :W], Path(output_path), first)
             bar.update(n)
+    names = "generation_0.png" + f" to generation_{n_images - 1}.png" * (n_images > 1)
+    print(f"{output_path}: {names}, of {W}x{H} pixels (width x height)")
 
 
 class Uniform(nn.Module):
@@ -165,8 +172,9 @@ def cascade(
     """Samples images from coarse to fine: i_condition.png, i_stage0.png, i_stage1.png and so on, and all on sheet.png.
 
     Args:
-        stages: best given as --config FILE, a JSON object {"stages": [{"model_path": ..., "lr_codebook_path": ...,
-            "hr_codebook_path": ..., "temperature": 1.0, "num_beam": 1, "beam_width": 1}, ...]}, from coarse to fine.
+        stages: best given in a file by --config, as an object with the one entry "stages", a list from coarse to fine. Each
+            has model_path, lr_codebook_path and hr_codebook_path, and may have temperature, top_k, top_p, num_beam,
+            beam_width and beams.
         num_images: how many to sample.
         out_dir: the folder; made if it is not there.
         seed: of the draws; the same seed, batch size and options give the same images.

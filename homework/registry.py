@@ -54,7 +54,7 @@ def build(cls: type, options: dict, defaults: dict, base=None, others: tuple[str
     except (RuntimeError, TypeError):
         model = None
     for k, v in wanted.items():
-        if base.config[k] != v and (model is None or k == "n_tokens"):
+        if base.config[k] != v and ((model is None and k in options) or k == "n_tokens"):
             raise ValueError(f"The checkpoint has {k} = {base.config[k]}, but {v} is needed here; train a new "
                              f"{cls.__name__} instead of going on from it.")  # fmt: skip
     if model is None:

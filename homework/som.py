@@ -324,7 +324,11 @@ def fit(
     Args:
         features: a folder with train/ and valid/, each written by homework.features.
         output: the checkpoint to write, .pth.
-        n_codes, patch, lattice, radius_start, radius_end: see SOM.
+        n_codes: units, from 1 to 8192.
+        patch: the side of a patch in places of the feature map, or HEIGHTxWIDTH, or map for one code for all of it.
+        lattice: line, plane or ROWSxCOLUMNS.
+        radius_start: the neighbourhood's first radius in steps of the lattice; 0 for half of its longer side.
+        radius_end: its last one.
         passes: over the training features; the radius shrinks from one to the next.
         limit: how many images to use at most, evenly spread over all.
         batch_size: images at once.

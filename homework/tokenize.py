@@ -12,7 +12,7 @@ from tqdm import tqdm
 from homework import checkpoint, cli, distributed
 from homework.data import MnistImages, to_float
 from homework.feature_data import INDEX, FeatureDataset
-from homework.images import SUFFIXES, decoded, image_paths
+from homework.images import decoded, image_paths
 from homework.mnist import FILES, find
 
 MOST = 16  # copies are moved by fewer pixels than these
@@ -58,7 +58,7 @@ def tokenize(
     cli.switches(skip_bad=skip_bad, codes=codes)
     if not images:
         raise ValueError("Name the images to tokenize: files, folders or dataset.json files, after the output.")
-    if Path(output).is_dir() or Path(output).suffix.lower() in SUFFIXES:
+    if Path(output).is_dir() or Path(output).suffix != ".pth":
         raise ValueError(f"The output is {output}, but must be a .pth file.")
     size = cli.parse_size(image_size)
     model = checkpoint.load(tokenizer)
@@ -124,9 +124,11 @@ def encode_dataset(model: torch.nn.Module, data: FeatureDataset | MnistImages, b
                              "or name images.")  # fmt: skip
         encode = model.encode_features
     device, results = next(model.parameters()).device, {}
-    for places in tqdm(torch.arange(len(data)).split(batch_size), desc="tokenizing", unit_scale=batch_size, unit="img"):
-        grids = encode(data.batch(places, device)).cpu().numpy().astype(smallest_type(model.n_tokens))
-        results |= {data.names[i]: (data.size[:2], grid) for i, grid in zip(places.tolist(), grids, strict=True)}
+    with tqdm(total=len(data), desc="tokenizing", unit="img") as bar:
+        for places in torch.arange(len(data)).split(batch_size):
+            grids = encode(data.batch(places, device)).cpu().numpy().astype(smallest_type(model.n_tokens))
+            results |= {data.names[i]: (data.size[:2], grid) for i, grid in zip(places.tolist(), grids, strict=True)}
+            bar.update(len(places))
     return results
 
 

@@ -1,11 +1,14 @@
 """The command line of training: ``python -m homework.train MODEL`` trains any model of the registry. See ``--help``."""
 
+import inspect
 import sys
 from pathlib import Path
 
 from homework import checks, cli
 from homework.registry import MODELS
 from homework.trainer import Run
+
+BESIDE_RESUME = ("model", "save_every", "output", "device")  # what a resumed run may be told anew
 
 
 def train(
@@ -44,6 +47,8 @@ def train(
 ) -> None:
     """Trains a model: logs/{date}_{Model}/, checkpoints/{date}_{Model}.pth, and the latest also as homework/{Model}.pth.
 
+    That file, the one of the shipped model, is written for the first time when the model has been validated.
+
     Any argument of the model's constructor is an option too, as in --codebook_bits 12. Run it under torchrun to train
     on several processes. Ctrl-C saves before it stops.
 
@@ -72,12 +77,13 @@ def train(
         validate_every: updates between validations; once an epoch by default.
         save_every: minutes between saves of all that --resume needs.
         keep_every: updates after each of which a checkpoint is made that stays, checkpoints/{date}_{Model}_{update}.pth.
-        resume: go on exactly where the latest run of this model, or the run of this checkpoint, stopped, with its options.
+        resume: go on exactly where the latest unfinished run of this model, or the run of this checkpoint, stopped, with
+            its options; of these only save_every, output and device may be others.
         config: a JSON file with any of these options by name; those on the command line win.
         init: a checkpoint of any model, from which to take all weights whose name and shape fit a new one's.
         inputs: of priors: "embedding" learns a vector for each token; "codes" reads the tokenizer's own, which lie in
             tokenized_train.pth if it was made with --codes.
-        output: where the copy of the latest checkpoint goes, homework/{Model}.pth by default.
+        output: where the copy of the latest checkpoint that was validated goes, homework/{Model}.pth by default.
         tokenizer: a checkpoint that decodes token grids for TensorBoard's pictures, if it is there.
         device: auto, cpu, cuda or mps.
         bf16: bfloat16 autocast, on CUDA alone.
@@ -88,7 +94,9 @@ def train(
     init, output, coarse = (path if path is None else str(path) for path in (init, output, coarse))
     settings = {k: v for k, v in locals().items() if k not in ("resume", "config", "options")} | {"options": options}
     check(settings | {"resume": resume})
-    Run(settings, resume).fit()
+    usual = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
+    told = {k: v for k, v in (settings | options).items() if v != usual.get(k) and k not in (*BESIDE_RESUME, "options")}
+    Run(settings, told if resume else None).fit()
 
 
 def check(settings: dict) -> None:

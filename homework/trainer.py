@@ -94,13 +94,24 @@ def read_state(path: Path) -> dict:
 class Run:
     """One training run.
 
-    Every draw (order of the data, augmentation, dropout) is a function of (seed, update, rank). So weights, optimizer,
-    average and the number of the update are all there is to save, and a resumed run repeats the uninterrupted one.
+    Every draw (order of the data, augmentation, dropout) is a function of (seed, update, accumulated batch, rank). So
+    weights, optimizer, average and the number of the update are all there is to save, and a resumed run repeats the
+    uninterrupted one.
+
+    Args:
+        settings: the arguments of :func:`homework.train.train`.
+        resumed: None for a new run; for one that is to go on, those of its settings that were told anew.
+    Raises:
+        ValueError: the settings do not go together, with the data, or with those of the run that is to go on.
     """
 
-    def __init__(self, settings: dict, resume: bool = False):
+    def __init__(self, settings: dict, resumed: dict | None = None):
         device, save_every = settings["device"], settings["save_every"]
-        state = read_state(checkpoint.find_state(settings["model"])) if resume else None
+        state = read_state(checkpoint.find_state(settings["model"])) if resumed is not None else None
+        for name, value in resumed.items() if state else ():
+            if value != (state["settings"] | state["settings"]["options"]).get(name):
+                raise ValueError(f"--resume goes on with the options that the run began with, but --{name} differs; leave "
+                                 "it out, or begin a new run from the checkpoint, as MODEL.")  # fmt: skip
         self.settings = s = settings | (state["settings"] if state else {})  # an old state may lack a new option
         s["output"] = settings["output"] or s["output"]
         self.save_seconds = 60 * save_every
@@ -152,10 +163,15 @@ class Run:
         self.update, self.seconds, self.measures, self.sums = 0, 0.0, {}, {}
         if state:
             self.restore(state)
+            if self.rank == 0:
+                where = f"update {self.update} of {self.updates}"
+                print(f"Going on with checkpoints/{self.name}.pth at {where}.", file=sys.stderr)
         else:
             self.name = distributed.broadcast(checkpoint.new_name(cls.__name__) if self.rank == 0 else None)
         self.path = Path("checkpoints") / f"{self.name}.pth"
         self.state_path, self.writer = self.path.with_suffix(".state.pth"), None
+        # what is shipped and bundled: half the size, and no measure changes in its first three digits
+        self.copy_path = s["output"] or Path("homework") / f"{cls.__name__}.pth"
         if self.rank == 0:
             self.writer = SummaryWriter(Path("logs") / self.name, purge_step=self.update + 1 if state else None)
             if not state:
@@ -206,7 +222,8 @@ class Run:
             distributed.cleanup()
         if self.rank == 0:
             figures = ", ".join(f"{k} {v:.5g}" for k, v in self.measures.items())
-            print(f"{self.path}: {figures} on {self.n_valid} validation samples, after {self.seconds / 60:.1f} minutes")
+            print(f"{self.path}: {figures} on {self.n_valid} validation samples, after {self.seconds / 60:.1f} minutes; "
+                  f"in float16 as {self.copy_path}")  # fmt: skip
 
     def ask_to_stop(self, *_) -> None:
         """A first Ctrl-C lets the update finish and saves; a second one stops at once."""
@@ -344,9 +361,8 @@ class Run:
             plain |= {"class": type(self.model).__name__, "config": self.model.config}
             weights = {k: getattr(self, k).state_dict() for k in ("model", "average", "optimizer")}
             checkpoint.write(plain | weights, self.state_path)
-        # the copy that is shipped and bundled: half the size, and no measure changes in its first three digits
-        copy_path = self.settings["output"] or Path("homework") / f"{type(self.model).__name__}.pth"
-        checkpoint.save(self.average, copy_path, meta, torch.float16)
+        if self.measures:  # a run that was stopped before its first validation spoils no good copy
+            checkpoint.save(self.average, self.copy_path, meta, torch.float16)
 
     def restore(self, state: dict) -> None:
         """Takes up a saved state."""

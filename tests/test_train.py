@@ -61,7 +61,8 @@ def train(command, arguments, tmp_path, monkeypatch):
     def call(model: str, *more: str, cwd: Path = tmp_path, **options) -> SimpleNamespace:
         cwd.mkdir(exist_ok=True)
         monkeypatch.chdir(cwd)
-        return command("train", *arguments(model, **options), *more)
+        told = [model, *(f"--{k}={v}" for k, v in options.items())] if "--resume" in more else arguments(model, **options)
+        return command("train", *told, *more)
 
     return call
 
@@ -229,7 +230,41 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(train, tmp_path, m
     torch.manual_seed(99)  # nothing may hang on the state of the global generator
     resumed = train(only(cut, "checkpoints/*_AutoregressiveModel.pth"), "--resume", cwd=cut)  # by its path this time
     assert resumed.returncode == 0, resumed.stderr
+    path = only(cut, "checkpoints/*_AutoregressiveModel.pth").relative_to(cut)
+    assert f"Going on with {path} at update 26 of" in resumed.stderr
     check_same_run(whole, cut, PRIOR)
+
+
+def stopped_run(train, monkeypatch, update: int, **options) -> None:
+    """A training of AE that Ctrl-C stops at that update."""
+    step = Run.step
+
+    def interrupted(self):
+        if self.update == update:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "step", interrupted)
+        assert train(AE, **options).returncode == 130
+
+
+def test_a_resumed_run_takes_its_own_options_and_no_others(train, data, tmp_path, monkeypatch):
+    stopped_run(train, monkeypatch, 3, lr=2e-3, validate_every=1)
+    before = files(tmp_path)
+    for told in {"lr": 1e-3}, {"latent_dim": 99}, {"data": "elsewhere"}, {"epochs": 9}, {"no_such": 1}:
+        said = sentence(train(AE, "--resume", **told))
+        assert f"--{next(iter(told))} differs" in said and files(tmp_path) == before
+    same = {"lr": 0.002, "data": data, "save_every": 1, "output": "other.pth", "device": "cpu"}  # or they may be others
+    assert train(AE, "--resume", **same).returncode == 0 and checkpoint.load(tmp_path / "other.pth").meta["update"] == 12
+
+
+def test_the_shipped_copy_is_replaced_by_what_has_been_validated_alone(train, tmp_path, monkeypatch):
+    stopped_run(train, monkeypatch, 3)
+    assert only(tmp_path, "checkpoints/*.state.pth") and not Path("homework").exists()
+    done = train(AE, "--resume")
+    copy = Path(f"homework/{AE}.pth")
+    assert done.returncode == 0 and f"in float16 as {copy}" in done.stdout and copy.is_file()
 
 
 def test_seeds(train, tmp_path):
