@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from homework import checks
 from homework.checkpoint import load_reference
+from homework.masked_conv import MaskedConv2d
 
 
 def load() -> nn.Module:
@@ -203,20 +204,16 @@ def check_weights(config: dict, names: tuple[str, ...]) -> None:
 
 class CausalContext(nn.Module):
     """What the codes at earlier places tell of each place: (B,h,w,C) -> (B,h,w,out), by a convolution that sees only what
-    comes before in raster order. Minnen, Ballé and Toderici, arXiv 1809.02736, section 3: their context model."""
+    comes before in raster order. Minnen, Ballé and Toderici, arXiv 1809.02736: their context model."""
 
     def __init__(self, C: int, out: int, hidden: int = 64, kernel: int = 5):
         super().__init__()
-        self.context = Conv(C, hidden, kernel, padding=kernel // 2)
-        self.out = nn.Linear(hidden, out)
-        known = torch.arange(kernel * kernel).view(kernel, kernel) < kernel * kernel // 2  # before the middle, row by row
-        self.register_buffer("known", known, persistent=False)
+        self.context, self.out = MaskedConv2d("A", C, hidden, kernel), nn.Linear(hidden, out)
 
     def look(self, code: Tensor) -> Tensor:
         """(B,h,w,C) -> (B,h,w,out)."""
-        with_known = self.context.weight * self.known  # (hidden,C,kernel,kernel)
-        x = F.conv2d(code.permute(0, 3, 1, 2), with_known, self.context.bias, padding=self.context.padding)
-        return self.out(F.gelu(x.permute(0, 2, 3, 1)))  # (B,hidden,h,w) -> (B,h,w,out)
+        x = self.context(code.permute(0, 3, 1, 2))  # (B,h,w,C) -> (B,C,h,w) -> (B,hidden,h,w)
+        return self.out(F.gelu(x.permute(0, 2, 3, 1)))  # (B,hidden,h,w) -> (B,h,w,hidden) -> (B,h,w,out)
 
 
 class PatchTokenizer(PatchAutoEncoder):

@@ -82,6 +82,7 @@ class AutoregressiveModel(FromNeighbours, GridPrior):
         if code_dim:
             self.register_buffer("codes", torch.zeros(n_tokens + 1, code_dim + 1))  # the last number marks "outside"
             self.codes[n_tokens, code_dim] = 1
+            self.codes[:n_tokens, :code_dim] = torch.nan  # until set_codes, so that a forgotten call shows
             self.embedding = nn.Linear(code_dim + 1, neighbours * D, bias=False)
             nn.init.normal_(self.embedding.weight, std=(neighbours * code_dim) ** -0.5)
         else:

@@ -17,7 +17,8 @@ def load() -> nn.Module:
 
 
 def diff_sign(x: Tensor) -> Tensor:
-    """-1 for negative x, +1 for zero and above; its gradient is passed straight through, as if it were the identity."""
+    """-1 for negative x, +1 for zero and above, with the gradient of the identity: the straight-through estimator (Bengio,
+    Léonard and Courville, arXiv 1308.3432, section 4)."""
     sign = torch.where(x < 0, -1.0, 1.0).to(x.dtype)
     return sign + (x - x.detach())  # adds an exact 0; in x + (sign - x) a large x would swallow the sign
 
@@ -35,6 +36,8 @@ class BSQ(nn.Module):
     ::
 
         (...,D) -> linear -> (...,L) -> L2 norm -> u -> sign -> code in {-1,1}^L -> linear -> (...,D)
+
+    (The paper's code is sign(u) / sqrt(L), a corner on the sphere; here that factor is left to the second linear layer.)
 
     Args:
         codebook_bits: L, from 1 to 62; there are K = 2^L codes.
@@ -102,9 +105,9 @@ class BSQPatchAutoEncoder(PatchTokenizer):
     Args:
         patch_size, latent_dim, encoder_blocks, decoder_blocks, detail: see :class:`homework.ae.PatchAutoEncoder`.
         codebook_bits: L, bits kept of a patch, from 1 to 62.
-        commitment_weight: of the commitment loss |u - sign(u)/sqrt(L)|^2 (section 3 of the paper); 0 for none.
-        entropy_weight: of the entropy loss E[H(q(u))] - gamma H(E[q(u)]) in nats, which wants sure bits, all of them used;
-            0 for none.
+        commitment_weight: of the commitment loss |u - sign(u)/sqrt(L)|^2 (the paper's section 4); 0 for none.
+        entropy_weight: of the entropy loss E[H(q(u))] - gamma H(E[q(u)]) in nats, which wants sure bits, all of them used,
+            with both entropies summed over bits, as if these were independent; 0 for none.
         gamma: weight of its second term.
         rate_weight: of the bits of a token that a RatePredictor cannot foretell, beside the mean squared error: trades
             error for tokens that are cheaper under a prior (entropy-constrained quantization); 0 for none.
@@ -160,7 +163,7 @@ class BSQPatchAutoEncoder(PatchTokenizer):
     def _losses(self, u: Tensor, code: Tensor) -> dict[str, Tensor]:
         c, losses, scale = self.config, {}, self.bsq.codebook_bits**-0.5
         if c["commitment_weight"]:
-            distance = (u - diff_sign(u).detach() * scale).square().sum(dim=-1).mean()
+            distance = (u - code.detach() * scale).square().sum(dim=-1).mean()
             losses["commitment_loss"] = c["commitment_weight"] * distance
         if c["entropy_weight"]:
             q = torch.sigmoid(2 * c["inverse_temperature"] * scale * u).flatten(0, -2)  # (...,L) -> (n,L)

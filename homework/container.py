@@ -27,7 +27,7 @@ Categorical, RangeEncoder, RangeDecoder = stream.model.Categorical, stream.queue
 
 FORMAT = 1
 IMAGE, ARCHIVE = b"\xb51", b"\xb5N"  # no text begins with \xb5: in UTF-8 it only continues a character
-TOTAL = 2**24  # the frequencies of all tokens together
+TOTAL = 2**24  # the frequencies of all tokens together: the precision of the range coder
 MAX_PIXELS = 2**26  # of an image: what a header may claim must be bounded
 MAX_INDEX = 2**24  # bytes of an archive's index, unpacked
 MAX_CHUNK = 255  # images that are coded together
@@ -229,9 +229,9 @@ def leb128(number: int) -> bytes:
 
 
 def read_leb128(data: Iterator[int]) -> int:
-    """Takes its bytes, at most five, from the iterator. StopIteration if they run out."""
+    """Takes its bytes, at most four, from the iterator. StopIteration if they run out."""
     number = 0
-    for shift in range(0, 35, 7):
+    for shift in range(0, 28, 7):
         byte = next(data)
         number += (byte & 127) << shift
         if byte < 128:

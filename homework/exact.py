@@ -29,10 +29,10 @@ from torch import Tensor, nn
 
 from homework.autoregressive import AutoregressiveModel
 from homework.checkpoint import digest
+from homework.container import TOTAL
 from homework.exact_steps import ExactSteps, softmax
 from homework.transformer import Attention
 
-TOTAL = 2**24  # what the frequencies of one place add up to: the precision of the range coder
 EXACT = 2**24  # float32 holds every whole number up to here
 NORMED, HIDDEN, LOGIT = 6, 5, 5  # binary digits behind the point of: norms, squared ReLUs, logits
 NORMED_LIMIT, U_LIMIT, HIDDEN_LIMIT = 511, 2**11 - 1, 1023  # what norms, ReLUs and their squares are clamped to
@@ -217,7 +217,10 @@ class ExactLayer(nn.Module):
 
 def export(prior: AutoregressiveModel, carrier: torch.dtype = torch.float32) -> AutoregressiveModel:
     """The same model with its parts exchanged for their twins in whole numbers: its forward pass and its steps give logits
-    in powers of 2 with LOGIT binary digits behind the point. OverflowError if there is no room for some part."""
+    in powers of 2 with LOGIT binary digits behind the point. OverflowError if there is no room for some part, ValueError for
+    weights that are no numbers."""
+    if not all(t.isfinite().all() for t in prior.state_dict().values() if t.is_floating_point()):
+        raise ValueError("The prior has weights that are not numbers; was set_codes forgotten, or did it diverge?")
     wide = copy.deepcopy(prior).cpu().eval().requires_grad_(False).double()
     D, entering = wide.config["d_latent"], [name for name in ("row", "column", "place") if hasattr(wide, name)]
     wide.embedding = nn.Embedding.from_pretrained(wide.table())

@@ -28,8 +28,7 @@ class FromNeighbours:
         """Where things stand in a flattened padded grid: each place (N,), and its neighbours (N, neighbours); int64."""
         n = torch.arange(h * w, device=device)
         own = (n // w + 2) * (w + 4) + n % w + 2
-        up, left = torch.tensor(self.neighbours, device=device).T
-        around = own[:, None] - up * (w + 4) - left
+        around = torch.stack([own - up * (w + 4) - left for up, left in self.neighbours], dim=1)
         around[1:, 0] = own[:-1]  # at the start of a row too, nothing earlier must stay unseen: the end of the row above
         return own, around
 
@@ -69,8 +68,12 @@ class RasterSteps:
     def __call__(self, tokens: Tensor) -> Tensor:
         """Takes the (B,n) int64 tokens of the next n places, returns the (B,K) logits of the place behind them.
 
-        The first call takes any n >= 0; the later ones n = 1.
+        The first call takes any n >= 0; the later ones n = 1. ValueError if a token of the first call is not in [0,K).
         """
+        K = self.model.n_tokens
+        if not self.n and tokens.numel() and not (0 <= tokens.min() and tokens.max() < K):  # later ones are its own
+            raise ValueError(f"The grid to go on from has tokens from {tokens.min()} to {tokens.max()}, but this prior "
+                             f"knows 0 to {K - 1}; use the tokenizer that it was trained with.")  # fmt: skip
         stop = self.n + tokens.shape[1]
         self.padded[:, self.own[self.n : stop]] = tokens.to(self.padded.device)
         x = self.compute(self.done, stop + 1)  # all places up to here the first time, later the one new place

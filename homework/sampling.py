@@ -2,6 +2,7 @@
 generator that is passed in."""
 
 import math
+import numbers
 
 import torch
 from torch import Tensor
@@ -18,11 +19,11 @@ def check(
     beams: int = 1,
 ) -> None:
     """ValueError, naming the value and what is allowed, if a setting of :func:`generate` makes no sense."""
-    if type(temperature) not in (int, float) or not 0 <= temperature < math.inf:
+    if not real(temperature) or not 0 <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature}, but must be 0 (always the likeliest token) or more.")
-    if top_k is not None and (type(top_k) is not int or top_k < 1):
+    if top_k is not None and (not real(top_k) or not isinstance(top_k, numbers.Integral) or top_k < 1):
         raise ValueError(f"top_k is {top_k}, but must be a whole number of at least 1, or left out to keep every token.")
-    if top_p is not None and (type(top_p) not in (int, float) or not 0 < top_p <= 1):
+    if top_p is not None and (not real(top_p) or not 0 < top_p <= 1):
         raise ValueError(f"top_p is {top_p}, but must be above 0 and at most 1.")
     checks.whole(1, num_beam=num_beam, beam_width=beam_width, beams=beams)
     given = {"temperature": (temperature, 1), "top_k": (top_k, None), "top_p": (top_p, None), "num_beam": (num_beam, 1)}
@@ -33,8 +34,14 @@ def check(
             )
 
 
+def real(x: object) -> bool:
+    """Whether it is a number, Python's or numpy's, and not True or False."""
+    return isinstance(x, numbers.Real) and not isinstance(x, bool)
+
+
 def restrict(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-    """Sets to -inf every logit that is not among the ``top_k`` largest, nor in the nucleus of mass ``top_p``.
+    """Sets to -inf every logit that is not among the ``top_k`` largest or, of those that are, not in the nucleus of mass
+    ``top_p``.
 
     Args:
         logits: (..., K) float, natural logarithms up to a constant.
@@ -141,9 +148,17 @@ def generate(
     else:
         tokens = [kept]
         for _ in range(N):
-            tokens.append(sample(steps(tokens[-1]), temperature, top_k, top_p, generator)[:, None])
+            logits = steps(tokens[-1])
+            tokens.append(sample(logits, temperature, top_k, top_p, generator)[:, None])
+        check_numbers(logits)
         new = torch.cat(tokens[1:], dim=1)
     return torch.cat([kept.to(new.device), new], dim=1).view(B, h, w)  # (B,N) -> (B,h,w)
+
+
+def check_numbers(logits: Tensor) -> None:
+    """ValueError if the logits of the last place are no numbers: those before were none either, or soon will be."""
+    if logits.isnan().any():
+        raise ValueError("The prior gives logits that are not numbers; was set_codes forgotten, or did it diverge?")
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
@@ -189,6 +204,7 @@ def best_of(
             if tokens.shape[1] < N:
                 logits = steps(new)
         best = first + scores.view(-1, num_beam).argmax(dim=1)  # (B*num_beam,1) -> (B,num_beam)
+    check_numbers(logits)
     return tokens[best]
 
 
@@ -218,4 +234,5 @@ def beam_search(steps, kept: Tensor, N: int, beams: int) -> Tensor:
         if n + 1 < N:
             steps.select(rows)
             logits = steps(new)
+    check_numbers(logits)
     return tokens.view(B, -1, N)[:, 0]  # (B*beams,N) -> (B,beams,N): the most probable comes first

@@ -1,8 +1,6 @@
 """Transformer layers: causal attention within a window, attention to another sequence, perceptrons, and the cache with which
 they go place by place."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -99,15 +97,11 @@ class Layer(nn.Module):
         self.norm1, self.attention = nn.RMSNorm(D, eps=1e-6), Attention(D, n_heads, window)
         self.norm2, self.up, self.down = nn.RMSNorm(D, eps=1e-6), nn.Linear(D, 4 * D), nn.Linear(4 * D, D)
         self.dropout = nn.Dropout(dropout)
-        for module in (self.attention.qkv, self.attention.out, self.up, self.down):
-            nn.init.normal_(module.weight, std=D**-0.5 * 0.5)
-            nn.init.zeros_(module.bias)
-        for module in (self.attention.out, self.down):  # the sum of 2n residual branches keeps its size (GPT-2)
-            nn.init.normal_(module.weight, std=module.in_features**-0.5 / math.sqrt(2 * n_layers))
+        initialise([self.attention.qkv, self.up], [self.attention.out, self.down], n_layers)
 
     def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int = 0) -> Tensor:
         x = x + self.dropout(self.attention(self.norm1(x), cache, start))
-        return x + self.dropout(self.down(F.relu(self.up(self.norm2(x))).square()))
+        return x + self.dropout(self.down(squared_relu(self.up(self.norm2(x)))))
 
 
 # --- layers of encoders and decoders --------------------------------------------------------------------------------------

@@ -186,6 +186,9 @@ def test_generating_passes_the_options_on(options):
 def test_code_vectors_instead_of_embeddings(position):
     """A model that reads codes is causal, steps as it goes, and its codes are saved, but not trained."""
     model = prior(code_dim=3, position=position)
+    assert model.loss(grids(2))["loss"].isnan(), "a forgotten set_codes must show"
+    with pytest.raises(ValueError, match="set_codes forgotten"):
+        model.generate(1, *GRID, generator=torch.Generator().manual_seed(0))
     model.set_codes(torch.randn(K, 3, generator=torch.Generator().manual_seed(1)))
     grid = grids(2)
     with torch.inference_mode():
@@ -210,6 +213,14 @@ def test_without_positions_a_grid_may_be_larger_than_the_constructor_said():
         assert torch.allclose(steps(tokens[:, :30]), whole[:, 30], atol=1e-5)
         assert torch.allclose(steps(tokens[:, 30:31]), whole[:, 31], atol=1e-5)
     assert model.generate(1, 6, 9, generator=torch.Generator().manual_seed(0)).shape == (1, 6, 9)
+
+
+@pytest.mark.parametrize("wrong", [-1, K, K + 3])
+def test_a_prefix_of_tokens_that_do_not_exist_is_told(wrong):
+    prefix = grids(2)[:, :2].clone()
+    prefix[1, 0, 1] = wrong
+    with pytest.raises(ValueError, match=f"tokens from .*, but this prior knows 0 to {K - 1}"):
+        prior().generate(2, *GRID, prefix=prefix)
 
 
 # --- sampling -------------------------------------------------------------------------------------------------------------

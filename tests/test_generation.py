@@ -62,6 +62,13 @@ def test_pictures_are_the_decoded_grids(generate, folder, grids):
     assert np.abs(np.stack(pictures(folder / "out")) - x.numpy()).max() <= 0.501
 
 
+def test_the_size_is_by_default_that_of_the_priors_grid(command, folder):
+    done = command("generation", "t.pth", "p.pth", 2, "out")
+    assert done.returncode == 0 and "out: generation_0.png to generation_1.png, of 30x20 pixels" in done.stdout
+    assert pictures(folder / "out")[0].shape == (*SIZE, 3)
+    assert "out: generation_0.png, of 150x100 pixels" in command("generation", "t.pth", "uniform", 1, "out").stdout
+
+
 def test_a_size_that_patches_do_not_divide_is_cropped(command, folder):
     assert command("generation", "t.pth", "p.pth", 1, "out", "--image_size", "18x27").returncode == 0
     assert pictures(folder / "out")[0].shape == (18, 27, 3)

@@ -23,7 +23,8 @@ LAYERS = [
     {"rates"},
     {"report", "feature_data"},
     {"checkpoint", "distributed", "download"},
-    {"registry", "cli", "images", "lattice", "transformer", "raster", "container", "metrics", "codecs", "mnist"},
+    {"registry", "cli", "images", "lattice", "transformer", "raster", "masked_conv"},
+    {"container", "metrics", "codecs", "mnist"},
     {"checks"},
 ]
 LAYER = {name: -i for i, names in enumerate(LAYERS) for name in names}

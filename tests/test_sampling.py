@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import batch_for, build
@@ -184,12 +185,21 @@ GOOD = [
     {"temperature": 0.1, "top_k": 1},
     {"top_p": 1},
     {"top_p": 1e-9},
+    {"temperature": np.float64(0.9), "top_p": np.float32(0.5), "top_k": np.int64(3)},
 ]
 
 
 @pytest.mark.parametrize("options", GOOD)
 def test_good_settings_pass(options):
     check(**options)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"num_beam": 2}, {"beams": 2}])
+def test_logits_that_are_no_numbers_are_told(options):
+    steps = lambda tokens: torch.full((len(tokens), 40), torch.nan)  # noqa: E731
+    steps.select = lambda rows: None
+    with pytest.raises(ValueError, match="not numbers"):
+        generate(steps, 2, 2, 3, **options)
 
 
 # --- whole grids ----------------------------------------------------------------------------------------------------------
