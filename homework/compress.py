@@ -161,12 +161,12 @@ class Compressor:
         below, own = [], []
         for (a, b), places in container.tiles(grids.shape[1:], (self.coder.height, self.coder.width)):
             cut = np.stack([grids[:, top : top + a, left : left + b] for top, left in places], axis=1)  # (B,T,a,b)
-            for parts, part in zip((below, own), self._intervals(cut.reshape(-1, a, b)), strict=True):  # (B*T,a,b)
+            for parts, part in zip((below, own), self.intervals(cut.reshape(-1, a, b)), strict=True):  # (B*T,a,b)
                 part = part.reshape(*cut.shape[:2], a * b).transpose(0, 2, 1)  # (B*T,N) -> (B,T,N) -> (B,N,T)
                 parts.append(part.reshape(len(grids), -1))  # (B,N,T) -> (B,N*T)
         return [container.encode(*image) for image in zip(*(np.concatenate(p, axis=1) for p in (below, own)), strict=True)]
 
-    def _intervals(self, grids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def intervals(self, grids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(R,a,b) int64 -> (R,N), (R,N), see :func:`container.intervals`."""
         K, N = self.coder.n_tokens, grids[0].size
         tokens = grids.reshape(-1, N)  # (R,a,b) -> (R,N)

@@ -19,7 +19,7 @@ from homework.compress import Compressor, pieces
 from homework.data import to_float, to_uint8
 from homework.generation import load_pair
 from homework.images import decoded, image_paths, read_image
-from homework.rates import Point, body, file_name, plot, verdict
+from homework.rates import Point, bjontegaard, body, file_name, plot, verdict
 from homework.report import heat, page, save_picture
 
 PIXELS_AT_ONCE = 2**21  # that go into MS-SSIM together
@@ -60,24 +60,20 @@ def evaluate(
     device = cli.pick_device(device)
     compressors = {}
     for pair in pairs:
-        coder, prior = load_pair(*pair, device)
-        if not hasattr(prior, "steps"):
-            raise ValueError(f"{pair[1]} has no incremental form, so it cannot decode files; name another prior.")
-        compressors[pair] = Compressor(coder, prior, device, batch_size)
+        compressors[pair] = Compressor(*load_pair(*pair, device), device, batch_size)
     rivals, left_out = codecs.available()
     folder.mkdir(parents=True, exist_ok=True)  # before the work, so that a folder that cannot be made is told at once
 
-    ours, pixels = [], None
+    ours = []
     for pair, compressor in compressors.items():
-        rows, pixels = measure_ours(compressor, paths, size)
-        ours.append(Point("ours", " + ".join(Path(path).stem for path in pair) if len(pairs) > 1 else "", rows))
+        setting = " + ".join(Path(path).stem for path in pair) if len(pairs) > 1 else ""
+        ours.append(Point("ours", setting, measure_ours(compressor, paths, size)))
     curves = {"ours": ours} | measure_codecs(rivals, paths, size)
     compressor, threads = compressors[pairs[0]], torch.get_num_threads()
     shown = tqdm(spread(paths, n_pictures), "pictures", unit="img")
     pictures = [show(compressor, rivals, path, size, i, folder) for i, path in enumerate(shown)]
     facts = {
         "curves": curves,
-        "pixels": pixels,
         "original": float(np.mean([os.path.getsize(path) for path in paths])),
         "models": sum(os.path.getsize(path) for path in pairs[0]),
         "left_out": left_out,
@@ -87,7 +83,8 @@ def evaluate(
         "exact": compressor.coder.exact,
         "where": f"{device.type}, {threads} thread{'s' * (threads > 1)}, batches of {batch_size}",
     }
-    write_csv(folder / "rates.csv", [point.summary(pixels) for points in curves.values() for point in points])
+    write_csv(folder / "rates.csv", [point.summary() for points in curves.values() for point in points])
+    write_csv(folder / "bjontegaard.csv", bjontegaard(curves))
     write_csv(folder / "images.csv", [row for points in curves.values() for point in points for row in point.each(paths)])
     with checkpoint.replacing(folder / "rates.png") as path:
         plot(curves).savefig(path, format="png", dpi=144)
@@ -116,10 +113,10 @@ def spread(things: list, n: int | None) -> list:
 # --- measuring ------------------------------------------------------------------------------------------------------------
 
 
-def measure_ours(compressor: Compressor, paths: list[str], size: tuple[int, int] | None = None) -> tuple[np.ndarray, int]:
-    """Rows (n, COLUMNS) of our files, whose times are wall-clock times of a batch divided by its images; and the pixels of
-    all images together. ValueError if an image is damaged."""
-    rows, pixels, total = [], 0, 0
+def measure_ours(compressor: Compressor, paths: list[str], size: tuple[int, int] | None = None) -> np.ndarray:
+    """Rows (n, COLUMNS) of our files, whose times are wall-clock times of a batch divided by its images. ValueError if an
+    image is damaged."""
+    rows, total = [], 0
     with tqdm(total=len(paths), desc="ours", unit="img") as bar:
         for _, images in decoded(pieces(paths, compressor.batch_size), size):
             for image in images:
@@ -131,11 +128,12 @@ def measure_ours(compressor: Compressor, paths: list[str], size: tuple[int, int]
             again = [to_uint8(x).cpu().numpy() for x in compressor.decompress_batch(files)]
             times = [(middle - start) / len(images), (time.perf_counter() - middle) / len(images)]
             for data, x_hat, image in zip(files, again, images, strict=True):
-                rows.append([len(data), payload(data), *likeness(x_hat[None], image)[0], *times])
-                pixels, total = pixels + image.shape[0] * image.shape[1], total + len(data)
+                pixels = image.shape[0] * image.shape[1]
+                rows.append([pixels, len(data), payload(data), *likeness(x_hat[None], image)[0], *times])
+                total += len(data)
             bar.update(len(images))
             bar.set_postfix_str(f"{total:,} bytes")
-    return np.array(rows), pixels
+    return np.array(rows)
 
 
 def measure_codecs(rivals: list[Codec], paths: list[str], size: tuple[int, int] | None = None) -> dict[str, list[Point]]:
@@ -148,7 +146,8 @@ def measure_codecs(rivals: list[Codec], paths: list[str], size: tuple[int, int] 
             results = [codec.timed(image, quality) for quality in codec.qualities]
             like = likeness(np.stack([result[1] for result in results]), image)
             for quality, (data, _, *times), (mse, ms_ssim) in zip(codec.qualities, results, like, strict=True):
-                found[codec.name, quality] = [len(data), codec.payload(data), mse, ms_ssim, *times]
+                pixels = image.shape[0] * image.shape[1]
+                found[codec.name, quality] = [pixels, len(data), codec.payload(data), mse, ms_ssim, *times]
         return found
 
     with ThreadPool(os.cpu_count()) as pool:  # Pillow's encoders let other threads run
@@ -184,8 +183,7 @@ def bit_map(compressor: Compressor, image: np.ndarray) -> Tensor:
     bits = torch.empty(grid.shape, dtype=torch.float64)
     for (a, b), places in container.tiles(grid.shape, (coder.height, coder.width)):
         cut = np.stack([grid[top : top + a, left : left + b] for top, left in places])  # (T,a,b)
-        weights = coder.weights(torch.from_numpy(cut)).numpy().reshape(-1, coder.n_tokens)  # (T,N,K) -> (T*N,K)
-        own = torch.from_numpy(container.intervals(weights, cut.reshape(-1))[1]).view(-1, a, b)  # (T*N) -> (T,a,b)
+        own = torch.from_numpy(compressor.intervals(cut)[1]).view(-1, a, b)  # (T,N) -> (T,a,b)
         for (top, left), frequency in zip(places, own, strict=True):
             bits[top : top + a, left : left + b] = math.log2(container.TOTAL) - frequency.double().log2()
     return bits
@@ -205,11 +203,17 @@ def show(compressor: Compressor, rivals: list[Codec], path: str, size: tuple[int
         captions[codec.name] = f"{len(file):,} bytes, quality {quality}"
     for name in list(pictures)[1:]:
         captions[name] += f"<br>{metrics.psnr(likeness(pictures[name][None], image)[0][0]):.1f} dB"
-    pictures["bits"] = heat(bits / math.log2(compressor.coder.n_tokens)).numpy()
+    pictures["bits"] = over(bits / math.log2(compressor.coder.n_tokens), image, compressor.models.patch)
     captions["bits"] = f"{bits.sum():,.0f} bits, {bits.min():.1f} to {bits.max():.1f} a patch"
     for name, picture in pictures.items():
         save_picture(picture, folder / f"{file_name(name)}_{i}.png")
-    return {"name": Path(path).stem, "size": image.shape[:2], "grid": tuple(bits.shape), "captions": captions}
+    return {"name": Path(path).stem, "size": image.shape[:2], "captions": captions}
+
+
+def over(x: Tensor, image: np.ndarray, patch: int) -> np.ndarray:
+    """A map (h,w) from 0 to 1 of an image's patches, in colours over the image (H,W,3) uint8 in grey, likewise."""
+    colours = heat(x).numpy().repeat(patch, axis=0).repeat(patch, axis=1)[: image.shape[0], : image.shape[1]]
+    return (0.7 * colours + 0.3 * image.mean(axis=-1, keepdims=True)).round().astype(np.uint8)
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:

@@ -44,8 +44,8 @@ def coder(prior: nn.Module) -> "ExactPrior | FloatPrior":
     """What codes grids under ``prior``: whole numbers where it is a transformer that can be exported to them, else floats.
 
     Both have ``n_tokens`` (K), ``exact``, ``height`` and ``width`` (of the largest grid), ``fingerprint`` (32 bytes that
-    tell which model it is), ``weights`` and ``steps``. A place's weights are K whole numbers of at least 0 as float32; they
-    sum to 2^24 - K, and token k has the frequency weight + 1 of 2^24.
+    tell which model it is) and ``steps``; in whole numbers also ``weights``, of whole grids. A place's weights are K whole
+    numbers of at least 0 as float32; they sum to 2^24 - K, and token k has the frequency weight + 1 of 2^24.
     """
     if isinstance(prior, AutoregressiveModel):
         try:
@@ -353,11 +353,6 @@ class FloatPrior:
         self.n_tokens = prior.n_tokens
         self.height, self.width = (prior.config.get(k, default) for k, default in (("height", 64), ("width", 64)))
         self.fingerprint = digest(type(prior).__name__, prior.config, prior.state_dict(), torch.float32)
-
-    def weights(self, grids: Tensor) -> Tensor:
-        """(B,h,w) int64 in [0,K) -> (B,N,K) float32 on the CPU, place by place as the decoder does."""
-        steps, tokens = self.steps(*grids.shape), grids.flatten(1)  # (B,h,w) -> (B,N)
-        return torch.stack([steps(tokens[:, max(0, n - 1) : n]) for n in range(tokens.shape[1])], dim=1)
 
     def steps(self, B: int, h: int, w: int) -> Callable[[Tensor], Tensor]:
         """As :meth:`ExactPrior.steps`."""

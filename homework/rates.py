@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from homework import metrics
 from homework.report import cards, figure, table
 
-COLUMNS = ("bytes", "payload", "mse", "ms_ssim", "encode_s", "decode_s")  # what is measured of each image
+COLUMNS = ("pixels", "bytes", "payload", "mse", "ms_ssim", "encode_s", "decode_s")  # what is measured of each image
 COLOURS = {"ours": "#c0392b", "JPEG": "#7f7f7f", "WebP": "#2e8b57", "AVIF": "#e08a00", "JPEG XL": "#6a5acd"}
 
 
@@ -28,8 +28,8 @@ class Point:
         """The mean of a column over all images, or "psnr", that of the mean error, in dB."""
         return metrics.psnr(self["mse"]) if name == "psnr" else float(self.rows[:, COLUMNS.index(name)].mean())
 
-    def summary(self, pixels: int) -> dict:
-        """Means by name; ``pixels`` are those of all images together."""
+    def summary(self) -> dict:
+        """Means by name."""
         psnrs = [metrics.psnr(mse) for mse in self.rows[:, COLUMNS.index("mse")]]
         return {
             "codec": self.codec,
@@ -37,18 +37,20 @@ class Point:
             "images": len(self.rows),
             "bytes": self["bytes"],
             "payload_bytes": self["payload"],
-            "bits_per_pixel": 8 * self["bytes"] * len(self.rows) / pixels,
+            "bits_per_pixel": 8 * self["bytes"] / self["pixels"],
             "psnr_of_mean_mse": self["psnr"],
             "mean_of_psnrs": sum(psnrs) / len(psnrs),
             **{name: self[name] for name in ("ms_ssim", "encode_s", "decode_s")},
         }
 
     def each(self, paths: list[str]) -> list[dict]:
-        """The columns by name, for each of the images ``paths``."""
-        return [
-            {"image": Path(path).name, "codec": self.codec, "setting": self.setting} | dict(zip(COLUMNS, row, strict=True))
-            for path, row in zip(paths, self.rows.tolist(), strict=True)
-        ]
+        """The columns by name, for each of the images ``paths``, with their bits per pixel and PSNR."""
+        found = []
+        for path, row in zip(paths, self.rows.tolist(), strict=True):
+            own = dict(zip(COLUMNS, row, strict=True))
+            own |= {"bits_per_pixel": 8 * own["bytes"] / own["pixels"], "psnr": metrics.psnr(own["mse"])}
+            found.append({"image": Path(path).name, "codec": self.codec, "setting": self.setting} | own)
+        return found
 
 
 Curves = dict[str, list[Point]]  # the points of each codec by its name, ours by "ours"
@@ -134,7 +136,7 @@ def plot(curves: Curves) -> Figure:
 def body(facts: dict) -> str:
     """The page's contents, in HTML; the plot and the pictures lie beside it."""
     curves, n = facts["curves"], len(facts["curves"]["ours"][0].rows)
-    first = curves["ours"][0].summary(facts["pixels"])
+    first = curves["ours"][0].summary()
     mean, payload = first["bytes"], first["payload_bytes"]
     numbers = cards(
         (f"{mean:,.0f} bytes", f"an image, of which {payload:,.0f} are coded tokens"),
@@ -148,7 +150,7 @@ def body(facts: dict) -> str:
     each = "\n".join(at_our_quality(curves, point) for point in curves["ours"])
     pictures = "\n".join(row(facts, picture, i) for i, picture in enumerate(facts["pictures"]))
     maps = "".join(
-        figure(f"bits_{i}", f"{name}, bits", name, p["captions"]["bits"], *p["grid"][::-1], "codes")
+        figure(f"bits_{i}", f"{name}, bits", name, p["captions"]["bits"], *p["size"][::-1])
         for i, p in enumerate(facts["pictures"])
         for name in [escape(p["name"])]
     )
@@ -172,20 +174,21 @@ uses. What counts is how few bytes an image takes, and how near to the original 
 <h2>Bjontegaard rate</h2>
 <p>The mean difference in bytes at equal PSNR, over all qualities that both codecs of a pair reach: −50 % is half the bytes.
 {single * (len(curves["ours"]) == 1)}</p>
-{bjontegaard(curves)}
+{bjontegaard_table(curves)}
 <h2>Pictures at equal bytes</h2>
 <p>Every codec at the quality, of 0 to 100, whose file comes nearest to ours in bytes. A codec whose smallest file is larger
 is shown at that one.</p>
 {pictures}
 <h2>Where the bits go</h2>
-<p>What each patch costs in our file, by the frequencies that the coder used: dark where the prior expected what it saw,
-bright where it took {facts["highest"]:.4g} bits or more, as many as a patch would cost without a prior.</p>
+<p>What each patch costs in our file, by the frequencies that the coder used, over the picture in grey: dark blue where the
+prior expected what it saw, bright where it took {facts["highest"]:.4g} bits or more, as many as a patch would cost without
+a prior.</p>
 <div class="grid">{maps}</div>
 <h2>All operating points</h2>
 <p><b>PSNR</b> is that of the squared error averaged over all images, <b>mean PSNR</b> the mean of each image's own. Times
 are milliseconds an image: ours are wall-clock times ({facts["where"]}), those of the others are the processor time of the
 one thread that coded the image.</p>
-{operating_points(curves, facts["pixels"])}
+{operating_points(curves)}
 <h2>What was compared</h2>
 <p>Whole files are what a folder would hold, header and container included. <b>Payload</b> is the coded picture alone. Ours:
 the coded tokens. JPEG: the entropy-coded scan; the tables that decode it are left out, though no decoder does without them.
@@ -214,30 +217,35 @@ without containers and headers.</b> {comparison(curves, point, "payload")}</p>
 {table(head, rows, ours=1)}"""
 
 
-def bjontegaard(curves: Curves) -> str:
-    def cells(one: list[Point], other: list[Point]) -> list[str]:
-        rates = [metrics.bd_rate(curve(one, rate), curve(other, rate)) for rate in ("bytes", "payload")]
-        return ["–" if rate is None else percent(rate, "+") for rate in rates]
-
-    several = len(curves["ours"]) > 1
-    head = ["", "files, against JPEG", "payloads, against JPEG"]
-    head += ["files, ours against it", "payloads, ours against it"] * several
+def bjontegaard(curves: Curves) -> list[dict]:
+    """A row for each codec: Bjontegaard's mean difference in rate, as a fraction, of it against JPEG and of ours against it;
+    None where the two have no quality in common, or one is a single point."""
     rows = []
     for name, points in curves.items():
-        if name != "ours" or several:
-            ours = cells(curves["ours"], points) if name != "ours" else ["", ""]
-            rows.append([name, *cells(points, curves["JPEG"]), *ours * several])
-    return table(head, rows, ours=int(several))
+        row = {"codec": name}
+        for what, one, other in ("against JPEG", points, curves["JPEG"]), ("of ours against it", curves["ours"], points):
+            for rate, of in ("bytes", "files"), ("payload", "payloads"):
+                row[f"{of} {what}"] = metrics.bd_rate(curve(one, rate), curve(other, rate))
+        rows.append(row)
+    return rows
 
 
-def operating_points(curves: Curves, pixels: int) -> str:
+def bjontegaard_table(curves: Curves) -> str:
+    several, rows = len(curves["ours"]) > 1, bjontegaard(curves)[len(curves["ours"]) < 2 :]
+    head = list(rows[0])[: 5 if several else 3]
+    rates = [["–" if row[key] is None else percent(row[key], "+") for key in head[1:]] for row in rows]
+    cells = [[row["codec"], *own] for row, own in zip(rows, rates, strict=True)]
+    return table(["", *head[1:]], cells, ours=int(several))
+
+
+def operating_points(curves: Curves) -> str:
     forms = {"bytes": ",.1f", "payload_bytes": ",.1f", "bits_per_pixel": ".3f"}
     forms |= {"psnr_of_mean_mse": ".2f", "mean_of_psnrs": ".2f", "ms_ssim": ".4f", "encode_s": ",.1f", "decode_s": ",.1f"}
     head = ["", "setting", "bytes", "payload", "bits per pixel", "PSNR", "mean PSNR", "MS-SSIM", "encode", "decode"]
     rows = []
     for name, points in curves.items():
         for point in points:
-            s = point.summary(pixels)
+            s = point.summary()
             s |= {key: 1000 * s[key] for key in ("encode_s", "decode_s")}
             setting = escape(s["setting"]) if name == "ours" else f"quality {s['setting']}"
             rows.append([name, setting, *(f"{s[key]:{form}}" for key, form in forms.items())])

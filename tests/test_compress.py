@@ -75,9 +75,9 @@ def bits(coder, grid: np.ndarray) -> float:
     total = 0.0
     for (a, b), places in container.tiles(grid.shape, (coder.height, coder.width)):
         for top, left in places:
-            tile = torch.from_numpy(grid[None, top : top + a, left : left + b])
-            own = coder.weights(tile).gather(-1, tile.reshape(1, -1, 1)).double() + 1
-            total += (24 - own.log2()).sum().item()
+            tokens, step = torch.from_numpy(grid[None, top : top + a, left : left + b].reshape(1, -1)), coder.steps(1, a, b)
+            for n, token in enumerate(tokens[0]):
+                total += 24 - math.log2(step(tokens[:, max(0, n - 1) : n])[0, token] + 1)
     return total
 
 

@@ -252,7 +252,7 @@ def test_the_report_is_whole_and_true_to_the_models(command, folder):
     assert done.returncode == 0, done.stderr
     report, names = folder / "2026", [codec.name for codec in codecs.available()[0]]
     page = Page(report / "index.html")
-    assert {*page.links, "index.html", "rates.csv", "images.csv"} == files(report)
+    assert {*page.links, "index.html", "rates.csv", "images.csv", "bjontegaard.csv"} == files(report)
     assert len(page.links) == len(set(page.links)) == 1 + 2 * (3 + len(names))
     html = (report / "index.html").read_text("utf-8")
     assert str(folder) not in html and str(ROOT) not in html
@@ -280,6 +280,9 @@ def test_the_report_is_whole_and_true_to_the_models(command, folder):
     assert all(0 < float(row["bytes"]) - float(row["payload"]) <= 24 for row in each[: len(packed)])
     jpeg = next(row for row in each if (row["codec"], row["image"], row["setting"]) == ("JPEG", "2.png", "40"))
     assert float(jpeg["bytes"]) == len(codecs.CODECS[0].encode(images[2], 40))
+    assert float(each[2]["bits_per_pixel"]) == pytest.approx(8 * len(packed[2]) / (images[2].size / 3))
+    assert float(each[2]["psnr"]) == pytest.approx(metrics.psnr(mse[2]), rel=1e-4)
+    assert [row["codec"] for row in read_csv(report / "bjontegaard.csv")] == ["ours", *names]
     assert f"{float(points[0]['bytes']):,.0f} bytes" in page.text and f"{float(points[0]['ms_ssim']):.4f}" in page.text
     assert f"{float(points[0]['bytes']):,.1f} bytes an image" in done.stdout and "is better than ours" in done.stdout
 
@@ -288,6 +291,7 @@ def test_the_report_is_whole_and_true_to_the_models(command, folder):
         again = to_uint8(compressor.decompress(packed[k])).numpy()
         assert (np.asarray(Image.open(report / f"original_{i}.png")) == images[k]).all()
         assert abs(shown.astype(int) - again).max() <= 1
+        assert Image.open(report / f"bits_{i}.png").size == images[k].shape[1::-1]
 
 
 def test_all_codecs_get_the_same_scaled_pictures(command, folder):
@@ -344,7 +348,7 @@ def test_the_bit_map_adds_up_to_the_payload(tokenizer, prior, frame):
         (("none.pth", "p.pth", "pictures"), "none.pth"),
         (("a.pth", "p.pth", "pictures"), "a.pth holds a PatchAutoEncoder"),
         (("t.pth", "a.pth", "pictures"), "a.pth holds a PatchAutoEncoder"),
-        (("t.pth", "uniform", "pictures"), "uniform"),
+        (("t.pth", "uniform", "pictures"), "A Uniform has no incremental form"),
         (("t.pth", "p.pth", "pictures", "--out", "t.pth"), "t.pth"),
     ],
 )
@@ -373,7 +377,7 @@ def test_spread(n, k):
 
 
 def point(codec: str, n_bytes: float, mse: float, payload: float | None = None) -> rates.Point:
-    return rates.Point(codec, "", np.array([[n_bytes, payload or n_bytes, mse, 0.9, 0, 0]]))
+    return rates.Point(codec, "", np.array([[600, n_bytes, payload or n_bytes, mse, 0.9, 0, 0]]))
 
 
 def test_the_sentence_says_who_wins_and_by_how_much():

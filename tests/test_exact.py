@@ -305,10 +305,10 @@ def test_other_priors_and_too_large_ones_are_coded_with_floats():
     assert not coder(wild).exact and not coder(prior(window=2000)).exact
 
 
-def test_float_weights_are_those_of_the_steps():
+def test_float_weights_repeat_and_are_the_models():
     model, grid = prior(), grids(3)
     one = FloatPrior(model)
-    weights = one.weights(grid)
+    weights = by_steps(one, grid)
     assert torch.equal(weights, by_steps(one, grid)) and (weights.double().sum(dim=-1) == TOTAL - K).all()
     with torch.inference_mode():
         p = model(grid)[0].flatten(1, 2).softmax(dim=-1)
