@@ -213,7 +213,7 @@ def show(compressor: Compressor, rivals: list[Codec], path: str, size: tuple[int
 def over(x: Tensor, image: np.ndarray, patch: int) -> np.ndarray:
     """A map (h,w) from 0 to 1 of an image's patches, in colours over the image (H,W,3) uint8 in grey, likewise."""
     colours = heat(x).numpy().repeat(patch, axis=0).repeat(patch, axis=1)[: image.shape[0], : image.shape[1]]
-    return (0.7 * colours + 0.3 * image.mean(axis=-1, keepdims=True)).round().astype(np.uint8)
+    return (0.5 * colours + 0.5 * image.mean(axis=-1, keepdims=True)).round().astype(np.uint8)
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:

@@ -29,10 +29,10 @@ from torch import Tensor, nn
 
 from homework.autoregressive import AutoregressiveModel
 from homework.checkpoint import digest
-from homework.container import TOTAL
 from homework.exact_steps import ExactSteps, softmax
 from homework.transformer import Attention
 
+TOTAL = 2**24  # what the frequencies of one place add up to: the range coder's (homework.container)
 EXACT = 2**24  # float32 holds every whole number up to here
 NORMED, HIDDEN, LOGIT = 6, 5, 5  # binary digits behind the point of: norms, squared ReLUs, logits
 NORMED_LIMIT, U_LIMIT, HIDDEN_LIMIT = 511, 2**11 - 1, 1023  # what norms, ReLUs and their squares are clamped to

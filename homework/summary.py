@@ -1,5 +1,7 @@
 """Prints the layers of a model: ``python -m homework.summary MODEL``. See ``--help``."""
 
+import re
+
 import torch
 from torchinfo import summary as table
 
@@ -38,7 +40,7 @@ def summary(model: str, image_size: str | None = None, depth: int = 4, **options
     # torchinfo counts a layer that is called by another than its parent twice
     shown.total_params = sum(p.numel() for p in built.parameters())
     shown.trainable_params = sum(p.numel() for p in built.parameters() if p.requires_grad)
-    print(shown)
+    print(re.sub(r"\(Units\.(.).*?\)", r"(\1)", str(shown)))  # torchinfo writes (Units.MEGABYTES) for millions
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from conftest import GRID, K, build, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from homework import exact
+from homework import container, exact
 from homework.exact import TOTAL, ExactLinear, ExactNorm, ExactPrior, FloatPrior, coder, exp2_table
 
 CARRIERS = (torch.float32, torch.float64, torch.int64)
@@ -303,6 +303,10 @@ def test_other_priors_and_too_large_ones_are_coded_with_floats():
         wild = prior()
         wild.head.weight.mul_(1e6)
     assert not coder(wild).exact and not coder(prior(window=2000)).exact
+
+
+def test_the_coder_and_the_priors_mean_the_same_total():
+    assert TOTAL == container.TOTAL
 
 
 def test_float_weights_repeat_and_are_the_models():

@@ -1,6 +1,7 @@
 """Who may know whom: imports go downwards only, and what a file must not know it does not import."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -53,6 +54,15 @@ def test_imports_go_downwards(path):
     assert path.stem in LAYER, f"{path.name} has no layer yet: put it into LAYERS"
     upwards = {other for other in of_the_package(path) if LAYER[other] >= LAYER[path.stem]}
     assert not upwards, f"{path.name} imports {upwards}"
+
+
+def test_the_readme_lists_files_before_those_that_they_use():
+    text = (ROOT / "README.md").read_text("utf-8").split("## Reading the code")[1].split("Letters everywhere")[0]
+    place = {name: i for i, row in enumerate(text.splitlines()) for name in re.findall(r"\(homework/(\w+)\.py\)", row)}
+    assert place.keys() == {path.stem for path in SOURCES}
+    for path in SOURCES:
+        above = {other for other in of_the_package(path) if place[other] < place[path.stem]}
+        assert not above, f"{path.name} uses {above}, which the README lists above it"
 
 
 @pytest.mark.parametrize(
