@@ -55,7 +55,7 @@ def row(path: str, prior_paths: list[str], images: ImageDataset, n: int) -> tupl
             bits[p] += bits_at(prior, grids).sum().item()
     codes = f"{len(used)} of {model.n_tokens}" if used else ""
     under = ", ".join(f"{bits[p] / n:,.0f} ({name(prior)})" for p, prior in priors.items())
-    return (name(model), f"{sum(p.numel() for p in model.parameters()):,}", f"{error / n:.5f}",
+    return (f"{name(model)} ({path})", f"{sum(p.numel() for p in model.parameters()):,}", f"{error / n:.5f}",
             f"{psnr(error / n):.2f}", codes, under)  # fmt: skip
 
 

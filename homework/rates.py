@@ -219,13 +219,13 @@ without containers and headers.</b> {comparison(curves, point, "payload")}</p>
 
 def bjontegaard(curves: Curves) -> list[dict]:
     """A row for each codec: Bjontegaard's mean difference in rate, as a fraction, of it against JPEG and of ours against it;
-    None where the two have no quality in common, or one is a single point."""
+    None where the two are the same, have no quality in common, or one is a single point."""
     rows = []
     for name, points in curves.items():
         row = {"codec": name}
         for what, one, other in ("against JPEG", points, curves["JPEG"]), ("of ours against it", curves["ours"], points):
             for rate, of in ("bytes", "files"), ("payload", "payloads"):
-                row[f"{of} {what}"] = metrics.bd_rate(curve(one, rate), curve(other, rate))
+                row[f"{of} {what}"] = None if one is other else metrics.bd_rate(curve(one, rate), curve(other, rate))
         rows.append(row)
     return rows
 
