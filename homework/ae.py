@@ -18,7 +18,7 @@ class Conv(nn.Conv2d):
     """A convolution of (B,H,W,C) tensors. The permuted views are what torch calls channels_last: nothing is copied."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (B,H,W,C) -> (B,C,H,W) -> (B,H,W,C)
 
 
 class Block(nn.Module):
@@ -137,7 +137,7 @@ class AutoEncoder(nn.Module):
     def images(self, x: Tensor) -> dict[str, Tensor]:
         """(B,H,W,3) -> {"input", "reconstruction"}: (B,3,H,W) in [0,1]."""
         pictures = {"input": x, "reconstruction": self(x)[0]}
-        return {k: (v + 0.5).clamp(0, 1).permute(0, 3, 1, 2) for k, v in pictures.items()}
+        return {k: (v + 0.5).clamp(0, 1).permute(0, 3, 1, 2) for k, v in pictures.items()}  # (B,H,W,3) -> (B,3,H,W)
 
     def set_progress(self, f: float) -> None:
         """Nothing anneals."""

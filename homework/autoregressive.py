@@ -132,7 +132,7 @@ class AutoregressiveModel(FromNeighbours, GridPrior):
     def forward(self, tokens: Tensor) -> tuple[Tensor, dict]:
         """(B,h,w) int64 in [0,K) -> (logits (B,h,w,K), {}). The logits at n depend on tokens before n alone."""
         B, h, w = tokens.shape
-        padded = self._pad(tokens).flatten(1)  # (B,h+2,w+4) -> (B,M)
+        padded = self._pad(tokens).flatten(1)  # (B,h+2,w+4) -> (B,(h+2)*(w+4))
         x = self._embed(self.table(), padded, self._lookup(h, w, tokens.device)[1], self._positions(h, w))
         for layer in self.layers:
             x = recompute(layer, x, use_reentrant=False) if self.recompute and self.training else layer(x)

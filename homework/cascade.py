@@ -138,7 +138,8 @@ class CascadeStage(FromNeighbours, nn.Module):
 
     def encode(self, coarse: Tensor) -> Tensor:
         """(B,hc,wc) int64 in [0,coarse_tokens) -> memory (B,M,D), a vector for each coarse place."""
-        x = (self.coarse_embedding(coarse) + self.coarse_row[:, None] + self.coarse_column).flatten(1, 2)  # -> (B,M,D)
+        x = self.coarse_embedding(coarse) + self.coarse_row[:, None] + self.coarse_column  # (B,hc,wc,D)
+        x = x.flatten(1, 2)  # (B,hc,wc,D) -> (B,M,D), M = hc * wc
         for layer in self.encoder:
             x = self._run(layer, x)
         return self.memory_norm(x)
@@ -169,7 +170,8 @@ class CascadeStage(FromNeighbours, nn.Module):
         self.check_sizes(coarse, h, w)
         memory = self.encode(coarse)
         condition = memory.index_select(1, self.over) + self._by_place(self.row, self.column)  # (B,S,D)
-        known = self._embed(self.table(), self._pad(fine).flatten(1), self.around, 0.0)  # (B,N,D)
+        padded = self._pad(fine).flatten(1)  # (B,h+2,w+4) -> (B,(h+2)*(w+4))
+        known = self._embed(self.table(), padded, self.around, 0.0)  # (B,N,D)
         x = F.pad(known, (0, 0, self.prefix, 0)) + condition  # (B,S,D)
         for layer in self.layers:
             x = self._run(self._decode, layer, x, memory)

@@ -66,9 +66,8 @@ class Compressor:
         self.coder = exact.coder(autoregressive.to(self.device).eval())
         self.batch_size = batch_size
         self.workers = torch.get_num_threads() if self.device.type == "cpu" else 1
-        state = tokenizer.state_dict()
-        whose = checkpoint.digest(type(tokenizer).__name__, tokenizer.config, state, torch.float32)
-        self.models = container.Models(whose, self.coder.fingerprint, tokenizer.patch_size, self.coder.exact)
+        prints = fingerprint(tokenizer), self.coder.fingerprint
+        self.models = container.Models(*prints, tokenizer.patch_size, self.coder.exact)
 
     # --- images ----------------------------------------------------------------------------------------------------------
 
@@ -241,6 +240,11 @@ class Compressor:
     def images_at_once(self, grid: tuple[int, int]) -> int:
         """How many images with grids (h,w) to code together."""
         return max(1, min(self.batch_size, container.MAX_CHUNK) // self.n_tiles(grid))
+
+
+def fingerprint(tokenizer: nn.Module) -> bytes:
+    """The SHA-256 by which files know a tokenizer: of its class, configuration and weights as float32."""
+    return checkpoint.digest(type(tokenizer).__name__, tokenizer.config, tokenizer.state_dict(), torch.float32)
 
 
 def image_size(x: Tensor) -> tuple[int, int]:
@@ -534,11 +538,15 @@ def _whole_folder(path: Path) -> Iterator[Path]:
 
 
 def info(file: str) -> None:
-    """Prints what a file that `compress` wrote says of itself; needs no models.
+    """Prints what a file that `compress` wrote says of itself, for which it needs no models; or by which hash files know a
+    tokenizer or a prior.
 
     Args:
-        file: one image's file or an archive.
+        file: one image's file or an archive; or a checkpoint.
     """
+    if Path(str(file)).suffix == ".pth":
+        print(_who(str(file)))
+        return
     with open(str(file), "rb") as stream:
         reader = container.Reader(stream, str(file))
     n, h, w = len(reader.names), *reader.grid(0)
@@ -553,6 +561,18 @@ def info(file: str) -> None:
     print("   bytes  bits/pixel    width x height     CRC-32  name")
     for name, (H, W), length, crc in zip(reader.names, reader.sizes, reader.lengths, reader.crcs, strict=True):
         print(f"{length:8,}  {8 * length / (H * W):10.4f}  {W:7} x {H:<7}   {crc:08x}  {printable(name)}".rstrip())
+
+
+def _who(path: str) -> str:
+    """What files say of the model in a checkpoint. ValueError if it is neither a tokenizer nor a prior."""
+    from homework import exact
+
+    model = checkpoint.load(path)
+    if hasattr(model, "encode_index"):
+        return f"{path}: tokenizer {fingerprint(model)[:2].hex()}, {type(model).__name__}"
+    if hasattr(model, "steps") and model.data != "multiscale":
+        return f"{path}: prior {exact.coder(model).fingerprint[:2].hex()}, {type(model).__name__}"
+    raise ValueError(f"{path} holds a {type(model).__name__}, but a tokenizer or a prior writes files.")
 
 
 def printable(name: str) -> str:

@@ -63,7 +63,7 @@ class Lattice:
         """(n,...) values of the units -> (rows,columns,...), ``empty`` where there is none."""
         sheet = values.new_full((self.rows * self.columns, *values.shape[1:]), empty)
         sheet[torch.tensor(self.kept, device=values.device)] = values
-        return sheet.unflatten(0, (self.rows, self.columns))
+        return sheet.unflatten(0, (self.rows, self.columns))  # (rows*columns,...) -> (rows,columns,...)
 
 
 def squared_distances(positions: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ class Steps:
 
 def taps(weight: Tensor) -> Tensor:
     """(C',C,rows,n), what a kernel has for n places in each of some rows -> (rows*n*C,C'), to multiply them side by side."""
-    return weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
+    return weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()  # (rows,n,C,C') -> (rows*n*C,C')
 
 
 class Places:
@@ -103,7 +103,7 @@ class Known:
         self.row = rows[:, -1, reach : reach + w].transpose(0, 1)  # (B,w,C) -> (w,B,C)
         self.places = self.row.unbind()
         flat = rows.flatten(2)  # (B,reach+1,w+2*reach,C) -> (B,reach+1,(w+2*reach)*C)
-        self.left = flat[:, -1].unfold(1, n * C, C).unbind(dim=1)
+        self.left = flat[:, -1].unfold(1, n * C, C).unbind(dim=1)  # (B,(w+2*reach)*C) -> (B,places,n*C) -> (B,n*C) for each
         self.around = flat.unfold(2, (2 * reach + 1) * C, C).permute(2, 0, 1, 3)  # (w,B,reach+1,(2*reach+1)*C)
 
     def begin_row(self) -> None:

@@ -59,7 +59,8 @@ class RasterSteps:
         self.model, self.n, self.done = model, 0, 0  # n tokens are known, done places computed
         self.prefix, self.table = prefix, model.table()
         self.own, self.lookup = model._lookup(h, w, torch.device(device))
-        self.padded = model._pad(torch.full((B, h, w), model.n_tokens, device=device)).flatten(1)  # (B,h+2,w+4) -> (B,M)
+        # (B,h+2,w+4) -> (B,(h+2)*(w+4))
+        self.padded = model._pad(torch.full((B, h, w), model.n_tokens, device=device)).flatten(1)
         all_heads = [layer.attention.n_heads for layer in model.layers]
         empty = [torch.empty(2, B, heads, prefix + h * w, D // heads, device=device, dtype=model.head.weight.dtype)
                  for heads in all_heads]  # fmt: skip

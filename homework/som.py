@@ -280,7 +280,7 @@ class SOM(nn.Module):
         """Features (B,h*P,w*P,C) -> {"features", "reconstruction"}, decoded from them and from their codes: (B,3,H,W) in
         [0,1]; "codebook": the units decoded, where they stand on the lattice; "u_matrix": mean distances from neighbours."""
         pictures = {"features": self.autoencoder.decode(z), "reconstruction": self.decode_index(self.encode_features(z))}
-        pictures = {k: (v + 0.5).clamp(0, 1).permute(0, 3, 1, 2) for k, v in pictures.items()}
+        pictures = {k: (v + 0.5).clamp(0, 1).permute(0, 3, 1, 2) for k, v in pictures.items()}  # (B,H,W,3) -> (B,3,H,W)
         return pictures | {"codebook": self.codebook_picture()[None], "u_matrix": self.u_matrix_picture()[None]}
 
     @torch.no_grad()
@@ -346,8 +346,8 @@ def fit(
     model.to(device).train()
     order = torch.arange(len(train)) if limit is None or limit >= len(train) else torch.arange(limit) * len(train) // limit
     batches = order.split(batch_size)
-    some = torch.cat([model.to_patches(train.batch(b, device)).flatten(0, 2) for b in batches[:: -(-len(batches) // 16)]])
-    model.lay_out(some)
+    some = [model.to_patches(train.batch(b, device)).flatten(0, 2) for b in batches[:: -(-len(batches) // 16)]]
+    model.lay_out(torch.cat(some))  # each (B,h,w,d) -> (n,d)
     writer = SummaryWriter(Path("logs") / checkpoint.new_name("SOM"))
     with tqdm(total=passes * len(order), unit="img") as bar:
         for i in range(passes):

@@ -235,7 +235,8 @@ class Run:
         """One update of the weights; returns the detached measures, averaged over the accumulated batches."""
         s = self.settings
         epoch, i = divmod(self.update, self.per_epoch)
-        order = self.order(epoch)[i * self.group : (i + 1) * self.group].view(s["accumulate"], self.world, s["batch_size"])
+        order = self.order(epoch)[i * self.group : (i + 1) * self.group]
+        order = order.view(s["accumulate"], self.world, s["batch_size"])  # (group) -> (accumulate,world,batch_size)
         self.model.train()
         self.model.set_progress(self.update / self.updates)
         for group in self.optimizer.param_groups:
@@ -338,7 +339,7 @@ class Run:
                            "that did as --tokenizer.", sys.stderr)  # fmt: skip
                 self._decoder = None
         if hasattr(self._decoder, "decode_index") and self._decoder.n_tokens == self.model.n_tokens:
-            return (self._decoder.decode_index(grids) + 0.5).clamp(0, 1).permute(0, 3, 1, 2)
+            return (self._decoder.decode_index(grids) + 0.5).clamp(0, 1).permute(0, 3, 1, 2)  # (n,H,W,3) -> (n,3,H,W)
         return (grids / max(1, self.model.n_tokens - 1))[:, None].expand(-1, 3, -1, -1).float()
 
     def meta(self) -> dict:

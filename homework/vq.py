@@ -172,7 +172,8 @@ class RatePredictor(CausalContext):
         own = (prediction.detach() * code).sum(dim=-1, keepdim=True)
         logits = prediction @ entries.detach().T + self.bias  # (B,h,w,K)
         logits = logits.scatter_add(-1, index[..., None], own - own.detach())  # adds 0, and the gradient
-        return F.cross_entropy(logits.flatten(0, -2), index.flatten(), reduction="none").view(index.shape) / math.log(2)
+        nats = F.cross_entropy(logits.flatten(0, -2), index.flatten(), reduction="none")  # (B,h,w,K) -> (n,K)
+        return nats.view(index.shape) / math.log(2)  # (n) -> (B,h,w)
 
 
 class VQPatchAutoEncoder(PatchTokenizer):

@@ -393,6 +393,16 @@ def test_info_needs_no_models(call, folder):
     assert done.stdout.endswith("set()\n"), done.stderr
 
 
+def test_info_of_a_checkpoint_is_what_files_say_of_it(call, folder):
+    call("compress", "t.pth", "p.pth", "photos", "a.tok")
+    said = call("info", "a.tok").stdout
+    for path, role in ("t.pth", "tokenizer"), ("p.pth", "prior"):
+        told = call("info", path).stdout
+        assert told.startswith(f"{path}: {role} ") and told.split(": ")[1].split(", ")[0] in said
+    checkpoint.save(build("PatchAutoEncoder"), "ae.pth")
+    assert "ae.pth holds a PatchAutoEncoder" in sentence(call("info", "ae.pth"))
+
+
 # --- mistakes -------------------------------------------------------------------------------------------------------------
 
 SPOILED = {
@@ -478,7 +488,7 @@ def test_wrong_arguments_are_told_and_nothing_is_written(call, folder):
         ("7.png; it holds 0.png, 1.png, 2.png, ...", "decompress", "t.pth", "p.pth", "a.tok", "b.png", "--only", "7.png"),
         ("one image", "decompress", "t.pth", "p.pth", "0.tok", "b.png", "--only", "0.png"),
         ("none.tok", "info", "none.tok"),
-        ("no file that", "info", "t.pth"),
+        ("no file that", "info", "diary"),
     ]:
         said = sentence(call(name, *arguments))
         assert told in said, said
