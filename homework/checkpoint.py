@@ -53,7 +53,7 @@ def as_of(temporary: Path, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if str(error.filename).startswith(str(temporary)):
-            error.filename, error.filename2 = str(path) + str(error.filename)[len(str(temporary)) :], None
+            error.filename = str(path) + str(error.filename)[len(str(temporary)) :]
         raise
 
 

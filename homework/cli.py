@@ -142,6 +142,7 @@ def main(name: str, command) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         _close_stdout()
+        sys.exit(1)
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         sys.exit(130)

@@ -438,14 +438,18 @@ def _verify(compressor: Compressor, temporary: Path, path: str, kept: list[np.nd
     """ValueError if what is to become ``path`` does not decode to the grids ``kept``, in the order of its images."""
     n_bytes = 0
     with open(temporary, "rb") as file, tqdm(total=len(kept), desc="verifying", unit="img") as bar:
-        reader = container.Reader(file, path)
-        for grids in compressor.read([(reader, i) for i in range(len(kept))]):
-            for i, grid in grids.items():
-                if not np.array_equal(grid, kept[i]):
-                    raise ValueError(f"{reader.label(i)} does not decode to the tokens that were coded; it is not written.")
-                n_bytes += reader.lengths[i]
-            bar.update(len(grids))
-            bar.set_postfix_str(f"{n_bytes:,} bytes")
+        try:
+            reader = container.Reader(file, "it")
+            for grids in compressor.read([(reader, i) for i in range(len(kept))]):
+                for i, grid in grids.items():
+                    if not np.array_equal(grid, kept[i]):
+                        raise ValueError(f"{reader.label(i)} has other tokens.")
+                    n_bytes += reader.lengths[i]
+                bar.update(len(grids))
+                bar.set_postfix_str(f"{n_bytes:,} bytes")
+        except ValueError as error:
+            what = f"{path} is not written, for it would not decode to the tokens that were coded"
+            raise ValueError(f"{what}: {error}") from error
 
 
 def decompress(

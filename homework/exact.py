@@ -280,6 +280,7 @@ def _allow(common: str | None, own: list) -> None:
     if common is not None:
         torch.set_float32_matmul_precision(common)
     for backend, precision in own:
+        backend.fp32_precision = "none"  # so that it has again what it had from a setting for several backends
         if backend.fp32_precision != precision:
             backend.fp32_precision = precision
 

@@ -11,10 +11,12 @@ from pathlib import Path, PurePath
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 SPLITS = ("train", "valid")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp", ".avif")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
+if "avif" in features.modules and features.check("avif"):  # from Pillow 11.3 on, where it was built with libavif
+    SUFFIXES += (".avif",)
 HELD_OUT = 20  # where there are no splits, one image of so many is for validation
 HOW_TO_GET = "python -m homework.data download, or python -m homework.data import ZIP_OR_FOLDER if you have the zip"
 
@@ -123,12 +125,16 @@ def read_image(path: str | Path, image_size: tuple[int, int] | None = None) -> n
     return np.asarray(image)
 
 
+class NoWhite(Exception):
+    """An image's numbers go up to any size."""
+
+
 def _decode(stream: BinaryIO, path: str | Path) -> Image.Image:
     """In RGB, see :func:`read_image`."""
     try:
         with Image.open(stream) as file:
-            if file.mode == "F" or (file.mode == "I" and file.format != "PNG"):
-                raise NotImplementedError("floats or 32 bits a pixel, of which none is known to be white")
+            if file.mode == "F" or (file.mode == "I" and file.format not in ("PNG", "PPM")):  # those have 16 bits
+                raise NoWhite
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip to white
                 grey, clear = np.asarray(image), image.info.get("transparency")
@@ -137,8 +143,9 @@ def _decode(stream: BinaryIO, path: str | Path) -> Image.Image:
             if image.has_transparency_data:  # as on a page; what convert() alone would show there is often black or noise
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             return image.convert("RGB")
-    except NotImplementedError as error:
-        raise ValueError(f"{path} cannot be read: {error}; convert it to 8 or 16 bits.") from error
+    except NoWhite as error:
+        raise ValueError(f"{path} cannot be read: it has floats or 32 bits a pixel, of which none is known to be white; "
+                         "convert it to 8 or 16 bits.") from error  # fmt: skip
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is too large: Pillow reads up to {2 * Image.MAX_IMAGE_PIXELS:,} pixels.") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data

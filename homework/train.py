@@ -47,7 +47,7 @@ def train(
 ) -> None:
     """Trains a model: logs/{date}_{Model}/, checkpoints/{date}_{Model}.pth, and the latest also as homework/{Model}.pth.
 
-    That file, the one of the shipped model, is written for the first time when the model has been validated.
+    That file, the one of the shipped model, is written after every validation, and not before the first.
 
     Any argument of the model's constructor is an option too, as in --codebook_bits 12. Run it under torchrun to train
     on several processes. Ctrl-C saves before it stops.

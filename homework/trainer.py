@@ -141,7 +141,7 @@ class Run:
             take_over(self.model, checkpoint.load(s["init"]), s["init"])
         if codes is not None:
             self.model.set_codes(codes.to(self.device))
-        self.model.load_state_dict(distributed.broadcast(self.model.state_dict()))
+        self.model.load_state_dict(distributed.broadcast({k: v.cpu() for k, v in self.model.state_dict().items()}))
         for name, which in ("n_tokens", ""), ("coarse_tokens", "coarse "):
             K = getattr(self.model, name, self.model.config.get(name))
             if name in defaults and defaults[name] != K:
@@ -177,7 +177,7 @@ class Run:
             if not state:
                 shown = json.dumps({"settings": s, "model": self.model.config}, indent=2, default=str)
                 self.writer.add_text("configuration", f"```\n{shown}\n```")
-        self.stopped = False
+        self.stopped, self.validated = False, -1  # whether to stop; the update of the last validation
 
     def fit(self) -> None:
         """Trains to the end, or until Ctrl-C. ValueError if the loss is not a number any more."""
@@ -322,6 +322,7 @@ class Run:
         keys = set().union(*shares)
         self.measures = {k: sum(s.get(k, 0.0) for s in shares) / self.n_valid for k in sorted(keys)}
         self.check_finite(self.measures)
+        self.validated = self.update
         for k, v in self.measures.items():
             self.writer.add_scalar(f"valid/{k}", v, self.update)
         first = torch.arange(min(8, self.n_valid))
@@ -355,15 +356,15 @@ class Run:
             return
         meta = self.meta()
         checkpoint.save(self.average, self.path, meta)
-        if finished:
-            self.state_path.unlink(missing_ok=True)
-        else:
+        if not finished:
             plain = {k: getattr(self, k) for k in ("settings", "group", *CONTINUED)}
             plain |= {"class": type(self.model).__name__, "config": self.model.config}
             weights = {k: getattr(self, k).state_dict() for k in ("model", "average", "optimizer")}
             checkpoint.write(plain | weights, self.state_path)
-        if self.measures:  # a run that was stopped before its first validation spoils no good copy
+        if self.validated == self.update:  # a run that was stopped early spoils no good copy
             checkpoint.save(self.average, self.copy_path, meta, torch.float16)
+        if finished:
+            self.state_path.unlink(missing_ok=True)
 
     def restore(self, state: dict) -> None:
         """Takes up a saved state."""

@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import GRID, SIZE, K, build, file_size_limit, files, run, sentence
+from conftest import GRID, ROOT, SIZE, K, build, file_size_limit, files, run, sentence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -346,18 +347,14 @@ def test_names_that_are_numbers(call, folder):
 
 
 def test_verify_tells_and_writes_nothing(call, folder, monkeypatch):
-    read = Compressor.read
-
-    def wrong(self, items):
-        for grids in read(self, items):
-            yield {k: grid + 1 for k, grid in grids.items()}
-
+    decode = Compressor.decode
     call("compress", "t.pth", "p.pth", "photos/0.png", "a.tok")
     before = files(folder), Path("a.tok").read_bytes()
-    monkeypatch.setattr(Compressor, "read", wrong)
-    told = sentence(call("compress", "t.pth", "p.pth", "photos", "a.tok", "--verify"))
-    assert "a.tok, image 0.png, does not decode to the tokens" in told
-    assert (files(folder), Path("a.tok").read_bytes()) == before
+    monkeypatch.setattr(Compressor, "decode", lambda *args: (decode(*args) + 1) % K)
+    for source in "photos", "photos/1.png":
+        told = sentence(call("compress", "t.pth", "p.pth", source, "a.tok", "--verify"))
+        assert told.startswith("a.tok is not written, for it would not decode to the tokens that were coded: it")
+        assert (files(folder), Path("a.tok").read_bytes()) == before
 
 
 def test_what_a_folder_holds_besides_is_told(call, folder):
@@ -391,6 +388,15 @@ def test_info_needs_no_models(call, folder):
             "run_name='__main__'); print({'homework.bsq', 'homework.ae', 'homework.exact'} & set(sys.modules))")  # fmt: skip
     done = run("-c", code, cwd=folder)
     assert done.stdout.endswith("set()\n"), done.stderr
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly(call, folder):
+    """As in ``info photos.tok | head``."""
+    call("compress", "t.pth", "p.pth", "photos", "a.tok")
+    command = [sys.executable, "-m", "homework.compress", "info", folder / "a.tok"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 1
 
 
 def test_info_of_a_checkpoint_is_what_files_say_of_it(call, folder):
@@ -552,8 +558,14 @@ def test_16_bits_of_grey_with_a_transparent_level(tmp_path):
     assert np.array_equal(read_image(tmp_path / "a.png"), np.stack([wanted] * 3, axis=-1))
 
 
+def test_16_bits_of_grey_in_a_pgm(tmp_path):
+    grey = np.arange(48, dtype=np.uint16).reshape(6, 8) * 1000
+    (tmp_path / "a.ppm").write_bytes(b"P5\n8 6\n65535\n" + grey.astype(">u2").tobytes())
+    assert np.array_equal(read_image(tmp_path / "a.ppm")[..., 0], grey // 256)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
 def test_pixels_without_a_known_white_are_refused(tmp_path, dtype):
     Image.fromarray(np.ones((6, 8), dtype)).save(tmp_path / "a.tif")
-    with pytest.raises(ValueError, match="a.tif cannot be read: floats or 32 bits"):
+    with pytest.raises(ValueError, match="a.tif cannot be read: it has floats or 32 bits"):
         read_image(tmp_path / "a.tif")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from homework import container, exact
-from homework.exact import TOTAL, ExactLinear, ExactNorm, ExactPrior, FloatPrior, coder, exp2_table
+from homework.exact import TOTAL, ExactLinear, ExactNorm, ExactPrior, FloatPrior, coder, exp2_table, full_precision
 
 CARRIERS = (torch.float32, torch.float64, torch.int64)
 
@@ -137,9 +137,26 @@ def test_what_is_allowed_to_one_backend_does_not_matter():
         for precision in "bf16", "tf32", "ieee":
             backend.fp32_precision = precision
             assert torch.equal(one.weights(grid), expected) and torch.equal(by_steps(one, grid), expected)
+            with full_precision(torch.device("cpu")):
+                assert backend.fp32_precision == "ieee"
             assert backend.fp32_precision == precision
     finally:
         backend.fp32_precision = before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="this torch has no setting for all backends")
+def test_a_setting_for_all_backends_goes_on_to_be_one():
+    everywhere, backend = torch.backends, torch.backends.cuda.matmul
+    before = everywhere.fp32_precision, backend.fp32_precision
+    try:
+        everywhere.fp32_precision, backend.fp32_precision = "tf32", "none"
+        with full_precision(torch.device("cpu")):
+            assert backend.fp32_precision == "ieee"
+        assert backend.fp32_precision == "tf32"
+        everywhere.fp32_precision = "ieee"
+        assert backend.fp32_precision == "ieee"
+    finally:
+        everywhere.fp32_precision, backend.fp32_precision = before
 
 
 def test_the_default_dtype_does_not_matter():
