@@ -25,7 +25,8 @@ CONTINUED = ("name", "update", "seconds", "measures", "sums")  # what a run tell
 
 def generator(*numbers: int) -> torch.Generator:
     """A CPU generator whose seed is a hash of ``numbers``, so that a draw depends on its place alone, not on the past."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1)
+    entropy = (len(numbers), *numbers)  # with their number, since numpy takes (1, 2) and (1, 2, 0) for the same
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1)
 
 
 def open_data(cls: type, settings: dict) -> tuple:
@@ -244,8 +245,8 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         measures = {}
         for a, indices in enumerate(order[:, self.rank]):
-            draws = generator(s["seed"], self.update, a, self.rank)
-            torch.manual_seed(draws.initial_seed())  # of dropout and the like
+            draws, others = (generator(s["seed"], self.update, a, self.rank, i) for i in range(2))
+            torch.manual_seed(others.initial_seed())  # of dropout and the like
             batch = self.train_data.batch(indices, self.device)
             if s["augment"]:
                 batch = self.train_data.augment(batch, draws, indices)
