@@ -180,7 +180,8 @@ def test_units_are_laid_out_over_the_first_batch_and_no_later_one():
     model.after_update()
     assert model.placed and (model.codebook.mean(dim=0) - 5).abs().max() < 0.5
     x = patches(model, z)
-    assert float((x - model.codebook.detach()[naive_best(model, x)]).square().mean()) < float((x - x.mean(dim=0)).square().mean())
+    nearest = model.codebook.detach()[naive_best(model, x)]
+    assert float((x - nearest).square().mean()) < float((x - x.mean(dim=0)).square().mean())
     placed = model.codebook.clone()
     model.loss(z - 9)
     model.after_update()
