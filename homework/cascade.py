@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from homework import checks, sampling
 from homework.checkpoint import load_reference
 from homework.prior import evaluating, measures
-from homework.raster import NEIGHBOURS, FromNeighbours, RasterSteps
+from homework.raster import NEIGHBOURS, FromNeighbours, RasterSteps, check_tokens
 from homework.transformer import ACTIVATIONS, DecoderLayer, EncoderLayer
 
 POSITIVE = ("in_dim", "hidden_dim", "num_dec_layers", "self_attn_heads", "cross_attn_heads", "sliding_window",
@@ -128,14 +128,6 @@ class CascadeStage(FromNeighbours, nn.Module):
             raise ValueError(f"This stage refines {hc}x{wc} grids to {H}x{W}, but was given {given} to refine to {h}x{w}; "
                              f"use the stages of a cascade in the order of their sizes.")  # fmt: skip
 
-    def check_tokens(self, tokens: Tensor, which: str) -> None:
-        """ValueError unless all tokens of the "coarse" or the "fine" grid are in its range."""
-        K = self.n_tokens if which == "fine" else self.config["coarse_tokens"]
-        if tokens.numel() and not (0 <= tokens.min() and tokens.max() < K):
-            worst = int(tokens.max() if tokens.min() >= 0 else tokens.min())
-            raise ValueError(f"The {which} grid holds token {worst}, but this stage knows those from 0 to {K - 1}; use the "
-                             f"tokenizer that it was trained with.")  # fmt: skip
-
     def encode(self, coarse: Tensor) -> Tensor:
         """(B,hc,wc) int64 in [0,coarse_tokens) -> memory (B,M,D), a vector for each coarse place."""
         x = self.coarse_embedding(coarse) + self.coarse_row[:, None] + self.coarse_column  # (B,hc,wc,D)
@@ -231,9 +223,11 @@ class CascadeSteps(RasterSteps):
         ValueError: a grid of another size, or a token out of range (when called: among the first tokens).
     """
 
+    given = "fine grid"
+
     def __init__(self, model: CascadeStage, coarse: Tensor, h: int, w: int, device: str | torch.device = "cpu"):
         model.check_sizes(coarse, h, w)
-        model.check_tokens(coarse, "coarse")
+        check_tokens(coarse, model.config["coarse_tokens"], "coarse grid")
         super().__init__(model, len(coarse), h, w, device, model.config["in_dim"], model.prefix)
         self.image = torch.arange(len(coarse), device=device)  # whose grid each row refines
         memory = model.encode(coarse.to(device))
@@ -241,11 +235,6 @@ class CascadeSteps(RasterSteps):
         self.modulations = [model._modulation(layer, memory) for layer in model.layers]
         cross = (layer.cross_attention for layer in model.layers)
         self.keys_values = [attention and attention.read(memory) for attention in cross]
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        if not self.done:  # what a user gives; later tokens come from sampling
-            self.model.check_tokens(tokens, "fine")
-        return super().__call__(tokens)
 
     def compute(self, start: int, stop: int) -> Tensor:
         model, first = self.model, start and self.prefix + start  # the prefix comes with the first places

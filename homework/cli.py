@@ -128,9 +128,9 @@ def main(name: str, command) -> None:
             return
         lines = said.getvalue().splitlines() or ["ERROR: wrong arguments"]
         part = f" {arguments[0]}" if isinstance(command, dict) and arguments[0] in command else ""
-        said = lines[0].removeprefix("ERROR: ").rstrip(".").replace("Cannot find key:", "There is no command")
-        said = said.replace("Could not consume arg:", "There is no option" if " --" in said else "There is no place for")
-        _fail(f"{said}. See {name}{part} --help.")
+        what = lines[0].removeprefix("ERROR: ").rstrip(".").replace("Cannot find key:", "There is no command")
+        what = what.replace("Could not consume arg:", "There is no option" if " --" in what else "There is no place for")
+        _fail(f"{what}. See {name}{part} --help.")
     except (ValueError, OSError) as error:
         _fail(_sentence(error))
     if not calls:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from homework import checkpoint, container, sampling
-from homework.exact import full_precision, weighed
+from homework.exact import weighed
 
 PATHS = ("model_path", "lr_codebook_path", "hr_codebook_path")
 OPTIONS = ("temperature", "top_k", "top_p", "num_beam", "beam_width", "beams")
@@ -126,9 +126,7 @@ class Cascade:
         """What tells the range coder the (B,K) weights of the next token of grid k, given grid k-1."""
         K = self.codebooks[k].n_tokens
         if k:
-            with full_precision(self.device):  # the stage reads the coarser grid here
-                steps = self.stages[k - 1].steps(coarse, *self.sizes[k], self.device)
-            step = weighed(steps, K, self.device)
+            step = weighed(lambda: self.stages[k - 1].steps(coarse, *self.sizes[k], self.device), K, self.device)
             return lambda tokens: step(torch.from_numpy(tokens)).numpy()
         alike = np.full((B, K), container.TOTAL // K - 1, np.float32)
         alike[:, 0] += container.TOTAL % K

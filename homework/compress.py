@@ -356,7 +356,11 @@ def compress(
         file.flush()
         os.fsync(file.fileno())
         if verify:
-            _verify(compressor, temporary, output, kept)
+            try:
+                _verify(compressor, temporary, kept)
+            except ValueError as error:
+                what = f"{output} is not written, for it would not decode to the tokens that were coded"
+                raise ValueError(f"{what}: {error}") from error
     size, n = os.path.getsize(output), len(paths) - len(bad)
     print(f"{output}: {n} image{'s' * (n > 1)}, {size:,} bytes, {size / n:,.1f} an image, "
           f"{start / size:.1f} times fewer than the {start:,} of the originals"
@@ -434,22 +438,18 @@ def _tell_bad(bad: dict[str, str], n: int, skip_bad: bool) -> None:
     print(f"Left out {len(bad)} of {n} images:\n  {named}", file=sys.stderr)
 
 
-def _verify(compressor: Compressor, temporary: Path, path: str, kept: list[np.ndarray]) -> None:
-    """ValueError if what is to become ``path`` does not decode to the grids ``kept``, in the order of its images."""
+def _verify(compressor: Compressor, path: Path, kept: list[np.ndarray]) -> None:
+    """ValueError, which calls the file "it", unless it decodes to the grids ``kept``, in the order of its images."""
     n_bytes = 0
-    with open(temporary, "rb") as file, tqdm(total=len(kept), desc="verifying", unit="img") as bar:
-        try:
-            reader = container.Reader(file, "it")
-            for grids in compressor.read([(reader, i) for i in range(len(kept))]):
-                for i, grid in grids.items():
-                    if not np.array_equal(grid, kept[i]):
-                        raise ValueError(f"{reader.label(i)} has other tokens.")
-                    n_bytes += reader.lengths[i]
-                bar.update(len(grids))
-                bar.set_postfix_str(f"{n_bytes:,} bytes")
-        except ValueError as error:
-            what = f"{path} is not written, for it would not decode to the tokens that were coded"
-            raise ValueError(f"{what}: {error}") from error
+    with open(path, "rb") as file, tqdm(total=len(kept), desc="verifying", unit="img") as bar:
+        reader = container.Reader(file, "it")
+        for grids in compressor.read([(reader, i) for i in range(len(kept))]):
+            for i, grid in grids.items():
+                if not np.array_equal(grid, kept[i]):
+                    raise ValueError(f"{reader.label(i)} has other tokens.")
+                n_bytes += reader.lengths[i]
+            bar.update(len(grids))
+            bar.set_postfix_str(f"{n_bytes:,} bytes")
 
 
 def decompress(

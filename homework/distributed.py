@@ -46,6 +46,12 @@ def broadcast(value: object) -> object:
     return box[0]
 
 
+def share(model: nn.Module) -> None:
+    """Gives rank 0's weights to every process's ``model``."""
+    if world_size() > 1:
+        model.load_state_dict(broadcast({k: v.cpu() for k, v in model.state_dict().items()}))
+
+
 def add_up(x: Tensor) -> Tensor:
     """Makes ``x`` the sum of all processes' ``x``, in place, the same bits on each."""
     if world_size() > 1:

@@ -74,6 +74,7 @@ def evaluate(
     pictures = [show(compressor, rivals, path, size, i, folder) for i, path in enumerate(shown)]
     facts = {
         "curves": curves,
+        "bjontegaard": bjontegaard(curves),
         "original": float(np.mean([os.path.getsize(path) for path in paths])),
         "models": sum(os.path.getsize(path) for path in pairs[0]),
         "left_out": left_out,
@@ -84,7 +85,7 @@ def evaluate(
         "where": f"{device.type}, {threads} thread{'s' * (threads > 1)}, batches of {batch_size}",
     }
     write_csv(folder / "rates.csv", [point.summary() for points in curves.values() for point in points])
-    write_csv(folder / "bjontegaard.csv", bjontegaard(curves))
+    write_csv(folder / "bjontegaard.csv", facts["bjontegaard"])
     write_csv(folder / "images.csv", [row for points in curves.values() for point in points for row in point.each(paths)])
     with checkpoint.replacing(folder / "rates.png") as path:
         plot(curves).savefig(path, format="png", dpi=144)
@@ -128,8 +129,7 @@ def measure_ours(compressor: Compressor, paths: list[str], size: tuple[int, int]
             again = [to_uint8(x).cpu().numpy() for x in compressor.decompress_batch(files)]
             times = [(middle - start) / len(images), (time.perf_counter() - middle) / len(images)]
             for data, x_hat, image in zip(files, again, images, strict=True):
-                pixels = image.shape[0] * image.shape[1]
-                rows.append([pixels, len(data), payload(data), *likeness(x_hat[None], image)[0], *times])
+                rows.append([image.size // 3, len(data), payload(data), *likeness(x_hat[None], image)[0], *times])
                 total += len(data)
             bar.update(len(images))
             bar.set_postfix_str(f"{total:,} bytes")
@@ -146,8 +146,7 @@ def measure_codecs(rivals: list[Codec], paths: list[str], size: tuple[int, int] 
             results = [codec.timed(image, quality) for quality in codec.qualities]
             like = likeness(np.stack([result[1] for result in results]), image)
             for quality, (data, _, *times), (mse, ms_ssim) in zip(codec.qualities, results, like, strict=True):
-                pixels = image.shape[0] * image.shape[1]
-                found[codec.name, quality] = [pixels, len(data), codec.payload(data), mse, ms_ssim, *times]
+                found[codec.name, quality] = [image.size // 3, len(data), codec.payload(data), mse, ms_ssim, *times]
         return found
 
     with ThreadPool(os.cpu_count()) as pool:  # Pillow's encoders let other threads run

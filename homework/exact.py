@@ -357,13 +357,16 @@ class FloatPrior:
 
     def steps(self, B: int, h: int, w: int) -> Callable[[Tensor], Tensor]:
         """As :meth:`ExactPrior.steps`."""
-        with full_precision(self.device):
-            return weighed(self.model.steps(B, h, w, self.device), self.n_tokens, self.device)
+        return weighed(lambda: self.model.steps(B, h, w, self.device), self.n_tokens, self.device)
 
 
-def weighed(steps: Callable[[Tensor], Tensor], n_tokens: int, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """An incremental form on ``device`` that gives weights for the range coder, (B,K) float32 on the CPU, where ``steps``
-    gives logits."""
+def weighed(
+    begin: Callable[[], Callable[[Tensor], Tensor]], n_tokens: int, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """An incremental form on ``device`` that gives weights for the range coder, (B,K) float32 on the CPU, where the one that
+    ``begin`` makes gives logits; both in full precision, for a model may compute as soon as it is begun."""
+    with full_precision(device):
+        steps = begin()
 
     def step(tokens: Tensor) -> Tensor:
         with full_precision(device):

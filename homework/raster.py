@@ -40,6 +40,14 @@ class FromNeighbours:
         return summed.view(len(padded), len(lookup), -1) + positions  # (B*n,D) -> (B,n,D)
 
 
+def check_tokens(tokens: Tensor, K: int, what: str) -> None:
+    """ValueError unless all tokens of ``what``, a grid or the first part of one, are in [0,K)."""
+    if tokens.numel() and not (0 <= tokens.min() and tokens.max() < K):
+        worst = int(tokens.max() if tokens.min() >= 0 else tokens.min())
+        raise ValueError(f"The {what} holds token {worst}, but this model knows those from 0 to {K - 1}; use the tokenizer "
+                         "that it was trained with.")  # fmt: skip
+
+
 class RasterSteps:
     """A model fed place by place: keys and values of all places so far are kept, so that a step costs the same at every
     place, not a pass over all of them. Use it under ``torch.inference_mode()``, the model in eval mode.
@@ -54,6 +62,8 @@ class RasterSteps:
         D: width of the layers.
         prefix: how many places come before the grid's first one.
     """
+
+    given = "grid to go on from"  # what messages call the tokens of the first call
 
     def __init__(self, model, B: int, h: int, w: int, device: str | torch.device, D: int, prefix: int = 0):
         self.model, self.n, self.done = model, 0, 0  # n tokens are known, done places computed
@@ -71,10 +81,8 @@ class RasterSteps:
 
         The first call takes any n >= 0; the later ones n = 1. ValueError if a token of the first call is not in [0,K).
         """
-        K = self.model.n_tokens
-        if not self.n and tokens.numel() and not (0 <= tokens.min() and tokens.max() < K):  # later ones are its own
-            raise ValueError(f"The grid to go on from has tokens from {tokens.min()} to {tokens.max()}, but this prior "
-                             f"knows 0 to {K - 1}; use the tokenizer that it was trained with.")  # fmt: skip
+        if not self.done:  # what a user gives; later tokens come from sampling
+            check_tokens(tokens, self.model.n_tokens, self.given)
         stop = self.n + tokens.shape[1]
         self.padded[:, self.own[self.n : stop]] = tokens.to(self.padded.device)
         x = self.compute(self.done, stop + 1)  # all places up to here the first time, later the one new place

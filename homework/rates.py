@@ -174,7 +174,7 @@ uses. What counts is how few bytes an image takes, and how near to the original 
 <h2>Bjontegaard rate</h2>
 <p>The mean difference in bytes at equal PSNR, over all qualities that both codecs of a pair reach: −50 % is half the bytes.
 {single * (len(curves["ours"]) == 1)}</p>
-{bjontegaard_table(curves)}
+{bjontegaard_table(facts["bjontegaard"], several=len(curves["ours"]) > 1)}
 <h2>Pictures at equal bytes</h2>
 <p>Every codec at the quality, of 0 to 100, whose file comes nearest to ours in bytes. A codec whose smallest file is larger
 is shown at that one.</p>
@@ -230,12 +230,13 @@ def bjontegaard(curves: Curves) -> list[dict]:
     return rows
 
 
-def bjontegaard_table(curves: Curves) -> str:
-    several, rows = len(curves["ours"]) > 1, bjontegaard(curves)[len(curves["ours"]) < 2 :]
-    head = list(rows[0])[: 5 if several else 3]
-    rates = [["–" if row[key] is None else percent(row[key], "+") for key in head[1:]] for row in rows]
-    cells = [[row["codec"], *own] for row, own in zip(rows, rates, strict=True)]
-    return table(["", *head[1:]], cells, ours=int(several))
+def bjontegaard_table(rows: list[dict], several: bool) -> str:
+    """What :func:`bjontegaard` returned; without ours if that is not ``several`` points, as it has no curve then."""
+    if not several:
+        rows = [row for row in rows if row["codec"] != "ours"]
+        rows = [{k: v for k, v in row.items() if not k.endswith("of ours against it")} for row in rows]
+    cells = [["–" if v is None else v if k == "codec" else percent(v, "+") for k, v in row.items()] for row in rows]
+    return table(["", *list(rows[0])[1:]], cells, ours=int(several))
 
 
 def operating_points(curves: Curves) -> str:

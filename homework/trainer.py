@@ -109,7 +109,7 @@ class Run:
     def __init__(self, settings: dict, resumed: dict | None = None):
         device, save_every = settings["device"], settings["save_every"]
         state = read_state(checkpoint.find_state(settings["model"])) if resumed is not None else None
-        for name, value in resumed.items() if state else ():
+        for name, value in (resumed or {}).items():
             if value != (state["settings"] | state["settings"]["options"]).get(name):
                 raise ValueError(f"--resume goes on with the options that the run began with, but --{name} differs; leave "
                                  "it out, or begin a new run from the checkpoint, as MODEL.")  # fmt: skip
@@ -142,7 +142,7 @@ class Run:
             take_over(self.model, checkpoint.load(s["init"]), s["init"])
         if codes is not None:
             self.model.set_codes(codes.to(self.device))
-        self.model.load_state_dict(distributed.broadcast({k: v.cpu() for k, v in self.model.state_dict().items()}))
+        distributed.share(self.model)
         for name, which in ("n_tokens", ""), ("coarse_tokens", "coarse "):
             K = getattr(self.model, name, self.model.config.get(name))
             if name in defaults and defaults[name] != K:
@@ -178,7 +178,7 @@ class Run:
             if not state:
                 shown = json.dumps({"settings": s, "model": self.model.config}, indent=2, default=str)
                 self.writer.add_text("configuration", f"```\n{shown}\n```")
-        self.stopped, self.validated = False, -1  # whether to stop; the update of the last validation
+        self.stopped = False
 
     def fit(self) -> None:
         """Trains to the end, or until Ctrl-C. ValueError if the loss is not a number any more."""
@@ -206,7 +206,7 @@ class Run:
                 if self.settings["keep_every"] and self.update % self.settings["keep_every"] == 0 and self.rank == 0:
                     checkpoint.save(self.average, self.path.with_stem(f"{self.name}_{self.update}"), self.meta())
                 if validates or stop or time.time() - saved > self.save_seconds:
-                    self.save(last)
+                    self.save(last, validates)
                     saved = time.time()
                 if stop or last:  # torchrun stops all processes as soon as one has left with an error
                     distributed.broadcast("saved")
@@ -323,7 +323,6 @@ class Run:
         keys = set().union(*shares)
         self.measures = {k: sum(s.get(k, 0.0) for s in shares) / self.n_valid for k in sorted(keys)}
         self.check_finite(self.measures)
-        self.validated = self.update
         for k, v in self.measures.items():
             self.writer.add_scalar(f"valid/{k}", v, self.update)
         first = torch.arange(min(8, self.n_valid))
@@ -350,8 +349,9 @@ class Run:
         known = {"command": command, "update": self.update, "minutes": self.seconds / 60, "valid": self.measures}
         return known | self.data_meta
 
-    def save(self, finished: bool) -> None:
-        """Writes the averaged model, and beside it what --resume needs; a finished run needs that no more."""
+    def save(self, finished: bool, validated: bool) -> None:
+        """Writes the averaged model, and beside it what --resume needs; a finished run needs that no more. The copy in
+        float16 is written if the model has just been validated."""
         self.check_finite(self.sums)
         if self.rank:
             return
@@ -362,7 +362,7 @@ class Run:
             plain |= {"class": type(self.model).__name__, "config": self.model.config}
             weights = {k: getattr(self, k).state_dict() for k in ("model", "average", "optimizer")}
             checkpoint.write(plain | weights, self.state_path)
-        if self.validated == self.update:  # a run that was stopped early spoils no good copy
+        if validated:  # a run that was stopped early spoils no good copy
             checkpoint.save(self.average, self.copy_path, meta, torch.float16)
         if finished:
             self.state_path.unlink(missing_ok=True)

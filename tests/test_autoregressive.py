@@ -219,7 +219,7 @@ def test_without_positions_a_grid_may_be_larger_than_the_constructor_said():
 def test_a_prefix_of_tokens_that_do_not_exist_is_told(wrong):
     prefix = grids(2)[:, :2].clone()
     prefix[1, 0, 1] = wrong
-    with pytest.raises(ValueError, match=f"tokens from .*, but this prior knows 0 to {K - 1}"):
+    with pytest.raises(ValueError, match=f"grid to go on from holds token {wrong}, .* 0 to {K - 1}"):
         prior().generate(2, *GRID, prefix=prefix)
 
 

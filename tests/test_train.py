@@ -209,21 +209,27 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(train, arguments, t
     assert "--resume" in sentence(train(AE, "--resume", cwd=cut))  # and nothing to go on from
 
 
-@pytest.mark.parametrize("sig", ["SIGINT", "SIGTERM"])
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(train, tmp_path, monkeypatch, sig):
-    """Ctrl-C saves first. With dropout, whose draws must go on too."""
-    whole, cut, options = tmp_path / "whole", tmp_path / "cut", LONG | {"dropout": 0.3, "seed": 3}
-    assert train(PRIOR, cwd=whole, **options).returncode == 0
-    step, handler = Run.step, signal.getsignal(signal.SIGINT)
+def stopped_run(train, monkeypatch, model: str, update: int, sig: str = "SIGINT", **options) -> SimpleNamespace:
+    """A training that gets a signal, of Ctrl-C if no other is named, at that update."""
+    step = Run.step
 
     def interrupted(self):
-        if self.update == 25:
+        if self.update == update:
             os.kill(os.getpid(), getattr(signal, sig))
         return step(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "step", interrupted)
-        stopped = train(PRIOR, cwd=cut, **options)
+        return train(model, **options)
+
+
+@pytest.mark.parametrize("sig", ["SIGINT", "SIGTERM"])
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(train, tmp_path, monkeypatch, sig):
+    """Ctrl-C saves first. With dropout, whose draws must go on too."""
+    whole, cut, options = tmp_path / "whole", tmp_path / "cut", LONG | {"dropout": 0.3, "seed": 3}
+    assert train(PRIOR, cwd=whole, **options).returncode == 0
+    handler = signal.getsignal(signal.SIGINT)
+    stopped = stopped_run(train, monkeypatch, PRIOR, 25, sig, cwd=cut, **options)
     assert stopped.returncode == 130 and "--resume" in stopped.stderr and "Traceback" not in stopped.stderr
     assert signal.getsignal(signal.SIGINT) is handler  # as it was before
     assert checkpoint.read(only(cut, "checkpoints/*.state.pth"))["update"] == 26
@@ -235,22 +241,8 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(train, tmp_path, m
     check_same_run(whole, cut, PRIOR)
 
 
-def stopped_run(train, monkeypatch, update: int, **options) -> None:
-    """A training of AE that Ctrl-C stops at that update."""
-    step = Run.step
-
-    def interrupted(self):
-        if self.update == update:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "step", interrupted)
-        assert train(AE, **options).returncode == 130
-
-
 def test_a_resumed_run_takes_its_own_options_and_no_others(train, data, tmp_path, monkeypatch):
-    stopped_run(train, monkeypatch, 3, lr=2e-3, validate_every=1)
+    assert stopped_run(train, monkeypatch, AE, 3, lr=2e-3, validate_every=1).returncode == 130
     before = files(tmp_path)
     for told in {"lr": 1e-3}, {"latent_dim": 99}, {"data": "elsewhere"}, {"epochs": 9}, {"no_such": 1}:
         said = sentence(train(AE, "--resume", **told))
@@ -260,7 +252,7 @@ def test_a_resumed_run_takes_its_own_options_and_no_others(train, data, tmp_path
 
 
 def test_the_shipped_copy_is_replaced_by_what_has_been_validated_alone(train, tmp_path, monkeypatch):
-    stopped_run(train, monkeypatch, 3)
+    assert stopped_run(train, monkeypatch, AE, 3).returncode == 130
     assert only(tmp_path, "checkpoints/*.state.pth") and not Path("homework").exists()
     done = train(AE, "--resume")
     copy = Path(f"homework/{AE}.pth")
@@ -620,9 +612,9 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_leaves_the_last_save(train, 
     """The state, with weights and averages and Adam's moments, is the largest file; it stops fitting at update 5."""
     save, limit = Run.save, [10**9]
 
-    def full(self, finished):
+    def full(self, *how):
         with file_size_limit(limit[0]):
-            save(self, finished)
+            save(self, *how)
         limit[0] = 300_000 if self.update >= 4 else limit[0]
 
     monkeypatch.setattr(Run, "save", full)
