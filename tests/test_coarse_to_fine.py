@@ -91,6 +91,13 @@ def test_bits_are_those_of_the_stages_and_their_sum_is_what_the_coder_needs(casc
         assert torch.equal(one, other)
 
 
+def test_what_the_caller_allows_changes_no_payload(cascade, data):
+    grids = cascade.encode(frames(data))
+    expected = cascade.compress(grids)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert cascade.compress(grids) == expected
+
+
 def test_a_damaged_payload_is_told_or_gives_other_grids_but_never_an_error_of_another_kind(cascade, data):
     payloads, draws = cascade.compress(cascade.encode(frames(data, 1))), np.random.default_rng(0)
     for _ in range(30):
