@@ -11,7 +11,7 @@ import torch
 
 from bench import compressing, feeding, sampling, tokenizing, training
 from bench.common import copy_images, describe
-from homework import cli
+from homework.core import cli, devices
 
 PARTS = {
     "feeding": feeding,
@@ -32,7 +32,7 @@ def bench(*parts: str) -> None:
     for part in parts:
         if part not in PARTS:
             raise ValueError(f"There is no part {part!r}; the parts are {', '.join(PARTS)}.")
-    cli.pick_device("cpu")  # keeps memory, as in every command
+    devices.pick_device("cpu")  # keeps memory, as in every command
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads")
     for model in ("BSQPatchAutoEncoder", "AutoregressiveModel"):
         print(describe(model))

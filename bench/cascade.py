@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from homework import cli
-from homework.ae import usage
-from homework.coarse_to_fine import Cascade
-from homework.data import ImageDataset, to_uint8
-from homework.generation import load_pair
-from homework.metrics import bits_at, errors, psnr
-from homework.report import on_sheet, save_picture
+from homework.codec.cascade_coder import CascadeCoder
+from homework.core import cli
+from homework.datasets.images import ImageDataset, to_uint8
+from homework.evaluation.metrics import bits_at, errors, psnr
+from homework.evaluation.report import on_sheet, save_picture
+from homework.priors.cascade import Cascade
+from homework.priors.pairs import load_pair
+from homework.tokenizers.base import usage
 
 BATCH, SAMPLES = 16, 6
 HERE = Path(__file__).parent / "figures"
@@ -45,7 +46,7 @@ def table(
     cli.at_least(1, coded=coded)
     if limit is not None:
         cli.at_least(1, limit=limit)
-    cascade, images = Cascade(stages), ImageDataset(str(data), cli.parse_size(image_size))
+    cascade, images = Cascade(stages), ImageDataset(str(data), cli.parse_image_size(image_size))
     n = min(len(images), limit or len(images))
     prior = load_pair(str(stages[-1]["hr_codebook_path"]), str(plain), cascade.device)[1] if plain else None
     if figures:
@@ -64,8 +65,8 @@ def table(
                 plain_bits += bits_at(prior, grids[-1]).sum().item()
         if len(payloads) < coded:
             some = [grid[: coded - len(payloads)] for grid in grids]
-            new = cascade.compress(some)
-            if not all(torch.equal(a, b) for a, b in zip(cascade.decompress(new), some, strict=True)):
+            new = CascadeCoder(cascade).compress(some)
+            if not all(torch.equal(a, b) for a, b in zip(CascadeCoder(cascade).decompress(new), some, strict=True)):
                 raise AssertionError("the grids did not come back")
             payloads += new
     print("| grid | codes | MSE | PSNR, dB | used | bits by frequency | bits, given the grid before |\n" + 7 * "|---" + "|")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from torch import nn
 
-from homework import checkpoint
-from homework.images import image_paths
-from homework.registry import model_class
+from homework.core import checkpoint
+from homework.core.registry import model_class
+from homework.datasets.image_files import image_paths
 
 SOURCES = ("data/train", "data/valid", "data/sample")
 
@@ -40,7 +40,7 @@ def compare(fast: Callable[[], object], plain: Callable[[], object], repeats: in
 
 def checkpoint_path(name: str) -> Path:
     """Where the shipped model ``name`` would lie."""
-    return checkpoint.PACKAGE / f"{name}.pth"
+    return checkpoint.PRETRAINED / f"{name}.pth"
 
 
 def load(name: str) -> nn.Module:

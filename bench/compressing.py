@@ -11,9 +11,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from bench.common import Line, checkpoint_path, load
-from homework.compress import Compressor, compress, decompress
-from homework.data import ImageDataset
-from homework.images import image_paths
+from homework.codec.compressor import Compressor
+from homework.compress import compress, decompress
+from homework.datasets.image_files import image_paths
+from homework.datasets.images import ImageDataset
 
 N = 512
 PASSES = 4  # of the plain way, which takes one for each of 600 tokens
@@ -52,7 +53,7 @@ def where_time_goes(f, what: str, rows: int = 8) -> list[str]:
 def measure(data: Path) -> Iterator[Line]:
     models = load("BSQPatchAutoEncoder"), load("AutoregressiveModel")
     compressor = Compressor(*models)
-    coder, (h, w) = compressor.coder, (compressor.coder.height, compressor.coder.width)
+    coder, (h, w) = compressor.entropy_model, (compressor.entropy_model.height, compressor.entropy_model.width)
     folder, archive, out = data / "some", data / "some.hwa", data / "again"
     folder.mkdir()
     for path in map(Path, image_paths("train", data)[:N]):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from bench.common import Line, compare
-from homework.data import ImageDataset, to_float
-from homework.images import read_image
+from homework.datasets.image_files import read_image
+from homework.datasets.images import ImageDataset, to_float
 
 BATCH = 64
 

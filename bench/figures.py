@@ -20,11 +20,11 @@ from torch import nn
 import homework.ae
 import homework.autoregressive
 import homework.bsq
-import homework.vq
-from homework import checkpoint
-from homework.data import ImageDataset, MnistImages, to_uint8
-from homework.generation import Uniform
-from homework.report import on_sheet, save_picture
+from homework.core import checkpoint
+from homework.datasets.images import ImageDataset, to_uint8
+from homework.datasets.mnist import MnistImages
+from homework.evaluation.report import on_sheet, save_picture
+from homework.priors.uniform import Uniform
 from homework.sample import sample
 
 HERE = Path(__file__).parent / "figures"
@@ -50,19 +50,19 @@ def frames(columns: int = 6) -> None:
         grids = prior.generate(n, 20, 30, "cpu", generator=torch.Generator().manual_seed(0))
         return tokenizer.decode_index(grids)[:, :100, :150]
 
-    bsq, vq = homework.bsq.load(), homework.vq.load()
+    bsq, vq = homework.bsq.load(), homework.load("VQPatchAutoEncoder")
     prior = homework.autoregressive.load()
     samples = sampled(bsq, prior, 2 * columns).split(columns)
     save_sheet([x, homework.ae.load()(x)[0], bsq(x)[0], *samples], "overview.png")
     pairs = [(bsq, "AutoregressiveModel"), (vq, "VQAutoregressiveModel"), (bsq, "GatedPixelCNN"), (vq, "VQGatedPixelCNN")]
-    rows = [sampled(tokenizer, homework.load(checkpoint.PACKAGE / f"{name}.pth")) for tokenizer, name in pairs]
+    rows = [sampled(tokenizer, homework.load(name)) for tokenizer, name in pairs]
     rows += [sampled(tokenizer, Uniform(tokenizer.n_tokens)) for tokenizer in (bsq, vq)]
     save_sheet([x, bsq(x)[0], vq(x)[0], *rows], "pairs.png")
 
 
 def digits() -> None:
     """Writes digits.png and endings.png: sampled digits, and endings of digits of MNIST's test set."""
-    prior = str(checkpoint.PACKAGE / "MnistGatedPixelCNN.pth")
+    prior = "MnistGatedPixelCNN"
     with tempfile.TemporaryDirectory() as folder:
         for name, options in ("digits", {"n_images": 64}), ("endings", {"n_images": 8, "complete": "0,1,2,3,4"}):
             sample(prior, output_path=f"{folder}/{name}", **options)

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from homework import checkpoint, cli
-from homework.data import ImageDataset
-from homework.generation import load_pair
-from homework.metrics import bits_at, errors, psnr
+from homework.core import checkpoint, cli
+from homework.datasets.images import ImageDataset
+from homework.evaluation.metrics import bits_at, errors, psnr
+from homework.priors.pairs import load_pair
 
 BATCH = 16
 
@@ -29,7 +29,7 @@ def pairs(*models: str, data: str = "data/valid", image_size: str | None = None,
         raise ValueError("Name the checkpoints to compare, as in TOKENIZER.pth=PRIOR.pth,PRIOR.pth.")
     if limit is not None:
         cli.at_least(1, limit=limit)
-    images = ImageDataset(str(data), cli.parse_size(image_size))
+    images = ImageDataset(str(data), cli.parse_image_size(image_size))
     n = min(len(images), limit or len(images))
     print("| model | parameters | MSE | PSNR, dB | codes used | bits an image |\n|---|---|---|---|---|---|")
     for path, _, priors in (str(m).partition("=") for m in models):

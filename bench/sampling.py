@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bench.common import Line, load
-from homework.prior import GridPrior
-from homework.sampling import sample
+from homework.priors.base import Prior
+from homework.priors.sampling import sample
 
 PASSES = 12  # of the naive sampler, whose 600 would take minutes
 # what is sampled, how many at once, and the size of a grid
@@ -18,13 +18,13 @@ CASES = (("AutoregressiveModel", 16, (20, 30)), ("AutoregressiveModel", 1, (20, 
          ("PixelCNN", 1, (28, 28)), ("GatedPixelCNN", 16, (20, 30)))  # fmt: skip
 
 
-def naive(prior: GridPrior, grid: Tensor, n: int) -> None:
+def naive(prior: Prior, grid: Tensor, n: int) -> None:
     """Fills in the likeliest token at place ``n`` of (B,h,w) grids by one pass over all of them."""
     logits, _ = prior(grid)
     grid.flatten(1)[:, n] = sample(logits.flatten(1, 2)[:, n], temperature=0)  # (B,h,w,K) -> (B,N,K)
 
 
-def greedy(prior: GridPrior, B: int, h: int, w: int, n: int) -> Tensor:
+def greedy(prior: Prior, B: int, h: int, w: int, n: int) -> Tensor:
     """The first ``n`` likeliest tokens (B,n), by the incremental form."""
     steps, new, tokens = prior.steps(B, h, w), torch.zeros(B, 0, dtype=torch.int64), []
     for _ in range(n):

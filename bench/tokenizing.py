@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from bench.common import Line, compare, load
-from homework.data import to_float
-from homework.images import image_paths, read_image
+from homework.datasets.image_files import image_paths, read_image
+from homework.datasets.images import to_float
 from homework.tokenize import encode_files, tokenize
 
 N = 192

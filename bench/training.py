@@ -17,7 +17,9 @@ import torch
 
 from bench import feeding
 from bench.common import Line, checkpoint_path, load
-from homework import checkpoint, cli, train
+from homework import train
+from homework.core import devices, files
+from homework.training import loop
 
 BATCH, WARM_UP, UPDATES = 16, 2, 6
 WAYS = {
@@ -31,7 +33,7 @@ def measure(data: Path) -> Iterator[Line]:
     n, shape = len(list((data / "train").iterdir())), (prior.config["height"], prior.config["width"])
     for split in ("train", "valid"):  # random tokens: their values do not change the time
         tokens = torch.randint(prior.n_tokens, (n, *shape), generator=torch.Generator().manual_seed(0))
-        checkpoint.write({"tokens": tokens, "n_tokens": prior.n_tokens}, data / f"tokenized_{split}.pth")
+        files.write({"tokens": tokens, "n_tokens": prior.n_tokens}, data / f"tokenized_{split}.pth")
     for name, ways in WAYS.items():
         fast, plain = (child(name, way, data.parent) for way in ("fast", "plain"))
         share, plain_share = (100 * r["feeding"] / r["update"] for r in (fast, plain))
@@ -54,11 +56,11 @@ def child(name: str, way: str, folder: Path) -> dict[str, float]:
 def updates(name: str, way: str) -> dict[str, float]:
     """Measures in this process, with data/ in the current folder."""
     if way == "plain":
-        cli.keep_memory = lambda: None
+        devices.keep_memory = lambda: None
     path = checkpoint_path(name)
     settings = {k: p.default for k, p in inspect.signature(train.train).parameters.items() if k not in ("resume", "config")}
     settings |= {"model": str(path) if path.is_file() else name, "options": {}, "batch_size": BATCH, "device": "cpu"}
-    run, feeding_seconds, update_seconds = train.Run(settings), [], []
+    run, feeding_seconds, update_seconds = loop.Run(settings), [], []
     plain = {
         "images": lambda indices, device: feeding.decoded(run.train_data.names, indices),
         "tokens": lambda indices, device: torch.stack([run.train_data[i] for i in indices]),

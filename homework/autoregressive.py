@@ -4,19 +4,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from homework import checks
-from homework.checkpoint import load_reference
-from homework.prior import GridPrior
-from homework.raster import NEIGHBOURS, FromNeighbours, RasterSteps
-from homework.transformer import Layer
+from homework.core import checks
+from homework.core.checkpoint import load_reference
+from homework.nn.transformer import Layer
+from homework.priors.base import Prior
+from homework.priors.raster import NEIGHBOURS, FromNeighbours, RasterSteps
 
 
-def load() -> nn.Module:
-    """The reference prior, ``homework/AutoregressiveModel.pth``, in eval mode."""
+def load() -> "AutoregressiveModel":
+    """The trained prior, in eval mode: the latest copy of a training, or else the pretrained one."""
     return load_reference("AutoregressiveModel")
 
 
-class AutoregressiveModel(FromNeighbours, GridPrior):
+class AutoregressiveModel(FromNeighbours, Prior):
     """p(grid) = prod_n p(t_n | t_0 .. t_{n-1}), in raster order.
 
     ::
@@ -46,7 +46,9 @@ class AutoregressiveModel(FromNeighbours, GridPrior):
         ValueError: naming the argument, what is allowed and the remedy.
     """
 
-    data = "tokens"
+    architecture = "raster transformer 1"
+    training_options = frozenset({"dropout", "recompute"})
+    reads_codes = True
 
     def __init__(
         self,
@@ -64,13 +66,12 @@ class AutoregressiveModel(FromNeighbours, GridPrior):
         recompute: bool = False,
     ):
         super().__init__()
-        self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        checks.whole(1, d_latent=d_latent, n_tokens=n_tokens, n_layers=n_layers, n_heads=n_heads, window=window)
-        checks.whole(1, height=height, width=width)
-        checks.whole(1, len(NEIGHBOURS), neighbours=neighbours)
-        checks.one_of(("none", "1d", "2d"), position=position)
-        checks.part(dropout=dropout)
-        checks.flag(recompute=recompute)
+        checks.integer(1, d_latent=d_latent, n_tokens=n_tokens, n_layers=n_layers, n_heads=n_heads, window=window)
+        checks.integer(1, height=height, width=width)
+        checks.integer(1, len(NEIGHBOURS), neighbours=neighbours)
+        checks.choice(("none", "1d", "2d"), position=position)
+        checks.fraction(dropout=dropout)
+        checks.boolean(recompute=recompute)
         if d_latent % n_heads:
             raise ValueError(f"d_latent is {d_latent}, but must be a multiple of n_heads = {n_heads}; change either.")
         if type(code_dim) is not int or code_dim < 0:
@@ -108,6 +109,10 @@ class AutoregressiveModel(FromNeighbours, GridPrior):
                              f"--n_tokens {len(codes)} --code_dim {codes.shape[-1]}.")  # fmt: skip
         self.codes[:K, :code_dim] = codes
 
+    def stored_codes(self) -> Tensor | None:
+        K, code_dim = self.n_tokens, self.config["code_dim"]
+        return self.codes[:K, :code_dim] if code_dim else None
+
     def table(self) -> Tensor:
         """(neighbours * (K+1), D): what each token adds as each neighbour; row i * (K+1) + t is token t at neighbour i."""
         if not self.config["code_dim"]:
@@ -138,16 +143,16 @@ class AutoregressiveModel(FromNeighbours, GridPrior):
             x = recompute(layer, x, use_reentrant=False) if self.recompute and self.training else layer(x)
         return self.head(self.norm(x)).view(B, h, w, self.n_tokens), {}  # (B,N,K) -> (B,h,w,K)
 
-    def steps(self, B: int, h: int, w: int, device: str | torch.device = "cpu") -> "Steps":
-        """The incremental form: the same function, place by place, see :class:`Steps`."""
-        return Steps(self, B, h, w, device)
+    @torch.inference_mode()
+    def steps(self, B: int, h: int, w: int, device: str | torch.device = "cpu") -> "TransformerSteps":
+        return TransformerSteps(self, B, h, w, device)
 
 
-class Steps(RasterSteps):
+class TransformerSteps(RasterSteps):
     """The prior fed place by place, see :class:`homework.raster.RasterSteps`.
 
     Args:
-        model: the prior; use under ``torch.inference_mode()``, in eval mode.
+        model: the prior, in eval mode.
         B, h, w: batch and grid size, device: where the model is.
     """
 

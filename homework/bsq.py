@@ -1,18 +1,17 @@
 """Binary Spherical Quantization (Zhao, Xiong and Krähenbühl, arXiv 2406.07548), and the tokenizer built on it."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from homework import checks
-from homework.ae import CausalContext, PatchTokenizer, check_weights, usage
-from homework.checkpoint import load_reference
+from homework.core import checks
+from homework.core.checkpoint import load_reference
+from homework.nn.blocks import patch_networks
+from homework.tokenizers.base import QuantizedAutoEncoder, RatePredictor, usage
 
 
-def load() -> nn.Module:
-    """The reference tokenizer, ``homework/BSQPatchAutoEncoder.pth``, in eval mode."""
+def load() -> "BSQPatchAutoEncoder":
+    """The trained tokenizer, in eval mode: the latest copy of a training, or else the pretrained one."""
     return load_reference("BSQPatchAutoEncoder")
 
 
@@ -46,7 +45,7 @@ class BSQ(nn.Module):
 
     def __init__(self, codebook_bits: int, embedding_dim: int):
         super().__init__()
-        checks.whole(1, 62, codebook_bits=codebook_bits)
+        checks.integer(1, 62, codebook_bits=codebook_bits)
         self.codebook_bits = codebook_bits
         self.down = nn.Linear(embedding_dim, codebook_bits)
         self.up = nn.Linear(codebook_bits, embedding_dim)
@@ -83,19 +82,7 @@ class BSQ(nn.Module):
         return (2 * bits - 1).to(self.up.weight.dtype)
 
 
-class RatePredictor(CausalContext):
-    """Foretells each bit from the codes of earlier places; stands in for a prior while a tokenizer is being trained."""
-
-    def __init__(self, codebook_bits: int, hidden: int = 64, kernel: int = 5):
-        super().__init__(codebook_bits, codebook_bits, hidden, kernel)
-
-    def forward(self, code: Tensor) -> Tensor:
-        """(B,h,w,L) of -1 and +1 -> bits (B,h,w) that each code costs. Its gradient, passed on by diff_sign, draws a bit
-        that was not expected towards what was."""
-        return F.softplus(-code * self.look(code)).sum(dim=-1) / math.log(2)
-
-
-class BSQPatchAutoEncoder(PatchTokenizer):
+class BSQPatchAutoEncoder(QuantizedAutoEncoder):
     """A tokenizer: the patch auto-encoder with BSQ in its waist.
 
     ::
@@ -114,6 +101,9 @@ class BSQPatchAutoEncoder(PatchTokenizer):
         inverse_temperature: tau, how sharply q(bit = 1 | u) = sigmoid(2 tau u / sqrt(L)) follows u.
     """
 
+    architecture = "BSQ patch auto-encoder 1"
+    training_options = frozenset({"commitment_weight", "entropy_weight", "gamma", "inverse_temperature", "rate_weight"})
+
     def __init__(
         self,
         patch_size: int = 5,
@@ -128,10 +118,10 @@ class BSQPatchAutoEncoder(PatchTokenizer):
         inverse_temperature: float = 100.0,
         rate_weight: float = 0.0,
     ):
-        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        super().__init__(patch_size, latent_dim, latent_dim, encoder_blocks, decoder_blocks, detail)
-        self.config = config
-        check_weights(config, ("commitment_weight", "entropy_weight", "gamma", "inverse_temperature", "rate_weight"))
+        networks = patch_networks(patch_size, latent_dim, latent_dim, encoder_blocks, decoder_blocks, detail)
+        super().__init__(patch_size, *networks)
+        checks.not_negative(commitment_weight=commitment_weight, entropy_weight=entropy_weight, gamma=gamma)
+        checks.not_negative(inverse_temperature=inverse_temperature, rate_weight=rate_weight)
         self.bsq = BSQ(codebook_bits, latent_dim)
         self.rate = RatePredictor(codebook_bits) if rate_weight else None
         self.n_tokens = 2**codebook_bits
@@ -155,10 +145,7 @@ class BSQPatchAutoEncoder(PatchTokenizer):
     def quantize(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         u = self.bsq.project(z)
         code = diff_sign(u)
-        return code, {**self._usage(code.detach()), **self._losses(u, code)}
-
-    def _usage(self, code: Tensor) -> dict[str, Tensor]:
-        return usage(self.bsq._code_to_index(code), self.n_tokens)
+        return code, {**usage(self.bsq._code_to_index(code.detach()), self.n_tokens), **self._losses(u, code)}
 
     def _losses(self, u: Tensor, code: Tensor) -> dict[str, Tensor]:
         c, losses, scale = self.config, {}, self.bsq.codebook_bits**-0.5
@@ -170,6 +157,6 @@ class BSQPatchAutoEncoder(PatchTokenizer):
             sure, used = binary_entropy(q).sum(dim=-1).mean(), binary_entropy(q.mean(dim=0)).sum()
             losses["entropy_loss"] = c["entropy_weight"] * (sure - c["gamma"] * used)
         if self.rate is not None:
-            bits = self.rate(code.reshape(-1, *code.shape[-3:])).mean()  # (...,h,w,L) -> (B,h,w,L)
+            bits = self.rate.bits_of_signs(code.reshape(-1, *code.shape[-3:])).mean()  # (...,h,w,L) -> (B,h,w,L)
             losses |= {"bits_per_token": bits.detach(), "rate_loss": c["rate_weight"] * bits}
         return losses

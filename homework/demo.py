@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from homework import checkpoint, cli
-from homework.codecs import CODECS, Codec
-from homework.compress import Compressor
-from homework.data import ImageDataset, to_float, to_uint8
-from homework.generation import decode, load_pair, save_images
-from homework.images import image_paths
-from homework.metrics import bits_at, errors, psnr
-from homework.report import cards, figure, heat, page, save_picture, table
+from homework.codec.compressor import Compressor
+from homework.core import checkpoint, cli, devices
+from homework.datasets.image_files import image_paths
+from homework.datasets.images import ImageDataset, to_float, to_uint8
+from homework.evaluation.codecs import CODECS, Codec
+from homework.evaluation.generated import decode, save_images
+from homework.evaluation.metrics import bits_at, errors, psnr
+from homework.evaluation.report import cards, figure, heat, page, save_picture, table
+from homework.priors.pairs import load_pair
 
 BATCH = 16  # images that go through a model at once; with many more, a processor's caches overflow
 
@@ -51,18 +52,18 @@ def demo(
     """
     cli.at_least(1, n_generate=n_generate, limit=limit)
     cli.check_seed(seed)
-    shipped = [checkpoint.PACKAGE / f"{m}.pth" for m in ("PatchAutoEncoder", "BSQPatchAutoEncoder", "AutoregressiveModel")]
+    shipped = ("PatchAutoEncoder", "BSQPatchAutoEncoder", "AutoregressiveModel")
     autoencoder, tokenizer, autoregressive = (
         str(path or default) for path, default in zip((autoencoder, tokenizer, autoregressive), shipped, strict=True)
     )
-    folder, device, seconds = Path(str(out)), cli.pick_device(device), {}
+    folder, device, seconds = Path(str(out)), devices.pick_device(device), {}
     with torch.inference_mode():
         with timed(seconds, "load models and images"):
             coder, prior = load_pair(tokenizer, autoregressive, device)
             ae = checkpoint.load(autoencoder).to(device)
             if ae.data != "images":
                 raise ValueError(f"{autoencoder} holds a {type(ae).__name__}, but an auto-encoder is needed here.")
-            data = ImageDataset(image_paths(str(images))[:limit], cli.parse_size(image_size))
+            data = ImageDataset(image_paths(str(images))[:limit], cli.parse_image_size(image_size))
             x = data.batch(np.arange(len(data)), device)  # (B,H,W,3)
         H, W = data.size
         with timed(seconds, "auto-encoder, there and back"):
@@ -92,7 +93,7 @@ def demo(
             "files": data.names,
             "bytes": [len(file) for file in files],
             "rivals": rivals,
-            "exact": compressor.coder.exact,
+            "exact": compressor.entropy_model.exact,
             "size": (H, W),
             "latent": tuple(ae.encode(x[:1]).shape[1:]),
             "grid": (h, w),
@@ -117,10 +118,10 @@ def demo(
         for i, image in enumerate(column.cpu().numpy()):
             save_picture(image, folder / f"{name}_{i}.png")
     for i, file in enumerate(files):
-        with checkpoint.replacing(folder / f"compressed_{i}.hwi") as path:
+        with files.replacing(folder / f"compressed_{i}.hwi") as path:
             path.write_bytes(file)
     save_images(generated, folder, 0)
-    with checkpoint.replacing(folder / "index.html") as path:  # last, so that all it refers to is there
+    with files.replacing(folder / "index.html") as path:  # last, so that all it refers to is there
         path.write_text(page("Images, tokens and back", body(facts)), "utf-8")
     print(f"{folder / 'index.html'}: {len(x)} images and {n_generate} generated ones; open it in a browser.")
 

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from homework import checkpoint, cli
-from homework.data import to_float
-from homework.feature_data import AUTOENCODER, FORMAT, INDEX, VERSION, open_shard, read_index, shard_path
-from homework.images import check_size, decoded, image_paths, read_image
+from homework.core import checkpoint, cli, devices, files, fingerprint
+from homework.datasets.features import AUTOENCODER, FORMAT, INDEX, VERSION, open_shard, read_index, shard_path
+from homework.datasets.image_files import check_size, decoded, image_paths, read_image
+from homework.datasets.images import to_float
+from homework.tokenizers.base import AutoEncoder, Tokenizer
 
 
 def features(
@@ -44,10 +45,10 @@ def features(
     cli.switches(replace=replace)
     if output.exists() and not output.is_dir():
         raise ValueError(f"The output is {output}, but must be a folder.")
-    size = cli.parse_size(image_size)
+    size = cli.parse_image_size(image_size)
     model = checkpoint.load(autoencoder)
-    if model.data != "images" or hasattr(model, "encode_index"):
-        made = "tokens (see python -m homework.tokenize)" if hasattr(model, "encode_index") else "no maps of images"
+    if not isinstance(model, AutoEncoder) or isinstance(model, Tokenizer):
+        made = "tokens (see python -m homework.tokenize)" if isinstance(model, Tokenizer) else "no maps of images"
         raise ValueError(f"{autoencoder} holds a {type(model).__name__}, which makes {made}; name an auto-encoder.")
     names = image_paths(images)
     index = plan(model, names, size or read_image(names[0]).shape[:2], shard)
@@ -55,7 +56,7 @@ def features(
     checkpoint.save(model, output / AUTOENCODER, model.meta)
     if missing:
         write_index(output, index, finished=False)
-    model.to(cli.pick_device(device))
+    model.to(devices.pick_device(device))
     with tqdm(total=len(names), desc="encoding", unit="img") as bar:
         bar.update(len(names) - sum(index["shards"][i] for i in missing))
         for i, maps in encode_shards(model, index, missing, batch_size, size, bar):
@@ -75,7 +76,7 @@ def plan(model: torch.nn.Module, names: list[str], image_size: tuple[int, int], 
         "size": list(size),
         "image_size": list(image_size),
         "shards": [min(shard, len(names) - start) for start in range(0, len(names), shard)],
-        "autoencoder": checkpoint.fingerprint(model),
+        "autoencoder": fingerprint.identity(model),
         "names": names,
     }
 
@@ -118,7 +119,7 @@ def encode_shards(
     ends = np.cumsum(index["shards"])
     names = {i: index["names"][end - n : end] for i, (n, end) in enumerate(zip(index["shards"], ends, strict=True))}
     batches = [names[i][at : at + batch_size] for i in missing for at in range(0, len(names[i]), batch_size)]
-    device, images = next(model.parameters()).device, decoded(batches, image_size)
+    device, images = model.device, decoded(batches, image_size)
     for i in missing:
         maps = []
         while sum(map(len, maps)) < len(names[i]):
@@ -138,13 +139,13 @@ def encode_shards(
 
 
 def write_shard(path: Path, maps: np.ndarray) -> None:
-    with checkpoint.replacing(path) as temporary, open(temporary, "wb") as file:
+    with files.replacing(path) as temporary, open(temporary, "wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(maps))
         file.write(maps.tobytes())  # on a full disk OSError tells so, which np.save's own error does not
 
 
 def write_index(folder: Path, index: dict, finished: bool) -> None:
-    with checkpoint.replacing(folder / INDEX) as temporary:
+    with files.replacing(folder / INDEX) as temporary:
         temporary.write_text(json.dumps(index | {"finished": finished}, indent=1), "utf-8")
 
 

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
-from homework import checkpoint, checks, cli, sampling
-from homework.data import to_float, to_uint8
-from homework.images import read_image
-from homework.report import on_sheet, save_picture
-from homework.tokenize import code_table
+from homework.core import checks, cli, devices
+from homework.datasets.image_files import read_image
+from homework.datasets.images import to_float, to_uint8
+from homework.evaluation.generated import decode, save_images
+from homework.evaluation.report import on_sheet, save_picture
+from homework.priors import sampling
+from homework.priors.pairs import load_pair
 
 FRAME = (100, 150)  # pixels, height and width, of images whose prior is for no size of its own
 
@@ -62,18 +63,17 @@ def generate(
     """
     tokenizer, prior, output_path = map(str, (tokenizer, prior, output_path))  # Fire takes 7 for a number
     complete = None if complete is None else str(complete)
-    checks.whole(1, N_IMAGES=n_images)
+    checks.integer(1, N_IMAGES=n_images)
     cli.at_least(1, batch_size=batch_size)
     cli.check_seed(seed)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     options |= {"num_beam": num_beam, "beam_width": beam_width, "beams": beams}
     sampling.check(**options)
-    device = cli.pick_device(device)
+    device = devices.pick_device(device)
     coder, prior = load_pair(tokenizer, prior, device)
-    sides = getattr(coder, "pixels", (coder.patch_size, coder.patch_size))  # of a SOM, patches need not be square
-    config = getattr(prior, "config", {})
-    whole = (config["height"] * sides[0], config["width"] * sides[1]) if "height" in config else FRAME
-    H, W = cli.parse_size(image_size) or whole
+    sides, grid = coder.patch_shape, prior.grid_size
+    whole = (grid[0] * sides[0], grid[1] * sides[1]) if grid else FRAME
+    H, W = cli.parse_image_size(image_size) or whole
     h, w = (-(-side // patch) for side, patch in zip((H, W), sides, strict=True))
     kept = None
     if complete is not None:
@@ -93,70 +93,6 @@ def generate(
             bar.update(n)
     names = "generation_0.png" + f" to generation_{n_images - 1}.png" * (n_images > 1)
     print(f"{output_path}: {names}, of {W}x{H} pixels (width x height)")
-
-
-class Uniform(nn.Module):
-    """The prior that has learned nothing: each token is any of the K codes, whatever the others are."""
-
-    def __init__(self, n_tokens: int):
-        super().__init__()
-        self.n_tokens = n_tokens
-
-    def generate(
-        self, B: int, h: int, w: int, device="cpu", generator=None, prefix: Tensor | None = None, **sampling_options
-    ) -> Tensor:
-        """(B,h,w) int64 grids; see :func:`homework.sampling.generate`, whose other options make no difference here."""
-        grids = torch.randint(self.n_tokens, (B, h, w), generator=generator).to(device)
-        if prefix is not None:
-            grids[:, : prefix.shape[1]] = prefix
-        return grids
-
-
-def load_pair(tokenizer: str, autoregressive: str, device: torch.device) -> tuple[nn.Module, nn.Module]:
-    """A tokenizer and a prior from their checkpoints (or the prior "uniform"), on ``device``. ValueError if they do not go
-    together."""
-    coder = checkpoint.load(tokenizer).to(device)
-    uniform = autoregressive == "uniform"
-    prior = Uniform(getattr(coder, "n_tokens", 1)) if uniform else checkpoint.load(autoregressive).to(device)
-    for path, model, method, role in (
-        (tokenizer, coder, "decode_index", "tokenizer"),
-        (autoregressive, prior, "generate", "prior"),
-    ):
-        if not hasattr(model, method):
-            raise ValueError(f"{path} holds a {type(model).__name__}, but a {role} is needed here.")
-    if getattr(prior, "data", None) == "multiscale":
-        raise ValueError(f"{autoregressive} holds a {type(prior).__name__}, which needs a coarser grid to start from; see "
-                         "python -m homework.generation cascade.")  # fmt: skip
-    if coder.n_tokens != prior.n_tokens:
-        raise ValueError(f"{tokenizer} has {coder.n_tokens} codes, but {autoregressive} was trained on {prior.n_tokens}; "
-                         f"train a prior on this tokenizer's grids.")  # fmt: skip
-    meant = getattr(prior, "meta", {}).get("tokenizer")  # not told by tokens of earlier versions
-    if meant and meant != checkpoint.fingerprint(coder) or not reads_codes_of(prior, coder):
-        raise ValueError(f"{autoregressive} was trained on the grids of another tokenizer than {tokenizer}; name that one, "
-                         f"or train a prior on this one's grids.")  # fmt: skip
-    return coder, prior
-
-
-def reads_codes_of(prior: nn.Module, coder: nn.Module) -> bool:
-    """Whether the code vectors that the prior has stored, if it has any, are the tokenizer's, up to float16."""
-    table = getattr(prior, "codes", None)
-    if table is None:
-        return True
-    own = code_table(coder)
-    K, d = own.shape
-    return prior.config["code_dim"] == d and bool((table[:K, :d] - own).abs().max() <= 0.01 * own.abs().max())
-
-
-@torch.inference_mode()
-def decode(coder: nn.Module, grids: Tensor) -> Tensor:
-    """(B,h,w) int64 grids -> (B,H,W,3) uint8 images on the CPU."""
-    return to_uint8(coder.decode_index(grids)).cpu()
-
-
-def save_images(images: Tensor, folder: Path, first: int) -> None:
-    """Writes (B,H,W,3) uint8 images as generation_{first}.png and so on, each whole or not at all."""
-    for i, image in enumerate(images, first):
-        save_picture(image, folder / f"generation_{i}.png")
 
 
 def cascade(
@@ -188,7 +124,7 @@ def cascade(
 
     cli.at_least(1, num_images=num_images, batch_size=batch_size, scale=scale)
     cli.check_seed(seed)
-    device = cli.pick_device(device)
+    device = devices.pick_device(device)
     whole, folder = Cascade(stages, device), Path(str(out_dir))
     K, size = whole.codebooks[0].n_tokens, whole.sizes[0]
     generator = torch.Generator().manual_seed(seed)

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from homework import checkpoint, checks, cli
-from homework.pixelcnn import GatedPixelCNN, PixelCNN
+from homework.core import checks, cli, files
+from homework.priors.pixelcnn import GatedPixelCNN, PixelCNN
 
 CHANNELS = 8
 DRAWS = 32  # random models and pictures that a weighted map is the mean of
@@ -113,7 +113,7 @@ def draw(maps: list[tuple[str, int, Tensor, Tensor]], layers: int, out: str) -> 
     for depth in range(1, layers + 1):
         axes[depth - 1][0].set_ylabel(f"{depth} layer{'s' * (depth > 1)}")
     figure.colorbar(shade, ax=axes, shrink=0.5, label="mean gradient, of the largest")
-    with checkpoint.replacing(out) as temporary:
+    with files.replacing(out) as temporary:
         figure.savefig(temporary, format="png", dpi=80)
     plt.close(figure)
 

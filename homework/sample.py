@@ -7,10 +7,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from homework import checkpoint, checks, cli, sampling
-from homework.images import read_image
-from homework.mnist import binary, read_split
-from homework.report import on_sheet, save_picture
+from homework.core import checkpoint, checks, cli, devices
+from homework.datasets.image_files import read_image
+from homework.datasets.mnist import binary, read_split
+from homework.evaluation.report import on_sheet, save_picture
+from homework.priors import sampling
+from homework.priors.pairs import check_prior
 
 UNKNOWN = 128  # the shade of what a completion has to fill in
 
@@ -54,22 +56,20 @@ def sample(
         data: the folder in which mnist/ lies, for numbers in --complete.
         device: auto, cpu, cuda or mps.
     """
-    checks.whole(1, N_IMAGES=n_images)
+    checks.integer(1, N_IMAGES=n_images)
     cli.at_least(1, scale=scale)
     cli.at_least(0, rows=rows)
     cli.check_seed(seed)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     sampling.check(**options)
-    device = cli.pick_device(device)
-    model = checkpoint.load(str(prior)).to(device)
-    if not hasattr(model, "steps"):
-        raise ValueError(f"{prior} holds a {type(model).__name__}, but a prior is needed here.")
-    if not 2 <= model.n_tokens <= 256 or "tokenizer" in model.meta or model.config.get("code_dim"):
+    device = devices.pick_device(device)
+    model = check_prior(prior, checkpoint.load(str(prior))).to(device)
+    if not 2 <= model.n_tokens <= 256 or "tokenizer" in model.meta or model.stored_codes() is not None:
         raise ValueError(f"The {model.n_tokens} tokens of {prior} are no shades of grey; for a prior over a tokenizer's "
                          f"grids there is python -m homework.generation.")  # fmt: skip
     if binarize is None:
         binarize = model.meta.get("binarize", 0)
-    H, W = cli.parse_size(image_size)
+    H, W = cli.parse_image_size(image_size)
     draws, folder = torch.Generator().manual_seed(seed), Path(str(output_path))
     if complete is None:
         new = model.generate(n_images, H, W, device, generator=draws, **options)

@@ -5,9 +5,9 @@ import re
 import torch
 from torchinfo import summary as table
 
-from homework import cli
-from homework.data import DATASETS
-from homework.registry import build, model_class
+from homework.core import cli
+from homework.core.registry import build, model_class
+from homework.datasets.kinds import DATASETS
 
 SIZES = {"images": "100x150", "features": "80x120", "tokens": "20x30", "multiscale": "20x30", "mnist": "28x28"}
 
@@ -26,7 +26,7 @@ def summary(model: str, image_size: str | None = None, depth: int = 4, **options
     """
     cli.at_least(1, depth=depth)
     cls = model_class(str(model))
-    H, W = cli.parse_size(image_size or SIZES[cls.data])
+    H, W = cli.parse_image_size(image_size or SIZES[cls.data])
     holds = DATASETS[cls.data].holds
     size = {} if holds == "features" else {"height": H, "width": W}  # there they are a feature map's
     built = build(cls, options, size, others=("image_size", "depth"))

@@ -9,14 +9,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from homework import checkpoint, cli, distributed
-from homework.data import MnistImages, to_float
-from homework.feature_data import INDEX, FeatureDataset
-from homework.images import decoded, image_paths
-from homework.mnist import FILES, find
+from homework.core import cli, devices, files, fingerprint
+from homework.datasets.features import INDEX, FeatureDataset
+from homework.datasets.image_files import decoded, image_paths
+from homework.datasets.images import to_float
+from homework.datasets.mnist import FILES, MnistImages, find
+from homework.priors.pairs import load_tokenizer
+from homework.tokenizers.base import Tokenizer
+from homework.tokenizers.som import SOM
+from homework.training import distributed
 
 MOST = 16  # copies are moved by fewer pixels than these
-
 Result = tuple[tuple[int, int], np.ndarray] | str  # the image's (H, W) and its grid (h, w), or what is wrong with it
 
 
@@ -60,42 +63,31 @@ def tokenize(
         raise ValueError("Name the images to tokenize: files, folders or dataset.json files, after the output.")
     if Path(output).is_dir() or Path(output).suffix != ".pth":
         raise ValueError(f"The output is {output}, but must be a .pth file.")
-    size = cli.parse_size(image_size)
-    model = checkpoint.load(tokenizer)
-    if not hasattr(model, "encode_index"):
-        raise ValueError(f"{tokenizer} holds a {type(model).__name__}, which makes no tokens; name a tokenizer.")
+    size = cli.parse_image_size(image_size)
+    model = load_tokenizer(tokenizer)
     if shift is None:
-        shift = min(model.patch_size, MOST) - 1
-    known = {"tokenizer": checkpoint.fingerprint(model), "shift": shift if copies else 0}
+        shift = min(*model.patch_shape, MOST) - 1
+    known = {"tokenizer": fingerprint.identity(model), "shift": shift if copies else 0}
     if codes:
-        known["codes"] = code_table(model).clone()  # a clone, for a view would be saved with all that it views
+        known["codes"] = model.code_table().clone()  # a clone, for a view would be saved with all that it views
     data = open_folder(images[0], split) if len(images) == 1 else None
     if data:
         if copies or size:
             raise ValueError("--copies and --image_size are for files of images; digits and feature maps stay as they are.")
-        results = encode_dataset(model.to(cli.pick_device(device)), data, batch_size)
+        results = encode_dataset(model.to(devices.pick_device(device)), data, batch_size)
         _write(results, model.n_tokens, output, skip_bad, known)
         return
     if split is not None:
         raise ValueError("--split is for MNIST's folder alone, named mnist; leave it out, and name a folder of images.")
     paths = image_paths(images)
     try:
-        local_device = distributed.setup(cli.pick_device(device))
+        local_device = distributed.setup(devices.pick_device(device))
         model.to(local_device)
         results = distributed.gather(encode_files(model, paths, batch_size, size, local_device, copies, shift))
     finally:
         distributed.cleanup()
     if results is not None:
         _write(dict(item for part in results for item in part.items()), model.n_tokens, output, skip_bad, known)
-
-
-@torch.no_grad()
-def code_table(model: torch.nn.Module) -> torch.Tensor:
-    """(K,d) float: row k is what the tokenizer's ``code_vectors`` give for token k. ValueError for more than 2^20 codes."""
-    if model.n_tokens > 2**20:
-        raise ValueError(f"The tokenizer has {model.n_tokens} codes, too many for the table of --codes; leave --codes out.")
-    index = torch.arange(model.n_tokens, device=next(model.parameters()).device)
-    return model.code_vectors(index[:, None, None])[:, 0, 0]  # (K,1,1,d) -> (K,d)
 
 
 def open_folder(folder: str, split: str | None) -> FeatureDataset | MnistImages | None:
@@ -112,18 +104,16 @@ def open_folder(folder: str, split: str | None) -> FeatureDataset | MnistImages 
 
 
 @torch.inference_mode()
-def encode_dataset(model: torch.nn.Module, data: FeatureDataset | MnistImages, batch_size: int) -> dict[str, Result]:
+def encode_dataset(model: Tokenizer, data: FeatureDataset | MnistImages, batch_size: int) -> dict[str, Result]:
     """The grids of all of ``data``. ValueError for feature maps if the tokenizer reads none, or those of another
     auto-encoder."""
     encode = model.encode_index
     if data.holds == "features":
-        if not hasattr(model, "encode_features"):
-            raise ValueError(f"These are feature maps, but a {type(model).__name__} makes tokens of images; name these.")
-        if checkpoint.fingerprint(model.autoencoder) != data.fingerprint:
+        if isinstance(model, SOM) and not fingerprint.is_of(data.fingerprint, model.autoencoder):
             raise ValueError("These feature maps are of another auto-encoder than the tokenizer's; make them with its own, "
                              "or name images.")  # fmt: skip
         encode = model.encode_features
-    device, results = next(model.parameters()).device, {}
+    device, results = model.device, {}
     with tqdm(total=len(data), desc="tokenizing", unit="img") as bar:
         for places in torch.arange(len(data)).split(batch_size):
             grids = encode(data.batch(places, device)).cpu().numpy().astype(smallest_type(model.n_tokens))
@@ -134,7 +124,7 @@ def encode_dataset(model: torch.nn.Module, data: FeatureDataset | MnistImages, b
 
 @torch.inference_mode()
 def encode_files(
-    model: torch.nn.Module,
+    model: Tokenizer,
     paths: list[str],
     batch_size: int,
     image_size: tuple[int, int] | None = None,
@@ -204,7 +194,7 @@ def _write(results: dict[str, Result], n_tokens: int, output: str, skip_bad: boo
         print(f"Left out {len(bad)} of {len(results)} images:\n  {named}", file=sys.stderr)
     grids = {path: r[1] for path, r in results.items() if not isinstance(r, str) and r[0] == size}
     tokens = torch.from_numpy(np.stack(list(grids.values())))  # (N, h, w)
-    checkpoint.write({"tokens": tokens, "n_tokens": n_tokens, "names": list(grids)} | known, output)
+    files.write({"tokens": tokens, "n_tokens": n_tokens, "names": list(grids)} | known, output)
     used = len(np.unique(tokens.numpy()))
     print(f"{output}: {len(grids)} grids of {tokens.shape[1]}x{tokens.shape[2]} tokens, {used} of {n_tokens} codes used")
 

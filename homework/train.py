@@ -4,11 +4,12 @@ import inspect
 import sys
 from pathlib import Path
 
-from homework import checks, cli
-from homework.registry import MODELS
-from homework.trainer import Run
+from homework.core import checks, cli
+from homework.core.registry import MODELS
+from homework.tokenizers.pictures import grid_decoder
+from homework.training.loop import Run
 
-BESIDE_RESUME = ("model", "save_every", "output", "device")  # what a resumed run may be told anew
+RESUME_OVERRIDES = ("model", "save_every", "output", "device")  # what a resumed run may be told anew
 
 
 def train(
@@ -94,9 +95,10 @@ def train(
     init, output, coarse = (path if path is None else str(path) for path in (init, output, coarse))
     settings = {k: v for k, v in locals().items() if k not in ("resume", "config", "options")} | {"options": options}
     check(settings | {"resume": resume})
-    usual = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
-    told = {k: v for k, v in (settings | options).items() if v != usual.get(k) and k not in (*BESIDE_RESUME, "options")}
-    Run(settings, told if resume else None).fit()
+    defaults = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
+    fixed = {k: v for k, v in (settings | options).items() if k not in (*RESUME_OVERRIDES, "options")}
+    overrides = {k: v for k, v in fixed.items() if v != defaults.get(k)}
+    Run(settings, overrides if resume else None, grid_decoder).fit()
 
 
 def check(settings: dict) -> None:
@@ -107,11 +109,11 @@ def check(settings: dict) -> None:
         may_lack = ("limit", "warmup", "lr", "lr_step", "keep_every", "validate_every")
         return {f"--{name}": settings[name] for name in names if settings[name] is not None or name not in may_lack}
 
-    checks.whole(1, **given("batch_size", "accumulate", "limit", "validate_every", "lr_step", "keep_every"))
-    checks.whole(0, **given("warmup", "seed"))
+    checks.integer(1, **given("batch_size", "accumulate", "limit", "validate_every", "lr_step", "keep_every"))
+    checks.integer(0, **given("warmup", "seed"))
     checks.positive(**given("epochs", "lr", "clip", "save_every"))
-    checks.part(**given("ema", "weight_decay"))
-    checks.flag(**given("augment", "resume", "bf16", "compile"))
+    checks.fraction(**given("ema", "weight_decay"))
+    checks.boolean(**given("augment", "resume", "bf16", "compile"))
     if type(settings["lr_factor"]) not in (int, float) or not 0 < settings["lr_factor"] <= 1:
         raise ValueError(f"--lr_factor is {settings['lr_factor']!r}, but must be above 0 and at most 1.")
     if settings["inputs"] not in ("embedding", "codes"):

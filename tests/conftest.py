@@ -15,8 +15,9 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-from homework import checkpoint, cli
-from homework.registry import model_class
+from homework.core import cli
+from homework.core.files import write
+from homework.core.registry import model_class
 
 ROOT = Path(__file__).parents[1]
 SIZE = (20, 30)  # of the frames here, in pixels
@@ -145,7 +146,7 @@ def data(tmp_path_factory) -> Path:
             grey = piece.mean(axis=2).reshape(GRID[0], 5, GRID[1], 5).mean(axis=(1, 3))  # (20,30) -> (4,5,6,5) -> (4,6)
             grids.append((grey * K / 256).astype(np.uint8))
         tokens = {"tokens": torch.from_numpy(np.stack(grids)), "n_tokens": K, "names": [f"{i}" for i in range(n)]}
-        checkpoint.write(tokens, folder / f"tokenized_{split}.pth")
+        write(tokens, folder / f"tokenized_{split}.pth")
     return folder
 
 

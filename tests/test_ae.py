@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from homework import ImageDataset, PatchAutoEncoder, ae
-from homework.ae import pad_to_patches, unpatch
+from homework.nn.blocks import pad_to_patches, unpatch
 
 sizes = st.tuples(st.integers(1, 61), st.integers(1, 61))
 

@@ -9,8 +9,9 @@ from conftest import GRID, TINY, K, build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from homework import AutoregressiveModel, autoregressive, sampling
-from homework.autoregressive import NEIGHBOURS
+from homework import AutoregressiveModel, autoregressive
+from homework.priors import sampling
+from homework.priors.raster import NEIGHBOURS
 
 MODES = ("none", "1d", "2d")
 every_mode = pytest.mark.parametrize("position", MODES)

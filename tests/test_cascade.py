@@ -9,8 +9,10 @@ from conftest import GRID, TINY, K, batch_for, build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from homework import CascadeStage, cascade, checkpoint, sampling
-from homework.transformer import ACTIVATIONS, DecoderLayer
+from homework import CascadeStage
+from homework.core import checkpoint
+from homework.nn.transformer import ACTIVATIONS, DecoderLayer
+from homework.priors import sampling
 
 N, HC, WC, KC = GRID[0] * GRID[1], 2, 3, 5
 # the usual stage, one with a window, decoders alone, and coarse grids whose sides do not divide the fine ones
@@ -352,6 +354,6 @@ def test_pictures_are_the_datas_and_as_many_samples_of_the_same_coarse_grids():
 
 def test_defaults():
     model = CascadeStage(model_lr=3e-4)
-    assert model.learning_rate == 3e-4 and model.set_progress(0.5) is None and callable(cascade.load)
+    assert model.learning_rate == 3e-4 and model.set_progress(0.5) is None
     assert model.encode(torch.zeros(2, 10, 15, dtype=torch.int64)).shape == (2, 150, 128)
     assert set(TINY["CascadeStage"]) <= set(model.config)

@@ -14,7 +14,8 @@ from conftest import build, file_size_limit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from homework import checkpoint
+from homework.core import checkpoint, files
+from homework.training import resume
 
 NAME = "PatchAutoEncoder"
 
@@ -71,7 +72,7 @@ def test_code_is_refused_and_does_not_run(form, tmp_path, file):
     else:
         content = {"in the config": data | {"config": evil}, "in the weights": data | {"state_dict": {"a": evil}}}
         torch.save(content.get(form, evil), path, _use_new_zipfile_serialization=form != "legacy torch")
-    for read in (checkpoint.read, checkpoint.load):
+    for read in (files.read, checkpoint.load):
         with pytest.raises(ValueError, match="code"):
             read(path)
     assert not proof.exists()
@@ -140,7 +141,7 @@ WRONG = {
 def test_wrong_contents_are_refused(change, tmp_path):
     path = tmp_path / "x.pth"
     right = {"model": NAME, "config": MODEL.config, "state_dict": dict(MODEL.state_dict()), "meta": {}}
-    checkpoint.write(right | change, path)
+    files.write(right | change, path)
     with pytest.raises(ValueError) as error:
         checkpoint.load(path)
     assert str(error.value).count("\n") == 0
@@ -263,11 +264,11 @@ def test_a_write_that_stops_in_the_middle_leaves_the_old_file(error, tmp_path, m
 def test_replacing_shows_the_new_file_only_at_the_end(tmp_path):
     path = tmp_path / "x"
     path.write_text("old")
-    with checkpoint.replacing(path) as temporary:
+    with files.replacing(path) as temporary:
         temporary.write_text("new")
         assert path.read_text() == "old" and temporary.parent == path.parent
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(ZeroDivisionError), checkpoint.replacing(path) as temporary:
+    with pytest.raises(ZeroDivisionError), files.replacing(path) as temporary:
         temporary.write_text("newer")
         raise ZeroDivisionError
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
@@ -285,11 +286,11 @@ def test_a_folder_that_cannot_be_is_an_error_of_the_system(tmp_path):
 def test_the_latest_run_of_the_model_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("2026-01-02_00-00-00_A", "2026-01-10_00-00-00_A", "2025-12-31_00-00-00_A", "2027-01-01_00-00-00_BSQA"):
-        checkpoint.write({}, f"checkpoints/{name.replace('A', NAME)}.state.pth")
-    assert checkpoint.find_state(NAME).name == f"2026-01-10_00-00-00_{NAME}.state.pth"
-    assert checkpoint.find_state("BSQPatchAutoEncoder").name == "2027-01-01_00-00-00_BSQPatchAutoEncoder.state.pth"
+        files.write({}, f"checkpoints/{name.replace('A', NAME)}.state.pth")
+    assert resume.find_state(NAME).name == f"2026-01-10_00-00-00_{NAME}.state.pth"
+    assert resume.find_state("BSQPatchAutoEncoder").name == "2027-01-01_00-00-00_BSQPatchAutoEncoder.state.pth"
     old = f"checkpoints/2025-12-31_00-00-00_{NAME}"
-    assert str(checkpoint.find_state(f"{old}.pth")) == f"{old}.state.pth"
+    assert str(resume.find_state(f"{old}.pth")) == f"{old}.state.pth"
     for model in ("AutoregressiveModel", "checkpoints/none.pth", "Nonsense"):
         with pytest.raises(ValueError, match=model):
-            checkpoint.find_state(model)
+            resume.find_state(model)

@@ -11,9 +11,12 @@ import torch
 from conftest import GRID, SIZE, TINY, K, build, run, sentence
 from PIL import Image
 
-from homework import checkpoint, load
-from homework.coarse_to_fine import Cascade
-from homework.data import ImageDataset, MultiscaleDataset
+from homework import load
+from homework.codec.cascade_coder import CascadeCoder
+from homework.core import checkpoint, files, fingerprint
+from homework.datasets.images import ImageDataset
+from homework.datasets.tokens import MultiscaleDataset
+from homework.priors.cascade import Cascade
 
 SMALL = {"in_dim": 8, "hidden_dim": 16, "num_dec_layers": 1, "self_attn_heads": 2, "cross_attn_heads": 2}
 BOOKS = {"map": "map", "coarse": 2, "fine": 1}  # patches of codebooks: 1x1, 2x3 and 4x6 codes for an image
@@ -72,8 +75,8 @@ def test_stages_know_their_sizes_rates_and_codebooks(folder, cascade):
     assert cascade.sizes == [(1, 1), (2, 3), GRID]
     for k, stage in enumerate(cascade.stages):
         assert stage.config["num_enc_layers"] == k and stage.learning_rate == 2e-3
-        assert stage.meta["tokenizer"] == checkpoint.fingerprint(cascade.codebooks[k + 1])
-        assert stage.meta["coarse_tokenizer"] == checkpoint.fingerprint(cascade.codebooks[k])
+        assert stage.meta["tokenizer"] == fingerprint.identity(cascade.codebooks[k + 1])
+        assert stage.meta["coarse_tokenizer"] == fingerprint.identity(cascade.codebooks[k])
         assert stage.meta["valid"]["bits_per_image"] > 0
     kept = sorted((folder / "checkpoints").glob("*_CascadeStage_*.pth"))  # a checkpoint every 10 updates of 24
     assert [p.stem.rsplit("_", 1)[1] for p in kept] == ["10", "20"] and load(kept[0]).meta["update"] == 10
@@ -84,27 +87,27 @@ def test_bits_are_those_of_the_stages_and_their_sum_is_what_the_coder_needs(casc
     bits = cascade.bits(grids)
     assert bits[0] == math.log2(K) and len(bits) == 3
     assert bits[2] == pytest.approx(float(cascade.stages[1].loss((grids[1], grids[2]))["bits_per_image"]))
-    payloads = cascade.compress(grids)
+    payloads = CascadeCoder(cascade).compress(grids)
     mean = 8 * sum(map(len, payloads)) / len(payloads)
     assert sum(bits) - 8 < mean < sum(bits) + 40
-    for one, other in zip(cascade.decompress(payloads), grids, strict=True):
+    for one, other in zip(CascadeCoder(cascade).decompress(payloads), grids, strict=True):
         assert torch.equal(one, other)
 
 
 def test_what_the_caller_allows_changes_no_payload(cascade, data):
     grids = cascade.encode(frames(data))
-    expected = cascade.compress(grids)
+    expected = CascadeCoder(cascade).compress(grids)
     with torch.autocast("cpu", torch.bfloat16):
-        assert cascade.compress(grids) == expected
+        assert CascadeCoder(cascade).compress(grids) == expected
 
 
 def test_a_damaged_payload_is_told_or_gives_other_grids_but_never_an_error_of_another_kind(cascade, data):
-    payloads, draws = cascade.compress(cascade.encode(frames(data, 1))), np.random.default_rng(0)
+    payloads, draws = CascadeCoder(cascade).compress(cascade.encode(frames(data, 1))), np.random.default_rng(0)
     for _ in range(30):
         damaged = bytearray(payloads[0])
         damaged[draws.integers(len(damaged))] ^= 1 << draws.integers(8)
         try:
-            grids = cascade.decompress([bytes(damaged)])
+            grids = CascadeCoder(cascade).decompress([bytes(damaged)])
         except ValueError as error:
             assert "Payload 0 is damaged" in str(error)
         else:
@@ -209,9 +212,9 @@ def test_a_bad_option_ends_in_one_sentence(stages, command, options, words, tmp_
 )
 def test_training_a_stage_on_what_does_not_fit_ends_in_one_sentence(stages, folder, command, options, words):
     for split in "train", "valid":
-        tokens = checkpoint.read(folder / f"coarse/tokenized_{split}.pth")
-        checkpoint.write(tokens | {"names": tokens["names"][::-1]}, folder / f"other/tokenized_{split}.pth")
-        checkpoint.write(tokens | {"shift": 2}, folder / f"moved/tokenized_{split}.pth")
+        tokens = files.read(folder / f"coarse/tokenized_{split}.pth")
+        files.write(tokens | {"names": tokens["names"][::-1]}, folder / f"other/tokenized_{split}.pth")
+        files.write(tokens | {"shift": 2}, folder / f"moved/tokenized_{split}.pth")
     said = sentence(command("train", "CascadeStage", *options, "--device", "cpu", "--output", "bad.pth"))
     assert re.search(words, said), said
 
@@ -221,8 +224,8 @@ def test_training_a_stage_on_what_does_not_fit_ends_in_one_sentence(stages, fold
 )
 def test_a_stage_goes_on_with_the_grids_of_its_own_codebooks_alone(stages, folder, command, tmp_path, fine, coarse, option):
     for split in "train", "valid":
-        tokens = checkpoint.read(folder / "coarse" / f"tokenized_{split}.pth")
-        checkpoint.write(tokens | {"tokenizer": "another"}, tmp_path / "other_coarse" / f"tokenized_{split}.pth")
+        tokens = files.read(folder / "coarse" / f"tokenized_{split}.pth")
+        files.write(tokens | {"tokenizer": "another"}, tmp_path / "other_coarse" / f"tokenized_{split}.pth")
     coarse = tmp_path / coarse if coarse.startswith("other") else coarse
     done = command("train", "stage1.pth", "--data", fine, "--coarse", coarse, "--output", tmp_path / "on.pth")
     assert f"trained on the grids of another tokenizer than those of {option}" in sentence(done)

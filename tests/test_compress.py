@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_container import mutate
 
-from homework import Compressor, checkpoint, cli, compress, container, exact
-from homework.data import to_float, to_uint8
-from homework.images import read_image
+from homework import Compressor, compress
+from homework.codec import archive, entropy, format, tiles
+from homework.core import checkpoint, cli
+from homework.datasets.image_files import read_image
+from homework.datasets.images import to_float, to_uint8
 
 SIZES = [(1, 1), (5, 5), SIZE, (3, 61), (47, 100)]  # one patch, odd ones, the prior's grid, and 2x1 and 3x4 tiles
 
@@ -38,7 +40,7 @@ def models():
 def compressor(models, request, monkeypatch):
     """Every pair: either tokenizer, under a transformer in whole numbers and under a prior in floats."""
     if request.param == "float":
-        monkeypatch.setattr(exact, "coder", exact.FloatPrior)
+        monkeypatch.setattr(entropy, "entropy_model", entropy.FloatPrior)
     tokenizer = build("VQPatchAutoEncoder").eval() if "VQ" in request.param else models[0]
     prior = build("GatedPixelCNN").eval() if "PixelCNN" in request.param else models[1]
     made = Compressor(tokenizer, prior)
@@ -74,7 +76,7 @@ def greedy(coder, size: tuple[int, int], likely: bool) -> np.ndarray:
 def bits(coder, grid: np.ndarray) -> float:
     """What a grid costs under the prior, tile by tile."""
     total = 0.0
-    for (a, b), places in container.tiles(grid.shape, (coder.height, coder.width)):
+    for (a, b), places in tiles.tiles(grid.shape, (coder.height, coder.width)):
         for top, left in places:
             tokens, step = torch.from_numpy(grid[None, top : top + a, left : left + b].reshape(1, -1)), coder.steps(1, a, b)
             for n, token in enumerate(tokens[0]):
@@ -95,7 +97,7 @@ def test_an_image_comes_back_as_its_tokens_decoded(compressor, size):
     assert x_hat.shape == x.shape and torch.equal(x_hat, compressor.tokenizer.decode_index(index)[: size[0], : size[1]])
     (grid,) = compressor.decompress_tokens([data])
     assert np.array_equal(grid, index.numpy()) and grid.dtype == np.int64
-    assert len(data) <= math.ceil(bits(compressor.coder, grid) / 8) + 24
+    assert len(data) <= math.ceil(bits(compressor.entropy_model, grid) / 8) + 24
 
 
 @pytest.mark.parametrize("how", ["random", "constant", "likeliest", "least likely"])
@@ -107,12 +109,12 @@ def test_tokens_come_back(compressor, how, grid):
     elif how == "constant":
         tokens = np.full(grid, K - 1)
     elif grid != (5, 7):
-        tokens = greedy(compressor.coder, grid, how == "likeliest")
+        tokens = greedy(compressor.entropy_model, grid, how == "likeliest")
     else:
         tokens = np.zeros(grid, int)
     (data,) = compressor.compress_tokens(tokens[None], size)
     assert np.array_equal(compressor.decompress_tokens([data])[0], tokens)
-    assert len(data) <= math.ceil(bits(compressor.coder, tokens) / 8) + 24
+    assert len(data) <= math.ceil(bits(compressor.entropy_model, tokens) / 8) + 24
 
 
 @settings(max_examples=15)
@@ -152,7 +154,7 @@ def test_batch_size_and_threads_change_no_byte(models, exactly):
 
 
 def test_more_tiles_than_are_coded_at_once(models, monkeypatch):
-    monkeypatch.setattr(container, "TILES", 2)
+    monkeypatch.setattr(tiles, "TILES", 2)
     few = Compressor(*models)
     x = noise((100, 60))  # 20x12 tokens: 5x2 tiles of 4x6
     assert torch.equal(few.decompress(few.compress(x)), models[0](x)[0])
@@ -197,7 +199,7 @@ def test_files_of_other_models_are_told(compressor, models):
 
 def test_floats_and_whole_numbers_are_told_apart(models, exactly, monkeypatch):
     data = exactly.compress(noise(SIZE))
-    monkeypatch.setattr(exact, "coder", exact.FloatPrior)
+    monkeypatch.setattr(entropy, "entropy_model", entropy.FloatPrior)
     with pytest.raises(ValueError, match="another prior"):
         Compressor(*models).decompress(data)
 
@@ -276,7 +278,7 @@ def test_one_image_there_and_back(call, folder, models):
 @pytest.mark.parametrize("arithmetic", ["exact", "float"])
 def test_a_folder_there_and_back(call, folder, models, arithmetic, monkeypatch):
     if arithmetic == "float":
-        monkeypatch.setattr(exact, "coder", exact.FloatPrior)
+        monkeypatch.setattr(entropy, "entropy_model", entropy.FloatPrior)
     done = call("compress", "t.pth", "p.pth", "photos", "photos.tok", "--verify", "--batch_size", 4)
     assert done.returncode == 0 and "verified" in done.stdout and "6 images" in done.stdout, done.stderr
     assert call("decompress", "t.pth", "p.pth", "photos.tok", "back", "--batch_size", 3).returncode == 0
@@ -320,7 +322,7 @@ def test_several_sources_keep_their_folders(call, folder, models):
 def test_a_folder_of_one_image_is_an_archive(call, folder):
     picture(folder / "single/a.png")
     assert call("compress", "t.pth", "p.pth", "single", "a.tok").returncode == 0
-    assert Path("a.tok").read_bytes()[:2] == container.ARCHIVE
+    assert Path("a.tok").read_bytes()[:2] == format.ARCHIVE
 
 
 def test_pictures_of_one_name_and_two_kinds(call, folder, models):
@@ -444,7 +446,7 @@ def test_files_of_another_model_are_told_and_nothing_is_written(call, folder, ro
 def test_one_damaged_image_in_an_archive_leaves_no_picture_but_the_others_can_be_had(call, folder):
     call("compress", "t.pth", "p.pth", "photos", "a.tok")
     with open("a.tok", "rb") as file:
-        reader = container.Reader(file)
+        reader = archive.Reader(file)
     data = bytearray(Path("a.tok").read_bytes())
     data[reader.starts[4]] ^= 64
     Path("a.tok").write_bytes(data)

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from homework import container
-from homework.container import ARCHIVE, IMAGE, TOTAL, ArchiveWriter, Models, Reader, Streams
+from homework.codec import archive, format, range_coder, tiles
+from homework.codec.archive import ArchiveWriter, Reader
+from homework.codec.format import ARCHIVE, IMAGE, Models
+from homework.codec.range_coder import TOTAL, BatchDecoder
 
 K = 16
 MODELS = Models(bytes(range(32)), bytes(range(100, 132)), 5, True)
@@ -34,11 +36,12 @@ TABLE = whole_weights(np.random.default_rng(0).dirichlet(np.full(K, 0.3), K + 1)
 def code(grid: np.ndarray) -> bytes:
     """(h,w) -> payload."""
     before = TABLE[np.concatenate([[K], grid.flatten()[:-1]])]
-    return container.encode(*container.intervals(before, grid.flatten()))
+    return range_coder.encode(*range_coder.intervals(before, grid.flatten()))
 
 
 def decode(payloads: list[bytes], size: tuple[int, int], steps: list | None = None) -> list[np.ndarray]:
-    streams, last, tokens = Streams(payloads, [f"image {i}" for i in range(len(payloads))]), np.full(len(payloads), K), []
+    streams = BatchDecoder(payloads, [f"image {i}" for i in range(len(payloads))])
+    last, tokens = np.full(len(payloads), K), []
     for _ in range(math.prod(size)):
         last = streams.next(TABLE[last])
         tokens.append(last)
@@ -57,7 +60,7 @@ def draw_grid(size: tuple[int, int], seed: int) -> np.ndarray:
 
 def image_bytes(pixels: tuple[int, int] = (10, 15), seed: int = 0) -> bytes:
     grid = draw_grid((-(-pixels[0] // 5), -(-pixels[1] // 5)), seed)
-    return container.image_file(MODELS, pixels, code(grid), MODELS.crc(pixels, grid))
+    return format.image_file(MODELS, pixels, code(grid), MODELS.crc(pixels, grid))
 
 
 def archive_bytes(sizes: list[tuple[int, int]], names: list[str] | None = None, models: Models = MODELS) -> bytes:
@@ -105,7 +108,7 @@ def coded_tokens(draw, n_tokens=st.sampled_from([1, 2, 3, 4, 16, 1000])):
 @given(coded_tokens())
 def test_tokens_come_back(drawn):
     weights, tokens = drawn
-    streams = Streams([container.encode(*container.intervals(weights, tokens))], ["a"])
+    streams = BatchDecoder([range_coder.encode(*range_coder.intervals(weights, tokens))], ["a"])
     assert [int(streams.next(w[None])[0]) for w in weights] == tokens.tolist()
 
 
@@ -113,7 +116,7 @@ def test_tokens_come_back(drawn):
 def test_intervals_are_sums_of_frequencies(drawn):
     weights, tokens = drawn
     frequencies = weights.astype(np.int64) + 1
-    below, own = container.intervals(weights, tokens)
+    below, own = range_coder.intervals(weights, tokens)
     assert (frequencies.sum(axis=1) == TOTAL).all()
     assert below.tolist() == [f[:t].sum() for f, t in zip(frequencies, tokens, strict=True)]
     assert own.tolist() == [f[t] for f, t in zip(frequencies, tokens, strict=True)]
@@ -123,17 +126,17 @@ def test_intervals_are_sums_of_frequencies(drawn):
 def test_the_coder_uses_our_integers_and_no_others(drawn):
     """The interval of constriction's coder among all K tokens is that of a coder in Python's integers, to the last digit."""
     weights, tokens = drawn
-    coder = container.RangeEncoder()
-    coder.encode(tokens.astype(np.int32), container.Categorical(perfect=False), weights)
+    coder = range_coder.RangeEncoder()
+    coder.encode(tokens.astype(np.int32), range_coder.Categorical(perfect=False), weights)
     lower, width, words = 0, 2**64 - 1, 0
-    for below, own in zip(*(x.tolist() for x in container.intervals(weights, tokens)), strict=True):
+    for below, own in zip(*(x.tolist() for x in range_coder.intervals(weights, tokens)), strict=True):
         share = width // TOTAL
         lower, width = lower + share * below, share * own
         if width < 2**32:
             lower, width, words = lower * 2**32, width * 2**32, words + 1
     assert coder.pos() == (words, (lower % 2**64, width))
-    payload = container.encode(*container.intervals(weights, tokens))
-    assert payload == container._shortest(coder)  # so three symbols a token are as good as K
+    payload = range_coder.encode(*range_coder.intervals(weights, tokens))
+    assert payload == range_coder._shortest(coder)  # so three symbols a token are as good as K
     number = int.from_bytes(payload.ljust(4 * words + 8, b"\0"), "big")
     assert lower <= number < lower + width
     shorter = int.from_bytes(payload[:-1].ljust(4 * words + 8, b"\0"), "big")
@@ -144,9 +147,9 @@ def test_the_coder_uses_our_integers_and_no_others(drawn):
 @given(coded_tokens())
 def test_a_payload_is_as_long_as_its_tokens_are_unlikely(drawn):
     weights, tokens = drawn
-    payload = container.encode(*container.intervals(weights, tokens))
+    payload = range_coder.encode(*range_coder.intervals(weights, tokens))
     bits = (24 - np.log2(weights[np.arange(len(tokens)), tokens].astype(float) + 1)).sum()
-    assert bits - container.SLACK / 2 < 8 * len(payload) < bits + 10
+    assert bits - range_coder.SLACK / 2 < 8 * len(payload) < bits + 10
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**32 - 1))
@@ -155,8 +158,8 @@ def test_streams_in_lockstep_are_those_one_by_one(S, T, seed):
     random = np.random.default_rng(seed)
     weights = whole_weights(random.dirichlet(np.ones(K), 6 * S * T)).reshape(6, S, T, K)
     tokens = random.integers(K, size=(6, S, T))
-    parts = [container.intervals(weights[:, s].reshape(-1, K), tokens[:, s].flatten()) for s in range(S)]
-    streams = Streams([container.encode(*part) for part in parts], [""] * S)
+    parts = [range_coder.intervals(weights[:, s].reshape(-1, K), tokens[:, s].flatten()) for s in range(S)]
+    streams = BatchDecoder([range_coder.encode(*part) for part in parts], [""] * S)
     for step in range(6):
         assert (streams.next(weights[step].reshape(-1, K)).reshape(S, T) == tokens[step]).all()
 
@@ -164,8 +167,8 @@ def test_streams_in_lockstep_are_those_one_by_one(S, T, seed):
 @given(*[st.integers(1, 90)] * 2, *[st.integers(1, 20)] * 2)
 def test_tiles_cover_a_grid_once(h, w, height, width):
     covered, sizes = np.zeros((h, w), int), []
-    for (a, b), places in container.tiles((h, w), (height, width)):
-        assert 1 <= a <= height and 1 <= b <= width and 1 <= len(places) <= container.TILES
+    for (a, b), places in tiles.tiles((h, w), (height, width)):
+        assert 1 <= a <= height and 1 <= b <= width and 1 <= len(places) <= tiles.TILES
         sizes += [(a, b)] * (not sizes or sizes[-1] != (a, b))
         for top, left in places:
             assert top + a <= h and left + b <= w
@@ -175,34 +178,34 @@ def test_tiles_cover_a_grid_once(h, w, height, width):
 
 # --- one image ------------------------------------------------------------------------------------------------------------
 
-image_sizes = st.tuples(st.integers(1, 2**26), st.integers(1, 2**26)).filter(lambda s: math.prod(s) <= container.MAX_PIXELS)
+image_sizes = st.tuples(st.integers(1, 2**26), st.integers(1, 2**26)).filter(lambda s: math.prod(s) <= format.MAX_PIXELS)
 image_sizes |= st.tuples(st.integers(1, 8192), st.integers(1, 8192))
 
 
 @given(image_sizes, st.binary(max_size=300), st.integers(0, 2**32 - 1), st.integers(1, 127), st.booleans())
 def test_a_file_says_what_was_put_in(size, payload, crc, patch, exact):
     models = Models(MODELS.tokenizer, MODELS.prior, patch, exact)
-    data = container.image_file(models, size, payload, crc)
+    data = format.image_file(models, size, payload, crc)
     reader = Reader(io.BytesIO(data))
     reader.check(models)
     assert (reader.kind, reader.sizes, reader.crcs, reader.payload(0)) == (IMAGE, [size], [crc], payload)
     assert (reader.patch, reader.exact, reader.length) == (patch, exact, len(data))
     assert reader.grid(0) == (math.ceil(size[0] / patch), math.ceil(size[1] / patch))
-    longest = container.leb128(3 * container.MAX_PIXELS + 8)  # every pixel a token of 24 bits
-    assert len(data) - len(payload) - len(container.leb128(len(payload))) + len(longest) <= 22
+    longest = format.leb128(3 * format.MAX_PIXELS + 8)  # every pixel a token of 24 bits
+    assert len(data) - len(payload) - len(format.leb128(len(payload))) + len(longest) <= 22
 
 
 def test_a_frame_needs_18_bytes_beyond_its_payload():
-    assert len(container.image_file(MODELS, (100, 150), bytes(250), 0)) == 250 + 18
+    assert len(format.image_file(MODELS, (100, 150), bytes(250), 0)) == 250 + 18
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (8193, 8192), (1, 2**26 + 1)])
 def test_too_large_an_image_is_refused_in_both_directions(size):
     with pytest.raises(ValueError, match="67,108,864"):
-        container.image_file(MODELS, size, b"", 0)
-    header = MODELS.head(IMAGE) + b"".join(map(container.leb128, (size[1], size[0], 0)))
+        format.image_file(MODELS, size, b"", 0)
+    header = MODELS.head(IMAGE) + b"".join(map(format.leb128, (size[1], size[0], 0)))
     with pytest.raises(ValueError, match="67,108,864"):
-        Reader(io.BytesIO(header + bytes([container.crc8(header)]) + bytes(4)))
+        Reader(io.BytesIO(header + bytes([format.crc8(header)]) + bytes(4)))
 
 
 # --- archives -------------------------------------------------------------------------------------------------------------
@@ -277,7 +280,7 @@ def test_names_that_lead_elsewhere_are_refused_in_both_directions(name, monkeypa
     with pytest.raises(ValueError, match="cannot be a name"):
         archive_bytes([(5, 5)], [name])
     with monkeypatch.context() as patched:
-        patched.setattr(container, "check_name", lambda name: None)
+        patched.setattr(archive, "check_name", lambda name: None)
         data = archive_bytes([(5, 5)], [name])
     with pytest.raises(ValueError, match="damaged.*(cannot be a name|do not fit)"):
         Reader(io.BytesIO(data))
@@ -385,7 +388,7 @@ def test_a_message_names_the_file_and_the_image():
 def test_a_lying_header_cannot_make_decoding_long():
     """It claims 2.7 million tokens, of which its few bytes can hold some dozens."""
     size = (8192, 8192)
-    data, steps = container.image_file(MODELS, size, b"some bytes", 0), []
+    data, steps = format.image_file(MODELS, size, b"some bytes", 0), []
     with pytest.raises(ValueError, match="more bits than it has|cannot be decoded"):
         grids_in(data, steps)
     assert len(steps) < 2000
@@ -420,7 +423,7 @@ def test_a_lying_index_takes_little_memory(index):
     try:
         with pytest.raises(ValueError, match="damaged"):
             Reader(data)
-        assert tracemalloc.get_traced_memory()[1] < 4 * container.MAX_INDEX
+        assert tracemalloc.get_traced_memory()[1] < 4 * archive.MAX_INDEX
     finally:
         tracemalloc.stop()
 
@@ -450,8 +453,8 @@ def repaired(data: bytes, draw: np.random.Generator) -> bytes:
     if data[:2] == IMAGE:
         size = (int(draw.integers(1, 20)), int(draw.integers(1, 2 ** draw.integers(1, 20))))
         header = data[:7] + bytes([5 if draw.integers(4) else draw.integers(256)])
-        header += b"".join(map(container.leb128, (*size, int(draw.integers(12)) if draw.integers(2) else len(data) - 16)))
-        return header + bytes([container.crc8(header)]) + data[12:]
+        header += b"".join(map(format.leb128, (*size, int(draw.integers(12)) if draw.integers(2) else len(data) - 16)))
+        return header + bytes([format.crc8(header)]) + data[12:]
     form = ArchiveWriter.HEADER
     _, at, length = form.unpack_from(data)
     index = mutate(zlib.decompress(data[at:-4]), draw)

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from homework import ConvAutoEncoder, checkpoint
-from homework.conv_ae import ACTIVATIONS, Residual
+from homework import ConvAutoEncoder
+from homework.core import checkpoint
+from homework.tokenizers.conv_ae import ACTIVATIONS, Residual
 from homework.train import train
 
 NAME = "ConvAutoEncoder"

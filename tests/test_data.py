@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from homework import checkpoint, data, download
-from homework.data import ImageDataset, TokenDataset, to_float, to_uint8
-from homework.images import image_paths, read_image
+from homework.core.files import write
+from homework.datasets import download, images
+from homework.datasets.image_files import image_paths, read_image
+from homework.datasets.images import ImageDataset, to_float, to_uint8
+from homework.datasets.tokens import TokenDataset
 
 ROOT = Path(__file__).parents[1]
 SIZE = (6, 8)
@@ -152,7 +154,7 @@ def test_cache_is_made_once_and_again_after_a_change(tmp_path, monkeypatch):
     ImageDataset("train", root=tmp_path)
     ImageDataset("train", image_size=(3, 3), root=tmp_path)
     with monkeypatch.context() as context:
-        context.setattr(data, "read_image", lambda *_: pytest.fail("decoded again"))
+        context.setattr(images, "read_image", lambda *_: pytest.fail("decoded again"))
         before = ImageDataset("train", root=tmp_path)
     picture(path, seed=3)
     os.utime(path, ns=(1, 1))
@@ -176,7 +178,7 @@ def test_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(data, "_decode_all", full)
+    monkeypatch.setattr(images, "_decode_all", full)
     with pytest.raises(OSError, match="The disk is full"):
         ImageDataset("train", root=tmp_path)
     assert list((tmp_path / ".cache").iterdir()) == []
@@ -315,7 +317,7 @@ def test_tokens_of_any_integer_type(tmp_path, dtype):
     if dtype == torch.uint16 and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
         pytest.skip("this torch cannot save uint16")
     tokens = torch.arange(24).reshape(4, 2, 3)
-    checkpoint.write(
+    write(
         {"tokens": tokens.to(dtype), "n_tokens": 99, "names": list("abcd")}, tmp_path / "tokenized_train.pth"
     )
     dataset = TokenDataset("train", root=tmp_path)

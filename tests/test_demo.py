@@ -14,10 +14,12 @@ import torch
 from conftest import GRID, ROOT, SIZE, K, batch_for, build, files, sentence
 from PIL import Image
 
-from homework import Compressor, ImageDataset, checkpoint, demo
-from homework.codecs import CODECS
-from homework.data import to_float, to_uint8
-from homework.images import read_image
+from homework import Compressor, ImageDataset, demo
+from homework.core import checkpoint
+from homework.datasets.image_files import read_image
+from homework.datasets.images import to_float, to_uint8
+from homework.evaluation import metrics, report
+from homework.evaluation.codecs import CODECS
 
 OPTIONS = ("--images", "pictures", "--autoencoder", "a.pth", "--tokenizer", "t.pth", "--autoregressive", "p.pth")
 
@@ -182,11 +184,11 @@ def test_mistakes_are_told_in_one_sentence_and_nothing_is_written(command, folde
 def test_bits_are_those_of_the_loss_and_of_a_uniform_prior():
     prior = build("AutoregressiveModel").eval()
     grids = batch_for(prior)
-    bits = demo.bits_at(prior, grids)
+    bits = metrics.bits_at(prior, grids)
     assert bits.shape == grids.shape and (bits > 0).all()
     assert bits.sum().item() / len(grids) == pytest.approx(prior.loss(grids)["bits_per_image"].item(), rel=1e-5)
     torch.nn.init.zeros_(prior.head.weight)
-    assert torch.allclose(demo.bits_at(prior, grids), torch.full(grids.shape, math.log2(K)))
+    assert torch.allclose(metrics.bits_at(prior, grids), torch.full(grids.shape, math.log2(K)))
 
 
 def test_usage():
@@ -195,7 +197,7 @@ def test_usage():
 
 
 def test_psnr():
-    assert demo.psnr(0.01) == pytest.approx(20) and demo.psnr(0.0) == math.inf
+    assert metrics.psnr(0.01) == pytest.approx(20) and metrics.psnr(0.0) == math.inf
 
 
 @pytest.mark.parametrize("n_tokens", [2, 3, 16, 1000, 1024, 4096])
@@ -206,7 +208,7 @@ def test_every_code_has_a_colour_of_its_own(n_tokens):
 
 def test_heat_rises():
     x = torch.tensor([-1.0, 0.0, 0.3, 0.6, 1.0, 9.0])
-    brightness = demo.heat(x).int().sum(dim=-1)
+    brightness = report.heat(x).int().sum(dim=-1)
     assert (brightness.diff()[1:-1] > 0).all() and brightness[0] == brightness[1] and brightness[-1] == brightness[-2]
 
 

@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, features
 from test_demo import Page
 
-from homework import checkpoint, codecs, metrics, rates, registry
-from homework.compress import Compressor
-from homework.data import to_uint8
-from homework.evaluate import bit_map, float_image, list_pairs, payload, spread
-from homework.images import read_image
+from homework.codec.compressor import Compressor
+from homework.core import checkpoint, registry
+from homework.datasets.image_files import read_image
+from homework.datasets.images import to_uint8
+from homework.evaluate import list_pairs, spread
+from homework.evaluation import codecs, metrics, rates
+from homework.evaluation.measure import bit_map, float_image, payload
 
 HAS_AVIF = "avif" in features.modules and features.check("avif")
 

@@ -10,8 +10,11 @@ from conftest import GRID, K, build, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from homework import container, exact
-from homework.exact import TOTAL, ExactLinear, ExactNorm, ExactPrior, FloatPrior, coder, exp2_table, full_precision
+from homework.codec import entropy, range_coder
+from homework.codec.entropy import ExactPrior, FloatPrior, entropy_model
+from homework.codec.integer_layers import ExactLinear, ExactNorm, exp2_table
+from homework.codec.precision import full_precision
+from homework.codec.range_coder import TOTAL
 
 CARRIERS = (torch.float32, torch.float64, torch.int64)
 
@@ -47,7 +50,7 @@ def test_all_carriers_and_both_forms_give_the_same_integers(options):
     assert whole.shape == (3, grid[0].numel(), K) and whole.dtype == torch.float32
     for one in coders:
         assert torch.equal(one.weights(grid), whole) and torch.equal(by_steps(one, grid), whole)
-    assert len({one.fingerprint for one in coders}) == 1
+    assert len({one.fingerprints[2] for one in coders}) == 1
 
 
 CONFIGURATIONS = [
@@ -193,12 +196,12 @@ def test_another_process_gets_the_same_integers(tmp_path):
     code = (
         "import sys, torch; from homework import AutoregressiveModel; from homework.exact import ExactPrior;"
         "config, state, grid = torch.load(sys.argv[1]); model = AutoregressiveModel(**config); model.load_state_dict(state);"
-        "one = ExactPrior(model); torch.save((one.weights(grid), one.fingerprint), sys.argv[2])"
+        "one = ExactPrior(model); torch.save((one.weights(grid), one.fingerprints[2]), sys.argv[2])"
     )
     assert run("-c", code, tmp_path / "model.pth", tmp_path / "out.pth", cwd=tmp_path, OMP_NUM_THREADS="2").returncode == 0
     weights, fingerprint = torch.load(tmp_path / "out.pth")
     one = ExactPrior(model)
-    assert torch.equal(weights, one.weights(grid)) and fingerprint == one.fingerprint
+    assert torch.equal(weights, one.weights(grid)) and fingerprint == one.fingerprints[2]
 
 
 @settings(max_examples=12)
@@ -262,10 +265,10 @@ def test_a_model_that_reads_codes_is_exported_too():
 
 def test_the_fingerprint_tells_models_apart():
     model = prior()
-    prints = {ExactPrior(model).fingerprint, ExactPrior(prior(1)).fingerprint}
+    prints = {ExactPrior(model).fingerprints[2], ExactPrior(prior(1)).fingerprints[2]}
     with torch.no_grad():
         model.layers[0].up.weight[0, 0] += 0.1
-    prints |= {ExactPrior(model).fingerprint, FloatPrior(model).fingerprint}
+    prints |= {ExactPrior(model).fingerprints[2], FloatPrior(model).fingerprints[2]}
     assert len(prints) == 4 and {len(p) for p in prints} == {32}
 
 
@@ -315,15 +318,15 @@ def test_the_norm_divides_by_the_floored_root(values):
 
 
 def test_other_priors_and_too_large_ones_are_coded_with_floats():
-    assert coder(prior()).exact
+    assert entropy_model(prior()).exact
     with torch.no_grad():
         wild = prior()
         wild.head.weight.mul_(1e6)
-    assert not coder(wild).exact and not coder(prior(window=2000)).exact
+    assert not entropy_model(wild).exact and not entropy_model(prior(window=2000)).exact
 
 
 def test_the_coder_and_the_priors_mean_the_same_total():
-    assert TOTAL == container.TOTAL
+    assert TOTAL == range_coder.TOTAL
 
 
 def test_float_weights_repeat_and_are_the_models():
@@ -334,4 +337,4 @@ def test_float_weights_repeat_and_are_the_models():
     with torch.inference_mode():
         p = model(grid)[0].flatten(1, 2).softmax(dim=-1)
     assert ((weights + 1) / TOTAL - p).abs().max() < 1e-5
-    assert exact.coder(model).n_tokens == one.n_tokens == K
+    assert entropy.entropy_model(model).n_tokens == one.n_tokens == K

@@ -15,10 +15,11 @@ from conftest import GRID, ROOT, build, sentence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from homework import FeatureDataset, ImageDataset, checkpoint
+from homework import FeatureDataset, ImageDataset
 from homework import features as module
-from homework.data import DATASETS
-from homework.feature_data import shard_path
+from homework.core import checkpoint, fingerprint
+from homework.datasets.features import shard_path
+from homework.datasets.kinds import DATASETS
 from homework.features import features, write_index, write_shard
 
 N, C = 24, 3  # images in train/, numbers at a place
@@ -56,7 +57,7 @@ def test_maps_are_those_of_the_model(folder, autoencoder, data):
     assert sorted(contents(folder)) == ["autoencoder.pth", *(f"features_{i:05}.npy" for i in range(3)), "index.json"]
     index = json.loads((folder / "index.json").read_text())
     assert index["shards"] == [10, 10, 4] and index["image_size"] == [20, 30] and index["size"] == [*GRID, C]
-    assert index["autoencoder"] == checkpoint.fingerprint(model) and index["finished"] is True
+    assert index["autoencoder"] == fingerprint.identity(model) and index["finished"] is True
 
 
 def test_shards_are_memory_mapped_half_precision(folder):

@@ -10,8 +10,10 @@ import torch
 from conftest import GRID, SIZE, K, build, file_size_limit, files, run, sentence
 from PIL import Image
 
-from homework import checkpoint, cli, generation
-from homework.images import read_image
+from homework import generation
+from homework.core import checkpoint, cli
+from homework.datasets.image_files import read_image
+from homework.priors import uniform
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +155,7 @@ def test_uniform_takes_a_named_prior_as_well(generate, folder):
 
 
 def test_uniform_draws_all_codes_alike_and_independently():
-    grids = generation.Uniform(K).generate(500, *GRID, generator=torch.Generator().manual_seed(0))
+    grids = uniform.Uniform(K).generate(500, *GRID, generator=torch.Generator().manual_seed(0))
     n = grids.numel()  # 12 000
     counts = torch.bincount(grids.flatten(), minlength=K)
     assert len(counts) == K and ((counts - n / K) ** 2 / (n / K)).sum() < 40  # chi-square, 15 degrees: 1 in 2000 is above
@@ -289,7 +291,7 @@ def test_help_names_every_option_with_its_default(command, module, flag):
 
 @pytest.mark.parametrize("name", ["download", "import"])
 def test_help_of_the_data_commands(name, monkeypatch, capsys):
-    from homework.download import download, import_
+    from homework.datasets.download import download, import_
 
     commands = {"download": download, "import": import_}
     monkeypatch.setattr("sys.argv", ["data.py", name, "--help"])

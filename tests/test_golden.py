@@ -11,20 +11,21 @@ import pytest
 from conftest import ROOT, run
 
 GOLDEN = Path(__file__).parent / "golden"
-MODELS = [ROOT / "homework" / f"{name}.pth" for name in ("BSQPatchAutoEncoder", "AutoregressiveModel")]
+MODELS = [ROOT / "homework" / "pretrained" / f"{name}.pth" for name in ("BSQPatchAutoEncoder", "AutoregressiveModel")]
 FILES = ("sample.hwa", "temple.hwi", "odd.hwi")  # all sample images; one alone; one of 47x211 pixels, in tiles
 DECODE = """
 import sys
 import numpy as np
 import torch
-from homework import checkpoint, container
-from homework.compress import Compressor
+from homework.codec.archive import Reader
+from homework.codec.compressor import Compressor
+from homework.core import checkpoint
 torch.set_num_threads(int(sys.argv[1]))
 compressor = Compressor(*map(checkpoint.load, sys.argv[2:4]), batch_size=int(sys.argv[4]))
 grids = {}
 for path in sys.argv[6:]:
     with open(path, "rb") as file:
-        reader = container.Reader(file)
+        reader = Reader(file)
         for some in compressor.read([(reader, i) for i in range(len(reader.names))]):
             grids |= {f"{path.rpartition('/')[2]} {reader.names[i]}": grid for i, grid in some.items()}
 np.savez(sys.argv[5], **grids)
@@ -54,10 +55,11 @@ def make() -> None:
     import torch
     from PIL import Image
 
-    from homework import checkpoint
-    from homework.compress import Compressor, compress
-    from homework.data import to_float
-    from homework.images import image_paths, read_image
+    from homework.codec.compressor import Compressor
+    from homework.compress import compress
+    from homework.core import checkpoint
+    from homework.datasets.image_files import image_paths, read_image
+    from homework.datasets.images import to_float
 
     GOLDEN.mkdir(exist_ok=True)
     paths = image_paths(ROOT / "data" / "sample")

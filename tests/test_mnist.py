@@ -16,9 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from homework import checkpoint, download, mnist
-from homework.data import DATASETS, MnistDataset, MnistImages, TokenDataset, to_float
-from homework.mnist import read_idx
+from homework.core import checkpoint
+from homework.datasets import download, mnist
+from homework.datasets.images import to_float
+from homework.datasets.kinds import DATASETS
+from homework.datasets.mnist import MnistDataset, MnistImages, read_idx
+from homework.datasets.tokens import TokenDataset
 from homework.tokenize import tokenize
 
 REAL = ROOT.parent / "shared" / "data" / "mnist"

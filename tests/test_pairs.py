@@ -9,10 +9,12 @@ import torch
 from conftest import GRID, SIZE, TINY, K, build, run, sentence
 from PIL import Image
 
-from homework import Compressor, checkpoint, load
-from homework.data import ImageDataset, TokenDataset
-from homework.generation import load_pair
-from homework.images import read_image
+from homework import Compressor, load
+from homework.core import checkpoint, files
+from homework.datasets.image_files import read_image
+from homework.datasets.images import ImageDataset
+from homework.datasets.tokens import TokenDataset
+from homework.priors.pairs import load_pair
 
 TOKENIZERS, PRIORS = ("BSQPatchAutoEncoder", "VQPatchAutoEncoder", "SOM"), ("AutoregressiveModel", "GatedPixelCNN")
 EXACT = "arithmetic exact, in whole numbers"
@@ -151,16 +153,16 @@ def test_a_prior_that_does_not_fit_is_refused_in_one_sentence(tmp_path, monkeypa
 
 def test_code_vectors_must_be_there(tokens, command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    plain = checkpoint.read(tokens / "data/tokenized_train.pth")
+    plain = files.read(tokens / "data/tokenized_train.pth")
     (tmp_path / "data").mkdir()
     for split in ("train", "valid"):
-        checkpoint.write({k: v for k, v in plain.items() if k != "codes"}, f"data/tokenized_{split}.pth")
+        files.write({k: v for k, v in plain.items() if k != "codes"}, f"data/tokenized_{split}.pth")
     assert "--codes" in sentence(command("train", "GatedPixelCNN", "--inputs", "codes"))
     assert "must be embedding or codes" in sentence(command("train", "GatedPixelCNN", "--inputs", "vectors"))
     assert "reads no code vectors" in sentence(command("train", "PixelCNN", "--inputs", "codes", "--dataset", "tokens"))
     assert "use --inputs codes" in sentence(command("train", "GatedPixelCNN", "--code_dim", 4))
     for bad in (torch.zeros(K + 1, 4), torch.zeros(K), [0.0]):
-        checkpoint.write(plain | {"codes": bad}, "data/tokenized_train.pth")
+        files.write(plain | {"codes": bad}, "data/tokenized_train.pth")
         assert f"no table of {K} rows" in sentence(command("train", "GatedPixelCNN", "--inputs", "codes"))
 
 
@@ -189,7 +191,7 @@ def test_weights_are_taken_over_where_they_fit(tmp_path, monkeypatch, command, d
 
 def test_code_vectors_are_those_of_the_tokens_even_with_weights_taken_over(tokens, command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    wanted = checkpoint.read(tokens / "data/tokenized_train.pth")["codes"]
+    wanted = files.read(tokens / "data/tokenized_train.pth")["codes"]
     donor = build("GatedPixelCNN", code_dim=wanted.shape[1])
     donor.set_codes(torch.ones_like(wanted))
     checkpoint.save(donor, "p.pth")

@@ -12,10 +12,11 @@ from PIL import Image
 from test_mnist import small  # noqa: F401
 from torch import nn
 
-from homework import checkpoint, registry
-from homework.data import MnistDataset
-from homework.pixelcnn import GatedPixelCNN, MaskedConv2d, PixelCNN, ResidualBlock, he_init
-from homework.sampling import generate
+from homework.core import checkpoint, registry
+from homework.datasets.mnist import MnistDataset
+from homework.nn.masked_conv import MaskedConv2d
+from homework.priors.pixelcnn import GatedPixelCNN, PixelCNN, ResidualBlock, he_init
+from homework.priors.sampling import generate
 
 h, w = 6, 7
 PRIORS = {

@@ -8,9 +8,9 @@ import torch
 from conftest import ROOT
 
 import homework
-from homework import registry
-from homework.data import to_float
-from homework.images import read_image
+from homework.core import registry
+from homework.datasets.image_files import read_image
+from homework.datasets.images import to_float
 
 NAMES = ["PatchAutoEncoder", "BSQPatchAutoEncoder", "AutoregressiveModel"]
 PAIRS = [("VQPatchAutoEncoder", "VQAutoregressiveModel"), ("BSQPatchAutoEncoder", "GatedPixelCNN"),
@@ -20,7 +20,7 @@ SHIPPED = sorted((ROOT / "homework").glob("*.pth"))
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, torch.nn.Module]:
-    missing = [name for name in NAMES if not (ROOT / "homework" / f"{name}.pth").is_file()]
+    missing = [name for name in NAMES if not (ROOT / "homework" / "pretrained" / f"{name}.pth").is_file()]
     if missing:
         pytest.skip(f"not trained yet: {', '.join(missing)}")
     return {name: importlib.import_module(registry.MODELS[name]).load() for name in NAMES}
@@ -69,7 +69,7 @@ def test_the_prior_expects_what_it_sees(models, frames):
 @torch.inference_mode()
 def test_the_other_pairs_work_too(names, frames):
     """The tokenizer brings frames back, its prior expects these grids rather than shuffled ones, and they come in files."""
-    paths = [ROOT / "homework" / f"{name}.pth" for name in names]
+    paths = [ROOT / "homework" / "pretrained" / f"{name}.pth" for name in names]
     if not all(path.is_file() for path in paths):
         pytest.skip(f"not trained yet: {' or '.join(names)}")
     tokenizer, prior = map(homework.load, paths)
@@ -86,7 +86,7 @@ def test_the_other_pairs_work_too(names, frames):
 @torch.inference_mode()
 def test_the_pixel_prior_expects_digits():
     """About 65 nats a digit; an image of a model that knows nothing costs 543."""
-    if not (ROOT / "homework/PixelCNN.pth").is_file():
+    if not (ROOT / "homework/pretrained/PixelCNN.pth").is_file():
         pytest.skip("not trained yet: PixelCNN")
     prior = importlib.import_module("homework.pixelcnn").load()
     new = prior.generate(4, 28, 28, generator=torch.Generator().manual_seed(0))

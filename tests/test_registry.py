@@ -10,8 +10,8 @@ from conftest import TINY, K, batch_for, build
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from homework import checkpoint, registry
-from homework.data import DATASETS
+from homework.core import checkpoint, registry
+from homework.datasets.kinds import DATASETS
 
 NAMES = list(registry.MODELS)
 every_model = pytest.mark.parametrize("name", NAMES)

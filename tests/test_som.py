@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from homework import checkpoint, load
-from homework.ae import usage
-from homework.data import TokenDataset
-from homework.lattice import Lattice, neighbourhood, u_matrix
-from homework.som import SOM, parse_patch, pruned
+from homework import load
+from homework.core import checkpoint, fingerprint
+from homework.datasets.tokens import TokenDataset
+from homework.tokenizers.base import usage
+from homework.tokenizers.lattice import Lattice, neighbourhood, u_matrix
+from homework.tokenizers.som import SOM, parse_patch
+from homework.tokenizers.som_fit import pruned
 
 shapes = st.sampled_from([(1, 12, "line"), (3, 4, "plane"), (2, 6, "2x6"), (12, 1, "12x1")])
 
@@ -348,7 +350,7 @@ def test_the_generic_loop_trains_one_that_then_makes_tokens(features, data, comm
     assert command("tokenize", "loop.pth", "again.pth", "features/train").returncode == 0  # the same, of feature maps
     again = TokenDataset("again.pth")
     assert again.names == tokens.names and again.meta == tokens.meta and (again.tokens == tokens.tokens).mean() > 0.98
-    assert tokens.size == (2, 3) and tokens.n_tokens == K and tokens.meta["tokenizer"] == checkpoint.fingerprint(model)
+    assert tokens.size == (2, 3) and tokens.n_tokens == K and tokens.meta["tokenizer"] == fingerprint.identity(model)
 
 
 def fit(command, *options):

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from homework import BSQPatchAutoEncoder, PatchAutoEncoder, TokenDataset, checkpoint
-from homework.data import read_image, to_float
+from homework import BSQPatchAutoEncoder, PatchAutoEncoder, TokenDataset
+from homework.core import checkpoint, files
+from homework.datasets.image_files import read_image
+from homework.datasets.images import to_float
 from homework.tokenize import mirrored_and_shifted, smallest_type, tokenize
 
 ROOT = Path(__file__).parents[1]
@@ -78,7 +80,7 @@ def test_the_type_is_the_smallest_that_fits(n_tokens):
 def test_the_file_has_the_smallest_type(tmp_path, images, bits, dtype):
     checkpoint.save(BSQPatchAutoEncoder(codebook_bits=bits, **TINY), tmp_path / "t.pth")
     tokenize(tmp_path / "t.pth", tmp_path / "out.pth", images)
-    stored = checkpoint.read(tmp_path / "out.pth")
+    stored = files.read(tmp_path / "out.pth")
     assert stored["tokens"].dtype == dtype and stored["n_tokens"] == 2**bits
 
 
@@ -139,7 +141,7 @@ def test_two_processes_write_what_one_writes(tmp_path, tokenizer, images):
     one = run(tokenizer, "one.pth", images, "--batch_size", 2, cwd=tmp_path)
     two = run(tokenizer, "two.pth", images, "--batch_size", 2, cwd=tmp_path, processes=2)
     assert one.returncode == two.returncode == 0, one.stderr + two.stderr
-    a, b = (checkpoint.read(tmp_path / f"{name}.pth") for name in ("one", "two"))
+    a, b = (files.read(tmp_path / f"{name}.pth") for name in ("one", "two"))
     assert torch.equal(a["tokens"].long(), b["tokens"].long()) and a["names"] == b["names"]
     assert a["n_tokens"] == b["n_tokens"] and a["tokens"].dtype == b["tokens"].dtype
 
@@ -171,7 +173,7 @@ def test_copies_are_mirrored_and_shifted_images():
 def test_copies_are_written_beside_their_images(tmp_path, tokenizer, images):
     for name, copies in ("plain", 0), ("more", 2), ("again", 2):
         tokenize(tokenizer, tmp_path / f"{name}.pth", images, copies=copies)
-    plain, more, again = (checkpoint.read(tmp_path / f"{name}.pth") for name in ("plain", "more", "again"))
+    plain, more, again = (files.read(tmp_path / f"{name}.pth") for name in ("plain", "more", "again"))
     assert torch.equal(more["tokens"], again["tokens"]) and len(more["tokens"]) == 3 * len(plain["tokens"])
     originals = [i for i, name in enumerate(more["names"]) if "#" not in name]
     assert [more["names"][i] for i in originals] == plain["names"]

@@ -17,17 +17,21 @@ from conftest import GRID, SIZE, TINY, K, build, file_size_limit, files, run, se
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from homework import TokenDataset, checkpoint, registry
-from homework.trainer import LOG_EVERY, Run, take_over
+from homework import TokenDataset
+from homework.core import checkpoint, registry
+from homework.core.files import read, write
+from homework.training import resume
+from homework.training.loop import LOG_EVERY, Run
+from homework.training.settings import load_matching_weights
 
 AE, BSQ, PRIOR = "PatchAutoEncoder", "BSQPatchAutoEncoder", "AutoregressiveModel"
 DATE = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"
 # 24 training samples: 12 updates an epoch with batches of 2
 INTERRUPT = """
 import os, signal, sys
-from homework import cli
+from homework.core import cli
 from homework.train import train
-from homework.trainer import Run
+from homework.training.loop import Run
 
 at, name = int(sys.argv.pop(1)), sys.argv.pop(1)
 step = Run.step
@@ -200,7 +204,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(train, arguments, t
     killed = run(tmp_path / "interrupt.py", 25, "SIGKILL", *arguments(AE, **LONG), cwd=cut)
     assert killed.returncode == -signal.SIGKILL
     state = only(cut, "checkpoints/*.state.pth")
-    assert checkpoint.read(state)["update"] == 21 and checkpoint.load(cut / f"homework/{AE}.pth").meta["update"] == 21
+    assert read(state)["update"] == 21 and checkpoint.load(cut / f"homework/{AE}.pth").meta["update"] == 21
     resumed = run("-m", "homework.train", AE, "--resume", cwd=cut)
     assert resumed.returncode == 0, resumed.stderr
     check_same_run(whole, cut, AE)
@@ -232,7 +236,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(train, tmp_path, m
     stopped = stopped_run(train, monkeypatch, PRIOR, 25, sig, cwd=cut, **options)
     assert stopped.returncode == 130 and "--resume" in stopped.stderr and "Traceback" not in stopped.stderr
     assert signal.getsignal(signal.SIGINT) is handler  # as it was before
-    assert checkpoint.read(only(cut, "checkpoints/*.state.pth"))["update"] == 26
+    assert read(only(cut, "checkpoints/*.state.pth"))["update"] == 26
     torch.manual_seed(99)  # nothing may hang on the state of the global generator
     resumed = train(only(cut, "checkpoints/*_AutoregressiveModel.pth"), "--resume", cwd=cut)  # by its path this time
     assert resumed.returncode == 0, resumed.stderr
@@ -463,9 +467,9 @@ def test_resuming_from_a_damaged_state_is_told(train, tmp_path, monkeypatch, dam
     if damage == "truncated":
         state.write_bytes(state.read_bytes()[:-300])
     elif damage == "another file":
-        checkpoint.write({"tokens": torch.zeros(1, 2, 3)}, state)
+        write({"tokens": torch.zeros(1, 2, 3)}, state)
     else:
-        checkpoint.write(checkpoint.read(state) | {"model": build(PRIOR).state_dict()}, state)
+        write(read(state) | {"model": build(PRIOR).state_dict()}, state)
     before = files(tmp_path)
     assert ".state.pth" in sentence(train(AE, "--resume")) and files(tmp_path) == before
 
@@ -506,7 +510,7 @@ def test_bad_codebook_bits_are_named(train, bits):
 
 def test_runs_that_start_in_the_same_second_have_names_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = [checkpoint.new_name(AE) for _ in range(3)]
+    names = [resume.new_name(AE) for _ in range(3)]
     assert len(set(names)) == 3 and all(re.fullmatch(f"{DATE}_{AE}", name) for name in names)
 
 
@@ -585,7 +589,7 @@ def test_a_broken_or_odd_picture_is_named(train, tmp_path, data, content):
 
 @pytest.mark.parametrize("content", [b"", b"junk", {"a": 1}, torch.zeros(2, 3, 4), torch.zeros(5, dtype=torch.int64)])
 def test_a_file_of_tokens_that_is_none_is_named(train, tmp_path, content):
-    (tmp_path / "tokenized_train.pth").write_bytes(content) if isinstance(content, bytes) else checkpoint.write(
+    (tmp_path / "tokenized_train.pth").write_bytes(content) if isinstance(content, bytes) else write(
         content, tmp_path / "tokenized_train.pth"
     )
     assert "tokenized_train.pth" in sentence(train(PRIOR, data=tmp_path)) and len(files(tmp_path)) == 1
@@ -620,7 +624,7 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_leaves_the_last_save(train, 
     monkeypatch.setattr(Run, "save", full)
     told = sentence(train(AE, latent_dim=64, validate_every=1))
     assert ".pth" in told
-    state = checkpoint.read(only(tmp_path, "checkpoints/*.state.pth"))
+    state = read(only(tmp_path, "checkpoints/*.state.pth"))
     assert state["update"] == 4
     assert not [f for f in files(tmp_path) if f.endswith(".tmp")]
     for path in tmp_path.glob("*/*_PatchAutoEncoder.pth"):
@@ -635,7 +639,7 @@ def test_counters_are_taken_over_with_what_they_count_alone():
     donor.quantizer.updates.fill_(500)
     same, other = build("VQPatchAutoEncoder", 1), build("VQPatchAutoEncoder", 1, n_tokens=K + 1)
     for model in same, other:
-        take_over(model, donor, "donor.pth")
+        load_matching_weights(model, donor, "donor.pth")
         assert torch.equal(model.encoder.out.weight, donor.encoder.out.weight)
     assert int(same.quantizer.updates) == 500 and int(other.quantizer.updates) == 0
 

@@ -13,10 +13,11 @@ from conftest import GRID, SIZE, TINY, K, batch_for, build, run, sentence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from homework import ImageDataset, checkpoint, vq
-from homework.ae import usage
-from homework.trainer import Run
-from homework.vq import VQVAE, RatePredictor, VectorQuantizer, VQPatchAutoEncoder, nearest
+from homework import ImageDataset
+from homework.core import checkpoint, files
+from homework.tokenizers.base import usage
+from homework.tokenizers.vq import VQVAE, RatePredictor, VectorQuantizer, VQPatchAutoEncoder, nearest
+from homework.training.loop import Run
 
 VQ = "VQPatchAutoEncoder"
 both = pytest.mark.parametrize("name", [VQ, "VQVAE"])
@@ -294,8 +295,8 @@ def test_all_entries_of_a_bad_start_come_into_use():
 
 TWO = """
 import sys, torch
-from homework import distributed
-from homework.vq import VectorQuantizer
+from homework.training import distributed
+from homework.tokenizers.vq import VectorQuantizer
 
 distributed.setup(torch.device("cpu"))
 rank, world = distributed.rank(), distributed.world_size()
@@ -450,7 +451,7 @@ def test_what_is_no_image_is_named(name, shape):
 def test_by_their_course_arguments():
     config = VQPatchAutoEncoder().config
     assert (config["patch_size"], config["latent_dim"], config["n_tokens"]) == (5, 128, 1024)
-    assert VQPatchAutoEncoder(10, 16, 8).n_tokens == 8 and VQVAE(30, 40, 16, 8).n_tokens == 8 and callable(vq.load)
+    assert VQPatchAutoEncoder(10, 16, 8).n_tokens == 8 and VQVAE(30, 40, 16, 8).n_tokens == 8
 
 
 @pytest.mark.parametrize("argument, value", [("l2_norm", 1), ("ema_decay", 1), ("restart_below", 1.5), ("code_dim", 0)])
@@ -501,7 +502,7 @@ def test_tokenize_writes_indices_and_the_vector_of_each_code(command, data, tmp_
     for flags in [], ["--codes"]:
         done = command("tokenize", tmp_path / "t.pth", tmp_path / "out.pth", data / "valid", *flags)
         assert done.returncode == 0, done.stderr
-        stored = checkpoint.read(tmp_path / "out.pth")
+        stored = files.read(tmp_path / "out.pth")
         x = ImageDataset("valid", root=data).batch(torch.arange(8))
         assert torch.equal(stored["tokens"].long(), model.encode_index(x))
     assert stored["codes"].shape == (K, d) and stored["codes"].dtype == torch.float32

@@ -1,0 +1,57 @@
+"""A cascade's grids as range-coded payloads."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from homework.codec import range_coder
+from homework.codec.entropy import quantize_probabilities
+from homework.priors.cascade import Cascade
+
+
+class CascadeCoder:
+    """Codes the grids of all scales of an image into one payload: float steps on the same path in both directions, as for
+    any prior in floats.
+
+    Args:
+        cascade: whose grids to code.
+    """
+
+    def __init__(self, cascade: Cascade):
+        self.cascade = cascade
+
+    def _step(self, k: int, coarse: Tensor | None, B: int) -> Callable[[np.ndarray], np.ndarray]:
+        """What gives the range coder the (B,K) weights of the next token of grid k, given grid k-1."""
+        cascade, K = self.cascade, self.cascade.codebooks[k].n_tokens
+        if k:
+            stage, size, device = cascade.stages[k - 1], cascade.sizes[k], cascade.device
+            step = quantize_probabilities(lambda: stage.steps(coarse, *size, device), K, device)
+            return lambda tokens: step(torch.from_numpy(tokens)).numpy()
+        uniform = np.full((B, K), range_coder.TOTAL // K - 1, np.float32)
+        uniform[:, 0] += range_coder.TOTAL % K
+        return lambda tokens: uniform
+
+    @torch.no_grad()
+    def compress(self, grids: Sequence[Tensor]) -> list[bytes]:
+        """Grids (B,h,w) int64 of all codebooks -> B payloads, which :meth:`decompress` needs together: floats are repeated
+        only in the batch in which they were coded."""
+        parts = []
+        for k, grid in enumerate(grids):
+            step = self._step(k, grids[k - 1] if k else None, len(grid))
+            parts.append(range_coder.intervals_by_steps(step, grid.flatten(1).cpu().numpy()))  # (B,h,w) -> (B,N)
+        cumulative, frequency = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+        return [range_coder.encode(*image) for image in zip(cumulative, frequency, strict=True)]
+
+    @torch.no_grad()
+    def decompress(self, payloads: Sequence[bytes]) -> list[Tensor]:
+        """The grids of payloads, all that were coded together. ValueError if one cannot be decoded; but most damage gives
+        other grids silently, for a payload, unlike a file, has no checksum."""
+        decoder = range_coder.BatchDecoder(payloads, [f"Payload {i}" for i in range(len(payloads))])
+        grids = []
+        for k, (h, w) in enumerate(self.cascade.sizes):
+            step = self._step(k, grids[-1] if k else None, len(payloads))
+            tokens = torch.from_numpy(decoder.decode(step, len(payloads), h * w))
+            grids.append(tokens.view(-1, h, w).to(self.cascade.device))  # (B,N) -> (B,h,w)
+        return grids

@@ -1,0 +1,85 @@
+"""Fingerprints: how files know the models that they were made with.
+
+A fingerprint covers what is computed: the name of the architecture, the options that change the computation and are not at
+their defaults, and the tensors in the order in which the model registers them. Names of classes, modules and parameters do
+not enter, so that a class can be moved, and gain an option with a default, without orphaning a file.
+
+Files of format 1 know their models by a hash over the names of class and tensors and all options, ``legacy_digest``.
+"""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from homework.core.model import Model
+
+
+def digest(model: Model, tensors: Iterable[Tensor], dtype: torch.dtype, prefix: str = "") -> bytes:
+    """SHA-256 (32 bytes) of the architecture of ``model`` after ``prefix``, its options that are not at their defaults, and
+    ``tensors`` rounded to ``dtype``, in their order."""
+    parameters = inspect.signature(type(model).__init__).parameters
+    options = {
+        name: value
+        for name, value in model.config.items()
+        if name not in model.training_options and value != parameters[name].default
+    }
+    name = prefix + (model.architecture or type(model).__name__)
+    whole = hashlib.sha256(json.dumps([name, options], sort_keys=True).encode())
+    for tensor in tensors:
+        whole.update(repr(tuple(tensor.shape)).encode())
+        whole.update(_bytes(tensor, dtype))
+    return whole.digest()
+
+
+def fingerprint(model: Model) -> bytes:
+    """32 bytes by which compressed files know a model: its :func:`digest` with the weights as float32."""
+    return digest(model, model.state_dict().values(), torch.float32)
+
+
+def identity(model: Model) -> str:
+    """By which token files, feature maps and priors know a model: the first 16 hexadecimal digits of its :func:`digest` and,
+    after a space, of its :func:`legacy_digest`. Both round the weights to float16, so that a checkpoint and its float16 copy
+    have the same."""
+    legacy = legacy_digest(type(model).__name__, {}, model.state_dict(), torch.float16)
+    return f"{digest(model, model.state_dict().values(), torch.float16).hex()[:16]} {legacy.hex()[:16]}"
+
+
+def is_same(one: str, other: str) -> bool:
+    """Whether two identities, of which early files have the second half alone, are of one model."""
+    return not set(one.split()).isdisjoint(other.split())
+
+
+def is_of(known: str, model: Model) -> bool:
+    """Whether ``known`` is the :func:`identity` of ``model``."""
+    return is_same(known, identity(model))
+
+
+# --- as files of format 1 have them ---------------------------------------------------------------------------------------
+
+
+def legacy_digest(name: str, config: dict, tensors: dict[str, Tensor], dtype: torch.dtype) -> bytes:
+    """SHA-256 of a class's name, its options, and its tensors by name, these rounded to ``dtype``: 32 bytes."""
+    whole = hashlib.sha256(repr((name, sorted(config.items()))).encode())
+    for key, tensor in sorted(tensors.items()):
+        whole.update(repr((key, tuple(tensor.shape))).encode())
+        whole.update(_bytes(tensor, dtype))
+    return whole.digest()
+
+
+def legacy_options(model: Model) -> dict:
+    """The options of ``model`` that existed in format 1: add the name of each option that comes later."""
+    later: set[str] = set()
+    return {name: value for name, value in model.config.items() if name not in later}
+
+
+def legacy_fingerprint(model: Model) -> bytes:
+    """As :func:`fingerprint`, for format 1."""
+    return legacy_digest(type(model).__name__, legacy_options(model), model.state_dict(), torch.float32)
+
+
+def _bytes(tensor: Tensor, dtype: torch.dtype) -> bytes:
+    return tensor.detach().cpu().to(dtype).contiguous().numpy().tobytes()

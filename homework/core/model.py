@@ -1,0 +1,84 @@
+"""The contract of everything that can be trained, saved and loaded."""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class Model(nn.Module):
+    """A trainable model: it owns its configuration, its loss and its pictures, so that the training loop knows no model.
+
+    Attributes:
+        data: the kind of data that it is trained on, a name in :mod:`homework.datasets.kinds`.
+        config: the arguments of its constructor by name, defaults included. Captured here for every subclass, before the
+            subclass's ``__init__`` runs; they have to be what JSON can hold.
+        meta: what its checkpoint says of its training; empty for a new model.
+        learning_rate, warmup: peak learning rate of AdamW and updates of warm-up, unless a training asks for others.
+        architecture: names what is computed from tensors and options, for fingerprints (:mod:`homework.core.fingerprint`).
+            Change it whenever the same weights begin to compute something else. Empty for the name of the class.
+        training_options: names of constructor arguments that change training alone, never what a trained model computes.
+    """
+
+    data: ClassVar[str]
+    architecture: ClassVar[str] = ""
+    training_options: ClassVar[frozenset[str]] = frozenset()
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    config: dict[str, Any]
+    meta: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any):
+        model = super().__new__(cls)
+        arguments = inspect.signature(cls.__init__).bind_partial(model, *args, **kwargs)  # partial, for copy makes it bare
+        arguments.apply_defaults()
+        config = dict(list(arguments.arguments.items())[1:])  # without self
+        model.__dict__ |= {"config": copy.deepcopy(config), "meta": {}}  # nn.Module's own __setattr__ needs its __init__
+        return model
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are; the CPU if it has none."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    def loss(self, batch: Any) -> dict[str, Tensor]:
+        """The scalars of a batch: "loss" is minimised, and every entry is logged under its name."""
+        raise NotImplementedError(f"{type(self).__name__} defines no loss.")
+
+    def images(self, batch: Any) -> dict[str, Tensor]:
+        """Pictures of a batch for TensorBoard: (n,3,H,W) float in [0,1], or token grids (n,h,w) int64 to be decoded."""
+        return {}
+
+    def set_progress(self, f: float) -> None:
+        """Told before each update which part f in [0,1] of the training is done, for what anneals: nothing by default."""
+
+    def after_update(self) -> None:
+        """Called after each update, for what moves by other means than gradients: nothing by default."""
+
+
+def ordinary_tensors(function: Callable) -> Callable:
+    """Runs ``function`` in inference mode, which is faster than ``no_grad``, and makes ordinary tensors of what it returns,
+    so that a caller may write into them and use them under autograd. A caller that is in inference mode itself gets them as
+    they are."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        with torch.inference_mode():
+            result = function(*args, **kwargs)
+        return _ordinary(result)
+
+    return wrapped
+
+
+def _ordinary(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x.clone() if x.is_inference() else x
+    if isinstance(x, dict):
+        return {k: _ordinary(v) for k, v in x.items()}
+    return type(x)(map(_ordinary, x)) if isinstance(x, list | tuple) else x

@@ -1,0 +1,132 @@
+"""Feature maps on disk: memory-mapped shards with an index, as ``homework.features`` writes them, and their data set."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from homework.core import checkpoint, fingerprint
+from homework.datasets.base import Dataset
+from homework.datasets.image_files import SPLITS
+
+FORMAT, VERSION = "homework features", 1
+INDEX, AUTOENCODER = "index.json", "autoencoder.pth"
+
+
+def shard_path(folder: Path, i: int) -> Path:
+    """The file of shard ``i``, counted from 0."""
+    return folder / f"features_{i:05d}.npy"
+
+
+def read_index(folder: Path) -> dict:
+    """What ``folder/index.json`` tells of the shards beside it.
+
+    Returns:
+        {"format", "version", "size": [h, w, C], "image_size": [H, W] in pixels, "shards": the number of maps in each,
+        "autoencoder": its fingerprint, "names": the images' paths, "finished": whether all shards are there}.
+    Raises:
+        ValueError: the file is damaged, or holds something else.
+        OSError: it cannot be read.
+    """
+    path = folder / INDEX
+    try:
+        index = json.loads(path.read_text("utf-8"))
+        if (index["format"], index["version"]) != (FORMAT, VERSION):
+            raise ValueError("another format or version")
+        sizes = [*index["size"], *index["image_size"], *index["shards"]]
+        texts = [*index["names"], index["autoencoder"]]
+        plain = all(type(n) is int and n > 0 for n in sizes) and all(type(t) is str for t in texts)
+        if not plain or type(index["finished"]) is not bool or len(index["names"]) != sum(index["shards"]):
+            raise ValueError("values of other kinds, or numbers that do not go together")
+        if len(index["size"]) != 3 or len(index["image_size"]) != 2:
+            raise ValueError("sizes of other dimensions")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged, or no index of feature maps of this version; make the maps anew with "
+                         "python -m homework.features ... --replace.") from error  # fmt: skip
+    return index
+
+
+def open_shard(folder: Path, index: dict, i: int) -> np.ndarray:
+    """Shard ``i``, memory-mapped: float16 (n, h, w, C). ValueError if it is missing, damaged or not the index's."""
+    path, shape = shard_path(folder, i), (index["shards"][i], *index["size"])
+    try:
+        maps = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing; the same python -m homework.features as before makes it again.") from error
+    except (ValueError, EOFError) as error:  # a header that is none, or less data than it tells of
+        raise ValueError(f"{path} is damaged; remove it, and the same python -m homework.features as before makes it again."
+                         ) from error  # fmt: skip
+    if not isinstance(maps, np.ndarray) or maps.shape != shape or maps.dtype != np.float16:
+        raise ValueError(f"{path} does not hold the {shape} float16 numbers that {INDEX} tells of; remove it, and the same "
+                         "python -m homework.features as before makes it again.")  # fmt: skip
+    return maps
+
+
+class FeatureDataset(Dataset):
+    """Feature maps of images, as an auto-encoder's ``encode`` gives them, rounded to float16, in memory-mapped shards.
+
+    ``ds[i]`` is float32 (h, w, C); ``names`` are the images' paths; ``size`` is (h, w, C); ``autoencoder`` is the path of
+    the auto-encoder's checkpoint.
+    """
+
+    holds = "features"
+
+    def __init__(self, source: str | Path = "train", root: str | Path = "features"):
+        """
+        Args:
+            source: a split ("train", "valid": the folder ``root/{split}``) or a folder.
+            root: the folder of the splits.
+        Raises:
+            FileNotFoundError: there are no feature maps.
+            ValueError: they are unfinished or damaged; the file is named.
+        """
+        folder = Path(root) / source if source in SPLITS else Path(source)
+        if not (folder / INDEX).is_file():
+            raise FileNotFoundError(f"There are no feature maps in {folder}; make them with python -m homework.features "
+                                    f"AUTOENCODER IMAGES {folder}.")  # fmt: skip
+        index = read_index(folder)
+        if not index["finished"]:
+            raise ValueError(f"The feature maps in {folder} are unfinished; the same python -m homework.features as before "
+                             "goes on with them.")  # fmt: skip
+        self.names, self.size, self.autoencoder = index["names"], tuple(index["size"]), folder / AUTOENCODER
+        self.fingerprint = index["autoencoder"]
+        self.shards = [open_shard(folder, index, i) for i in range(len(index["shards"]))]  # each (n, h, w, C)
+        self.ends = np.cumsum(index["shards"])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> Tensor:
+        if not -len(self) <= i < len(self):
+            raise IndexError(i)
+        return self.batch(np.array([i % len(self)]))[0]
+
+    def batch(self, indices: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
+        """The maps at ``indices`` (B) as float32 (B, h, w, C) on ``device``."""
+        indices = np.asarray(indices)
+        shard_of = np.searchsorted(self.ends, indices, side="right")
+        maps = np.empty((len(indices), *self.size), np.float16)
+        for s in np.unique(shard_of):
+            wanted = shard_of == s
+            maps[wanted] = self.shards[s][indices[wanted] - (self.ends[s] - len(self.shards[s]))]
+        return torch.from_numpy(maps).to(device).float()  # moved in half precision: half of the traffic
+
+    def model_defaults(self) -> dict:
+        """What a model's constructor should know of the data: the auto-encoder's name and configuration, h and w."""
+        model = self.load_autoencoder()
+        spec = {"model": type(model).__name__, "config": model.config}
+        return {"autoencoder": spec, "height": self.size[0], "width": self.size[1]}
+
+    def prepare(self, model: torch.nn.Module) -> None:
+        """Gives the auto-encoder to a new ``model``, by its ``set_autoencoder``."""
+        model.set_autoencoder(self.load_autoencoder())
+
+    def load_autoencoder(self) -> torch.nn.Module:
+        """The auto-encoder, in eval mode. ValueError if its file is damaged, or it is not the one that made the maps."""
+        model = checkpoint.load(self.autoencoder)
+        if not fingerprint.is_of(self.fingerprint, model):
+            raise ValueError(f"{self.autoencoder} is not the auto-encoder that made the feature maps beside it; make them "
+                             "anew with python -m homework.features ... --replace.")  # fmt: skip
+        return model

@@ -1,0 +1,187 @@
+"""Image files: which ones a user means, and how to read one upright, in RGB, at the right size."""
+
+import collections
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from functools import partial
+from multiprocessing.pool import ThreadPool
+from pathlib import Path, PurePath
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, features
+
+SPLITS = ("train", "valid")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
+
+
+if "avif" in features.modules and features.check("avif"):  # from Pillow 11.3 on, where it was built with libavif
+    SUFFIXES += (".avif",)
+
+
+HELD_OUT = 20  # where there are no splits, one image of so many is for validation
+HOW_TO_GET = "python -m homework.data download, or python -m homework.data import ZIP_OR_FOLDER if you have the zip"
+Source = str | Path | Iterable[str | Path]
+
+
+def image_paths(source: Source, root: str | Path = "data") -> list[str]:
+    """The image files that ``source`` names, sorted, each once.
+
+    Args:
+        source: a split ("train", "valid"), a folder (its own image files, not those of folders in it), an image file, a
+            dataset.json, or several of these.
+        root: where the splits are: a folder with folders of their names; or a folder that has images itself, or a
+            dataset.json, of whose sorted images every 20th, from the first one on, is for validation.
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: there are no images in it, a single one that is to be split, or a dataset.json is of another form.
+    """
+    if isinstance(source, str) and source in SPLITS:
+        if not any((Path(root) / split).is_dir() for split in SPLITS) and has_images(Path(root)):
+            return split(image_paths(root), source, root)
+        if not (Path(root) / source).is_dir():
+            raise FileNotFoundError(f"There is no folder {Path(root) / source}, nor are there images in {root} itself; get "
+                                    f"the images with {HOW_TO_GET}.")  # fmt: skip
+        source = Path(root) / source
+    sources = [source] if isinstance(source, str | Path) else list(source)
+    paths = set()
+    for path in map(Path, sources):
+        if path.is_dir():
+            paths.update(str(p) for p in path.iterdir() if is_image(p))
+        elif not path.is_file():
+            raise FileNotFoundError(f"There is no file or folder {path}.")
+        elif path.suffix.lower() != ".json":
+            paths.add(str(path))
+        elif not path.name.endswith("_info.json"):  # notes that lie among the course's images
+            paths.update(read_dataset_json(path))
+    if not paths:
+        raise ValueError(f"There are no images in {', '.join(map(str, sources[:3])) or 'an empty list'}.")
+    return sorted(paths)
+
+
+def has_images(root: Path) -> bool:
+    """Whether there are images in a folder itself, or ``root`` is a file, which may name some."""
+    return root.is_file() or (root.is_dir() and any(map(is_image, root.iterdir())))
+
+
+def split(paths: list[str], name: str, root: str | Path) -> list[str]:
+    """Of sorted paths every 20th, from the first one on, for "valid", and the others for "train"; always the same, and by
+    place, for frames of a film resemble their neighbours. ValueError, naming ``root``, if there is but one."""
+    if len(paths) < 2:
+        raise ValueError(f"There is one image alone in {root}, but training and validation need one each.")
+    held_out = paths[::HELD_OUT]
+    return held_out if name == "valid" else sorted({*paths} - {*held_out})
+
+
+def is_image(path: PurePath) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def not_read(folder: Path) -> str:
+    """What lies in a folder besides the images that :func:`image_paths` takes: "2 folders and 1 other file", or ""."""
+    others = [p for p in folder.iterdir() if not is_image(p) and not p.name.startswith(".")]
+    n_folders = sum(map(Path.is_dir, others))
+    counts = (n_folders, "folder"), (len(others) - n_folders, "other file")
+    return " and ".join(f"{n:,} {what}{'s' * (n > 1)}" for n, what in counts if n)
+
+
+def n_pixels(path: str) -> int:
+    """Of an image, as its file claims; 0 if it claims nothing that can be read."""
+    try:
+        with Image.open(path) as file:
+            return math.prod(file.size)
+    except Exception:  # as in read_image, which tells what is wrong with it
+        return 0
+
+
+def read_dataset_json(path: Path) -> list[str]:
+    """``{"_default": {"1": {"image_fpath": ...}, ...}}``; relative to the file's folder, else to the current one."""
+    try:
+        names = [entry["image_fpath"] for entry in json.loads(path.read_text("utf-8"))["_default"].values()]
+        found = [(path.parent / name, Path(name)) for name in names]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        form = '{"_default": {"1": {"image_fpath": "..."}, ...}}'
+        raise ValueError(f"{path} is not a dataset.json of the form {form}.") from error
+    for beside, here in found:
+        if not (beside.is_file() or here.is_file()):
+            raise FileNotFoundError(f"{path} names {here}, which does not exist.")
+    return [str(beside if beside.is_file() else here) for beside, here in found]
+
+
+def read_image(path: str | Path, image_size: tuple[int, int] | None = None) -> np.ndarray:
+    """One image file, upright; transparent places on white, 16 bits a channel cut down to the upper 8.
+
+    Args:
+        image_size: (H, W): scale until it covers this, then cut out the centre. None leaves the image as it is.
+    Returns:
+        (H, W, 3) uint8 RGB.
+    Raises:
+        OSError: there is no such file, or it may not be read.
+        ValueError: the file is no image, a damaged one, one too large for Pillow, or one of floats or 32 bits a pixel.
+    """
+    with open(path, "rb") as stream:  # given a path, Pillow maps grey TIFFs into memory, with sides that EXIF has swapped
+        image = _decode(stream, path)
+    if image_size is not None:
+        image = ImageOps.fit(image, image_size[::-1])
+    return np.asarray(image)
+
+
+class NoWhite(Exception):
+    """An image's numbers go up to any size."""
+
+
+def _decode(stream: BinaryIO, path: str | Path) -> Image.Image:
+    """In RGB, see :func:`read_image`."""
+    try:
+        with Image.open(stream) as file:
+            if file.mode == "F" or (file.mode == "I" and file.format not in ("PNG", "PPM")):  # those have 16 bits
+                raise NoWhite
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip to white
+                grey, clear = np.asarray(image), image.info.get("transparency")
+                grey = np.where(grey == clear, 255, grey // 256)
+                image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+            if image.has_transparency_data:  # as on a page; what convert() alone would show there is often black or noise
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+            return image.convert("RGB")
+    except NoWhite as error:
+        raise ValueError(f"{path} cannot be read: it has floats or 32 bits a pixel, of which none is known to be white; "
+                         "convert it to 8 or 16 bits.") from error  # fmt: skip
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} is too large: Pillow reads up to {2 * Image.MAX_IMAGE_PIXELS:,} pixels.") from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
+        raise ValueError(f"{path} cannot be read as an image ({type(error).__name__}); is it damaged?") from error
+
+
+def check_size(path: str, image: np.ndarray, first_path: str, size: tuple[int, int]) -> None:
+    """ValueError, naming both files, if ``image`` is not of ``size`` (H, W)."""
+    if image.shape[:2] != tuple(size):
+        raise ValueError(
+            f"{path} is {image.shape[0]}x{image.shape[1]} but {first_path} is {size[0]}x{size[1]} (height x width); "
+            "pass --image_size HxW to scale and crop all of them."
+        )
+
+
+def decoded(
+    batches: Iterable[list[str]], image_size: tuple[int, int] | None = None
+) -> Iterator[tuple[list[str], list[np.ndarray | str]]]:
+    """Every batch of paths with its images, as :func:`read_image` returns them, or what is wrong with one, a sentence in its
+    place. While a batch is being used, threads decode the next."""
+    pending = collections.deque()
+    with ThreadPool(os.cpu_count()) as pool:
+        for batch in batches:
+            pending.append((batch, pool.map_async(partial(_read, image_size), batch)))
+            if len(pending) > 1:
+                batch, images = pending.popleft()
+                yield batch, images.get()
+        for batch, images in pending:
+            yield batch, images.get()
+
+
+def _read(image_size: tuple[int, int] | None, path: str) -> np.ndarray | str:
+    try:
+        return read_image(path, image_size)
+    except (ValueError, OSError) as error:
+        return str(error)

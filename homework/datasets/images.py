@@ -1,0 +1,126 @@
+"""Images of one size in a memory-mapped cache."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import tempfile
+import time
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from homework.core import files
+from homework.datasets.base import Dataset
+from homework.datasets.image_files import Source, check_size, image_paths, read_image
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """uint8 -> float32 in [-0.5, 0.5], on the same device."""
+    return pixels.float().div_(255).sub_(0.5)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float in [-0.5, 0.5] (clamped to it) -> uint8, rounded to the nearest."""
+    return images.float().add(0.5).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+class ImageDataset(Dataset):
+    """Images of one size, decoded once into a memory-mapped file.
+
+    ``ds[i]`` is uint8 (H, W, 3); ``names`` are the paths, sorted; ``size`` is (H, W).
+
+    Where ``root`` has no folders train/ and valid/, but images itself, or is a dataset.json, each 20th of its sorted images
+    is for validation, the first one included, and the others are for training.
+
+    The cache lies in ``root/.cache`` (N*H*W*3 bytes; beside a dataset.json), or in a temporary folder where that cannot be
+    written. It is made anew when a file's name, size or time changes.
+    """
+
+    holds = "images"  # what a model is fed with; a grid data set has "grids"
+
+    def __init__(self, source: Source = "train", image_size: tuple[int, int] | None = None, root: str | Path = "data"):
+        """
+        Args:
+            source: see :func:`image_paths`.
+            image_size: (H, W) to scale and crop to; None requires that all images have one size.
+            root: the folder of the splits, a folder of images, or a dataset.json.
+        Raises:
+            FileNotFoundError: no such source.
+            ValueError: there are no images, one is damaged, or one does not fit (the first is named).
+        """
+        self.names = image_paths(source, root)
+        whole = str(source) if isinstance(source, str | Path) else self.names
+        self.images = np.load(_cache(self.names, whole, image_size, Path(root)), mmap_mode="r")  # (N, H, W, 3)
+        self.size = self.images.shape[1:3]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return torch.from_numpy(np.array(self.images[i]))
+
+    def batch(self, indices: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
+        """The images at ``indices`` (B) as float32 (B, H, W, 3) in [-0.5, 0.5] on ``device``."""
+        pixels = torch.from_numpy(np.asarray(self.images[np.asarray(indices)]))
+        return to_float(pixels.to(device))  # moved as bytes: a quarter of the traffic
+
+    def augment(self, batch: Tensor, generator: torch.Generator, indices: Tensor | None = None) -> Tensor:
+        """Mirrors each image of (B, H, W, 3) left-right, in place, with probability 1/2 from a CPU ``generator``."""
+        mirrored = (torch.rand(len(batch), generator=generator) < 0.5).nonzero()[:, 0].to(batch.device)
+        batch[mirrored] = batch[mirrored].flip(2)
+        return batch
+
+
+def _cache(names: list[str], source: str | list[str], image_size: tuple[int, int] | None, root: Path) -> Path:
+    """The .npy file (N, H, W, 3) uint8 of the images ``names``, made if need be; it replaces others of ``source``."""
+    source = hashlib.sha256(repr((os.getcwd(), str(root), source, image_size)).encode()).hexdigest()[:8]
+    content = hashlib.sha256()
+    for name in names:
+        stat = os.stat(name)
+        content.update(os.fsencode(f"{os.path.abspath(name)}\0{stat.st_size}\0{stat.st_mtime_ns}\0"))
+    file_name = f"{source}-{content.hexdigest()[:24]}.npy"
+    temporary = Path(tempfile.gettempdir()) / f"homework-cache-{getattr(os, 'getuid', int)()}"
+    beside = root.parent if root.is_file() else root
+    folders = [beside / ".cache", temporary] if beside.is_dir() else [temporary]
+    for folder in folders:
+        if (folder / file_name).is_file():
+            return folder / file_name
+    for folder in folders:
+        try:
+            with files.replacing(folder / file_name) as path, open(path, "wb") as file:
+                _decode_all(names, image_size, file)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and error.filename in names:
+                raise
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OSError(f"The disk is full: the images need a cache in {folder}; make room there.") from error
+            if folder == folders[-1]:
+                raise
+            continue  # a read-only data folder
+        for old in folder.glob(f"{source}-*"):  # what this source was before, and what killed processes left
+            with contextlib.suppress(FileNotFoundError):  # another process that makes the same cache renames its own file
+                if old.name != file_name and (old.suffix == ".npy" or old.stat().st_mtime < time.time() - 3600):
+                    old.unlink()
+        return folder / file_name
+    raise AssertionError("unreachable")
+
+
+def _decode_all(names: list[str], image_size: tuple[int, int] | None, file) -> None:
+    # plain writes, not a writable map: on a full disk the one raises OSError, the other kills the process
+    size = None
+    with ThreadPool(os.cpu_count()) as pool, tqdm(total=len(names), desc="decoding", unit="img", leave=False) as bar:
+        for start in range(0, len(names), 256):  # in pieces, so that decoding cannot run away from a slow disk
+            chunk = names[start : start + 256]
+            for name, image in zip(chunk, pool.imap(lambda n: read_image(n, image_size), chunk), strict=True):
+                if size is None:
+                    size = image.shape[:2]
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (len(names), *size, 3)}
+                    np.lib.format.write_array_header_1_0(file, header)
+                check_size(name, image, names[0], size)
+                file.write(image.tobytes())
+                bar.update()

@@ -1,0 +1,15 @@
+"""The table of data sets by the name that ``--dataset`` gives them."""
+
+from homework.datasets.features import FeatureDataset
+from homework.datasets.images import ImageDataset
+from homework.datasets.mnist import MnistDataset, MnistImages
+from homework.datasets.tokens import MultiscaleDataset, TokenDataset
+
+DATASETS = {
+    "images": ImageDataset,
+    "tokens": TokenDataset,
+    "multiscale": MultiscaleDataset,
+    "features": FeatureDataset,
+    "mnist": MnistDataset,
+    "mnist_images": MnistImages,
+}

@@ -1,0 +1,138 @@
+"""Compression measured on images, ours and the other codecs', and the pictures of a report."""
+
+import csv
+import io
+import math
+import os
+import time
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from homework.codec import archive, range_coder, tiles
+from homework.codec.compressor import Compressor
+from homework.codec.parallel import pieces
+from homework.core import files
+from homework.datasets.image_files import decoded, read_image
+from homework.datasets.images import to_float, to_uint8
+from homework.evaluation import metrics
+from homework.evaluation.codecs import Codec
+from homework.evaluation.rates import Point, file_name
+from homework.evaluation.report import heat, save_picture
+
+PIXELS_AT_ONCE = 2**21  # that go into MS-SSIM together
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------------
+
+
+def measure_ours(compressor: Compressor, paths: list[str], size: tuple[int, int] | None = None) -> np.ndarray:
+    """Rows (n, COLUMNS) of our files, whose times are wall-clock times of a batch divided by its images. ValueError if an
+    image is damaged."""
+    rows, total = [], 0
+    with tqdm(total=len(paths), desc="ours", unit="img") as bar:
+        for _, images in decoded(pieces(paths, compressor.batch_size), size):
+            for image in images:
+                if isinstance(image, str):
+                    raise ValueError(image)
+            start = time.perf_counter()
+            files = compressor.compress_batch([float_image(image) for image in images])
+            middle = time.perf_counter()
+            again = [to_uint8(x).cpu().numpy() for x in compressor.decompress_batch(files)]
+            times = [(middle - start) / len(images), (time.perf_counter() - middle) / len(images)]
+            for data, x_hat, image in zip(files, again, images, strict=True):
+                rows.append([image.size // 3, len(data), payload(data), *distortion(x_hat[None], image)[0], *times])
+                total += len(data)
+            bar.update(len(images))
+            bar.set_postfix_str(f"{total:,} bytes")
+    return np.array(rows)
+
+
+def measure_codecs(rivals: list[Codec], paths: list[str], size: tuple[int, int] | None = None) -> dict[str, list[Point]]:
+    """The operating points of other codecs, by name; several images at the same time, and seconds of a thread's own
+    processor time."""
+
+    def measure(path: str) -> dict[tuple[str, int], list[float]]:
+        image, found = read_image(path, size), {}
+        for codec in rivals:
+            results = [codec.timed(image, quality) for quality in codec.qualities]
+            like = distortion(np.stack([result[1] for result in results]), image)
+            for quality, (data, _, *times), (mse, ms_ssim) in zip(codec.qualities, results, like, strict=True):
+                found[codec.name, quality] = [image.size // 3, len(data), codec.payload(data), mse, ms_ssim, *times]
+        return found
+
+    with ThreadPool(os.cpu_count()) as pool:  # Pillow's encoders let other threads run
+        each = list(tqdm(pool.imap(measure, paths), "other codecs", len(paths), unit="img"))
+    return {
+        codec.name: [Point(codec.name, q, np.array([found[codec.name, q] for found in each])) for q in codec.qualities]
+        for codec in rivals
+    }
+
+
+def distortion(x_hat: np.ndarray, image: np.ndarray) -> list[tuple[float, float]]:
+    """Mean squared error (of pixels from 0 to 1) and MS-SSIM of each of (B,H,W,3) uint8 against one image (H,W,3)."""
+    found, x = [], torch.from_numpy(np.array(image)).double() / 255
+    for part in torch.from_numpy(x_hat).split(max(1, PIXELS_AT_ONCE // (image.shape[0] * image.shape[1]))):
+        part = part.double() / 255
+        found += zip(metrics.errors(part, x), metrics.ms_ssim(part, x.expand_as(part)).tolist(), strict=True)
+    return found
+
+
+def payload(data: bytes) -> int:
+    """The bytes of one of our files that hold coded tokens."""
+    return archive.Reader(io.BytesIO(data), "The file").lengths[0]
+
+
+def float_image(image: np.ndarray) -> Tensor:
+    """(H,W,3) uint8 -> float in [-0.5,0.5]."""
+    return to_float(torch.from_numpy(np.array(image)))
+
+
+def bit_map(compressor: Compressor, image: np.ndarray) -> Tensor:
+    """(H,W,3) uint8 -> (h,w) float64: the bits that each token takes in the file, by the coder's own frequencies."""
+    grid, coder = compressor.to_tokens(float_image(image)[None])[0], compressor.entropy_model
+    bits = torch.empty(grid.shape, dtype=torch.float64)
+    for (a, b), places in tiles.tiles(grid.shape, (coder.height, coder.width)):
+        cut = np.stack([grid[top : top + a, left : left + b] for top, left in places])  # (T,a,b)
+        own = torch.from_numpy(compressor.intervals(cut)[1]).view(-1, a, b)  # (T,N) -> (T,a,b)
+        for (top, left), frequency in zip(places, own, strict=True):
+            bits[top : top + a, left : left + b] = math.log2(range_coder.TOTAL) - frequency.double().log2()
+    return bits
+
+
+def show(compressor: Compressor, rivals: list[Codec], path: str, size: tuple[int, int] | None, i: int, folder: Path) -> dict:
+    """Writes pictures of one image: the original, ours, each codec's at about as many bytes, and our bits of each patch."""
+    image = read_image(path, size)
+    data = compressor.compress(float_image(image))
+    with ThreadPool(os.cpu_count()) as pool:
+        near = pool.map(lambda codec: codec.nearest(image, len(data)), rivals)
+    bits = bit_map(compressor, image)
+    pictures = {"original": image, "ours": to_uint8(compressor.decompress(data)).cpu().numpy()}
+    captions = {"original": f"{os.path.getsize(path):,} bytes", "ours": f"{len(data):,} bytes"}
+    for codec, (quality, file) in zip(rivals, near, strict=True):
+        pictures[codec.name] = codec.decode(file)
+        captions[codec.name] = f"{len(file):,} bytes, quality {quality}"
+    for name in list(pictures)[1:]:
+        captions[name] += f"<br>{metrics.psnr(distortion(pictures[name][None], image)[0][0]):.1f} dB"
+    pictures["bits"] = over(bits / math.log2(compressor.entropy_model.n_tokens), image, compressor.models.patch)
+    captions["bits"] = f"{bits.sum():,.0f} bits, {bits.min():.1f} to {bits.max():.1f} a patch"
+    for name, picture in pictures.items():
+        save_picture(picture, folder / f"{file_name(name)}_{i}.png")
+    return {"name": Path(path).stem, "size": image.shape[:2], "captions": captions}
+
+
+def over(x: Tensor, image: np.ndarray, patch: int) -> np.ndarray:
+    """A map (h,w) from 0 to 1 of an image's patches, in colours over the image (H,W,3) uint8 in grey, likewise."""
+    colours = heat(x).numpy().repeat(patch, axis=0).repeat(patch, axis=1)[: image.shape[0], : image.shape[1]]
+    return (0.5 * colours + 0.5 * image.mean(axis=-1, keepdims=True)).round().astype(np.uint8)
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    with files.replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)

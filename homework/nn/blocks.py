@@ -1,0 +1,93 @@
+"""Layers of encoders and decoders over images in patches."""
+
+import torch
+from torch import Tensor, nn
+
+from homework.core import checks
+
+
+class Conv(nn.Conv2d):
+    """A convolution of (B,H,W,C) tensors. The permuted views are what torch calls channels_last: nothing is copied."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (B,H,W,C) -> (B,C,H,W) -> (B,H,W,C)
+
+
+class Block(nn.Module):
+    """A ConvNeXt block (Liu et al., arXiv 2201.03545, figure 4): look around by a depthwise convolution, then think at
+    each place by a perceptron; (B,h,w,D) -> (B,h,w,D). Starts close to the identity."""
+
+    def __init__(self, D: int, kernel: int = 5, expansion: int = 4):
+        super().__init__()
+        self.around = Conv(D, D, kernel, padding=kernel // 2, groups=D)
+        self.norm = nn.LayerNorm(D)
+        self.mlp = nn.Sequential(nn.Linear(D, expansion * D), nn.GELU(), nn.Linear(expansion * D, D))
+        nn.init.normal_(self.mlp[2].weight, std=1e-3)
+        nn.init.zeros_(self.mlp[2].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mlp(self.norm(self.around(x)))
+
+
+def pad_to_patches(x: Tensor, P: int, Q: int | None = None) -> Tensor:
+    """Repeats the last row and column of (B,H,W,C) until H is a multiple of P and W one of Q (P if None)."""
+    H, W = x.shape[1:3]
+    down, right = -H % P, -W % (Q or P)
+    if down:
+        x = torch.cat([x, x[:, -1:].expand(-1, down, -1, -1)], dim=1)
+    if right:
+        x = torch.cat([x, x[:, :, -1:].expand(-1, -1, right, -1)], dim=2)
+    return x
+
+
+def unpatch(x: Tensor, P: int, Q: int | None = None) -> Tensor:
+    """Lays out patches: (B,h,w,P*Q*C) -> (B,h*P,w*Q,C); Q = P if None."""
+    B, h, w, _ = x.shape
+    Q = Q or P
+    x = x.view(B, h, w, P, Q, -1).transpose(2, 3)  # (B,h,w,P*Q*C) -> (B,h,P,w,Q,C)
+    return x.reshape(B, h * P, w * Q, -1)  # (B,h,P,w,Q,C) -> (B,h*P,w*Q,C)
+
+
+class PatchEncoder(nn.Module):
+    """(B,H,W,3) -> (B,h,w,out): every patch to a vector, then blocks that see its surroundings; H, W multiples of P."""
+
+    def __init__(self, P: int, D: int, out: int, n_blocks: int):
+        super().__init__()
+        self.patch = Conv(3, D, P, stride=P)
+        self.blocks = nn.Sequential(*(Block(D) for _ in range(n_blocks)), nn.LayerNorm(D))
+        self.out = nn.Linear(D, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.blocks(self.patch(x)))
+
+
+class PatchDecoder(nn.Module):
+    """(B,h,w,inp) -> (B,h*P,w*P,3): blocks on the grid, a linear map to pixels, and what small convolutions add to it at
+    full resolution, from ``detail`` channels, where they can mend the seams between patches."""
+
+    def __init__(self, P: int, D: int, inp: int, n_blocks: int, detail: int):
+        super().__init__()
+        self.P = P
+        self.inp = nn.Linear(inp, D)
+        self.blocks = nn.Sequential(*(Block(D) for _ in range(n_blocks)), nn.LayerNorm(D))
+        self.pixels = nn.Linear(D, P * P * 3)
+        nn.init.normal_(self.pixels.weight, std=0.02)  # start near grey, the middle of what pixels can be
+        nn.init.zeros_(self.pixels.bias)
+        self.features = nn.Linear(D, P * P * detail)
+        self.mend = nn.Sequential(nn.GELU(), Conv(detail, detail, 3, padding=1), nn.GELU(), Conv(detail, 3, 3, padding=1))
+
+    def forward(self, z: Tensor) -> Tensor:
+        z = self.blocks(self.inp(z))
+        return unpatch(self.pixels(z), self.P) + self.mend(unpatch(self.features(z), self.P))
+
+
+def patch_networks(
+    patch_size: int, latent_dim: int, bottleneck: int, encoder_blocks: int, decoder_blocks: int, detail: int
+) -> tuple[PatchEncoder, PatchDecoder]:
+    """The encoder and the decoder of a patch auto-encoder. ValueError, naming the argument, for a size that is not
+    allowed."""
+    checks.integer(1, 64, patch_size=patch_size)
+    checks.integer(1, 4096, latent_dim=latent_dim, detail=detail)
+    checks.integer(0, 64, encoder_blocks=encoder_blocks, decoder_blocks=decoder_blocks)
+    encoder = PatchEncoder(patch_size, latent_dim, bottleneck, encoder_blocks)
+    return encoder, PatchDecoder(patch_size, latent_dim, bottleneck, decoder_blocks, detail)

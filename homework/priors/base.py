@@ -1,0 +1,133 @@
+"""What priors share: the contract, the loss, sampling, and the steps by which a prior is fed token by token."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from homework.core.model import Model, ordinary_tensors
+from homework.priors import sampling
+
+
+def measures(logits: Tensor, grids: Tensor) -> dict[str, Tensor]:
+    """Cross-entropy of (B,h,w) int64 grids under (B,h,w,K) logits: "loss" in nats per token, "bits_per_image" in bits; for
+    binary pixels (K = 2) also "nats_per_image" and "bits_per_pixel"."""
+    nats = F.cross_entropy(logits.flatten(0, 2).float(), grids.flatten())  # (B,h,w,K) -> (B*N,K)
+    per_token, N = nats.detach(), grids[0].numel()
+    found = {"loss": nats, "bits_per_image": per_token * N / math.log(2)}
+    if logits.shape[-1] == 2:
+        found |= {"nats_per_image": per_token * N, "bits_per_pixel": per_token / math.log(2)}
+    return found
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; after the block, and after an error in it, in the mode in which it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+class Prior(Model):
+    """The contract: p(grid) = prod_n p(t_n | t_0 .. t_{n-1}), in raster order.
+
+    A subclass has ``n_tokens`` and ``forward``; ``steps`` is then the plain way, a pass over the grid for each token, until
+    the subclass has a faster one.
+
+    Attributes:
+        n_tokens: K; tokens are in [0, K).
+        reads_codes: whether it can read the tokenizer's code vectors in place of an embedding of its own: then its
+            constructor has an argument ``code_dim``, and it has ``set_codes`` and ``stored_codes``.
+    """
+
+    data = "tokens"
+    reads_codes: ClassVar[bool] = False
+    n_tokens: int
+
+    @property
+    def grid_size(self) -> tuple[int, int] | None:
+        """(height, width) in tokens of the grids that it was built for; None if any size is as good."""
+        return (self.config["height"], self.config["width"]) if "height" in self.config else None
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B,h,w) int64 in [0,K) -> (logits (B,h,w,K), {}). The logits at n depend on tokens before n alone."""
+        raise NotImplementedError
+
+    def set_codes(self, codes: Tensor) -> None:
+        """Stores the tokenizer's code vectors (K,code_dim) float. ValueError for a prior that reads none."""
+        raise ValueError(f"A {type(self).__name__} reads no code vectors.")
+
+    def stored_codes(self) -> Tensor | None:
+        """The code vectors (K,code_dim) that it reads; None if it has an embedding of its own."""
+        return None
+
+    def steps(self, B: int, h: int, w: int, device: str | torch.device = "cpu") -> "Steps":
+        """The incremental form: the same function, token by token, over B grids of h x w; see :class:`Steps`."""
+        return NaiveSteps(self, B, h, w, device)
+
+    def loss(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Of (B,h,w) int64 grids, see :func:`measures`."""
+        return measures(self(tokens)[0], tokens)
+
+    @ordinary_tensors
+    def generate(self, B: int, h: int, w: int, device: str | torch.device = "cpu", **sampling_options: Any) -> Tensor:
+        """Samples (B,h,w) int64 grids, or searches for probable ones; options as in
+        :func:`homework.priors.sampling.generate` (temperature, top_k, top_p, generator, prefix, num_beam, beam_width,
+        beams). The model must be on ``device``."""
+        with evaluating(self):
+            return sampling.generate(self.steps(B, h, w, device), B, h, w, **sampling_options)
+
+    def images(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Token grids (n,h,w) int64, for the training loop to decode: some of the data's, and as many samples."""
+        some = tokens[:4]
+        samples = self.generate(*some.shape, device=tokens.device, generator=torch.Generator().manual_seed(0))
+        return {"data": some, "samples": samples}
+
+
+class Steps:
+    """A prior fed token by token, in raster order. It computes without gradients, and what it returns is an ordinary
+    tensor."""
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Takes the (B,n) int64 tokens of the next n positions, returns the (B,K) logits of the position after them.
+
+        The first call takes any n >= 0; the later ones n = 1.
+        """
+        if torch.is_inference_mode_enabled():
+            return self.advance(tokens)
+        with torch.inference_mode():
+            logits = self.advance(tokens)
+        return logits.clone()
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        """What a subclass defines for :meth:`__call__`, which runs it in inference mode."""
+        raise NotImplementedError
+
+    def select(self, rows: Tensor) -> None:
+        """Continues with the grids ``rows`` (M,) int64 of the present batch, in this order; some may be there more than
+        once, others not at all. ValueError for a form that cannot."""
+        raise ValueError("This prior cannot continue one grid in several ways; leave num_beam and beams out.")
+
+
+class NaiveSteps(Steps):
+    """The plain way, against which the faster ones are tested: a pass over the whole grid for each token."""
+
+    def __init__(self, model: Prior, B: int, h: int, w: int, device: str | torch.device = "cpu"):
+        self.model, self.n = model, 0
+        self.grid = torch.zeros(B, h, w, dtype=torch.int64, device=device)
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        self.grid = self.grid.clone()  # made outside of inference mode, or before a selection
+        self.grid.view(len(tokens), -1)[:, self.n : self.n + tokens.shape[1]] = tokens.to(self.grid.device)
+        self.n += tokens.shape[1]
+        return self.model(self.grid)[0].flatten(1, 2)[:, self.n]  # (B,h,w,K) -> (B,N,K) -> (B,K)
+
+    def select(self, rows: Tensor) -> None:
+        self.grid = self.grid[rows.to(self.grid.device)]

@@ -1,0 +1,223 @@
+"""PixelCNN and Gated PixelCNN fed place by place: the same functions as in pixelcnn.py, without computing a thing twice.
+
+Only convolutions wider than 1x1 look at neighbours, so their inputs are kept. What they take from the rows above is computed
+once for a whole row, when it begins; a place then costs a few products of vectors and matrices in each layer.
+
+For one picture these are so small that most of the time goes into calling torch. So all memory stays, with views, made once,
+of what a place needs. The results of a row hold its bias, and what comes from above, before its places are computed: to add
+a product to what is there takes torch half as long as to add a bias to a product.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from homework.priors.base import Steps
+
+
+class ConvolutionSteps(Steps):
+    """What the incremental forms of both models share.
+
+    A subclass has ``put(token (B,), row, column)``, which takes the token of a place; ``begin_row()``, all rows above being
+    known; and ``place(column)``, which returns, once, the (B,C) that enters the head, all places before it being known.
+
+    Args:
+        model: the prior, on ``device``.
+        B, w: number of grids, and their width.
+        device: where the model is.
+    """
+
+    def __init__(self, model: nn.Module, B: int, w: int, device: str | torch.device):
+        self.model, self.w, self.device, self.n = model, w, device, -1  # n is the last place computed
+        self.head = [Places(i.weight, i.bias, B, w) if isinstance(i, nn.Conv2d) else None for i in model.head]  # None: ReLU
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        if self.n < 0:
+            x = self.next_place()
+        for token in tokens.to(self.device).unbind(dim=1):
+            self.put(token, *divmod(self.n, self.w))
+            x = self.next_place()
+        for layer in self.head:
+            x = layer(x, self.n % self.w) if layer else x.relu_()
+        return self.model.to_logits(x.clone())  # the next row uses the memory again
+
+    def next_place(self) -> Tensor:
+        self.n += 1
+        column = self.n % self.w
+        if column == 0:
+            self.begin_row()
+        return self.place(column)
+
+    def begin_row(self) -> None:
+        for layer in filter(None, self.head):
+            layer.begin_row()
+
+
+def taps(weight: Tensor) -> Tensor:
+    """(C',C,rows,n), what a kernel has for n places in each of some rows -> (rows*n*C,C'), to multiply them side by side."""
+    return weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()  # (rows,n,C,C') -> (rows*n*C,C')
+
+
+class Places:
+    """A convolution of a row at one place after the other: (B,n*C), the n places that the kernel sees, side by side, ->
+    (B,C'), which the caller may change in place.
+
+    Args:
+        weight: (C',C,1,n).
+        bias: (C').
+        B, w: number of grids, and their width.
+        row: memory for what a row gives, (w,B,C'); new memory if None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, B: int, w: int, row: Tensor | None = None):
+        self.weight, self.bias = taps(weight), bias
+        self.row = weight.new_empty(w, B, len(bias)) if row is None else row
+        self.places = self.row.unbind()
+
+    def begin_row(self) -> None:
+        self.row.copy_(self.bias)
+
+    def __call__(self, x: Tensor, column: int) -> Tensor:
+        return self.places[column].addmm_(x, self.weight)
+
+
+class RowCache:
+    """The present row of the input of a convolution and the ``reach`` rows above it, within the zeros of the padding.
+
+    Attributes:
+        row: the present row (w,B,C); ``places`` are its w places (B,C).
+        left: for each place, the n places of the row that the kernel sees, side by side, (B,n*C).
+
+    Args:
+        B, w, C: its shape.
+        reach: how far the kernel reaches up, to the left and to the right.
+        n: ``reach``, or with the place itself one more.
+        like: a tensor of the same type and device.
+    """
+
+    def __init__(self, B: int, w: int, C: int, reach: int, n: int, like: Tensor):
+        rows = like.new_zeros(B, reach + 1, w + 2 * reach, C)
+        self.upper, self.lower = rows[:, :-1], rows[:, 1:]
+        self.row = rows[:, -1, reach : reach + w].transpose(0, 1)  # (B,w,C) -> (w,B,C)
+        self.places = self.row.unbind()
+        flat = rows.flatten(2)  # (B,reach+1,w+2*reach,C) -> (B,reach+1,(w+2*reach)*C)
+        self.left = flat[:, -1].unfold(1, n * C, C).unbind(dim=1)  # (B,(w+2*reach)*C) -> (B,places,n*C) -> (B,n*C) for each
+        self.around = flat.unfold(2, (2 * reach + 1) * C, C).permute(2, 0, 1, 3)  # (w,B,reach+1,(2*reach+1)*C)
+
+    def begin_row(self) -> None:
+        """Moves all rows up by one."""
+        self.upper.copy_(self.lower.clone())
+
+    def above(self, n: int) -> Tensor:
+        """What the kernel sees of the upper n rows at each place, side by side: (w*B,n*(2*reach+1)*C)."""
+        return self.around[:, :, :n].flatten(2).flatten(0, 1)  # (w,B,n,k*C) -> (w,B,n*k*C) -> (w*B,n*k*C)
+
+
+class MaskedPlaces(Places):
+    """A masked k x k convolution at one place after the other: what ``known`` holds -> (B,C')."""
+
+    def __init__(self, conv: nn.Module, B: int, w: int):
+        self.reach, weight = conv.kernel_size[0] // 2, conv.weight * conv.mask
+        n = self.reach + (conv.mask_type == "B")  # places seen of the own row
+        super().__init__(weight[:, :, self.reach : self.reach + 1, :n], conv.bias, B, w)
+        self.over, self.flat = taps(weight[:, :, : self.reach]), self.row.flatten(0, 1)  # (w,B,C') -> (w*B,C')
+        self.known = RowCache(B, w, conv.in_channels, self.reach, n, weight)
+
+    def begin_row(self) -> None:
+        self.known.begin_row()
+        torch.addmm(self.bias, self.known.above(self.reach), self.over, out=self.flat)
+
+    def __call__(self, column: int) -> Tensor:
+        return super().__call__(self.known.left[column], column)
+
+
+class PixelSteps(ConvolutionSteps):
+    """The incremental form of a PixelCNN on B grids of h x w, see :class:`ConvolutionSteps`."""
+
+    def __init__(self, model: nn.Module, B: int, h: int, w: int, device: str | torch.device = "cpu"):
+        super().__init__(model, B, w, device)
+        self.first, self.blocks = MaskedPlaces(model.first, B, w), []
+        for block in model.blocks:
+            conv = MaskedPlaces(block.conv, B, w)
+            down = Places(block.down.weight, block.down.bias, B, w, conv.known.row)
+            self.blocks.append((down, conv, Places(block.up.weight, block.up.bias, B, w)))
+
+    def put(self, token: Tensor, row: int, column: int) -> None:
+        self.first.known.places[column].copy_(token[:, None])
+
+    def begin_row(self) -> None:
+        super().begin_row()
+        self.first.begin_row()
+        for down, conv, up in self.blocks:
+            conv.begin_row()  # moves up the row that down then begins anew
+            down.begin_row()
+            up.begin_row()
+
+    def place(self, column: int) -> Tensor:
+        x = self.first(column)
+        for down, conv, up in self.blocks:
+            down(x, column).relu_()
+            x = up(conv(column).relu_(), column).relu_().add_(x).relu_()
+        return x
+
+
+class GatedPlaces:
+    """A gated layer: its vertical stack at one row after the other, its horizontal one at one place after the other.
+
+    Args:
+        layer: the layer.
+        B, w: number of grids, and their width.
+        row: memory of the results (w,B,C); new memory if None.
+    """
+
+    def __init__(self, layer: nn.Module, B: int, w: int, row: Tensor | None = None):
+        self.first, self.gate, self.rows = layer.first, layer.gate, layer.vertical.kernel_size[0]
+        self.vertical, self.vertical_bias = taps(layer.vertical.weight), layer.vertical.bias
+        self.across = taps(layer.across.weight)
+        self.horizontal = Places(layer.horizontal.weight, layer.horizontal.bias + layer.across.bias, B, w)
+        self.out = Places(layer.out.weight, layer.out.bias, B, w, row)
+        shape = B, w, layer.vertical.in_channels, layer.reach, layer.horizontal.kernel_size[1]
+        self.v = RowCache(*shape, layer.out.weight)
+        # the horizontal stack looks at one row; in the first layer, that is the tokens' own
+        self.h = self.v if self.first else RowCache(*shape, layer.out.weight)
+
+    def begin_row(self, v: Tensor | None) -> Tensor:
+        """Takes the vertical stack's row (w,B,C) of the layer before, if there is one, and returns that of this one."""
+        self.v.begin_row()
+        if not self.first:
+            self.v.row.copy_(v)
+        x = torch.addmm(self.vertical_bias, self.v.above(self.rows), self.vertical)  # (w*B,2C)
+        row = self.horizontal.row.flatten(0, 1)  # (w,B,2C) -> (w*B,2C)
+        torch.addmm(self.horizontal.bias, x, self.across, out=row)
+        self.out.begin_row()
+        return self.gate(x).unflatten(0, self.out.row.shape[:2])  # (w*B,C) -> (w,B,C)
+
+    def __call__(self, x: Tensor | None, column: int) -> Tensor:
+        """What the layer before gave there, (B,C), if there is one -> (B,C)."""
+        y = self.out(self.gate(self.horizontal(self.h.left[column], column)), column)
+        return y if self.first else y.add_(x)
+
+
+class GatedSteps(ConvolutionSteps):
+    """The incremental form of a Gated PixelCNN on B grids of h x w, see :class:`ConvolutionSteps`."""
+
+    def __init__(self, model: nn.Module, B: int, h: int, w: int, device: str | torch.device = "cpu"):
+        super().__init__(model, B, w, device)
+        self.positions, self.layers = model.positions(h, w), []
+        for layer in reversed(model.layers):  # as each one writes into the memory of the next one's input
+            self.layers.insert(0, GatedPlaces(layer, B, w, self.layers[0].h.row if self.layers else None))
+
+    def put(self, token: Tensor, row: int, column: int) -> None:
+        position = self.positions[row, column] if torch.is_tensor(self.positions) else self.positions
+        self.layers[0].h.places[column].copy_(self.model.embed(token) + position)
+
+    def begin_row(self) -> None:
+        super().begin_row()
+        v = None
+        for layer in self.layers:
+            v = layer.begin_row(v)
+
+    def place(self, column: int) -> Tensor:
+        x = None
+        for layer in self.layers:
+            x = layer(x, column)
+        return x

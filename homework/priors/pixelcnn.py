@@ -1,0 +1,255 @@
+"""Priors made of convolutions that see no later place: PixelCNN for binary pixels, Gated PixelCNN for any grid of tokens."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from homework.core import checks
+from homework.nn.masked_conv import MaskedConv2d
+from homework.priors.base import Prior
+from homework.priors.pixel_steps import GatedSteps, PixelSteps
+
+
+@torch.no_grad()
+def he_init(layer: nn.Module) -> None:
+    """Draws a convolution's weights from N(0, 2 / inputs), for ReLU to keep the size of what passes (He et al., arXiv
+    1502.01852, equation 10), where hidden taps are no inputs; biases are 0. Leaves other layers alone."""
+    if isinstance(layer, nn.Conv2d):
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
+        if isinstance(layer, MaskedConv2d):
+            layer.weight /= layer.mask.mean().sqrt()
+
+
+class ResidualBlock(nn.Module):
+    """x + f(x), with f through half of the channels: 1x1, masked 3x3, 1x1 (arXiv 1601.06759, section 3.2, figure 5).
+
+    ::
+
+        (B,C,H,W) -> 1x1 -> (B,C/2,H,W) -> masked 3x3 -> 1x1 -> (B,C,H,W) -> + x -> ReLU      each with a ReLU behind it
+
+    ValueError unless c_out is c_in, which is at least 2.
+    """
+
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__()
+        checks.integer(2, c_in=c_in)
+        if c_in != c_out:
+            raise ValueError(f"c_out is {c_out!r}, but must be c_in = {c_in}, as the input is added to the output.")
+        self.down = nn.Conv2d(c_in, c_out // 2, 1)
+        self.conv = MaskedConv2d("B", c_out // 2, c_out // 2, 3)
+        self.up = nn.Conv2d(c_out // 2, c_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,C,H,W) float -> (B,C,H,W), at least 0."""
+        y = F.relu_(self.down(x))
+        y = F.relu_(self.conv(y))
+        y = F.relu_(self.up(y))
+        return F.relu_(y + x)
+
+
+class PixelCNN(Prior):
+    """The PixelCNN of van den Oord, Kalchbrenner and Kavukcuoglu (arXiv 1601.06759, section 3) for binary pixels.
+
+    ::
+
+        pixels (B,H,W) in {0,1} -> (B,1,H,W) -> masked 7x7 (A) -> num_res_block x ResidualBlock -> 2 x (1x1, ReLU)
+                                             -> 1x1 -> (B,1,H,W), the log odds of a 1
+
+    Some pixels above, to the right, stay hidden (the blind spot; ``python -m homework.receptive_field`` draws it).
+
+    Args:
+        c_in: channels of the input; a grid of pixels has 1, and no other number is allowed.
+        c_hidden: channels of the hidden layers.
+        num_res_block: residual blocks; 0 for none.
+        kernel_size: of the first convolution, odd.
+    Raises:
+        ValueError: naming the argument and what is allowed.
+    """
+
+    architecture = "PixelCNN 1"
+    data = "mnist"
+    learning_rate, warmup = 5e-4, 20
+    n_tokens = 2
+
+    def __init__(self, c_in: int = 1, c_hidden: int = 128, num_res_block: int = 5, kernel_size: int = 7):
+        super().__init__()
+        if type(c_in) is not int or c_in != 1:
+            raise ValueError(f"c_in is {c_in!r}, but must be 1, as grids of pixels have one channel.")
+        checks.integer(2, c_hidden=c_hidden)
+        checks.integer(0, num_res_block=num_res_block)
+        C = c_hidden
+        self.first = MaskedConv2d("A", c_in, C, kernel_size)
+        self.blocks = nn.Sequential(*(ResidualBlock(C, C) for _ in range(num_res_block)))
+        inner = [layer for _ in range(2) for layer in (nn.Conv2d(C, C, 1), nn.ReLU(inplace=True))]
+        self.head = nn.Sequential(*inner, nn.Conv2d(C, 1, 1))
+        self.apply(he_init)
+
+    def net(self, x: Tensor) -> Tensor:
+        """(B,c_in,H,W) float -> (B,1,H,W), the log odds that a pixel is 1, given those before it."""
+        x = self.first(x).contiguous(memory_format=torch.channels_last)  # a little faster than channels first
+        return self.head(self.blocks(x))
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, dict]:
+        """(B,h,w) int64 of 0 and 1 -> (logits (B,h,w,2), {}): 0, and the log odds of a 1. They depend on earlier pixels
+        alone."""
+        odds = self.net(tokens[:, None].float())[:, 0, :, :, None]  # (B,h,w) -> (B,1,h,w) -> (B,h,w,1)
+        return self.to_logits(odds), {}
+
+    @staticmethod
+    def to_logits(odds: Tensor) -> Tensor:
+        """(...,1) log odds of a 1 -> (...,2) logits of 0 and 1."""
+        return torch.cat((torch.zeros_like(odds), odds), dim=-1)
+
+    @torch.inference_mode()
+    def steps(self, B: int, h: int, w: int, device: str | torch.device = "cpu") -> PixelSteps:
+        return PixelSteps(self, B, h, w, device)
+
+
+class GatedLayer(nn.Module):
+    """A layer of two stacks (arXiv 1606.05328, section 2.2 and figure 2).
+
+    ::
+
+        v (rows above) --> k//2+1 x k ---+--> gate -----------------------> v
+                                        1x1
+        h (the row left) --> 1 x k//2+1 -+--> gate --> 1x1 --> (+ h) -----> h
+
+    The horizontal stack sees the place's own row and takes in what the vertical one sees of those above: nothing is blind.
+    Kernels that end at the place need no masks. The first layer's end one short of it, and its horizontal stack does not
+    add its input, the very token to foretell.
+
+    Args:
+        c_in, C: channels of the input and of either stack.
+        kernel: k, odd.
+        first: whether it is the first layer.
+    """
+
+    def __init__(self, c_in: int, C: int, kernel: int, first: bool):
+        super().__init__()
+        self.reach, self.first = kernel // 2, first
+        n = self.reach + (not first)
+        self.vertical = nn.Conv2d(c_in, 2 * C, (n, kernel), padding=(0, self.reach))
+        self.horizontal = nn.Conv2d(c_in, 2 * C, (1, n))
+        self.across = nn.Conv2d(2 * C, 2 * C, 1)
+        self.out = nn.Conv2d(C, C, 1)
+
+    def forward(self, v: Tensor, h: Tensor, last: bool = False) -> tuple[Tensor | None, Tensor]:
+        """v, h (B,c_in,H,W) -> v, h (B,C,H,W). The last layer's v is for nobody, and None."""
+        # a negative padding cuts off the last row, or column, that the first layer must not see
+        v = self.vertical(F.pad(v, (0, 0, self.reach, -int(self.first))))
+        x = self.horizontal(F.pad(h, (self.reach, -int(self.first)))).add_(self.across(v))
+        x = self.out(self.gate(x))
+        return None if last else self.gate(v), x if self.first else x.add_(h)
+
+    @staticmethod
+    def gate(x: Tensor) -> Tensor:
+        """(B,2C,...) -> (B,C,...): tanh of the one half, times the sigmoid of the other (equation 2)."""
+        a, b = x.chunk(2, dim=1)
+        return a.tanh() * b.sigmoid()
+
+
+class GatedPixelCNN(Prior):
+    """The Gated PixelCNN of van den Oord et al. (arXiv 1606.05328, section 2) over grids of K tokens.
+
+    ::
+
+        tokens (B,h,w) -> embedding, or the tokenizer's code vectors (B,E,h,w) -> + row and column embedding
+                       -> n_layers x GatedLayer -> ReLU, 1x1, ReLU, 1x1 -> logits (B,h,w,K)
+
+    Args:
+        c_hidden: C, channels of each stack.
+        n_layers: number of gated layers.
+        n_tokens: K, codes of the tokenizer, or 2 for binary pixels; tokens are in [0, K).
+        height, width: the largest grid, in tokens, that has a position embedding.
+        kernel: of all layers but the first, odd.
+        first_kernel: of the first layer, odd.
+        embedding_dim: E, length of a token's embedding.
+        code_dim: length of the tokenizer's code vectors, to read these, as ``set_codes`` stored them, instead of an
+            embedding; 0 for the embedding.
+        position: "2d" (row + column) or "none", for grids of any size.
+    Raises:
+        ValueError: naming the argument and what is allowed.
+    """
+
+    architecture = "Gated PixelCNN 1"
+    reads_codes = True
+
+    def __init__(
+        self,
+        c_hidden: int = 64,
+        n_layers: int = 8,
+        n_tokens: int = 1024,
+        height: int = 20,
+        width: int = 30,
+        kernel: int = 3,
+        first_kernel: int = 7,
+        embedding_dim: int = 32,
+        code_dim: int = 0,
+        position: str = "2d",
+    ):
+        super().__init__()
+        checks.integer(1, c_hidden=c_hidden, n_layers=n_layers, n_tokens=n_tokens, height=height, width=width)
+        checks.integer(1, embedding_dim=embedding_dim)
+        checks.integer(0, code_dim=code_dim)
+        checks.odd(3, kernel=kernel, first_kernel=first_kernel)
+        checks.choice(("none", "2d"), position=position)
+        C, E = c_hidden, code_dim or embedding_dim
+        self.n_tokens = n_tokens
+        if code_dim:  # not a number until set_codes, so that a forgotten call shows
+            self.register_buffer("codes", torch.full((n_tokens, code_dim), torch.nan))
+        else:
+            self.embedding = nn.Embedding(n_tokens, E)
+        if position == "2d":
+            self.row, self.column = nn.Parameter(torch.zeros(height, E)), nn.Parameter(torch.zeros(width, E))
+        self.layers = nn.ModuleList(
+            GatedLayer(C if i else E, C, kernel if i else first_kernel, first=i == 0) for i in range(n_layers)
+        )
+        self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(C, C, 1), nn.ReLU(inplace=True), nn.Conv2d(C, n_tokens, 1))
+
+    def set_codes(self, table: Tensor) -> None:
+        """Stores the tokenizer's code vectors (K, code_dim), to be read in place of an embedding; they are not trained.
+        ValueError for a table of another shape, or if it reads none."""
+        if not self.config["code_dim"] or table.shape != self.codes.shape:
+            wanted = f"{self.n_tokens} vectors of code_dim = {self.config['code_dim']}"
+            raise ValueError(f"The table of codes is {tuple(table.shape)}, but this prior reads {wanted}.")
+        self.codes.copy_(table)
+
+    def stored_codes(self) -> Tensor | None:
+        return self.codes if self.config["code_dim"] else None
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(...) int64 -> (...,E)."""
+        return self.codes[tokens] if self.config["code_dim"] else self.embedding(tokens)
+
+    def positions(self, h: int, w: int) -> Tensor | float:
+        """(h,w,E): the position embedding of an h x w grid, or 0. ValueError if that is larger than it was built for."""
+        if self.config["position"] == "none":
+            return 0.0
+        H, W = self.config["height"], self.config["width"]
+        if h > H or w > W:
+            raise ValueError(f"A {h}x{w} grid is larger than the {H}x{W} that this prior was built for; train one with "
+                             f"--height {h} --width {w}, or with --position none.")  # fmt: skip
+        return self.row[:h, None] + self.column[:w]
+
+    def net(self, x: Tensor) -> Tensor:
+        """(B,E,h,w) float, what stands at each place -> (B,K,h,w), logits given what stands at the places before."""
+        v = h = x
+        for layer in self.layers:
+            v, h = layer(v, h, last=layer is self.layers[-1])
+        return self.head(h)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, dict]:
+        """(B,h,w) int64 in [0,K) -> (logits (B,h,w,K), {}). The logits at n depend on tokens before n alone. ValueError for
+        a grid larger than it was built for, IndexError for a token outside of [0,K)."""
+        x = self.embed(tokens) + self.positions(*tokens.shape[1:])
+        return self.net(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), {}  # (B,h,w,E) -> (B,E,h,w); (B,K,h,w) -> (B,h,w,K)
+
+    @staticmethod
+    def to_logits(x: Tensor) -> Tensor:
+        """What the head gives at a place, (B,K), is logits already."""
+        return x
+
+    @torch.inference_mode()
+    def steps(self, B: int, h: int, w: int, device: str | torch.device = "cpu") -> GatedSteps:
+        return GatedSteps(self, B, h, w, device)

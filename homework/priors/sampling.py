@@ -1,0 +1,236 @@
+"""From logits to tokens: temperature, top-k, top-p, best of n, beam search. Knows no model; every draw comes from a
+generator that is passed in."""
+
+import math
+import numbers
+
+import torch
+from torch import Tensor
+
+from homework.core import checks
+
+
+def check(
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    num_beam: int = 1,
+    beam_width: int = 1,
+    beams: int = 1,
+) -> None:
+    """ValueError, naming the value and what is allowed, if a setting of :func:`generate` makes no sense."""
+    if not real(temperature) or not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}, but must be 0 (always the likeliest token) or more.")
+    if top_k is not None and (not real(top_k) or not isinstance(top_k, numbers.Integral) or top_k < 1):
+        raise ValueError(f"top_k is {top_k}, but must be a whole number of at least 1, or left out to keep every token.")
+    if top_p is not None and (not real(top_p) or not 0 < top_p <= 1):
+        raise ValueError(f"top_p is {top_p}, but must be above 0 and at most 1.")
+    checks.integer(1, num_beam=num_beam, beam_width=beam_width, beams=beams)
+    given = {"temperature": (temperature, 1), "top_k": (top_k, None), "top_p": (top_p, None), "num_beam": (num_beam, 1)}
+    for name, (value, default) in given.items():
+        if beams > 1 and value != default:
+            raise ValueError(
+                f"beams is {beams}: a beam search, which draws nothing, so leave {name} out; or leave beams out."
+            )
+
+
+def real(x: object) -> bool:
+    """Whether it is a number, Python's or numpy's, and not True or False."""
+    return isinstance(x, numbers.Real) and not isinstance(x, bool)
+
+
+def restrict(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+    """Sets to -inf every logit that is not among the ``top_k`` largest or, of those that are, not in the nucleus of mass
+    ``top_p``.
+
+    Args:
+        logits: (..., K) float, natural logarithms up to a constant.
+        top_k: how many tokens to keep at least; ties with the last one stay too.
+        top_p: keep the smallest set of likeliest tokens whose probabilities sum to this or more
+            (nucleus sampling, Holtzman et al., arXiv 1904.09751, section 3.1).
+    Returns:
+        (..., K) logits; at least one of them is finite.
+    """
+    if top_k is not None and top_k < logits.shape[-1]:
+        kth = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if top_p is not None and top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+        p = ordered.softmax(dim=-1)
+        drop = p.cumsum(dim=-1) - p >= top_p  # the mass *before* a token: the first one always stays
+        logits = logits.masked_fill(drop.gather(-1, order.argsort(dim=-1)), -torch.inf)
+    return logits
+
+
+def sample(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draws one token from each distribution.
+
+    The draw is an inverse of the cumulative distribution by one uniform number from a CPU generator, so that a seed
+    gives the same numbers for every device.
+
+    Args:
+        logits: (..., K) float, natural logarithms up to a constant.
+        temperature: divides the logits; 0 takes the likeliest token (the first of equals).
+        top_k, top_p: see :func:`restrict`.
+        generator: a CPU generator; torch's global one if None.
+    Returns:
+        (...) int64 in [0, K).
+    """
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    logits = logits.float()
+    if (temperature, top_k, top_p) != (1, None, None):
+        logits = logits - logits.amax(dim=-1, keepdim=True)  # no temperature makes the largest one infinite
+        logits = restrict(logits / max(temperature, 1e-30), top_k, top_p)
+    p = logits.softmax(dim=-1)
+    # float64 so that a thousand small probabilities add up without loss; MPS has none, and float32 does there
+    dtype = torch.float32 if p.device.type == "mps" else torch.float64
+    cumulative = p.cumsum(dim=-1, dtype=dtype)
+    total = cumulative[..., -1:]
+    u = torch.rand(total.shape, generator=generator, dtype=torch.float64)
+    # float32 may round u up to 1; with u below it the target, even rounded, is below the total, and the token has some mass
+    target = u.to(dtype).clamp_(max=1 - torch.finfo(dtype).eps / 2).to(p.device) * total
+    return (cumulative <= target).sum(dim=-1)  # the first token whose cumulative mass exceeds the target
+
+
+def generate(
+    steps,
+    B: int,
+    h: int,
+    w: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+    prefix: Tensor | None = None,
+    num_beam: int = 1,
+    beam_width: int = 1,
+    beams: int = 1,
+) -> Tensor:
+    """Fills whole grids, one place after the other in raster order: by drawing tokens, by drawing several continuations and
+    keeping the most probable one again and again (``num_beam`` > 1), or by a search that draws nothing (``beams`` > 1).
+
+    Args:
+        steps: a prior's incremental form, still empty: ``steps(tokens)`` takes the (B, n) int64 tokens of the next n
+            places (n = 0 at the start) and returns the (B, K) logits of the place after them. For num_beam or beams above 1
+            also ``steps.select(rows)``, which goes on with the rows (M,) int64 of its batch.
+        B, h, w: how many grids, and their size in tokens.
+        temperature, top_k, top_p, generator: see :func:`sample`.
+        prefix: (B, R, w) int64 first rows to keep as they are, 0 <= R <= h; None for none.
+        num_beam, beam_width: how many continuations, and of how many tokens, see :func:`best_of`; 1 to draw one.
+        beams: how many partial grids a beam search keeps, see :func:`beam_search`; 1 to draw.
+    Returns:
+        (B, h, w) int64.
+    Raises:
+        ValueError: a setting makes no sense (see :func:`check`), the prefix does not fit, or the steps cannot select.
+    """
+    check(temperature, top_k, top_p, num_beam, beam_width, beams)
+    if prefix is None:
+        prefix = torch.zeros(B, 0, w, dtype=torch.int64)
+    if prefix.ndim != 3 or len(prefix) != B or prefix.shape[1] > h or prefix.shape[2] != w:
+        raise ValueError(f"The prefix {tuple(prefix.shape)} does not fit {B} grids of {h} rows and {w} columns.")
+    kept = prefix.flatten(1)  # (B,R,w) -> (B,R*w)
+    N = h * w - kept.shape[1]
+    if N == 0:
+        return prefix.clone()
+    if beams > 1:
+        new = beam_search(steps, kept, N, beams)
+    elif num_beam > 1:
+        new = best_of(steps, kept, N, num_beam, beam_width, temperature, top_k, top_p, generator)
+    else:
+        tokens = [kept]
+        for _ in range(N):
+            logits = steps(tokens[-1])
+            tokens.append(sample(logits, temperature, top_k, top_p, generator)[:, None])
+        check_numbers(logits)
+        new = torch.cat(tokens[1:], dim=1)
+    return torch.cat([kept.to(new.device), new], dim=1).view(B, h, w)  # (B,N) -> (B,h,w)
+
+
+def check_numbers(logits: Tensor) -> None:
+    """ValueError if the logits of the last place are no numbers: those before were none either, or soon will be."""
+    if logits.isnan().any():
+        raise ValueError("The prior gives logits that are not numbers; was set_codes forgotten, or did it diverge?")
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """(..., K) logits -> natural logarithms of probabilities, in float64 (MPS has none, and keeps its type): summed over
+    hundreds of places, they still tell two grids apart."""
+    return (logits if logits.device.type == "mps" else logits.double()).log_softmax(dim=-1)
+
+
+def best_of(
+    steps,
+    kept: Tensor,
+    N: int,
+    num_beam: int,
+    beam_width: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Again and again draws ``num_beam`` continuations of ``beam_width`` tokens (or what is left) for each grid, and goes on
+    from the one that the prior finds most probable, at temperature 1 and with all tokens; the first of equals.
+
+    Args:
+        steps: see :func:`generate`.
+        kept: (B, n) int64 tokens that are known.
+        N: how many are to follow, at least 1.
+        num_beam, beam_width: at least 1.
+        temperature, top_k, top_p, generator: see :func:`sample`.
+    Returns:
+        (B, N) int64.
+    """
+    logits = steps(kept)
+    first = torch.arange(len(kept), device=logits.device) * num_beam  # the rows of grid b are b * num_beam + i
+    best, tokens = first // num_beam, logits.new_zeros(len(kept), 0, dtype=torch.int64)
+    while tokens.shape[1] < N:
+        rows = best.repeat_interleave(num_beam)  # (B) -> (B*num_beam)
+        steps.select(rows)
+        logits, tokens, scores = logits[rows], tokens[rows], 0.0
+        for _ in range(min(beam_width, N - tokens.shape[1])):
+            new = sample(logits, temperature, top_k, top_p, generator)[:, None]
+            scores = scores + log_probabilities(logits).gather(1, new)
+            tokens = torch.cat([tokens, new], dim=1)
+            if tokens.shape[1] < N:
+                logits = steps(new)
+        best = first + scores.view(-1, num_beam).argmax(dim=1)  # (B*num_beam,1) -> (B,num_beam)
+    check_numbers(logits)
+    return tokens[best]
+
+
+def beam_search(steps, kept: Tensor, N: int, beams: int) -> Tensor:
+    """Keeps the ``beams`` most probable partial grids of each image at every place, and returns the most probable at the
+    end. It draws nothing.
+
+    Args:
+        steps: see :func:`generate`.
+        kept: (B, n) int64 tokens that are known.
+        N: how many are to follow, at least 1.
+        beams: at least 1; there are fewer while there are fewer different continuations.
+    Returns:
+        (B, N) int64.
+    """
+    logits = steps(kept)
+    B, K = logits.shape
+    image = torch.arange(B, device=logits.device)[:, None]
+    tokens, scores = image.new_zeros(B, 0), torch.zeros_like(image, dtype=log_probabilities(logits[:1]).dtype)  # (B,m)
+    for n in range(N):
+        m = scores.shape[1]
+        expanded = scores[:, :, None] + log_probabilities(logits).view(B, m, K)  # (B*m,K) -> (B,m,K)
+        scores, best = expanded.flatten(1).topk(min(beams, m * K), dim=1)  # (B,m,K) -> (B,m*K)
+        rows = (image * m + best // K).flatten()  # (B,beams) -> (B*beams)
+        new = (best % K).view(-1, 1)  # (B,beams) -> (B*beams,1)
+        tokens = torch.cat([tokens[rows], new], dim=1)
+        if n + 1 < N:
+            steps.select(rows)
+            logits = steps(new)
+    check_numbers(logits)
+    return tokens.view(B, -1, N)[:, 0]  # (B*beams,N) -> (B,beams,N): the most probable comes first

@@ -1,0 +1,180 @@
+"""What tokenizers share: the contract, the auto-encoder of images, the rate predictor, and how often codes are used."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from homework.core.model import Model
+from homework.nn.blocks import pad_to_patches
+from homework.nn.masked_conv import MaskedConv2d
+
+
+class Tokenizer(Model):
+    """The contract: an image becomes a grid of integers and comes back.
+
+    Attributes:
+        n_tokens: K; tokens are in [0, K).
+        patch_size: the pixels that a token stands for: P for squares, (P, Q) for P rows and Q columns.
+    """
+
+    n_tokens: int
+    patch_size: int | tuple[int, int]
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """(rows, columns) of pixels that a token stands for."""
+        return self.patch_size if isinstance(self.patch_size, tuple) else (self.patch_size, self.patch_size)
+
+    def encode_index(self, x: Tensor) -> Tensor:
+        """(...,H,W,3) float in [-0.5,0.5] -> (...,h,w) int64 in [0,K), h = ceil(H/P), w = ceil(W/Q)."""
+        raise NotImplementedError
+
+    def decode_index(self, index: Tensor) -> Tensor:
+        """(...,h,w) integers in [0,K) -> (...,h*P,w*Q,3)."""
+        raise NotImplementedError
+
+    def code_vectors(self, index: Tensor) -> Tensor:
+        """(...,h,w) integers in [0,K) -> (...,h,w,d): the vector that stands for each token."""
+        raise NotImplementedError
+
+    def encode_features(self, z: Tensor) -> Tensor:
+        """Feature maps (B,h,w,C) -> (B,h,w) int64, for a tokenizer that reads them. ValueError for the others."""
+        raise ValueError(f"These are feature maps, but a {type(self).__name__} makes tokens of images; name images.")
+
+    @torch.no_grad()
+    def code_table(self) -> Tensor:
+        """(K,d) float: the vector of every code. ValueError for more than 2^20 codes."""
+        if self.n_tokens > 2**20:
+            raise ValueError(f"The tokenizer has {self.n_tokens} codes, too many for a table of vectors; the limit is 2^20.")
+        index = torch.arange(self.n_tokens, device=next(self.parameters()).device)
+        return self.code_vectors(index[:, None, None])[:, 0, 0]  # (K,1,1,d) -> (K,d)
+
+
+class AutoEncoder(Model):
+    """An auto-encoder of images with a grid of vectors in its bottleneck, one for each square of ``stride`` pixels.
+
+    ::
+
+        x (...,H,W,3) -> edge-pad -> encoder -> z (...,h,w,C) -> decoder -> crop -> x_hat (...,H,W,3)
+
+    Args:
+        stride: pixels from one vector to the next, down and to the right; also its ``patch_size``.
+        encoder: a module (B,h*stride,w*stride,3) -> (B,h,w,C).
+        decoder: a module (B,h,w,C) -> (B,h*stride,w*stride,3).
+    """
+
+    data = "images"
+
+    def __init__(self, stride: int, encoder: nn.Module, decoder: nn.Module):
+        super().__init__()
+        self.stride = self.patch_size = stride
+        self.encoder, self.decoder = encoder, decoder
+
+    def encode(self, x: Tensor) -> Tensor:
+        """(...,H,W,3) float in [-0.5,0.5] -> (...,h,w,C), h = ceil(H/stride), w = ceil(W/stride).
+        ValueError if the last dimension is not 3."""
+        if x.ndim < 3 or x.shape[-1] != 3:
+            raise ValueError(f"Images have the shape (...,H,W,3), but this one has {tuple(x.shape)}.")
+        z = self.encoder(pad_to_patches(x.reshape(-1, *x.shape[-3:]), self.stride))  # (...,H,W,3) -> (B,H,W,3)
+        return z.reshape(*x.shape[:-3], *z.shape[1:])  # (B,h,w,C) -> (...,h,w,C)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """(...,h,w,C) -> (...,h*stride,w*stride,3): complete squares, in [-0.5,0.5] except where the network overshoots."""
+        x = self.decoder(z.reshape(-1, *z.shape[-3:]))  # (...,h,w,C) -> (B,h,w,C)
+        return x.reshape(*z.shape[:-3], *x.shape[1:])  # (B,H,W,3) -> (...,H,W,3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(...,H,W,3) -> (x_hat (...,H,W,3), extra losses and measures: none here)."""
+        return self.decode(self.encode(x))[..., : x.shape[-3], : x.shape[-2], :], {}
+
+    def loss(self, x: Tensor) -> dict[str, Tensor]:
+        """Mean squared error of (B,H,W,3) images, and "psnr" in dB for a peak of 1. What ``forward`` measures is logged
+        too; entries whose names end in "_loss" are added to the error."""
+        x_hat, measures = self(x)
+        mse = F.mse_loss(x_hat, x)
+        extra = sum(v for k, v in measures.items() if k.endswith("_loss"))
+        return {"loss": mse + extra, "mse": mse.detach(), "psnr": -10 * mse.detach().log10(), **measures}
+
+    @torch.no_grad()
+    def images(self, x: Tensor) -> dict[str, Tensor]:
+        """(B,H,W,3) -> {"input", "reconstruction"}: (B,3,H,W) in [0,1]."""
+        pictures = {"input": x, "reconstruction": self(x)[0]}
+        return {k: (v + 0.5).clamp(0, 1).permute(0, 3, 1, 2) for k, v in pictures.items()}  # (B,H,W,3) -> (B,3,H,W)
+
+
+class QuantizedAutoEncoder(AutoEncoder, Tokenizer):
+    """An auto-encoder with a quantizer in its bottleneck: codes (...,h,w,d), one of K at each position, and their indices.
+
+    A subclass has ``n_tokens``, K, and ``encode(x) -> code``, ``decode(code) -> x_hat``, ``encode_index(x) -> index``,
+    ``code_vectors(index) -> code`` and :meth:`quantize`.
+    """
+
+    def latent(self, x: Tensor) -> Tensor:
+        """(...,H,W,3) -> (...,h,w,C): what is to be quantized."""
+        return AutoEncoder.encode(self, x)
+
+    def quantize(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(...,h,w,C) -> (code (...,h,w,d) with a gradient to z, measures: usage, and the weighted losses)."""
+        raise NotImplementedError
+
+    def decode_index(self, index: Tensor) -> Tensor:
+        """(...,h,w) integers in [0,K) -> (...,h*P,w*P,3)."""
+        return self.decode(self.code_vectors(index))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(...,H,W,3) -> (x_hat (...,H,W,3), measures): those of :func:`usage` over the batch, and the weighted losses
+        that are switched on."""
+        code, measures = self.quantize(self.latent(x))
+        return self.decode(code)[..., : x.shape[-3], : x.shape[-2], :], measures
+
+
+def usage(index: Tensor, n_tokens: int) -> dict[str, Tensor]:
+    """Of integers in [0,K) of any shape: "usage" (the fraction of the K codes that occur), "entropy" of their frequencies in
+    bits, "perplexity" 2^entropy; scalars."""
+    return usage_of(index.flatten().unique(return_counts=True)[1], n_tokens)
+
+
+def usage_of(counts: Tensor, n_tokens: int) -> dict[str, Tensor]:
+    """As :func:`usage`, given how often codes occur, (n)."""
+    p = counts[counts > 0] / counts.sum()
+    entropy = -(p * p.log2()).sum()
+    return {"usage": torch.tensor(len(p) / n_tokens), "entropy": entropy, "perplexity": 2**entropy}
+
+
+class RatePredictor(nn.Module):
+    """Predicts each code from those at earlier positions, by a masked convolution (the context model of Minnen, Ballé and
+    Toderici, arXiv 1809.02736); stands in for a prior while a tokenizer is being trained.
+
+    Args:
+        C: length of a code, (B,h,w,C).
+        n_tokens: K for codes out of a table, see :meth:`bits_of_entries`; 0 for codes of -1 and +1, see
+        :meth:`bits_of_signs`. hidden, kernel: width of the hidden layer, and size of the convolution, odd.
+    """
+
+    def __init__(self, C: int, n_tokens: int = 0, hidden: int = 64, kernel: int = 5):
+        super().__init__()
+        self.context, self.out = MaskedConv2d("A", C, hidden, kernel), nn.Linear(hidden, C)
+        if n_tokens:
+            self.bias = nn.Parameter(torch.zeros(n_tokens))
+
+    def predict(self, code: Tensor) -> Tensor:
+        """(B,h,w,C) -> (B,h,w,C), each position from those before it in raster order."""
+        x = self.context(code.permute(0, 3, 1, 2))  # (B,h,w,C) -> (B,C,h,w) -> (B,hidden,h,w)
+        return self.out(F.gelu(x.permute(0, 2, 3, 1)))  # (B,hidden,h,w) -> (B,h,w,hidden) -> (B,h,w,C)
+
+    def bits_of_signs(self, code: Tensor) -> Tensor:
+        """(B,h,w,L) of -1 and +1 -> bits (B,h,w) that each code costs, with the prediction as log odds. The gradient, passed
+        on by a straight-through estimator, draws a bit that was not expected towards what was."""
+        return F.softplus(-code * self.predict(code)).sum(dim=-1) / math.log(2)
+
+    def bits_of_entries(self, code: Tensor, index: Tensor, entries: Tensor) -> Tensor:
+        """(B,h,w,d) codes and their (B,h,w) indices among (K,d) entries -> bits (B,h,w) of each: the logit of entry k is
+        <prediction, e_k> + bias_k. That of the own code has a gradient to the code too: it is drawn to what was expected."""
+        prediction = self.predict(code)
+        own = (prediction.detach() * code).sum(dim=-1, keepdim=True)
+        logits = prediction @ entries.detach().T + self.bias  # (B,h,w,K)
+        logits = logits.scatter_add(-1, index[..., None], own - own.detach())  # adds 0, and the gradient
+        nats = F.cross_entropy(logits.flatten(0, -2), index.flatten(), reduction="none")  # (B,h,w,K) -> (n,K)
+        return nats.view(index.shape) / math.log(2)  # (n) -> (B,h,w)

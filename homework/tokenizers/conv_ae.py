@@ -1,0 +1,158 @@
+"""A fully convolutional auto-encoder: any image becomes a map of a few numbers at every place, and comes back."""
+
+from torch import Tensor, nn
+
+from homework.core import checks
+from homework.nn.activations import ACTIVATIONS
+from homework.nn.blocks import Conv, unpatch
+from homework.tokenizers.base import AutoEncoder
+
+
+class Residual(nn.Module):
+    """A bottleneck block (He et al., arXiv 1512.03385, figure 5): (B,h,w,D) -> (B,h,w,D), a quarter of D inside.
+    Starts close to the identity; nothing stands in the way of the sum, so that a network of these starts out linear."""
+
+    def __init__(self, D: int, activation: type[nn.Module]):
+        super().__init__()
+        narrow = (D + 3) // 4
+        self.around = nn.Sequential(
+            nn.Linear(D, narrow), activation(), Conv(narrow, narrow, 3, padding=1), activation(), nn.Linear(narrow, D)
+        )
+        nn.init.normal_(self.around[-1].weight, std=1e-3)
+        nn.init.zeros_(self.around[-1].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.around(x)
+
+
+class ConvEncoder(nn.Module):
+    """(B,H,W,3) -> (B,h,w,out): each layer halves height and width and then looks around; grey images are the mean of the
+    three channels. H, W multiples of 2 ** len(channels)."""
+
+    def __init__(self, image_channel: int, channels: list[int], out: int, hidden: type[nn.Module], final: nn.Module):
+        super().__init__()
+        self.grey = image_channel == 1
+        widths, layers = [image_channel, *channels], []
+        for i in range(len(channels)):
+            kernel = 2 if i else 4
+            layers.append(Conv(widths[i], widths[i + 1], kernel, stride=2, padding=kernel // 2 - 1))
+            layers.append(Residual(widths[i + 1], hidden))
+        self.layers = nn.Sequential(*layers)
+        self.out = nn.Sequential(nn.Linear(channels[-1], out), final)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.layers(x.mean(dim=-1, keepdim=True) if self.grey else x))
+
+
+class Double(nn.Module):
+    """(B,h,w,inp) -> (B,2h,2w,out): a convolution to all four pixels of each place at once (Shi et al., arXiv 1609.05158,
+    section 3.2), which makes no checkerboards."""
+
+    def __init__(self, inp: int, out: int, kernel: int):
+        super().__init__()
+        self.conv = Conv(inp, 4 * out, kernel, padding=kernel // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return unpatch(self.conv(x), 2)
+
+
+class ConvDecoder(nn.Module):
+    """(B,h,w,inp) -> (B,H,W,3): the encoder's layers, mirrored; of one channel, three equal ones are made."""
+
+    def __init__(self, image_channel: int, channels: list[int], inp: int, hidden: type[nn.Module], final: nn.Module):
+        super().__init__()
+        self.inp = nn.Linear(inp, channels[-1])
+        widths, layers = [image_channel, *channels], []
+        for i in reversed(range(len(channels))):
+            layers += [Residual(widths[i + 1], hidden), Double(widths[i + 1], widths[i], kernel=1 if i else 3)]
+        self.layers, self.final = nn.Sequential(*layers), final
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.final(self.layers(self.inp(z))).expand(-1, -1, -1, 3)
+
+
+class ToPixels(nn.Module):
+    """The activation ``name``, brought into the range of pixels, [-0.5,0.5]: tanh is halved, sigmoid lowered by 0.5. The
+    others have no such range, and are left as they are."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.activation = ACTIVATIONS[name]()
+        self.scale, self.shift = {"tanh": (0.5, 0.0), "sigmoid": (1.0, -0.5)}.get(name, (1.0, 0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(x) * self.scale + self.shift
+
+
+class ConvAutoEncoder(AutoEncoder):
+    """Compresses images of any size to maps of ``latent_channel`` numbers at each place, and back.
+
+    ::
+
+        x (...,H,W,3) -> edge-pad -> ConvEncoder -> z (...,h,w,latent_channel) -> ConvDecoder -> crop -> x_hat (...,H,W,3)
+
+    with one place for each square of 2 ** num_layers pixels: h = ceil(H / 2 ** num_layers), and w likewise.
+
+    Args:
+        model_lr: peak learning rate, above 0; a training takes it unless it is told another.
+        image_channel: 3, or 1 for grey. Images have three channels all the same: their mean is compressed, and comes back
+            in all three.
+        min_channel, max_channel: width of the first (finest) and of the last layer, from 1 to 4096; those between grow
+            geometrically. A single layer has max_channel.
+        num_layers: how often the resolution is halved, from 1 to 8.
+        latent_channel: numbers that are kept of a place.
+        hidden_activation_type: the non-linearity inside of the layers, one of ``ACTIVATIONS``.
+        use_final_enc_activation: whether encoder_activation_type, one of ``ACTIVATIONS``, is applied to z.
+        encoder_activation_type: see use_final_enc_activation; tanh keeps z in [-1,1].
+        use_final_dec_activation: whether decoder_activation_type, one of ``ACTIVATIONS``, is applied to x_hat; tanh and
+            sigmoid are then scaled and shifted to [-0.5,0.5], see :class:`ToPixels`.
+        decoder_activation_type: see use_final_dec_activation.
+    Raises:
+        ValueError: naming the argument and what is allowed.
+    """
+
+    architecture = "convolutional auto-encoder 1"
+    training_options = frozenset({"model_lr"})
+
+    def __init__(
+        self,
+        model_lr: float = 1e-3,
+        image_channel: int = 3,
+        min_channel: int = 32,
+        max_channel: int = 128,
+        num_layers: int = 2,
+        latent_channel: int = 8,
+        hidden_activation_type: str = "silu",
+        use_final_enc_activation: bool = False,
+        encoder_activation_type: str = "tanh",
+        use_final_dec_activation: bool = False,
+        decoder_activation_type: str = "sigmoid",
+    ):
+        check(self.config)
+        growth = (max_channel / min_channel) ** (1 / max(1, num_layers - 1))
+        channels = [round(max_channel / growth**i) for i in reversed(range(num_layers))]
+        hidden = ACTIVATIONS[hidden_activation_type]
+        to_latent = ACTIVATIONS[encoder_activation_type if use_final_enc_activation else "none"]()
+        to_pixels = ToPixels(decoder_activation_type if use_final_dec_activation else "none")
+        encoder = ConvEncoder(image_channel, channels, latent_channel, hidden, to_latent)
+        super().__init__(2**num_layers, encoder, ConvDecoder(image_channel, channels, latent_channel, hidden, to_pixels))
+        self.learning_rate = model_lr
+        for name, weight in self.named_parameters():
+            if "around" not in name and weight.ndim > 1:
+                nn.init.orthogonal_(weight)  # lengths survive the linear way from pixels to z and back
+            elif "around" not in name:
+                nn.init.zeros_(weight)
+
+
+def check(config: dict) -> None:
+    """ValueError, naming the first argument of :class:`ConvAutoEncoder` that makes no sense, and what is allowed."""
+    checks.positive(model_lr=config["model_lr"])
+    if type(config["image_channel"]) is not int or config["image_channel"] not in (1, 3):
+        raise ValueError(f"image_channel is {config['image_channel']!r}, but must be 3, or 1 for grey images.")
+    checks.integer(1, 4096, **{name: config[name] for name in ("min_channel", "max_channel", "latent_channel")})
+    checks.integer(1, 8, num_layers=config["num_layers"])
+    if config["min_channel"] > config["max_channel"]:
+        raise ValueError(f"min_channel is {config['min_channel']}, but must be at most max_channel, which is "
+                         f"{config['max_channel']}; change one of them.")  # fmt: skip
+    checks.choice(ACTIVATIONS, **{name: value for name, value in config.items() if name.endswith("_activation_type")})
+    checks.boolean(**{name: value for name, value in config.items() if name.startswith("use_final_")})

@@ -1,0 +1,292 @@
+"""Self-organizing maps (Kohonen, Self-Organizing Maps, 2001) as tokenizers."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from homework.core import checks
+from homework.core.registry import build, model_class
+from homework.nn.blocks import pad_to_patches, unpatch
+from homework.tokenizers.base import AutoEncoder, Tokenizer, usage
+from homework.tokenizers.lattice import Lattice, neighbourhood, u_matrix
+from homework.tokenizers.vq import chunked_distances, nearest
+from homework.training import distributed
+
+MOST_CODES = 8192  # a neighbourhood has the square of this many weights
+SHEET = 1024  # pixels of a side of the codebook's picture, at most
+
+
+def parse_patch(patch: int | str, height: int, width: int) -> tuple[int, int]:
+    """The height and width that ``patch`` names: a side, "HEIGHTxWIDTH" or "map" for all of a ``height`` x ``width`` map.
+    ValueError if it is none of these, or does not divide the map."""
+    if patch == "map":
+        return height, width
+    ph, pw = (patch, patch) if type(patch) is int else checks.parse_size(patch) or (0, 0)
+    if ph < 1:
+        raise ValueError(f"patch is {patch!r}, but must be a whole number of at least 1, HEIGHTxWIDTH or map.")
+    if height % ph or width % pw:
+        common = math.gcd(height, width)
+        sides = ", ".join(str(side) for side in range(1, common + 1) if common % side == 0)
+        raise ValueError(f"patch is {patch}, which does not divide the map of {height}x{width}; squares that do have sides "
+                         f"of {sides}.")  # fmt: skip
+    return ph, pw
+
+
+def build_autoencoder(spec: dict) -> nn.Module:
+    """The frozen auto-encoder {"model": name, "config": {...}}. ValueError if ``spec`` is something else."""
+    form = '{"model": "ConvAutoEncoder", "config": {...}}'
+    if not isinstance(spec, dict) or spec.keys() != {"model", "config"} or not isinstance(spec["config"], dict):
+        raise ValueError(f"autoencoder is {spec!r}, but must be of the form {form}.")
+    model = build(model_class(spec["model"]), spec["config"], {})
+    if not isinstance(model, AutoEncoder) or isinstance(model, Tokenizer):
+        raise ValueError(f"autoencoder is {spec!r}, but a {spec['model']} is no auto-encoder.")
+    return model.requires_grad_(False)
+
+
+class SOM(Tokenizer):
+    """A tokenizer: patches of an auto-encoder's feature map, each replaced by the nearest of a map's units.
+
+    ::
+
+        x (...,H,W,3) -> auto-encoder -> features (...,h*P,w*P,C) -> patches (...,h,w,P*P*C) -> best unit -> index (...,h,w)
+        index -> units' vectors -> features -> auto-encoder -> x_hat
+
+    Units stand on a lattice, and what a patch teaches its best unit it teaches that one's neighbours too, so that near units
+    come to stand for like patches. It is trained on features (``python -m homework.features``): by gradient, where a step
+    of Kohonen's rule is a step along the gradient of sum_k h(k, b(x)) |x - w_k|^2 with the best unit b(x) held fixed; or, by
+    ``python -m homework.som fit``, in batch steps, which put every w_k at once where that gradient is zero. The radius of
+    the neighbourhood h shrinks exponentially.
+
+    Args:
+        n_codes: K, units, from 1 to 8192.
+        patch: P, the side of a patch in places of the feature map; or "HEIGHTxWIDTH"; or "map" for one code for all of it.
+        lattice: "line", "plane" or "ROWSxCOLUMNS", see :class:`homework.lattice.Lattice`.
+        height, width: of the feature map.
+        radius_start: the neighbourhood's first radius in steps of the lattice; 0 for half of its longer side.
+        radius_end: its last one.
+        autoencoder: {"model": name, "config": {...}} of the auto-encoder; its weights come with :meth:`set_autoencoder`.
+        kept: units of the lattice that pruning has left, rising; None for all.
+    Raises:
+        ValueError: naming the argument and what is allowed.
+    """
+
+    data = "features"
+    learning_rate = 5e-3
+
+    def __init__(
+        self,
+        n_codes: int = 1024,
+        patch: int | str = 1,
+        lattice: str = "plane",
+        height: int = 20,
+        width: int = 30,
+        radius_start: float = 0.0,
+        radius_end: float = 1.0,
+        autoencoder: dict | None = None,
+        kept: list[int] | None = None,
+    ):
+        super().__init__()
+        checks.integer(1, MOST_CODES, n_codes=n_codes)
+        checks.integer(1, 4096, height=height, width=width)
+        checks.positive(radius_end=radius_end)
+        if type(radius_start) not in (int, float) or (radius_start != 0 and not radius_end <= radius_start < math.inf):
+            raise ValueError(f"radius_start is {radius_start!r}, but must be 0, for half of the lattice, or a number of at "
+                             f"least radius_end, which is {radius_end}.")  # fmt: skip
+        self.n_tokens, self.lattice = n_codes, Lattice(lattice, n_codes, kept)
+        self.patch = parse_patch(patch, height, width)
+        self.radius_start, self.radius_end = radius_start or max(self.lattice.radius, radius_end), radius_end
+        self.radius = self.radius_start
+        spec = {"model": "ConvAutoEncoder", "config": {}} if autoencoder is None else autoencoder
+        self.config["autoencoder"] = spec
+        self.autoencoder = build_autoencoder(spec)
+        side = self.autoencoder.patch_size
+        with torch.no_grad():
+            C = self.autoencoder.encode(torch.zeros(side, side, 3)).shape[-1]
+        self.patch_size = (self.patch[0] * side, self.patch[1] * side)
+        self.codebook = nn.Parameter(torch.randn(n_codes, math.prod(self.patch) * C) * 0.1)
+        self.register_buffer("placed", torch.zeros((), dtype=torch.bool))  # whether the units have been laid out over data
+        self.register_buffer("positions", self.lattice.positions, persistent=False)
+        self.first = None  # patches to lay them out over
+
+    def set_autoencoder(self, model: nn.Module) -> None:
+        """Takes over the weights of the auto-encoder that made the features. ValueError if it is of another kind."""
+        spec = {"model": type(model).__name__, "config": model.config}
+        if spec != self.config["autoencoder"]:
+            raise ValueError(f"This SOM is for {self.config['autoencoder']}, but the features were made by {spec}; train a "
+                             "new one on them.")  # fmt: skip
+        self.autoencoder.load_state_dict(model.state_dict())
+
+    # --- images, features and codes -------------------------------------------------------------------------------------
+
+    def to_patches(self, z: Tensor) -> Tensor:
+        """(B,h*P,w*P,C) features -> (B,h,w,P*P*C). ValueError if the patch does not divide the map."""
+        B, H, W, C = z.shape
+        ph, pw = self.patch
+        if H % ph or W % pw:
+            raise ValueError(f"The features are {H}x{W}, which patches of {ph}x{pw} do not divide.")
+        z = z.view(B, H // ph, ph, W // pw, pw, C).transpose(2, 3)  # (B,h*P,w*P,C) -> (B,h,w,P,P,C)
+        return z.reshape(B, H // ph, W // pw, -1)  # (B,h,w,P,P,C) -> (B,h,w,P*P*C)
+
+    def to_features(self, code: Tensor) -> Tensor:
+        """(B,h,w,P*P*C) -> (B,h*P,w*P,C)."""
+        return unpatch(code, *self.patch)
+
+    def latent(self, x: Tensor) -> Tensor:
+        """(...,H,W,3) float in [-0.5,0.5] -> patches of its features (...,h,w,P*P*C). The image's edge is repeated until
+        whole patches cover it. ValueError for an image larger than the map, if that is one patch."""
+        H, W = x.shape[-3:-1]
+        ph, pw = self.patch_shape
+        if self.config["patch"] == "map" and (H > ph or W > pw):
+            raise ValueError(f"The images are {H}x{W}, but this SOM has one code for images of up to {ph}x{pw}; use "
+                             f"--image_size {ph}x{pw}.")  # fmt: skip
+        x_padded = pad_to_patches(x.reshape(-1, H, W, 3), ph, pw)  # (...,H,W,3) -> (B,H,W,3)
+        z = self.to_patches(self.autoencoder.encode(x_padded))
+        return z.view(*x.shape[:-3], *z.shape[1:])  # (B,h,w,d) -> (...,h,w,d)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """(...,H,W,3) -> (...,h,w,d): the units' vectors that stand for it."""
+        return self.code_vectors(self.encode_index(x))
+
+    def encode_index(self, x: Tensor) -> Tensor:
+        """(...,H,W,3) float in [-0.5,0.5] -> (...,h,w) int64 in [0,K): best units."""
+        return self.best_units(self.latent(x))
+
+    def encode_features(self, z: Tensor) -> Tensor:
+        """Features (B,h*P,w*P,C) -> (B,h,w) int64 in [0,K): best units."""
+        return self.best_units(self.to_patches(z))
+
+    def best_units(self, patches: Tensor) -> Tensor:
+        """(...,d) -> (...) int64 in [0,K)."""
+        return nearest(patches.flatten(0, -2), self.codebook).view(patches.shape[:-1])  # (...,d) -> (n,d) -> (n) -> (...)
+
+    def code_vectors(self, index: Tensor) -> Tensor:
+        """(...,h,w) integers in [0,K) -> (...,h,w,d)."""
+        return self.codebook[index.long()]
+
+    def decode(self, code: Tensor) -> Tensor:
+        """(...,h,w,d) -> (...,H,W,3): whole patches. ValueError for more than one code where that is the whole map."""
+        if self.config["patch"] == "map" and code.shape[-3:-1] != (1, 1):
+            H, W = self.patch_shape
+            raise ValueError(f"This SOM has one code for an image of {H}x{W}, but this grid has {code.shape[-3]}x"
+                             f"{code.shape[-2]}; use --image_size {H}x{W}.")  # fmt: skip
+        x = self.autoencoder.decode(self.to_features(code.reshape(-1, *code.shape[-3:])))  # (...,h,w,d) -> (B,h,w,d)
+        return x.view(*code.shape[:-3], *x.shape[1:])  # (B,H,W,3) -> (...,H,W,3)
+
+    def decode_index(self, index: Tensor) -> Tensor:
+        """(...,h,w) integers in [0,K) -> (...,H,W,3): whole patches."""
+        return self.decode(self.code_vectors(index))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(...,H,W,3) -> (x_hat (...,H,W,3), measures: those of :func:`homework.ae.usage` over the batch)."""
+        index = self.encode_index(x)
+        return self.decode_index(index)[..., : x.shape[-3], : x.shape[-2], :], usage(index, self.n_tokens)
+
+    # --- training ---------------------------------------------------------------------------------------------------------
+
+    def statistics(self, x: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
+        """Of patches x (n,d) and their best units (n): how many each unit has won (K), and their sums (K,d). All that a step
+        needs: the neighbourhood acts on units, not on patches."""
+        counts = torch.bincount(best, minlength=self.n_tokens).to(x.dtype)
+        sums = x.new_zeros(self.codebook.shape).index_add_(0, best, x)
+        return counts, sums
+
+    def nearest_two(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The best and the second best unit (n), (n) of patches (n,d); the same one twice if there is only one."""
+        two = [d.topk(min(2, self.n_tokens), largest=False).indices for d in chunked_distances(x, self.codebook)]
+        two = torch.cat(two)
+        return two[:, 0], two[:, -1]
+
+    def topographic_error(self, best: Tensor, second: Tensor) -> Tensor:
+        """(n), (n) units -> (n) bool: whether the second is not beside the best one on the lattice."""
+        return (self.positions[best] - self.positions[second]).square().sum(dim=-1) > 2
+
+    def loss(self, z: Tensor) -> dict[str, Tensor]:
+        """Of features (B,h*P,w*P,C): "loss", the neighbourhood-weighted squared error sum_k h(k, b(x)) |x - w_k|^2, per
+        number of a patch; "mse" per number; "quantization_error", the mean distance |x - w_b|; "topographic_error", the
+        part of the patches whose second best unit is not beside the best one (Kiviluoto 1996); "radius"; and
+        :func:`homework.ae.usage`."""
+        x = self.to_patches(z).flatten(0, 2)  # (B,h,w,d) -> (n,d)
+        if self.training and not self.placed:
+            self.first = x
+        with torch.no_grad():
+            best, second = self.nearest_two(x)
+            distances = (x - self.codebook[best]).square().sum(dim=-1)
+        counts, sums = self.statistics(x, best)
+        squares = x.new_zeros(self.n_tokens).index_add_(0, best, x.square().sum(dim=-1))
+        h = neighbourhood(self.positions, self.radius)
+        w = self.codebook
+        # sum_x sum_k h(k,b) |x - w_k|^2, with the patches of a winner added up
+        error = (h @ squares).sum() - 2 * (w * (h @ sums)).sum() + ((h @ counts) * w.square().sum(dim=-1)).sum()
+        return {
+            "loss": error / x.numel(),
+            "mse": distances.mean() / x.shape[1],
+            "quantization_error": distances.sqrt().mean(),
+            "topographic_error": self.topographic_error(best, second).float().mean(),
+            "radius": torch.tensor(self.radius),
+            **usage(best, self.n_tokens),
+        }
+
+    def set_progress(self, f: float) -> None:
+        """The radius at the part f in [0,1] of a training, from radius_start to radius_end."""
+        self.radius = self.radius_start * (self.radius_end / self.radius_start) ** f
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        """Lays out the units over the first batch, see :meth:`lay_out`."""
+        if not self.placed and self.first is not None:
+            self.lay_out(self.first)
+            self.first = None
+            if distributed.rank():  # all processes take the first one's
+                self.codebook.zero_()
+            distributed.add_up(self.codebook)
+
+    @torch.no_grad()
+    def lay_out(self, x: Tensor) -> None:
+        """Puts the units where the lattice comes to lie if its sides follow the two main axes of patches (n,d), which is
+        near to where a training would bring it (Kohonen 2001, section 3.7: linear initialization)."""
+        x = x[:: max(1, len(x) // 2048)].float()
+        mean = x.mean(dim=0)
+        _, s, axes = torch.linalg.svd(x - mean, full_matrices=False)  # (r), (r,d)
+        spread = 2 * s[:2] / len(x) ** 0.5  # two standard deviations along each
+        places = self.lattice.scaled().to(x.device)
+        if self.lattice.rows < self.lattice.columns:
+            places = places.flip(-1)  # the longer side along the first axis
+        self.codebook.copy_(mean + (places[:, : len(spread)] * spread) @ axes[: len(spread)])
+        self.placed.fill_(True)
+
+    @torch.no_grad()
+    def batch_step(self, counts: Tensor, sums: Tensor) -> None:
+        """Kohonen's batch step (2001, section 3.6): w_k = sum_j h(k,j) sums_j / sum_j h(k,j) counts_j, from the
+        :meth:`statistics` of all patches. Units that nothing reaches stay."""
+        h = neighbourhood(self.positions, self.radius)
+        weight = (h @ counts)[:, None]
+        self.codebook.copy_(torch.where(weight > 1e-12, h @ sums / weight.clamp_min(1e-12), self.codebook))
+
+    # --- pictures ---------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def images(self, z: Tensor) -> dict[str, Tensor]:
+        """Features (B,h*P,w*P,C) -> {"features", "reconstruction"}, decoded from them and from their codes: (B,3,H,W) in
+        [0,1]; "codebook": the units decoded, where they stand on the lattice; "u_matrix": mean distances from neighbours."""
+        pictures = {"features": self.autoencoder.decode(z), "reconstruction": self.decode_index(self.encode_features(z))}
+        pictures = {k: (v + 0.5).clamp(0, 1).permute(0, 3, 1, 2) for k, v in pictures.items()}  # (B,H,W,3) -> (B,3,H,W)
+        return pictures | {"codebook": self.codebook_picture()[None], "u_matrix": self.u_matrix_picture()[None]}
+
+    @torch.no_grad()
+    def codebook_picture(self) -> Tensor:
+        """(3,H,W) in [0,1]: each unit decoded by itself, where it stands on the lattice; with every second (third, ...) row
+        and column only, if it would be larger than SHEET pixels."""
+        sides = (self.lattice.rows, self.lattice.columns)
+        down, right = (-(-n * p // SHEET) for n, p in zip(sides, self.patch_shape, strict=True))
+        units = self.lattice.on_sheet(torch.arange(self.n_tokens, device=self.codebook.device), -1)[::down, ::right]
+        there = units >= 0
+        tiles = self.codebook.new_full((*units.shape, *self.patch_shape, 3), 1.0)
+        tiles[there] = (self.decode_index(units[there][:, None, None]) + 0.5).clamp(0, 1)  # (n,1,1) -> (n,ph,pw,3)
+        return unpatch(tiles.flatten(2)[None], *self.patch_shape)[0].permute(2, 0, 1)  # (R,S,ph,pw,3) -> (3,R*ph,S*pw)
+
+    @torch.no_grad()
+    def u_matrix_picture(self) -> Tensor:
+        """(3,rows,columns) in [0,1]: each unit's mean distance from its neighbours, as grey; black where there is none."""
+        distances = self.lattice.on_sheet(u_matrix(self.codebook, self.positions))
+        return (distances / distances.max().clamp_min(1e-12)).expand(3, -1, -1)
