@@ -14,7 +14,7 @@ from homework.codec.cascade_coder import CascadeCoder
 from homework.core import cli
 from homework.datasets.images import ImageDataset, to_uint8
 from homework.evaluation.metrics import bits_at, errors, psnr
-from homework.evaluation.report import on_sheet, save_picture
+from homework.evaluation.pictures import on_sheet, save_picture
 from homework.priors.cascade import Cascade
 from homework.priors.pairs import load_pair
 from homework.tokenizers.base import usage

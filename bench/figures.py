@@ -23,7 +23,7 @@ import homework.bsq
 from homework.core import checkpoint
 from homework.datasets.images import ImageDataset, to_uint8
 from homework.datasets.mnist import MnistImages
-from homework.evaluation.report import on_sheet, save_picture
+from homework.evaluation.pictures import on_sheet, save_picture
 from homework.priors.uniform import Uniform
 from homework.sample import sample
 

@@ -9,12 +9,13 @@ import torch
 from tqdm import tqdm
 
 from homework.codec.compressor import Compressor
-from homework.core import cli, devices, files
+from homework.core import checkpoint, cli, devices
 from homework.datasets.image_files import image_paths
 from homework.evaluation import codecs
-from homework.evaluation.measure import measure_codecs, measure_ours, show, write_csv
-from homework.evaluation.rates import Point, bjontegaard, body, plot, verdict
-from homework.evaluation.report import page
+from homework.evaluation.curves import Point, verdict
+from homework.evaluation.measure import measure_codecs, measure_ours, show
+from homework.evaluation.pages import require
+from homework.evaluation.report import write_report
 from homework.priors.pairs import load_pair
 
 
@@ -29,7 +30,7 @@ def evaluate(
     batch_size: int = 64,
     device: str = "auto",
 ) -> None:
-    """Compresses images with our models and with the usual codecs, and writes a page, a plot and tables about it.
+    """Compresses images with our models and with the common codecs, and writes a page, a plot and tables about it.
 
     Args:
         tokenizer: checkpoint of a tokenizer; or several, with commas between them.
@@ -48,43 +49,32 @@ def evaluate(
     cli.at_least(1, n_pictures=n_pictures, batch_size=batch_size)
     if limit is not None:
         cli.at_least(1, limit=limit)
+    require("jinja2", "matplotlib", "scipy")
     folder, pairs = Path(str(out)), list_pairs(tokenizer, autoregressive)
     paths, size = spread(image_paths(str(images)), limit), cli.parse_image_size(image_size)
     device = devices.pick_device(device)
-    compressors = {}
-    for pair in pairs:
-        compressors[pair] = Compressor(*load_pair(*pair, device), device, batch_size)
+    compressors = [Compressor(*load_pair(*pair, device), device, batch_size) for pair in pairs]
     rivals, left_out = codecs.available()
-    folder.mkdir(parents=True, exist_ok=True)  # before the work, so that a folder that cannot be made is told at once
+    folder.mkdir(parents=True, exist_ok=True)  # before the work, so that a folder that cannot be made is reported at once
 
-    ours = []
-    for pair, compressor in compressors.items():
-        setting = " + ".join(Path(path).stem for path in pair) if len(pairs) > 1 else ""
-        ours.append(Point("ours", setting, measure_ours(compressor, paths, size)))
+    settings = [" + ".join(Path(path).stem for path in pair) if len(pairs) > 1 else "" for pair in pairs]
+    ours = [Point("ours", s, measure_ours(c, paths, size)) for s, c in zip(settings, compressors, strict=True)]
     curves = {"ours": ours} | measure_codecs(rivals, paths, size)
-    compressor, threads = compressors[pairs[0]], torch.get_num_threads()
     shown = tqdm(spread(paths, n_pictures), "pictures", unit="img")
-    pictures = [show(compressor, rivals, path, size, i, folder) for i, path in enumerate(shown)]
-    facts = {
-        "curves": curves,
-        "bjontegaard": bjontegaard(curves),
-        "original": float(np.mean([os.path.getsize(path) for path in paths])),
-        "models": sum(os.path.getsize(path) for path in pairs[0]),
+    model, threads = compressors[0].entropy_model, torch.get_num_threads()
+    original = float(np.mean([os.path.getsize(path) for path in paths]))
+    results = {
+        "pictures": [show(compressors[0], rivals, path, size, i, folder) for i, path in enumerate(shown)],
+        "original": original,
+        "model_bytes": sum(checkpoint.locate(path).stat().st_size for path in pairs[0]),
         "left_out": left_out,
-        "said": {codec.name: codec.said for codec in rivals},
-        "pictures": pictures,
-        "highest": math.log2(compressor.entropy_model.n_tokens),
-        "exact": compressor.entropy_model.exact,
+        "descriptions": {codec.name: codec.description for codec in rivals},
+        "bits_per_token": math.log2(model.n_tokens),
+        "exact": model.exact,
         "where": f"{device.type}, {threads} thread{'s' * (threads > 1)}, batches of {batch_size}",
     }
-    write_csv(folder / "rates.csv", [point.summary() for points in curves.values() for point in points])
-    write_csv(folder / "bjontegaard.csv", facts["bjontegaard"])
-    write_csv(folder / "images.csv", [row for points in curves.values() for point in points for row in point.each(paths)])
-    with files.replacing(folder / "rates.png") as path:
-        plot(curves).savefig(path, format="png", dpi=144)
-    with files.replacing(folder / "index.html") as path:  # last, so that all it refers to is there
-        path.write_text(page("Rate and distortion", body(facts)), "utf-8")
-    print(*verdict(curves, facts["original"]), sep="\n")
+    write_report(folder, curves, paths, results)
+    print(*verdict(curves, original), sep="\n")
     print(f"{folder / 'index.html'}: {len(paths)} images; open it in a browser.")
 
 

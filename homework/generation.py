@@ -5,15 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from homework.core import checks, cli, devices
 from homework.datasets.image_files import read_image
 from homework.datasets.images import to_float, to_uint8
-from homework.evaluation.generated import decode, save_images
-from homework.evaluation.report import on_sheet, save_picture
+from homework.evaluation.generated import generate_images, save_images
+from homework.evaluation.pictures import on_sheet, save_picture
 from homework.priors import sampling
+from homework.priors.base import Prior
+from homework.priors.cascade import Cascade
 from homework.priors.pairs import load_pair
+from homework.tokenizers.base import Tokenizer
 
 FRAME = (100, 150)  # pixels, height and width, of images whose prior is for no size of its own
 
@@ -47,22 +51,20 @@ def generate(
         n_images: how many to sample.
         output_path: the folder; made if it is not there.
         seed: of the draws; the same seed, batch size and options give the same images.
-        temperature: divides the logits: below 1 is safer, above 1 wilder, 0 always takes the likeliest token.
-        top_k: keep only so many likeliest tokens at each place; all by default.
-        top_p: keep only the likeliest tokens that make up this probability, in (0, 1]; all by default.
+        temperature: divides the logits: below 1 is safer, above 1 wilder, 0 always takes the most probable token.
+        top_k: keep only the so many most probable tokens at each position; all by default.
+        top_p: keep only the most probable tokens that make up this probability, in (0, 1]; all by default.
         batch_size: images sampled at the same time.
         complete: an image whose first token rows are kept, to sample the rest.
         rows: how many token rows of it to keep.
-        image_size: HEIGHTxWIDTH of the images in pixels, by default those that the prior was trained for, in whole patches;
+        image_size: HEIGHTxWIDTH of the images in pixels, by default those that the prior was trained for, in complete patches;
             --complete resizes and crops its image to it.
         device: auto, cpu, cuda or mps.
-        num_beam: draw so many continuations of each image, keep the most probable one, and go on from there.
+        num_beam: draw so many continuations of each image, keep the most probable one, and continue from there.
         beam_width: how many tokens such a continuation has.
-        beams: search for a probable image instead of drawing one: keep so many partial ones at each place. Without drawing,
+        beams: search for a probable image instead of drawing one: keep so many partial ones at each position. Without drawing,
             all images of one prior are the same but for --complete; not with temperature, top_k, top_p and num_beam.
     """
-    tokenizer, prior, output_path = map(str, (tokenizer, prior, output_path))  # Fire takes 7 for a number
-    complete = None if complete is None else str(complete)
     checks.integer(1, N_IMAGES=n_images)
     cli.at_least(1, batch_size=batch_size)
     cli.check_seed(seed)
@@ -70,29 +72,40 @@ def generate(
     options |= {"num_beam": num_beam, "beam_width": beam_width, "beams": beams}
     sampling.check(**options)
     device = devices.pick_device(device)
-    coder, prior = load_pair(tokenizer, prior, device)
-    sides, grid = coder.patch_shape, prior.grid_size
-    whole = (grid[0] * sides[0], grid[1] * sides[1]) if grid else FRAME
-    H, W = cli.parse_image_size(image_size) or whole
-    h, w = (-(-side // patch) for side, patch in zip((H, W), sides, strict=True))
-    kept = None
-    if complete is not None:
-        if isinstance(rows, bool) or not isinstance(rows, int) or not 0 <= rows <= h:
-            raise ValueError(f"--rows is {rows!r}, but must be from 0 to {h}, the token rows of a {H}x{W} image.")
-        x = to_float(torch.from_numpy(np.array(read_image(complete, (H, W)))).to(device))
-        with torch.inference_mode():
-            kept = coder.encode_index(x)[:rows]
-    Path(output_path).mkdir(parents=True, exist_ok=True)
-    generator = torch.Generator().manual_seed(seed)
+    coder, prior = load_pair(str(tokenizer), str(prior), device)  # Fire takes 7 for a number
+    size = cli.parse_image_size(image_size) or default_size(coder, prior)
+    kept = None if complete is None else token_rows(coder, read_float(str(complete), size, device), rows)
+    folder, first, options["generator"] = Path(str(output_path)), 0, torch.Generator().manual_seed(seed)
+    folder.mkdir(parents=True, exist_ok=True)
     with tqdm(total=n_images, unit="img") as bar:
-        for first in range(0, n_images, batch_size):
-            n = min(batch_size, n_images - first)
-            prefix = None if kept is None else kept.expand(n, -1, -1)
-            grids = prior.generate(n, h, w, device, generator=generator, prefix=prefix, **options)
-            save_images(decode(coder, grids)[:, :H, :W], Path(output_path), first)
-            bar.update(n)
+        for _, images in generate_images(coder, prior, n_images, size, batch_size, kept, **options):
+            save_images(images, folder, first)
+            first += len(images)
+            bar.update(len(images))
     names = "generation_0.png" + f" to generation_{n_images - 1}.png" * (n_images > 1)
-    print(f"{output_path}: {names}, of {W}x{H} pixels (width x height)")
+    print(f"{folder}: {names}, of {size[1]}x{size[0]} pixels (width x height)")
+
+
+def default_size(coder: Tokenizer, prior: Prior) -> tuple[int, int]:
+    """(H,W) in pixels of the images that the prior was built for, or the frames' where any size is as good."""
+    if prior.grid_size is None:
+        return FRAME
+    return prior.grid_size[0] * coder.patch_shape[0], prior.grid_size[1] * coder.patch_shape[1]
+
+
+def read_float(path: str, size: tuple[int, int], device: torch.device) -> Tensor:
+    """(H,W,3) float in [-0.5,0.5]: an image, scaled and cropped to ``size``."""
+    return to_float(torch.from_numpy(np.array(read_image(path, size))).to(device))
+
+
+@torch.inference_mode()
+def token_rows(coder: Tokenizer, x: Tensor, rows: int) -> Tensor:
+    """The first ``rows`` rows of the tokens of an image (H,W,3): (rows,w) int64. ValueError if it has fewer."""
+    grid = coder.encode_index(x)
+    if isinstance(rows, bool) or not isinstance(rows, int) or not 0 <= rows <= len(grid):
+        H, W, _ = x.shape
+        raise ValueError(f"--rows is {rows!r}, but must be from 0 to {len(grid)}, the token rows of a {H}x{W} image.")
+    return grid[:rows]
 
 
 def cascade(
@@ -120,37 +133,36 @@ def cascade(
         scale: how many times larger the sheet shows each pixel.
         device: auto, cpu, cuda or mps.
     """
-    from homework.coarse_to_fine import Cascade  # here, because others who import this file do without its models
-
     cli.at_least(1, num_images=num_images, batch_size=batch_size, scale=scale)
     cli.check_seed(seed)
-    device = devices.pick_device(device)
-    whole, folder = Cascade(stages, device), Path(str(out_dir))
-    K, size = whole.codebooks[0].n_tokens, whole.sizes[0]
-    generator = torch.Generator().manual_seed(seed)
-    if condition is None:
-        given = torch.randint(K, (num_images, *size), generator=generator)
-    elif type(condition) is int:
-        if not 0 <= condition < K:
-            raise ValueError(f"--condition is {condition}, but the codebook has the codes 0 to {K - 1}.")
-        given = torch.full((num_images, *size), condition)
-    elif not Path(str(condition)).is_file():
-        raise ValueError(f"--condition is {condition}, but must be a whole number, the code to start from, or an image.")
-    else:
-        H, W = whole.codebooks[0].decode_index(torch.zeros(size, dtype=torch.int64, device=device)).shape[:2]
-        x = to_float(torch.from_numpy(np.array(read_image(str(condition), (H, W)))))
-        given = whole.encode(x[None])[0].cpu().expand(num_images, -1, -1)
-    rows = []
+    model, generator = Cascade(stages, devices.pick_device(device)), torch.Generator().manual_seed(seed)
+    conditions, rows = starting_codes(model, condition, num_images, generator), []
     with tqdm(total=num_images, unit="img") as bar:
-        for some in given.split(batch_size):
-            grids = whole.generate(some, generator)
-            rows += zip(*(to_uint8(x).cpu().numpy() for x in whole.decode(grids)), strict=True)
+        for some in conditions.split(batch_size):
+            pictures = model.decode(model.generate(some, generator))
+            rows += zip(*(to_uint8(x).cpu().numpy() for x in pictures), strict=True)
             bar.update(len(some))
+    folder, names = Path(str(out_dir)), ["condition", *(f"stage{k}" for k in range(len(stages)))]
     for i, row in enumerate(rows):
-        for k, picture in enumerate(row):
-            save_picture(picture, folder / f"{i}_{f'stage{k - 1}' if k else 'condition'}.png")
+        for name, picture in zip(names, row, strict=True):
+            save_picture(picture, folder / f"{i}_{name}.png")
     save_picture(on_sheet(rows, scale), folder / "sheet.png")
     print(f"{folder / 'sheet.png'}: {num_images} images, a row each: the condition, and what each stage made of it")
+
+
+def starting_codes(model: Cascade, condition: int | str | None, n: int, generator: torch.Generator) -> Tensor:
+    """(n,h,w) int64: ``n`` times the code ``condition``, or that of the image it names; random codes by default."""
+    K, size = model.codebooks[0].n_tokens, model.sizes[0]
+    if condition is None:
+        return torch.randint(K, (n, *size), generator=generator)
+    if type(condition) is int:
+        if not 0 <= condition < K:
+            raise ValueError(f"--condition is {condition}, but the codebook has the codes 0 to {K - 1}.")
+        return torch.full((n, *size), condition)
+    if not Path(str(condition)).is_file():
+        raise ValueError(f"--condition is {condition}, but must be an integer, the code to start from, or an image.")
+    H, W = model.codebooks[0].decode_index(torch.zeros(size, dtype=torch.int64, device=model.device)).shape[:2]
+    return model.encode(read_float(str(condition), (H, W), model.device)[None])[0].cpu().expand(n, -1, -1)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from homework.core import checkpoint, checks, cli, devices
 from homework.datasets.image_files import read_image
-from homework.datasets.mnist import binary, read_split
-from homework.evaluation.report import on_sheet, save_picture
+from homework.datasets.mnist import read_split
+from homework.evaluation.generated import complete_rows, from_shades, to_shades
+from homework.evaluation.pictures import on_sheet, save_picture
 from homework.priors import sampling
 from homework.priors.pairs import check_prior
-
-UNKNOWN = 128  # the shade of what a completion has to fill in
-
 
 def sample(
     prior: str,
@@ -48,12 +45,12 @@ def sample(
         image_size: HEIGHTxWIDTH in pixels; --complete resizes and crops its pictures to it.
         binarize: how bright a pixel of --complete must be to count as ink, at least 0 and below 1; by default as the prior
             was trained.
-        temperature: divides the logits: below 1 is safer, above 1 wilder, 0 always takes the likeliest token.
-        top_k: keep only so many likeliest tokens at each place; all by default.
-        top_p: keep only the likeliest tokens that make up this probability, in (0, 1]; all by default.
+        temperature: divides the logits: below 1 is safer, above 1 wilder, 0 always takes the most probable token.
+        top_k: keep only the so many most probable tokens at each position; all by default.
+        top_p: keep only the most probable tokens that make up this probability, in (0, 1]; all by default.
         seed: of the draws; the same seed and options give the same pictures.
         scale: how many times larger the sheet shows each pixel.
-        data: the folder in which mnist/ lies, for numbers in --complete.
+        data: the folder that holds mnist/, for numbers in --complete.
         device: auto, cpu, cuda or mps.
     """
     checks.integer(1, N_IMAGES=n_images)
@@ -65,53 +62,39 @@ def sample(
     device = devices.pick_device(device)
     model = check_prior(prior, checkpoint.load(str(prior))).to(device)
     if not 2 <= model.n_tokens <= 256 or "tokenizer" in model.meta or model.stored_codes() is not None:
-        raise ValueError(f"The {model.n_tokens} tokens of {prior} are no shades of grey; for a prior over a tokenizer's "
+        raise ValueError(f"The {model.n_tokens} tokens of {prior} are not shades of grey; for a prior over a tokenizer's "
                          f"grids there is python -m homework.generation.")  # fmt: skip
     if binarize is None:
         binarize = model.meta.get("binarize", 0)
     H, W = cli.parse_image_size(image_size)
-    draws, folder = torch.Generator().manual_seed(seed), Path(str(output_path))
+    options["generator"] = torch.Generator().manual_seed(seed)
     if complete is None:
-        new = model.generate(n_images, H, W, device, generator=draws, **options)
-        sheet = list(new.split(max(1, round(n_images**0.5))))
+        new = model.generate(n_images, H, W, device, **options)
+        sheet = new.split(max(1, round(n_images**0.5)))
     else:
         if rows > H:
             raise ValueError(f"--rows is {rows}, but must be from 0 to {H}, the rows of a {H}x{W} picture.")
-        given = complete if isinstance(complete, tuple | list) else str(complete).split(",")
-        if not any(str(name) for name in given):
+        names = [str(name).strip() for name in (complete if isinstance(complete, tuple | list) else str(complete).split(","))]
+        if not any(names):
             raise ValueError("--complete names no picture; give it an image file, or the number of a digit.")
-        whole = torch.stack([tokens(str(name), (H, W), model.n_tokens, binarize, str(data)) for name in given])
-        prefix = whole[:, :rows].repeat_interleave(n_images, dim=0).to(device)  # (G,R,W) -> (G*n,R,W)
-        new = model.generate(len(prefix), H, W, device, generator=draws, prefix=prefix, **options)
-        kept = whole.clone()
-        kept[:, rows:] = -1
-        sheet = [torch.cat((a[None], b[None], c)) for a, b, c in zip(whole, kept, new.cpu().split(n_images), strict=True)]
-    for i, grid in enumerate(new.cpu()):
-        save_picture(shades(grid, model.n_tokens), folder / f"sample_{i}.png")
-    rows = [[shades(grid, model.n_tokens) for grid in row.cpu()] for row in sheet]
-    save_picture(on_sheet(rows, scale), folder / "sheet.png")
+        given = [to_shades(read_grey(name, (H, W), str(data)), model.n_tokens, binarize) for name in names]
+        sheet = complete_rows(model, torch.stack(given), rows, n_images, **options)
+        new = torch.cat([row[2:] for row in sheet])
+    folder, sheet = Path(str(output_path)), [[from_shades(grid, model.n_tokens) for grid in row] for row in sheet]
+    for i, grid in enumerate(new):
+        save_picture(from_shades(grid, model.n_tokens), folder / f"sample_{i}.png")
+    save_picture(on_sheet(sheet, scale), folder / "sheet.png")
     print(f"{folder / 'sheet.png'}: {len(new)} pictures, each also in a file of its own")
 
 
-def tokens(name: str, size: tuple[int, int], K: int, binarize: float | str, data: str) -> Tensor:
-    """(H,W) int64 in [0,K): the picture ``name``, a file or the number of a digit in MNIST's test set."""
-    if name.strip().isdecimal():
-        digits = read_split("test", data)
-        if int(name) >= len(digits):
-            raise ValueError(f"--complete is {name}, but MNIST's test digits have the numbers 0 to {len(digits) - 1}.")
-        grey = np.asarray(Image.fromarray(digits[int(name)]).resize(size[::-1]))
-    else:
-        grey = read_image(name.strip(), size).mean(axis=2).round().astype(np.uint8)
-    if K == 2:
-        grid = binary(grey, binarize)
-    else:
-        grid = (grey.astype(np.int64) * (K - 1) + 127) // 255  # the nearest of K shades
-    return torch.from_numpy(grid.astype(np.int64))
-
-
-def shades(grid: Tensor, K: int) -> np.ndarray:
-    """(H,W) int64 tokens in [0,K), from black to white, or -1 for unknown ones -> (H,W) uint8."""
-    return torch.where(grid < 0, UNKNOWN, grid * 255 // (K - 1)).to(torch.uint8).numpy()
+def read_grey(name: str, size: tuple[int, int], data: str) -> np.ndarray:
+    """(H,W) uint8: the picture ``name``, a file or the number of a digit in MNIST's test set."""
+    if not name.isdecimal():
+        return read_image(name, size).mean(axis=2).round().astype(np.uint8)
+    digits = read_split("test", data)
+    if int(name) >= len(digits):
+        raise ValueError(f"--complete is {name}, but MNIST's test digits have the numbers 0 to {len(digits) - 1}.")
+    return np.asarray(Image.fromarray(digits[int(name)]).resize(size[::-1]))
 
 
 if __name__ == "__main__":

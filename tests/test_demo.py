@@ -14,12 +14,13 @@ import torch
 from conftest import GRID, ROOT, SIZE, K, batch_for, build, files, sentence
 from PIL import Image
 
-from homework import Compressor, ImageDataset, demo
+from homework import Compressor, ImageDataset
 from homework.core import checkpoint
 from homework.datasets.image_files import read_image
 from homework.datasets.images import to_float, to_uint8
-from homework.evaluation import metrics, report
+from homework.evaluation import metrics, walkthrough
 from homework.evaluation.codecs import CODECS
+from homework.evaluation.pictures import heat
 
 OPTIONS = ("--images", "pictures", "--autoencoder", "a.pth", "--tokenizer", "t.pth", "--autoregressive", "p.pth")
 
@@ -133,7 +134,7 @@ def test_as_good_is_the_cheapest_file_of_no_larger_error():
         errors = [np.square(codec.decode(file) / 255.0 - image / 255.0).mean() for file in by_quality]
         for mse in (0.004, 0.001):
             good = min(len(file) for file, e in zip(by_quality, errors, strict=True) if e <= mse)
-            assert good <= demo.as_good(codec, x, [mse])[0] <= 1.1 * good
+            assert good <= walkthrough.as_good(codec, x, [mse])[0] <= 1.1 * good
 
 
 def test_the_seed_decides_the_generated_images(command):
@@ -158,7 +159,7 @@ def test_limit_and_image_size(command, folder):
 
 
 @pytest.mark.parametrize(
-    "wrong, said",
+    "wrong, message",
     [
         (("--n_generate", 0), "--n_generate is 0"),
         (("--seed", "x"), "--seed is 'x'"),
@@ -172,9 +173,9 @@ def test_limit_and_image_size(command, folder):
         (("--out", "a.pth"), "a.pth"),
     ],
 )
-def test_mistakes_are_told_in_one_sentence_and_nothing_is_written(command, folder, wrong, said):
+def test_mistakes_are_told_in_one_sentence_and_nothing_is_written(command, folder, wrong, message):
     checkpoint.save(build("AutoregressiveModel", n_tokens=K + 1), "other.pth")
-    assert said in sentence(command("demo", *OPTIONS, "--n_generate", 1, *wrong))
+    assert message in sentence(command("demo", *OPTIONS, "--n_generate", 1, *wrong))
     assert not (folder / "demo").exists()
 
 
@@ -192,8 +193,11 @@ def test_bits_are_those_of_the_loss_and_of_a_uniform_prior():
 
 
 def test_usage():
-    assert demo.usage(torch.tensor([0, 5, 5, 0, 5, 5])) == (4, pytest.approx(2), pytest.approx(4))
-    assert demo.usage(torch.tensor([0, 7])) == (1, 0, 1)
+    usage = walkthrough.code_usage(torch.tensor([1, 2, 4, 5]).repeat(5), 6)
+    assert (usage["used"], usage["entropy"], usage["perplexity"]) == (4, pytest.approx(2), pytest.approx(4))
+    assert usage["log_frequencies"] == [1, 1, 1, 1, 0, 0] and usage["bits_per_token"] == math.log2(6)
+    usage = walkthrough.code_usage(torch.ones(7, dtype=torch.int64), 2)
+    assert (usage["used"], usage["entropy"], usage["perplexity"]) == (1, 0, 1)
 
 
 def test_psnr():
@@ -202,13 +206,13 @@ def test_psnr():
 
 @pytest.mark.parametrize("n_tokens", [2, 3, 16, 1000, 1024, 4096])
 def test_every_code_has_a_colour_of_its_own(n_tokens):
-    colours = demo.code_colours(torch.arange(n_tokens).view(1, -1), n_tokens)
+    colours = walkthrough.code_colours(torch.arange(n_tokens).view(1, -1), n_tokens)
     assert colours.dtype == torch.uint8 and len(colours[0].unique(dim=0)) == n_tokens
 
 
 def test_heat_rises():
     x = torch.tensor([-1.0, 0.0, 0.3, 0.6, 1.0, 9.0])
-    brightness = report.heat(x).int().sum(dim=-1)
+    brightness = heat(x).int().sum(dim=-1)
     assert (brightness.diff()[1:-1] > 0).all() and brightness[0] == brightness[1] and brightness[-1] == brightness[-2]
 
 

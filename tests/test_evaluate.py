@@ -22,7 +22,7 @@ from homework.core import checkpoint, registry
 from homework.datasets.image_files import read_image
 from homework.datasets.images import to_uint8
 from homework.evaluate import list_pairs, spread
-from homework.evaluation import codecs, metrics, rates
+from homework.evaluation import codecs, curves, metrics
 from homework.evaluation.measure import bit_map, float_image, payload
 
 HAS_AVIF = "avif" in features.modules and features.check("avif")
@@ -97,10 +97,10 @@ REFERENCE = [(300, 24.0), (450, 26.1), (700, 28.0), (1200, 30.5), (2100, 33.0)]
 
 def test_half_the_rate_is_minus_50_percent():
     half = [(rate / 2, quality) for rate, quality in REFERENCE]
-    assert metrics.bd_rate(half, REFERENCE) == pytest.approx(-0.5)
-    assert metrics.bd_rate(REFERENCE, half) == pytest.approx(1.0)
-    assert metrics.bd_rate(REFERENCE, REFERENCE) == pytest.approx(0, abs=1e-12)
-    assert metrics.bd_rate(half[::-1], REFERENCE[::-1]) == pytest.approx(-0.5)
+    assert curves.bd_rate(half, REFERENCE) == pytest.approx(-0.5)
+    assert curves.bd_rate(REFERENCE, half) == pytest.approx(1.0)
+    assert curves.bd_rate(REFERENCE, REFERENCE) == pytest.approx(0, abs=1e-12)
+    assert curves.bd_rate(half[::-1], REFERENCE[::-1]) == pytest.approx(-0.5)
 
 
 def test_bd_rate_is_a_mean_over_the_common_qualities():
@@ -108,16 +108,16 @@ def test_bd_rate_is_a_mean_over_the_common_qualities():
     one = [(math.exp(0.2 * q), q) for q in (20, 23, 25, 31)]
     other = [(math.exp(0.1 * q + 1), q) for q in (22, 27, 28, 40)]
     middle = (22 + 31) / 2
-    assert metrics.bd_rate(one, other) == pytest.approx(math.exp(0.2 * middle - 0.1 * middle - 1) - 1)
-    assert (1 + metrics.bd_rate(one, other)) * (1 + metrics.bd_rate(other, one)) == pytest.approx(1)
+    assert curves.bd_rate(one, other) == pytest.approx(math.exp(0.2 * middle - 0.1 * middle - 1) - 1)
+    assert (1 + curves.bd_rate(one, other)) * (1 + curves.bd_rate(other, one)) == pytest.approx(1)
 
 
 def test_what_is_not_defined_is_none():
-    assert metrics.bd_rate(REFERENCE, [(300, 24.0)]) is None and metrics.bd_rate([], REFERENCE) is None
-    assert metrics.bd_rate(REFERENCE, [(1, 10.0), (2, 20.0)]) is None
-    assert metrics.rate_at(REFERENCE, 23.9) is None and metrics.rate_at(REFERENCE, 33.1) is None
-    assert metrics.rate_at([], 20) is None and metrics.rate_at([(7, 20.0)], 21) is None
-    assert metrics.rate_at([(7, 20.0)], 20) == 7
+    assert curves.bd_rate(REFERENCE, [(300, 24.0)]) is None and curves.bd_rate([], REFERENCE) is None
+    assert curves.bd_rate(REFERENCE, [(1, 10.0), (2, 20.0)]) is None
+    assert curves.rate_at(REFERENCE, 23.9) is None and curves.rate_at(REFERENCE, 33.1) is None
+    assert curves.rate_at([], 20) is None and curves.rate_at([(7, 20.0)], 21) is None
+    assert curves.rate_at([(7, 20.0)], 20) == 7
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 5), st.floats(0.001, 2)), min_size=1, max_size=8), st.randoms())
@@ -126,14 +126,14 @@ def test_interpolation_meets_the_points_and_is_monotone_between_them(steps, rand
     points = list(zip(np.exp(log_rate), quality, strict=True))
     random.shuffle(points)
     for rate, q in points:
-        assert metrics.rate_at(points, q) == pytest.approx(rate)
-    between = metrics.log_rate(points, np.linspace(quality[0], quality[-1], 300))
+        assert curves.rate_at(points, q) == pytest.approx(rate)
+    between = curves.log_rate(points)(np.linspace(quality[0], quality[-1], 300))
     assert (np.diff(between) > -1e-9).all()
 
 
 def test_of_two_points_of_one_quality_the_cheaper_counts():
-    assert metrics.rate_at([*REFERENCE, (900, 28.0)], 28.0) == pytest.approx(700)
-    assert metrics.bd_rate([*REFERENCE, (900, 28.0)], REFERENCE) == pytest.approx(0, abs=1e-12)
+    assert curves.rate_at([*REFERENCE, (900, 28.0)], 28.0) == pytest.approx(700)
+    assert curves.bd_rate([*REFERENCE, (900, 28.0)], REFERENCE) == pytest.approx(0, abs=1e-12)
 
 
 # --- other codecs' files ---------------------------------------------------------------------------------------------------
@@ -337,7 +337,7 @@ def test_the_bit_map_adds_up_to_the_payload(tokenizer, prior, frame):
 
 
 @pytest.mark.parametrize(
-    "wrong, said",
+    "wrong, message",
     [
         (("t.pth", "p.pth", "nowhere"), "nowhere"),
         (("t.pth", "p.pth", "empty"), "empty"),
@@ -354,11 +354,11 @@ def test_the_bit_map_adds_up_to_the_payload(tokenizer, prior, frame):
         (("t.pth", "p.pth", "pictures", "--out", "t.pth"), "t.pth"),
     ],
 )
-def test_mistakes_are_told_in_one_sentence_and_nothing_is_written(command, folder, wrong, said):
+def test_mistakes_are_told_in_one_sentence_and_nothing_is_written(command, folder, wrong, message):
     Path("empty").mkdir()
     Path("bad").mkdir()
     Path("bad", "bad.png").write_bytes(b"no picture")
-    assert said in sentence(command("evaluate", *wrong))
+    assert message in sentence(command("evaluate", *wrong))
     assert not files(folder / "report")
 
 
@@ -378,22 +378,22 @@ def test_spread(n, k):
 # --- sentences -------------------------------------------------------------------------------------------------------------
 
 
-def point(codec: str, n_bytes: float, mse: float, payload: float | None = None) -> rates.Point:
-    return rates.Point(codec, "", np.array([[600, n_bytes, payload or n_bytes, mse, 0.9, 0, 0]]))
+def point(codec: str, n_bytes: float, mse: float, payload: float | None = None) -> curves.Point:
+    return curves.Point(codec, "", np.array([[600, n_bytes, payload or n_bytes, mse, 0.9, 0, 0]]))
 
 
 def test_the_sentence_says_who_wins_and_by_how_much():
     flat = {name: [point(name, n, mse) for mse in (0.1, 0.001)] for name, n in (("A", 100), ("B", 400), ("C", 250))}
     ours = point("ours", 200, 0.01, 50)
-    curves = {"ours": [ours], **flat, "D": [point("D", 10, 0.1), point("D", 20, 0.05)]}
-    assert rates.comparison(curves, ours, "bytes") == (
+    all_curves = {"ours": [ours], **flat, "D": [point("D", 10, 0.1), point("D", 20, 0.05)]}
+    assert curves.comparison(all_curves, ours, "bytes") == (
         "At our PSNR, ours is smaller than B (by 50 %) and C (by 20 %), but larger than A (by 100 %). "
         "Every measured setting of D is worse than ours."
     )
-    assert "setting of A, B, C and D is better" in rates.comparison(curves, point("ours", 200, 0.5), "bytes")
-    found = rates.rivals_at(curves, ours, "payload")
+    assert "setting of A, B, C and D is better" in curves.comparison(all_curves, point("ours", 200, 0.5), "bytes")
+    found = curves.rivals_at(all_curves, ours, "payload")
     assert found.pop("D") is None
     wanted = {"A": (100, 0.5), "B": (400, 0.875), "C": (250, 0.8)}
     assert {name: pytest.approx(pair) for name, pair in found.items()} == wanted
-    first, whole, *_ = rates.verdict(curves, 4000)
+    first, whole, *_ = curves.verdict(all_curves, 4000)
     assert "20.0 times fewer" in first and "than B (by 50 %)" in whole

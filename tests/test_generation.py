@@ -10,9 +10,9 @@ import torch
 from conftest import GRID, SIZE, K, build, file_size_limit, files, run, sentence
 from PIL import Image
 
-from homework import generation
 from homework.core import checkpoint, cli
 from homework.datasets.image_files import read_image
+from homework.evaluation import generated
 from homework.priors import uniform
 
 
@@ -36,8 +36,8 @@ def generate(command):
 @pytest.fixture
 def grids(monkeypatch):
     """Every grid that is decoded, in order."""
-    seen, decode = [], generation.decode
-    monkeypatch.setattr(generation, "decode", lambda coder, g: (seen.extend(g), decode(coder, g))[1])
+    seen, decode = [], generated.decode
+    monkeypatch.setattr(generated, "decode", lambda coder, g: (seen.extend(g), decode(coder, g))[1])
     return seen
 
 

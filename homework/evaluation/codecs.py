@@ -68,7 +68,7 @@ class Codec:
         options: for Pillow, but for the quality; one thread each, since several images are coded at the same time.
         qualities: from the lowest on; on frames of 150x100 pixels they span about 21 (WebP, AVIF and JPEG XL: 25) to 32 dB.
         payload: the bytes of a file that hold the coded picture itself, without headers and container.
-        said: what the report says of ``options``.
+        description: what the report says of ``options``.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Codec:
     options: dict
     qualities: tuple[int, ...]
     payload: Callable[[bytes], int]
-    said: str
+    description: str
 
     def encode(self, image: np.ndarray, quality: int) -> bytes:
         """(H,W,3) uint8 -> its file."""

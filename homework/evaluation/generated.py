@@ -1,13 +1,21 @@
-"""Token grids that a prior made, as image files."""
+"""Images out of priors: drawn or completed token grids, decoded and written."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from homework.core.model import ordinary_tensors
 from homework.datasets.images import to_uint8
-from homework.evaluation.report import save_picture
+from homework.datasets.mnist import binary
+from homework.evaluation.pictures import save_picture
+from homework.priors.base import Prior
 from homework.tokenizers.base import Tokenizer
+
+UNKNOWN = 128  # the shade of what a completion has to fill in
 
 
 @ordinary_tensors
@@ -16,7 +24,62 @@ def decode(tokenizer: Tokenizer, grids: Tensor) -> Tensor:
     return to_uint8(tokenizer.decode_index(grids)).cpu()
 
 
-def save_images(images: Tensor, folder: Path, first: int) -> None:
+def generate_images(
+    tokenizer: Tokenizer,
+    prior: Prior,
+    n_images: int,
+    size: tuple[int, int],
+    batch_size: int = 16,
+    kept: Tensor | None = None,
+    **sampling_options: Any,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Samples images of ``size`` (H,W) pixels, a batch at a time: grids (B,h,w) int64, and images (B,H,W,3) uint8 on the CPU.
+
+    Args:
+        kept: (r,w) int64, the first token rows of every image; none by default.
+        sampling_options: see :meth:`homework.priors.base.Prior.generate`.
+    """
+    H, W = size
+    h, w = (-(-side // patch) for side, patch in zip(size, tokenizer.patch_shape, strict=True))
+    for first in range(0, n_images, batch_size):
+        B = min(batch_size, n_images - first)
+        prefix = None if kept is None else kept.expand(B, -1, -1)  # (r,w) -> (B,r,w)
+        grids = prior.generate(B, h, w, tokenizer.device, prefix=prefix, **sampling_options)
+        yield grids, decode(tokenizer, grids)[:, :H, :W]
+
+
+def save_images(images: Tensor, folder: Path, first: int = 0) -> None:
     """Writes (B,H,W,3) uint8 images as generation_{first}.png and so on, each completely or not at all."""
     for i, image in enumerate(images, first):
         save_picture(image, folder / f"generation_{i}.png")
+
+
+# --- tokens that are shades of grey ---------------------------------------------------------------------------------------
+
+
+def to_shades(grey: np.ndarray, K: int, binarize: float | str = 0) -> Tensor:
+    """(H,W) uint8 -> (H,W) int64 in [0,K): the nearest of K shades; of 2, ink or not, see
+    :func:`homework.datasets.mnist.binary`."""
+    grid = binary(grey, binarize) if K == 2 else (grey.astype(np.int64) * (K - 1) + 127) // 255
+    return torch.from_numpy(grid.astype(np.int64))
+
+
+def from_shades(grid: Tensor, K: int) -> np.ndarray:
+    """(H,W) int64 in [0,K), from black to white, or -1 for unknown -> (H,W) uint8."""
+    return torch.where(grid < 0, UNKNOWN, grid * 255 // (K - 1)).to(torch.uint8).cpu().numpy()
+
+
+def complete_rows(prior: Prior, whole: Tensor, rows: int, n: int, **sampling_options: Any) -> list[Tensor]:
+    """Samples ``n`` endings of each grid.
+
+    Args:
+        whole: (G,H,W) int64, on the CPU; their first ``rows`` are kept.
+        sampling_options: see :meth:`homework.priors.base.Prior.generate`.
+    Returns:
+        For each grid (2+n,H,W) int64 on the CPU: itself, what was kept of it, with -1 for the rest, and the endings.
+    """
+    prefix = whole[:, :rows].repeat_interleave(n, dim=0).to(prior.device)  # (G,R,W) -> (G*n,R,W)
+    new = prior.generate(len(prefix), *whole.shape[1:], prior.device, prefix=prefix, **sampling_options).cpu()
+    kept = whole.clone()
+    kept[:, rows:] = -1
+    return [torch.cat((a[None], b[None], c)) for a, b, c in zip(whole, kept, new.split(n), strict=True)]

@@ -1,6 +1,5 @@
 """Compression measured on images, ours and the other codecs', and the pictures of a report."""
 
-import csv
 import io
 import math
 import os
@@ -16,18 +15,15 @@ from tqdm import tqdm
 from homework.codec import archive, range_coder, tiles
 from homework.codec.compressor import Compressor
 from homework.codec.parallel import pieces
-from homework.core import files
 from homework.datasets.image_files import decoded, read_image
 from homework.datasets.images import to_float, to_uint8
-from homework.evaluation import metrics
 from homework.evaluation.codecs import Codec
-from homework.evaluation.rates import Point, file_name
-from homework.evaluation.report import heat, save_picture
+from homework.evaluation.curves import Point
+from homework.evaluation.metrics import errors, ms_ssim, psnr
+from homework.evaluation.pages import file_name
+from homework.evaluation.pictures import heat, save_picture
 
 PIXELS_AT_ONCE = 2**21  # that go into MS-SSIM together
-
-
-# --- measuring ------------------------------------------------------------------------------------------------------------
 
 
 def measure_ours(compressor: Compressor, paths: list[str], size: tuple[int, int] | None = None) -> np.ndarray:
@@ -60,9 +56,9 @@ def measure_codecs(rivals: list[Codec], paths: list[str], size: tuple[int, int] 
         image, found = read_image(path, size), {}
         for codec in rivals:
             results = [codec.timed(image, quality) for quality in codec.qualities]
-            like = distortion(np.stack([result[1] for result in results]), image)
-            for quality, (data, _, *times), (mse, ms_ssim) in zip(codec.qualities, results, like, strict=True):
-                found[codec.name, quality] = [image.size // 3, len(data), codec.payload(data), mse, ms_ssim, *times]
+            distortions = distortion(np.stack([result[1] for result in results]), image)
+            for quality, (data, _, *times), pair in zip(codec.qualities, results, distortions, strict=True):
+                found[codec.name, quality] = [image.size // 3, len(data), codec.payload(data), *pair, *times]
         return found
 
     with ThreadPool(os.cpu_count()) as pool:  # Pillow's encoders let other threads run
@@ -78,7 +74,7 @@ def distortion(x_hat: np.ndarray, image: np.ndarray) -> list[tuple[float, float]
     found, x = [], torch.from_numpy(np.array(image)).double() / 255
     for part in torch.from_numpy(x_hat).split(max(1, PIXELS_AT_ONCE // (image.shape[0] * image.shape[1]))):
         part = part.double() / 255
-        found += zip(metrics.errors(part, x), metrics.ms_ssim(part, x.expand_as(part)).tolist(), strict=True)
+        found += zip(errors(part, x), ms_ssim(part, x.expand_as(part)).tolist(), strict=True)
     return found
 
 
@@ -96,30 +92,34 @@ def bit_map(compressor: Compressor, image: np.ndarray) -> Tensor:
     """(H,W,3) uint8 -> (h,w) float64: the bits that each token takes in the file, by the coder's own frequencies."""
     grid, coder = compressor.to_tokens(float_image(image)[None])[0], compressor.entropy_model
     bits = torch.empty(grid.shape, dtype=torch.float64)
-    for (a, b), places in tiles.tiles(grid.shape, (coder.height, coder.width)):
-        cut = np.stack([grid[top : top + a, left : left + b] for top, left in places])  # (T,a,b)
-        own = torch.from_numpy(compressor.intervals(cut)[1]).view(-1, a, b)  # (T,N) -> (T,a,b)
-        for (top, left), frequency in zip(places, own, strict=True):
+    for (a, b), corners in tiles.tiles(grid.shape, (coder.height, coder.width)):
+        cut = np.stack([grid[top : top + a, left : left + b] for top, left in corners])  # (T,a,b)
+        frequencies = torch.from_numpy(compressor.intervals(cut)[1]).view(-1, a, b)  # (T,N) -> (T,a,b)
+        for (top, left), frequency in zip(corners, frequencies, strict=True):
             bits[top : top + a, left : left + b] = math.log2(range_coder.TOTAL) - frequency.double().log2()
     return bits
 
 
 def show(compressor: Compressor, rivals: list[Codec], path: str, size: tuple[int, int] | None, i: int, folder: Path) -> dict:
-    """Writes pictures of one image: the original, ours, each codec's at about as many bytes, and our bits of each patch."""
+    """Writes pictures of one image: the original, ours, each codec's at about as many bytes, and our bits of each patch.
+
+    Returns:
+        {"name", "size": (H,W), "captions": the lines under each picture by its name}.
+    """
     image = read_image(path, size)
     data = compressor.compress(float_image(image))
     with ThreadPool(os.cpu_count()) as pool:
         near = pool.map(lambda codec: codec.nearest(image, len(data)), rivals)
-    bits = bit_map(compressor, image)
     pictures = {"original": image, "ours": to_uint8(compressor.decompress(data)).cpu().numpy()}
-    captions = {"original": f"{os.path.getsize(path):,} bytes", "ours": f"{len(data):,} bytes"}
+    captions = {"original": [f"{os.path.getsize(path):,} bytes"], "ours": [f"{len(data):,} bytes"]}
     for codec, (quality, file) in zip(rivals, near, strict=True):
         pictures[codec.name] = codec.decode(file)
-        captions[codec.name] = f"{len(file):,} bytes, quality {quality}"
+        captions[codec.name] = [f"{len(file):,} bytes, quality {quality}"]
     for name in list(pictures)[1:]:
-        captions[name] += f"<br>{metrics.psnr(distortion(pictures[name][None], image)[0][0]):.1f} dB"
+        captions[name].append(f"{psnr(distortion(pictures[name][None], image)[0][0]):.1f} dB")
+    bits = bit_map(compressor, image)
     pictures["bits"] = over(bits / math.log2(compressor.entropy_model.n_tokens), image, compressor.models.patch)
-    captions["bits"] = f"{bits.sum():,.0f} bits, {bits.min():.1f} to {bits.max():.1f} a patch"
+    captions["bits"] = [f"{bits.sum():,.0f} bits, {bits.min():.1f} to {bits.max():.1f} a patch"]
     for name, picture in pictures.items():
         save_picture(picture, folder / f"{file_name(name)}_{i}.png")
     return {"name": Path(path).stem, "size": image.shape[:2], "captions": captions}
@@ -129,10 +129,3 @@ def over(x: Tensor, image: np.ndarray, patch: int) -> np.ndarray:
     """A map (h,w) from 0 to 1 of an image's patches, in colours over the image (H,W,3) uint8 in grey, likewise."""
     colours = heat(x).numpy().repeat(patch, axis=0).repeat(patch, axis=1)[: image.shape[0], : image.shape[1]]
     return (0.5 * colours + 0.5 * image.mean(axis=-1, keepdims=True)).round().astype(np.uint8)
-
-
-def write_csv(path: Path, rows: list[dict]) -> None:
-    with files.replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)

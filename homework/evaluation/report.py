@@ -1,130 +1,78 @@
-"""Pages of results: their style, the parts that they are made of, and pictures of numbers. Knows no models."""
+"""The report of :mod:`homework.evaluate`: a plot, tables, and what its page shows."""
 
-from collections.abc import Sequence
+import csv
 from pathlib import Path
-
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
+from typing import Any
 
 from homework.core import files
+from homework.evaluation.curves import Curves, bjontegaard, comparison, curve, rivals_at
+from homework.evaluation.pages import write_page
 
-MARGIN = 4  # pixels between the pictures of a sheet
-CSS = """
-:root { color-scheme: light dark;
-  --page: #f6f5f1; --card: #fff; --ink: #22242a; --soft: #666a73; --line: #e2dfd6; --accent: #2f6f9f; }
-@media (prefers-color-scheme: dark) { :root {
-  --page: #15171b; --card: #1e2126; --ink: #e8e6e1; --soft: #a0a4ad; --line: #32363d; --accent: #7db8e2; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
-main { max-width: 68rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
-h1 { font-size: clamp(1.7rem, 5vw, 2.5rem); line-height: 1.15; margin: 0 0 .6rem; }
-h2 { font-size: 1.35rem; margin: 3rem 0 .3rem; }
-h3 { font-size: .95rem; margin: 0 0 .6rem; overflow-wrap: anywhere; }
-p { max-width: 46rem; margin: 0 0 1.1rem; color: var(--soft); }
-p b { color: var(--ink); }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem; margin: 0 0 1rem; }
-.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem; margin: 1.5rem 0; }
-.numbers .card { margin: 0; font-size: .85rem; color: var(--soft); line-height: 1.35; }
-.numbers b { display: block; font-size: 1.5rem; color: var(--accent); line-height: 1.3; font-variant-numeric: tabular-nums; }
-.row, .grid { display: grid; gap: .75rem; }
-.row { grid-template-columns: repeat(5, 1fr); }
-.row.three { grid-template-columns: repeat(3, 1fr); }
-.white { background: #fff; }
-.grid { grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); }
-figure { margin: 0; min-width: 0; }
-figcaption { font-size: .8rem; line-height: 1.35; color: var(--soft); margin-top: .35rem; }
-figcaption b { display: block; color: var(--ink); }
-img { display: block; width: 100%; height: auto; border-radius: 5px; }
-img.codes { image-rendering: pixelated; }
-.scroll { overflow-x: auto; padding: .5rem 1rem; }
-table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .35rem .5rem; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 500; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; padding-left: 0; min-width: 4.5rem; }
-td + td { white-space: nowrap; }
-tr:last-child td { border-bottom: 0; }
-table.total tr:last-child td, tr.ours td { font-weight: 600; }
-tr.ours td { color: var(--accent); }
-svg { display: block; width: 100%; height: 7rem; }
-svg path { fill: var(--accent); }
-@media (max-width: 44rem) {
-  main { padding: 1.5rem .9rem 3rem; }
-  .row, .row.three { grid-template-columns: 1fr 1fr; }
-  .row:not(.three) figure:first-child { grid-column: 1 / -1; }
-  .grid { grid-template-columns: 1fr 1fr; }
-  .scroll { padding: .25rem .6rem; }
-  th, td { padding: .35rem .3rem; }
-}
-"""
+COLOURS = {"ours": "#c0392b", "JPEG": "#7f7f7f", "WebP": "#2e8b57", "AVIF": "#e08a00", "JPEG XL": "#6a5acd"}
 
 
-def page(title: str, body: str) -> str:
-    """A whole HTML page, which refers to nothing but the pictures that ``body`` does."""
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{CSS}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
+def write_report(folder: Path, curves: Curves, paths: list[str], results: dict[str, Any]) -> None:
+    """Writes rates.csv (a row for each operating point), bjontegaard.csv, images.csv (a row for each image at each point),
+    rates.png and index.html; ``results`` are the other entries that templates/rates.html needs."""
+    all_points = [point for points in curves.values() for point in points]
+    differences = bjontegaard(curves)
+    write_csv(folder / "rates.csv", [point.summary() for point in all_points])
+    write_csv(folder / "bjontegaard.csv", differences)
+    write_csv(folder / "images.csv", [row for point in all_points for row in point.each(paths)])
+    plot(curves, folder / "rates.png")
+    results |= {
+        "points": {name: [point.summary() for point in points] for name, points in curves.items()},
+        "at_our_quality": at_our_quality(curves),
+        "bjontegaard": differences,
+    }
+    write_page("rates.html", "Rate and distortion", results, folder / "index.html")  # last, so that all it shows is there
 
 
-def cards(*items: tuple[str, str]) -> str:
-    """Boxes, each with a number and, smaller, what it is."""
-    return '<div class="numbers">' + "".join(f'<div class="card"><b>{a}</b>{b}</div>' for a, b in items) + "</div>"
+def at_our_quality(curves: Curves) -> list[dict]:
+    """For each of our points its summary, how it compares in sentences on "files" and "payloads", and the "rivals": for each
+    codec what :func:`rivals_at` finds for files and payloads, at equal PSNR and then at equal MS-SSIM."""
+    found = []
+    for point in curves["ours"]:
+        columns = [rivals_at(curves, point, rate, q) for q in ("psnr", "ms_ssim") for rate in ("bytes", "payload")]
+        rivals = {name: [column[name] for column in columns] for name in curves if name != "ours"}
+        sentences = {"files": comparison(curves, point, "bytes"), "payloads": comparison(curves, point, "payload")}
+        found.append(point.summary() | sentences | {"rivals": rivals})
+    return found
 
 
-def figure(file: str, alt: str, title: str, text: str, width: int, height: int, kind: str = "pixels") -> str:
-    """The picture ``file``.png, width x height pixels, over its title and text; of kind "codes", its pixels stay sharp."""
-    return (
-        f'<figure><img class="{kind}" src="{file}.png" alt="{alt}" width="{width}" height="{height}">'
-        f"<figcaption><b>{title}</b>{text}</figcaption></figure>"
-    )
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """Rows of one form, under a head of their keys."""
+    with files.replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
 
 
-def table(head: list[str], rows: list[list[str]], total: bool = False, ours: int = 0) -> str:
-    """Cells as HTML, in a box of its own that scrolls where it is too wide; ``total`` sets off the last row, ``ours`` the
-    first so many."""
-    lines = ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
-    head = "".join(f"<th>{cell}</th>" for cell in head)
-    return (
-        f'<div class="card scroll"><table{" class=total" * total}><thead><tr>{head}</tr></thead><tbody>'
-        + "".join(f"<tr{' class=ours' * (i < ours)}>{line}</tr>" for i, line in enumerate(lines))
-        + "</tbody></table></div>"
-    )
+def plot(curves: Curves, out: Path) -> None:
+    """Writes a PNG of PSNR over bytes an image: whole files as lines, payloads dashed, ours as stars."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-
-def heat(x: Tensor) -> Tensor:
-    """(...) from 0 to 1 (clamped to it) -> (...,3) uint8: dark blue, red, light yellow."""
-    ramp = np.array([[20, 16, 64], [190, 50, 95], [255, 240, 160]])
-    x = x.float().cpu().numpy()
-    return torch.from_numpy(np.stack([np.interp(x, [0, 0.5, 1], c) for c in ramp.T], axis=-1).astype(np.uint8))
-
-
-def on_sheet(rows: Sequence[Sequence[np.ndarray]], scale: int = 1) -> np.ndarray:
-    """Pictures (H,W) or (H,W,3) uint8 of one size, row by row, on one sheet with white between them, each pixel ``scale``
-    wide."""
-    H, W, *colours = rows[0][0].shape
-    H, W = H * scale, W * scale
-    sheet = np.full((len(rows) * (H + MARGIN) + MARGIN, len(rows[0]) * (W + MARGIN) + MARGIN, *colours), 255, np.uint8)
-    for i, row in enumerate(rows):
-        for j, picture in enumerate(row):
-            top, left = MARGIN + i * (H + MARGIN), MARGIN + j * (W + MARGIN)
-            sheet[top : top + H, left : left + W] = np.asarray(picture).repeat(scale, axis=0).repeat(scale, axis=1)
-    return sheet
-
-
-def save_picture(image: Tensor | np.ndarray, path: Path) -> None:
-    """Writes (H,W) or (H,W,3) uint8 as a PNG, whole or not at all."""
-    with files.replacing(path) as temporary:
-        Image.fromarray(np.asarray(image)).save(temporary, format="PNG")
+    fig = Figure(figsize=(8, 5), layout="constrained")
+    axes = fig.subplots()
+    for name, points in curves.items():
+        for rate, dashes in ("bytes", "-"), ("payload", "--"):
+            xy = sorted(curve(points, rate))
+            style = {"color": COLOURS.get(name), "linestyle": dashes, "linewidth": 1.6 if rate == "bytes" else 1.1}
+            if name == "ours":
+                style |= {"marker": "*", "markersize": 15, "markeredgecolor": "white", "zorder": 5}
+                style |= {"markerfacecolor": "white", "markeredgecolor": COLOURS[name]} if rate == "payload" else {}
+            else:
+                style |= {"marker": "o", "markersize": 3.5 if rate == "bytes" else 0}
+            axes.plot(*zip(*xy, strict=True), label=name if rate == "bytes" else None, **style) if xy else None
+    axes.plot([], [], color="black", linestyle="--", linewidth=1.1, label="payload, without container")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel="bytes an image", ylabel="PSNR of the mean error (dB)")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    with files.replacing(out) as temporary:
+        fig.savefig(temporary, format="png", dpi=144)

@@ -1,0 +1,169 @@
+"""Rate-distortion curves of codecs, ours and others: their operating points, and what they say of each other."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from homework.evaluation.metrics import psnr
+from homework.evaluation.pages import percent
+
+if TYPE_CHECKING:
+    from scipy.interpolate import PchipInterpolator
+
+COLUMNS = ("pixels", "bytes", "payload", "mse", "ms_ssim", "encode_s", "decode_s")  # what is measured of each image
+
+
+@dataclasses.dataclass
+class Point:
+    """An operating point of a codec: what it made of each image at one setting, ``rows`` (n, COLUMNS) float64."""
+
+    codec: str
+    setting: str | int
+    rows: np.ndarray
+
+    def __getitem__(self, name: str) -> float:
+        """The mean of a column over all images, or "psnr", that of the mean error, in dB."""
+        return psnr(self["mse"]) if name == "psnr" else float(self.rows[:, COLUMNS.index(name)].mean())
+
+    def summary(self) -> dict:
+        """Means by name."""
+        psnrs = [psnr(mse) for mse in self.rows[:, COLUMNS.index("mse")]]
+        return {
+            "codec": self.codec,
+            "setting": self.setting,
+            "images": len(self.rows),
+            "bytes": self["bytes"],
+            "payload_bytes": self["payload"],
+            "bits_per_pixel": 8 * self["bytes"] / self["pixels"],
+            "psnr_of_mean_mse": self["psnr"],
+            "mean_of_psnrs": sum(psnrs) / len(psnrs),
+            **{name: self[name] for name in ("ms_ssim", "encode_s", "decode_s")},
+        }
+
+    def each(self, paths: list[str]) -> list[dict]:
+        """The columns by name, for each of the images ``paths``, with their bits per pixel and PSNR."""
+        found = []
+        for path, row in zip(paths, self.rows.tolist(), strict=True):
+            own = dict(zip(COLUMNS, row, strict=True))
+            own |= {"bits_per_pixel": 8 * own["bytes"] / own["pixels"], "psnr": psnr(own["mse"])}
+            found.append({"image": Path(path).name, "codec": self.codec, "setting": self.setting} | own)
+        return found
+
+
+Curves = dict[str, list[Point]]  # the points of each codec by its name, ours by "ours"
+Curve = Sequence[tuple[float, float]]  # (rate in any unit above 0, quality in dB or such) of each point
+
+
+def curve(points: list[Point], rate: str = "bytes", quality: str = "psnr") -> Curve:
+    """(rate, quality) of each point whose quality is finite."""
+    return [(point[rate], point[quality]) for point in points if math.isfinite(point[quality])]
+
+
+# --- interpolation --------------------------------------------------------------------------------------------------------
+
+
+def log_rate(curve: Curve) -> "PchipInterpolator":
+    """The natural logarithm of a codec's rate as a function of its quality: a piecewise cubic that is monotone wherever the
+    points are (Fritsch and Butland 1984), and so does not swing as one cubic through all of them may.
+
+    Args:
+        curve: at least two points of different quality, in any order. Of points of one quality the cheapest counts.
+    """
+    from scipy.interpolate import PchipInterpolator
+
+    cheapest = {q: math.log(rate) for rate, q in sorted(curve, reverse=True)}
+    qualities = sorted(cheapest)
+    return PchipInterpolator(qualities, [cheapest[q] for q in qualities])
+
+
+def common_range(*curves: Curve) -> tuple[float, float] | None:
+    """The qualities that all curves reach, from lowest to highest; None if there are none, or one has a single quality."""
+    qualities = [{q for _, q in curve} for curve in curves]
+    if min(map(len, qualities)) < 2:
+        return None
+    low, high = max(map(min, qualities)), min(map(max, qualities))
+    return (low, high) if low < high else None
+
+
+def rate_at(curve: Curve, quality: float) -> float | None:
+    """The rate of a codec at this quality; None outside of its points."""
+    if not curve or not min(q for _, q in curve) <= quality <= max(q for _, q in curve):
+        return None
+    if common_range(curve) is None:
+        return min(rate for rate, _ in curve)
+    return math.exp(log_rate(curve)(quality))
+
+
+def bd_rate(curve: Curve, reference: Curve) -> float | None:
+    """Bjontegaard's difference in rate (VCEG-M33): by how much more, at equal quality, ``curve`` costs than ``reference``,
+    as the mean difference of the logarithms of both rates over the qualities that both reach.
+
+    Returns:
+        A fraction: -0.5 is half the rate. None where the curves have no qualities in common, or one is a single point.
+    """
+    between = common_range(curve, reference)
+    if between is None:
+        return None
+    difference = log_rate(curve).integrate(*between) - log_rate(reference).integrate(*between)
+    return math.expm1(difference / (between[1] - between[0]))
+
+
+# --- comparing ------------------------------------------------------------------------------------------------------------
+
+
+def rivals_at(curves: Curves, point: Point, rate: str, quality: str = "psnr") -> dict[str, tuple[float, float] | None]:
+    """What the other codecs need for the quality of our ``point``: the rate of each, and by what fraction of it ours is
+    smaller (negative if it is larger); None for a codec with no points as good, or none as bad."""
+    needs = {name: rate_at(curve(p, rate, quality), point[quality]) for name, p in curves.items() if name != "ours"}
+    return {name: need and (need, 1 - point[rate] / need) for name, need in needs.items()}
+
+
+def comparison(curves: Curves, point: Point, rate: str) -> str:
+    """Which codecs our ``point`` beats at its own PSNR, by how much, and which beat it, in a sentence or two."""
+    saved = {name: found[1] for name, found in rivals_at(curves, point, rate).items() if found}
+    parts = []
+    for word, smaller in ("smaller", True), ("larger", False):
+        some = [f"{name} (by {percent(abs(x), digits=0)})" for name, x in saved.items() if (x >= 0) == smaller]
+        parts += [f"{word} than {listed(some)}"] * bool(some)
+    sentences = [f"At our PSNR, ours is {', but '.join(parts)}."] * bool(parts)
+    rivals = {name: points for name, points in curves.items() if name != "ours"}
+    for word, sign in ("better", 1), ("worse", -1):
+        beyond = [name for name, points in rivals.items() if all(sign * (p["psnr"] - point["psnr"]) > 0 for p in points)]
+        sentences += [f"Every measured setting of {listed(beyond)} is {word} than ours."] * bool(beyond)
+    return " ".join(sentences)
+
+
+def listed(names: list[str]) -> str:
+    """As in "A, B and C"."""
+    return " and ".join([", ".join(names[:-1])] * (len(names) > 1) + names[-1:])
+
+
+def verdict(curves: Curves, original: float) -> list[str]:
+    """Sentences about each of our points; ``original`` is the mean of the original files' bytes."""
+    lines = []
+    for p in curves["ours"]:
+        lines += [
+            f"{p.setting or 'Ours'}: {p['bytes']:,.1f} bytes an image ({p['payload']:,.1f} without header), "
+            f"{original / p['bytes']:.1f} times fewer than the originals; "
+            f"PSNR {p['psnr']:.2f} dB, MS-SSIM {p['ms_ssim']:.4f}.",
+            f"  Whole files: {comparison(curves, p, 'bytes')}",
+            f"  Payloads, without containers and headers: {comparison(curves, p, 'payload')}",
+        ]
+    return lines
+
+
+def bjontegaard(curves: Curves) -> list[dict]:
+    """A row for each codec: Bjontegaard's mean difference in rate, as a fraction, of it against JPEG and of ours against it;
+    None where the two are the same, have no quality in common, or one is a single point."""
+    rows = []
+    for name, points in curves.items():
+        row = {"codec": name}
+        for what, one, other in ("against JPEG", points, curves["JPEG"]), ("of ours against it", curves["ours"], points):
+            for rate, of in ("bytes", "files"), ("payload", "payloads"):
+                row[f"{of} {what}"] = None if one is other else bd_rate(curve(one, rate), curve(other, rate))
+        rows.append(row)
+    return rows

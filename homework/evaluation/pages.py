@@ -1,0 +1,45 @@
+"""Pages of results, from the Jinja2 templates in ``templates/``. Knows no models."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from homework.core import files
+from homework.evaluation.metrics import psnr
+
+
+def require(*packages: str) -> None:
+    """ValueError, naming the first of the packages that is not installed; the package is usable without them."""
+    for name in packages:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ValueError(f'This command needs the package {name}; pip install "homework[report]".') from error
+
+
+def write_page(template: str, title: str, results: dict[str, Any], path: Path) -> None:
+    """Writes the HTML page that ``template`` makes of ``results``. It refers to nothing but the files beside it."""
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    pages = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    pages.filters |= {"number": number, "percent": percent, "psnr": psnr, "file_name": file_name}
+    with files.replacing(path) as temporary:
+        temporary.write_text(pages.get_template(template).render(results, title=title), "utf-8")
+
+
+def number(x: float, digits: int = 0) -> str:
+    """With a comma before every three digits, as in 1,234.5."""
+    return f"{x:,.{digits}f}"
+
+
+def percent(fraction: float, sign: str = "-", digits: int = 1) -> str:
+    """With ``sign`` "+", a plus before what is positive."""
+    return f"{fraction:{sign}.{digits}%}".replace("-", "−").replace("%", " %")
+
+
+def file_name(codec: str) -> str:
+    """As in jpeg_xl."""
+    return codec.lower().replace(" ", "_")

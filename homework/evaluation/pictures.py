@@ -1,0 +1,39 @@
+"""Pictures that a person looks at: of numbers, side by side on a sheet, and as files. Knows no models."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from homework.core import files
+
+MARGIN = 4  # pixels between the pictures of a sheet
+
+
+def heat(x: Tensor) -> Tensor:
+    """(...) from 0 to 1 (clamped to it) -> (...,3) uint8: dark blue, red, light yellow."""
+    ramp = np.array([[20, 16, 64], [190, 50, 95], [255, 240, 160]])
+    x = x.float().cpu().numpy()
+    return torch.from_numpy(np.stack([np.interp(x, [0, 0.5, 1], c) for c in ramp.T], axis=-1).astype(np.uint8))
+
+
+def on_sheet(rows: Sequence[Sequence[np.ndarray]], scale: int = 1) -> np.ndarray:
+    """Pictures (H,W) or (H,W,3) uint8 of one size, row by row, on one sheet with white between them, each pixel ``scale``
+    wide."""
+    H, W, *colours = rows[0][0].shape
+    H, W = H * scale, W * scale
+    sheet = np.full((len(rows) * (H + MARGIN) + MARGIN, len(rows[0]) * (W + MARGIN) + MARGIN, *colours), 255, np.uint8)
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            top, left = MARGIN + i * (H + MARGIN), MARGIN + j * (W + MARGIN)
+            sheet[top : top + H, left : left + W] = np.asarray(picture).repeat(scale, axis=0).repeat(scale, axis=1)
+    return sheet
+
+
+def save_picture(image: Tensor | np.ndarray, path: Path) -> None:
+    """Writes (H,W) or (H,W,3) uint8 as a PNG, whole or not at all."""
+    with files.replacing(path) as temporary:
+        Image.fromarray(np.asarray(image)).save(temporary, format="PNG")

@@ -1,0 +1,144 @@
+"""What the page of :mod:`homework.demo` shows: images through an auto-encoder, a tokenizer, a prior and the codec."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from homework.codec.compressor import Compressor
+from homework.datasets.images import to_float, to_uint8
+from homework.evaluation.codecs import CODECS, Codec
+from homework.evaluation.generated import generate_images
+from homework.evaluation.metrics import bits_at, errors
+from homework.evaluation.pictures import heat
+from homework.priors.base import Prior
+from homework.tokenizers.base import AutoEncoder, Tokenizer, usage_of
+
+BATCH = 16  # images that go through a model at once; with many more, a processor's caches overflow
+RIVALS = tuple(codec for codec in CODECS if codec.name in ("JPEG", "WebP"))
+
+
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], what: str) -> Iterator[None]:
+    """Notes in ``seconds[what]`` how long the block took, and prints it."""
+    start = time.perf_counter()
+    yield
+    seconds[what] = time.perf_counter() - start
+    print(f"{what}: {seconds[what]:.1f} s", flush=True)
+
+
+@torch.inference_mode()
+def walk_through(
+    ae: AutoEncoder, coder: Tokenizer, prior: Prior, x: Tensor, n_generate: int, seed: int, seconds: dict[str, float]
+) -> tuple[dict[str, Any], dict[str, Tensor], list[bytes]]:
+    """Takes images (B,H,W,3), float in [-0.5,0.5], through every step, and notes in ``seconds`` what each took.
+
+    Returns:
+        results: what templates/demo.html needs, without the images' names and sizes as files.
+        pictures: uint8 (n,H,W,3) or (n,h,w,3) by their name: "original", "plain", "coded", "tokens", "bits", "generation".
+        files: of the images, compressed.
+    """
+    H, W = x.shape[1:3]
+    with timed(seconds, "auto-encoder, there and back"):
+        plain = batched(lambda part: ae(part)[0], x)
+    with timed(seconds, "images to tokens"):
+        grids = batched(coder.encode_index, x)  # (B,h,w)
+    with timed(seconds, "tokens to images"):
+        coded = batched(coder.decode_index, grids)[:, :H, :W]
+    with timed(seconds, "bits under the prior"):
+        bits = batched(lambda part: bits_at(prior, part), grids)
+    compressor = Compressor(coder, prior)
+    with timed(seconds, "tokens to files"):
+        files = compressor.compress_tokens(grids, (H, W))
+    with timed(seconds, "files to tokens"):
+        again = compressor.decompress_tokens(files)
+    if not np.array_equal(again, grids.cpu()):
+        raise ValueError("The files did not decode to the tokens that were coded; please report it.")
+    with timed(seconds, f"{n_generate} generated images"):
+        draws = torch.Generator().manual_seed(seed)
+        parts = generate_images(coder, prior, n_generate, (H, W), BATCH, generator=draws)
+        new, generated = map(torch.cat, zip(*parts, strict=True))
+    mse_coded = errors(to_float(to_uint8(coded)), x)
+    with timed(seconds, "JPEG and WebP of the same error"):
+        rivals = {codec.name: as_good(codec, x, mse_coded) for codec in RIVALS}
+    columns = {
+        "mse_plain": errors(plain, x),
+        "mse_coded": mse_coded,
+        "distinct": [len(grid.unique()) for grid in grids],
+        "bits": bits.sum(dim=(1, 2)).tolist(),
+        "bytes": [len(file) for file in files],
+        **rivals,
+    }
+    results = {
+        "images": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
+        "exact": compressor.entropy_model.exact,
+        "size": (H, W),
+        "latent": tuple(ae.encode(x[:1]).shape[1:]),
+        "grid": tuple(grids.shape[1:]),
+        "bits_generated": batched(lambda part: bits_at(prior, part), new).sum(dim=(1, 2)).tolist(),
+        "seed": seed,
+        **code_usage(grids, coder.n_tokens),
+    }
+    pictures = {
+        "original": to_uint8(x),
+        "plain": to_uint8(plain),
+        "coded": to_uint8(coded),
+        "tokens": code_colours(grids, coder.n_tokens),
+        "bits": heat(bits / math.log2(coder.n_tokens)),
+        "generation": generated,
+    }
+    return results, pictures, files
+
+
+def file_columns(results: dict[str, Any], paths: list[str]) -> dict[str, Any]:
+    """What templates/demo.html needs of the original files: the name and bytes of each image, "kind", what they are called,
+    and "mean", the mean of every number over all images."""
+    kind = "JPEG" if all(Path(path).suffix.lower() in (".jpg", ".jpeg") for path in paths) else "file"
+    images = [
+        {"name": Path(path).stem.replace("_", " "), "original": Path(path).stat().st_size, **image}
+        for path, image in zip(paths, results["images"], strict=True)
+    ]
+    mean = {key: sum(image[key] for image in images) / len(images) for key in images[0] if key != "name"}
+    return {"kind": kind, "images": images, "mean": {"name": "mean", **mean}}
+
+
+def batched(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``f`` on x (B,...), some of the batch at a time."""
+    return torch.cat([f(part) for part in x.split(BATCH)])
+
+
+def as_good(codec: Codec, x: Tensor, mse: list[float]) -> list[int]:
+    """The bytes of each of (B,H,W,3) images at the codec's lowest quality with no larger mean squared error than ``mse``."""
+    return [len(codec.as_good(image, e)[1]) for image, e in zip(to_uint8(x).cpu().numpy(), mse, strict=True)]
+
+
+def code_usage(grids: Tensor, n_tokens: int) -> dict[str, Any]:
+    """How often each of the K codes occurs in integer grids of any shape, and the limits: "n_tokens" and "bits_per_token",
+    how many are "used", "entropy" in bits and "perplexity", and "log_frequencies", from 1 down to 0."""
+    counts = torch.bincount(grids.flatten().cpu(), minlength=n_tokens).double()
+    measures = usage_of(counts, n_tokens)
+    logs = counts.sort(descending=True).values.log1p()
+    return {
+        "n_tokens": n_tokens,
+        "bits_per_token": math.log2(n_tokens),
+        "used": int(counts.count_nonzero()),
+        "entropy": measures["entropy"].item(),
+        "perplexity": measures["perplexity"].item(),
+        "log_frequencies": (logs / logs[0]).tolist(),
+    }
+
+
+def code_colours(grids: Tensor, n_tokens: int) -> Tensor:
+    """(...,h,w) codes -> (...,h,w,3) uint8: a code's bits dealt out to red, green and blue, so that each has its own."""
+    n_bits = max(1, (n_tokens - 1).bit_length())
+    colours = torch.zeros(*grids.shape, 3, dtype=torch.int64, device=grids.device)
+    for i in range(n_bits):
+        colours[..., i % 3] = 2 * colours[..., i % 3] + grids // 2**i % 2
+    top = torch.tensor([max(1, 2 ** len(range(c, n_bits, 3)) - 1) for c in range(3)], device=grids.device)
+    return (32 + colours * 223 // top).to(torch.uint8)  # not down to black, which is hard to see on a dark page
