@@ -66,7 +66,7 @@ def evaluate(
     results = {
         "pictures": [show(compressors[0], rivals, path, size, i, folder) for i, path in enumerate(shown)],
         "original": original,
-        "model_bytes": sum(checkpoint.locate(path).stat().st_size for path in pairs[0]),
+        "model_bytes": sum(path.stat().st_size for path in map(checkpoint.locate, pairs[0]) if path.is_file()),
         "left_out": left_out,
         "descriptions": {codec.name: codec.description for codec in rivals},
         "bits_per_token": math.log2(model.n_tokens),

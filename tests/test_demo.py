@@ -5,13 +5,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import GRID, ROOT, SIZE, K, batch_for, build, files, sentence
+from conftest import GRID, ROOT, SIZE, K, batch_for, build, files, run, sentence
 from PIL import Image
 
 from homework import Compressor, ImageDataset
@@ -173,10 +174,24 @@ def test_limit_and_image_size(command, folder):
         (("--out", "a.pth"), "a.pth"),
     ],
 )
-def test_mistakes_are_told_in_one_sentence_and_nothing_is_written(command, folder, wrong, message):
+def test_mistakes_are_reported_in_one_sentence_and_nothing_is_written(command, folder, wrong, message):
     checkpoint.save(build("AutoregressiveModel", n_tokens=K + 1), "other.pth")
     assert message in sentence(command("demo", *OPTIONS, "--n_generate", 1, *wrong))
     assert not (folder / "demo").exists()
+
+
+def test_a_missing_package_is_named(command, folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert 'the package jinja2; pip install "homework[report]"' in sentence(command("demo", *OPTIONS))
+    assert not (folder / "demo").exists()
+
+
+def test_the_package_does_without_those_of_the_reports(tmp_path):
+    """In a fresh process, where only the commands that write reports may import them."""
+    modules = "homework, homework.train, homework.tokenize, homework.compress, homework.generation, homework.sample"
+    code = f"import sys; sys.modules |= dict.fromkeys(['jinja2', 'scipy', 'matplotlib']); import {modules}"
+    done = run("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 # --- what it counts --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SIZE, TINY, build, files, sentence
+from conftest import ROOT, SIZE, TINY, K, build, files, sentence
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, features
@@ -167,7 +167,7 @@ def test_what_is_no_picture_is_no_payload(frame, name):
     assert sizes == sorted(sizes) and errors == sorted(errors)[::-1] and errors[-1] < 0.002
 
 
-def test_payload_of_jpeg_is_what_lies_between_the_scan_header_and_the_end(frame):
+def test_payload_of_jpeg_is_what_is_between_the_scan_header_and_the_end(frame):
     codec = quick("JPEG")
     data = codec.encode(frame, 30)
     scan = data.rindex(b"\xff\xda")
@@ -206,7 +206,7 @@ def test_nearest_in_bytes(frame, name):
     assert codec.nearest(frame, 1)[0] <= 1 and codec.nearest(frame, 10**6)[0] == 100
 
 
-def test_codecs_that_are_missing_are_told_of(monkeypatch):
+def test_codecs_that_are_missing_are_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_jxl", None)
     monkeypatch.delitem(features.modules, "avif", raising=False)
     found, left_out = codecs.available()
@@ -317,7 +317,27 @@ def test_several_pairs_make_a_curve(command, folder):
     assert "t1 + p: " in done.stdout and "t2 + p: " in done.stdout
 
 
-def test_codecs_that_are_missing_are_told_of_on_the_page(command, folder, monkeypatch):
+def test_under_the_uniform_prior_each_token_costs_the_bits_of_a_code(command, folder):
+    assert command("evaluate", "t.pth", "uniform", "pictures", "--limit", 1, "--n_pictures", 1).returncode == 0
+    (ours,) = (row for row in read_csv(folder / "report" / "images.csv") if row["codec"] == "ours")
+    assert 0 <= float(ours["payload"]) - 4 * 6 * math.log2(K) / 8 <= 4
+
+
+def test_the_shipped_models_have_names(command, folder):
+    done = command("evaluate", "BSQPatchAutoEncoder", "AutoregressiveModel", "pictures", "--limit", 1, "--n_pictures", 1)
+    assert done.returncode == 0, done.stderr
+    assert "two models, 0.0 MB" not in Page(folder / "report" / "index.html").text
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib", "scipy"])
+def test_a_missing_package_is_named_before_the_work(command, folder, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    message = sentence(command("evaluate", "t.pth", "p.pth", "pictures"))
+    assert f"the package {package}; pip install" in message and "homework[report]" in message
+    assert not files(folder / "report")
+
+
+def test_codecs_that_are_missing_are_reported_on_the_page(command, folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_jxl", None)
     assert command("evaluate", "t.pth", "p.pth", "pictures", "--limit", 1).returncode == 0
     assert "JPEG XL is left out" in Page(folder / "report" / "index.html").text
@@ -333,7 +353,7 @@ def test_the_bit_map_adds_up_to_the_payload(tokenizer, prior, frame):
         bits = bit_map(compressor, frame[:H, :W])
         assert bits.shape == (-(-H // 5), -(-W // 5)) and (bits >= 0).all()
         n = payload(compressor.compress(float_image(frame[:H, :W])))
-        assert abs(bits.sum().item() / 8 - n) < 5  # whole bytes, and the range coder's own loss
+        assert abs(bits.sum().item() / 8 - n) < 5  # full bytes, and the range coder's own loss
 
 
 @pytest.mark.parametrize(
@@ -350,11 +370,10 @@ def test_the_bit_map_adds_up_to_the_payload(tokenizer, prior, frame):
         (("none.pth", "p.pth", "pictures"), "none.pth"),
         (("a.pth", "p.pth", "pictures"), "a.pth holds a PatchAutoEncoder"),
         (("t.pth", "a.pth", "pictures"), "a.pth holds a PatchAutoEncoder"),
-        (("t.pth", "uniform", "pictures"), "A Uniform has no incremental form"),
         (("t.pth", "p.pth", "pictures", "--out", "t.pth"), "t.pth"),
     ],
 )
-def test_mistakes_are_told_in_one_sentence_and_nothing_is_written(command, folder, wrong, message):
+def test_mistakes_are_reported_in_one_sentence_and_nothing_is_written(command, folder, wrong, message):
     Path("empty").mkdir()
     Path("bad").mkdir()
     Path("bad", "bad.png").write_bytes(b"no picture")

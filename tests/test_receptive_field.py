@@ -1,11 +1,13 @@
 """``python -m homework.receptive_field``: the exact cells that each depth sees, and the picture."""
 
+import sys
+
 import pytest
 import torch
 from conftest import sentence
 from PIL import Image
 
-from homework.receptive_field import MODELS, gradient, seen, weighted
+from homework.evaluation.receptive_fields import MODELS, gradient, seen, weighted
 
 SIZE, MIDDLE = 11, 5
 
@@ -21,7 +23,7 @@ def box(depth: int) -> set[tuple[int, int]]:
     return {(y, x) for y in range(-depth, 1) for x in around if (y, x) < (0, 0)}
 
 
-# what lies within reach and before the middle, and is not seen
+# what is within reach and before the middle, and is not seen
 BLIND_SPOT = {
     2: {(-1, 2)},
     3: {(-1, 2), (-1, 3), (-2, 3)},
@@ -40,7 +42,7 @@ def test_gated_pixelcnn_has_none(depth):
 
 
 def test_a_wide_first_kernel_reaches_further():
-    """Behind a 7x7, the second layer's step adds one cell to each side; PixelCNN's leads up and right, never right alone."""
+    """After a 7x7, the second layer's step adds one cell to each side; PixelCNN's leads up and right, never right alone."""
     assert cells(seen("GatedPixelCNN", 2, SIZE, kernel=7)) == box(4)
     assert cells(seen("PixelCNN", 2, SIZE, kernel=7)) == box(4) - {(-1, 4)}
 
@@ -84,3 +86,8 @@ def test_bad_options_are_named(command, tmp_path, option, value):
     out = tmp_path / "field.png"
     assert f"--{option} is {value!r}" in sentence(command("receptive_field", f"--{option}={value}", "--out", out))
     assert not out.exists()
+
+
+def test_a_missing_package_is_named(command, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "the package matplotlib; pip install" in sentence(command("receptive_field", "--out", tmp_path / "field.png"))

@@ -1,0 +1,83 @@
+"""Which pixels an output of PixelCNN and GatedPixelCNN depends on, and how strongly."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from homework.core import files
+from homework.priors.pixelcnn import GatedPixelCNN, PixelCNN
+
+CHANNELS = 8
+DRAWS = 32  # random models and images that a weighted map is the mean of
+
+# models of ``depth`` layers, the first of them ``kernel`` wide, that take images (B,1,H,W)
+MODELS = {
+    "PixelCNN": lambda depth, kernel: PixelCNN(1, CHANNELS, depth - 1, kernel),
+    "GatedPixelCNN": lambda depth, kernel: GatedPixelCNN(
+        CHANNELS, depth, n_tokens=2, first_kernel=kernel, embedding_dim=1, position="none"
+    ),
+}
+
+
+def gradient(model: nn.Module, x: Tensor) -> Tensor:
+    """(H,W): the size of the gradient of the output in the middle by each pixel of ``x`` (1,1,H,W)."""
+    x = x.requires_grad_()
+    H, W = x.shape[2:]
+    model.net(x)[..., H // 2, W // 2].sum().backward()
+    return x.grad[0, 0].abs()
+
+
+def weighted(name: str, depth: int, size: int, kernel: int = 3, seed: int = 0) -> Tensor:
+    """(size,size) float64: the mean of ``gradient`` over random weights and images, the largest being 1."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        total = torch.zeros(size, size, dtype=torch.float64)
+        for _ in range(DRAWS):
+            model = MODELS[name](depth, kernel).double()
+            total += gradient(model, torch.randn(1, 1, size, size, dtype=torch.float64))
+    return total / total.max()
+
+
+def seen(name: str, depth: int, size: int, kernel: int = 3) -> Tensor:
+    """(size,size) bool: whether the output in the middle depends on a pixel.
+
+    All weights and pixels are positive, so that no ReLU is shut and no two ways from a pixel to the output cancel out: the
+    gradient is 0 exactly where there is no way.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = MODELS[name](depth, kernel).double()
+    with torch.no_grad():
+        for p in model.parameters():  # each layer gives a mean of its inputs, which leaves tanh and sigmoid a slope
+            p.fill_(1 / p[0].numel() if p.ndim > 1 else 0)
+    return gradient(model, torch.full((1, 1, size, size), 0.5, dtype=torch.float64)) > 0
+
+
+def draw(maps: dict[tuple[str, int], tuple[Tensor, Tensor]], layers: int, out: str | Path) -> None:
+    """Writes a PNG of (weighted, seen) by (name, depth): a row for each depth, the two maps of each name side by side."""
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.25 * layers + 0.6), layout="constrained")
+    axes = figure.subplots(layers, 2 * len(MODELS), squeeze=False)
+    for (name, depth), (strength, yes) in maps.items():
+        column = 2 * list(MODELS).index(name)
+        left, right = axes[depth - 1][column : column + 2]
+        shade = left.imshow(strength.where(yes, torch.nan).numpy(), norm=LogNorm(1e-4, 1), cmap="viridis")
+        left.set_facecolor("0.9")
+        right.imshow(yes.numpy(), cmap="Blues", vmin=0, vmax=1.4)
+        if depth == 1:
+            left.set_title(f"{name}\ngradient")
+            right.set_title(f"{name}\ndepends or not")
+        for axis in (left, right):
+            middle = len(yes) // 2
+            axis.plot(middle, middle, "rx", markersize=7, markeredgewidth=2)
+            axis.set_xticks([x - 0.5 for x in range(1, len(yes))], labels=[])
+            axis.set_yticks([y - 0.5 for y in range(1, len(yes))], labels=[])
+            axis.grid(color="white", linewidth=0.5)
+            axis.tick_params(length=0)
+        axes[depth - 1][0].set_ylabel(f"{depth} layer{'s' * (depth > 1)}")
+    figure.colorbar(shade, ax=axes, shrink=0.5, label="mean gradient, of the largest")
+    with files.replacing(out) as temporary:
+        figure.savefig(temporary, format="png", dpi=80)
