@@ -10,9 +10,10 @@ from homework.datasets.image_files import image_paths
 from homework.datasets.images import ImageDataset
 from homework.evaluation.pages import require, write_page
 from homework.evaluation.pictures import save_picture
-from homework.evaluation.walkthrough import file_columns, timed, walk_through
+from homework.evaluation.walkthrough import Stopwatch, file_columns, walk_through
+from homework.priors.base import Prior
 from homework.priors.pairs import load_pair
-from homework.tokenizers.base import AutoEncoder
+from homework.tokenizers.base import AutoEncoder, Tokenizer
 
 
 def demo(
@@ -46,22 +47,25 @@ def demo(
     require("jinja2")
     autoencoder = str(autoencoder or "PatchAutoEncoder")
     pair = str(tokenizer or "BSQPatchAutoEncoder"), str(autoregressive or "AutoregressiveModel")
-    folder, device, seconds = Path(str(out)), devices.pick_device(device), {}
-    with timed(seconds, "load models and images"):
+    folder, device, timed = Path(str(out)), devices.pick_device(device), Stopwatch()
+
+    def load() -> tuple[AutoEncoder, Tokenizer, Prior, ImageDataset]:
         coder, prior = load_pair(*pair, device)
         ae = checkpoint.load(autoencoder).to(device)
         if not isinstance(ae, AutoEncoder):
             raise ValueError(f"{autoencoder} holds a {type(ae).__name__}, but an auto-encoder is needed here.")
-        data = ImageDataset(image_paths(str(images))[:limit], cli.parse_image_size(image_size))
-        x = data.batch(np.arange(len(data)), device)  # (B,H,W,3)
-    results, pictures, files = walk_through(ae, coder, prior, x, n_generate, seed, seconds)
+        return ae, coder, prior, ImageDataset(image_paths(str(images))[:limit], cli.parse_image_size(image_size))
+
+    *models, data = timed("load models and images", load)
+    x = data.batch(np.arange(len(data)), device)  # (B,H,W,3)
+    results, pictures, files = walk_through(*models, x, n_generate, seed, timed)
     for name, several in pictures.items():
         for i, picture in enumerate(several.cpu()):
             save_picture(picture, folder / f"{name}_{i}.png")
     for i, file in enumerate(files):
         with replacing(folder / f"compressed_{i}.hwi") as path:
             path.write_bytes(file)
-    results |= file_columns(results, data.names) | {"seconds": seconds}
+    results |= file_columns(results, data.names) | {"seconds": timed}
     write_page("demo.html", "Images, tokens and back", results, folder / "index.html")  # last: all that it shows is there
     print(f"{folder / 'index.html'}: {len(x)} images and {n_generate} generated ones; open it in a browser.")
 

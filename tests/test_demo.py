@@ -135,7 +135,7 @@ def test_as_good_is_the_cheapest_file_of_no_larger_error():
         errors = [np.square(codec.decode(file) / 255.0 - image / 255.0).mean() for file in by_quality]
         for mse in (0.004, 0.001):
             good = min(len(file) for file, e in zip(by_quality, errors, strict=True) if e <= mse)
-            assert good <= walkthrough.as_good(codec, x, [mse])[0] <= 1.1 * good
+            assert good <= walkthrough.as_good(x, [mse])[codec.name][0] <= 1.1 * good
 
 
 def test_the_seed_decides_the_generated_images(command):

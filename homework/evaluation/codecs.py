@@ -1,4 +1,4 @@
-"""The codecs that ours is measured against: JPEG, WebP, AVIF and JPEG XL, each at its slowest and best."""
+"""The codecs that ours is measured against: JPEG, WebP, AVIF and JPEG XL, each at its slowest and best setting."""
 
 import dataclasses
 import importlib
@@ -12,7 +12,7 @@ from PIL import Image, features
 
 
 def jpeg_payload(data: bytes) -> int:
-    """Bytes of the entropy-coded scans: without the tables that decode them, and all other segments."""
+    """Bytes of the entropy-coded scans, without the tables that decode them."""
     at, total = 2, 0
     while at + 4 <= len(data):
         marker, at = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4])
@@ -24,7 +24,7 @@ def jpeg_payload(data: bytes) -> int:
 
 
 def webp_payload(data: bytes) -> int:
-    """Bytes of the RIFF chunks that hold the picture."""
+    """Bytes of the RIFF chunks that hold the image."""
     at, total = 12, 0
     while at + 8 <= len(data):
         length = int.from_bytes(data[at + 4 : at + 8], "little")
@@ -47,12 +47,12 @@ def boxes(data: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def avif_payload(data: bytes) -> int:
-    """Bytes of the AV1 stream, which lies in the media data box (as Exif would, but our files have none)."""
+    """Bytes of the AV1 stream, which is the media data box (Exif would be there too, but our files have none)."""
     return sum(len(contents) for kind, contents in boxes(data) if kind == b"mdat")
 
 
 def jxl_payload(data: bytes) -> int:
-    """Bytes of the codestream: all of a bare one, or what lies in boxes (a part's first four bytes count the parts)."""
+    """Bytes of the codestream: a bare one, or one in boxes (where a part's first four bytes count the parts)."""
     if data[:2] == b"\xff\x0a":
         return len(data)
     return sum(len(contents) - 4 * (kind == b"jxlp") for kind, contents in boxes(data) if kind in (b"jxlc", b"jxlp"))
@@ -60,23 +60,14 @@ def jxl_payload(data: bytes) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
-    """One of Pillow's codecs.
-
-    Args:
-        name: as people call it.
-        format: as Pillow calls it.
-        options: for Pillow, but for the quality; one thread each, since several images are coded at the same time.
-        qualities: from the lowest on; on frames of 150x100 pixels they span about 21 (WebP, AVIF and JPEG XL: 25) to 32 dB.
-        payload: the bytes of a file that hold the coded picture itself, without headers and container.
-        description: what the report says of ``options``.
-    """
+    """One of Pillow's codecs."""
 
     name: str
-    format: str
-    options: dict
-    qualities: tuple[int, ...]
-    payload: Callable[[bytes], int]
-    description: str
+    format: str  # Pillow's name of it
+    options: dict  # for Pillow, without the quality; one thread each, since several images are coded at the same time
+    qualities: tuple[int, ...]  # increasing; for 150x100 pixels from about 21 (WebP, AVIF and JPEG XL: 25) to 32 dB
+    payload: Callable[[bytes], int]  # how many bytes of a file are the coded image, without headers and container
+    description: str  # of the options, for the report
 
     def encode(self, image: np.ndarray, quality: int) -> bytes:
         """(H,W,3) uint8 -> its file."""
@@ -90,30 +81,31 @@ class Codec:
             return np.array(image.convert("RGB"))
 
     def timed(self, image: np.ndarray, quality: int) -> tuple[bytes, np.ndarray, float, float]:
-        """The file, what comes back of it, and the seconds of this thread's processor time that either took."""
+        """The file, the decoded image, and the seconds of this thread's processor time that encoding and decoding took."""
         start = time.thread_time()
         data = self.encode(image, quality)
         middle = time.thread_time()
         return data, self.decode(data), middle - start, time.thread_time() - middle
 
     def nearest(self, image: np.ndarray, n_bytes: int) -> tuple[int, bytes]:
-        """The quality, and the file, that comes nearest to ``n_bytes``, of those that a bisection tries."""
+        """The quality and the file nearest to ``n_bytes``, of those that a bisection tries."""
         tried = self.bisect(image, lambda file: len(file) < n_bytes)
         return min(tried.items(), key=lambda item: (abs(len(item[1]) - n_bytes), item[0]))
 
     def as_good(self, image: np.ndarray, mse: float) -> tuple[int, bytes]:
         """The lowest quality that a bisection finds whose mean squared error (of pixels from 0 to 1) is at most ``mse``, and
-        its file; the highest one if there is none."""
+        its file; quality 100 if there is none."""
 
         def worse(file: bytes) -> bool:
             return np.square(self.decode(file) / 255.0 - image / 255.0).mean() > mse
 
         tried = self.bisect(image, worse)
-        return min(tried.items(), key=lambda item: (worse(item[1]), -item[0] if worse(item[1]) else item[0]))
+        good = [item for item in tried.items() if not worse(item[1])]
+        return min(good, default=max(tried.items()))
 
     def bisect(self, image: np.ndarray, too_low: Callable[[bytes], bool]) -> dict[int, bytes]:
         """The files by quality that a bisection tries on its way to where ``too_low`` changes."""
-        low, high, tried = 0 if self.format != "JPEG" else 1, 100, {}
+        low, high, tried = int(self.format == "JPEG"), 100, {}
         while low <= high:
             middle = (low + high) // 2
             tried[middle] = self.encode(image, middle)
@@ -131,7 +123,7 @@ CODECS = (
 
 
 def available() -> tuple[list[Codec], list[str]]:
-    """The codecs that work here, and a sentence about each that does not."""
+    """The codecs that work with this Pillow, and a sentence about each that does not."""
     missing = {}
     if not features.check("webp"):
         missing["WebP"] = "this Pillow was built without it"

@@ -31,7 +31,6 @@ class Point:
 
     def summary(self) -> dict:
         """Means by name."""
-        psnrs = [psnr(mse) for mse in self.rows[:, COLUMNS.index("mse")]]
         return {
             "codec": self.codec,
             "setting": self.setting,
@@ -40,7 +39,7 @@ class Point:
             "payload_bytes": self["payload"],
             "bits_per_pixel": 8 * self["bytes"] / self["pixels"],
             "psnr_of_mean_mse": self["psnr"],
-            "mean_of_psnrs": sum(psnrs) / len(psnrs),
+            "mean_of_psnrs": sum(map(psnr, self.rows[:, COLUMNS.index("mse")])) / len(self.rows),
             **{name: self[name] for name in ("ms_ssim", "encode_s", "decode_s")},
         }
 
@@ -48,9 +47,8 @@ class Point:
         """The columns by name, for each of the images ``paths``, with their bits per pixel and PSNR."""
         found = []
         for path, row in zip(paths, self.rows.tolist(), strict=True):
-            own = dict(zip(COLUMNS, row, strict=True))
-            own |= {"bits_per_pixel": 8 * own["bytes"] / own["pixels"], "psnr": psnr(own["mse"])}
-            found.append({"image": Path(path).name, "codec": self.codec, "setting": self.setting} | own)
+            own = {"image": Path(path).name, "codec": self.codec, "setting": self.setting} | dict(zip(COLUMNS, row, strict=True))
+            found.append(own | {"bits_per_pixel": 8 * own["bytes"] / own["pixels"], "psnr": psnr(own["mse"])})
         return found
 
 
@@ -116,8 +114,8 @@ def bd_rate(curve: Curve, reference: Curve) -> float | None:
 
 
 def rivals_at(curves: Curves, point: Point, rate: str, quality: str = "psnr") -> dict[str, tuple[float, float] | None]:
-    """What the other codecs need for the quality of our ``point``: the rate of each, and by what fraction of it ours is
-    smaller (negative if it is larger); None for a codec with no points as good, or none as bad."""
+    """The rate of each other codec at the quality of our ``point``, and by what fraction of it ours is smaller (negative if
+    it is larger); None for a codec without points as good, or as bad."""
     needs = {name: rate_at(curve(p, rate, quality), point[quality]) for name, p in curves.items() if name != "ours"}
     return {name: need and (need, 1 - point[rate] / need) for name, need in needs.items()}
 
@@ -125,35 +123,38 @@ def rivals_at(curves: Curves, point: Point, rate: str, quality: str = "psnr") ->
 def comparison(curves: Curves, point: Point, rate: str) -> str:
     """Which codecs our ``point`` beats at its own PSNR, by how much, and which beat it, in a sentence or two."""
     saved = {name: found[1] for name, found in rivals_at(curves, point, rate).items() if found}
-    parts = []
+    parts, sentences = [], []
     for word, smaller in ("smaller", True), ("larger", False):
         some = [f"{name} (by {percent(abs(x), digits=0)})" for name, x in saved.items() if (x >= 0) == smaller]
-        parts += [f"{word} than {listed(some)}"] * bool(some)
-    sentences = [f"At our PSNR, ours is {', but '.join(parts)}."] * bool(parts)
-    rivals = {name: points for name, points in curves.items() if name != "ours"}
+        if some:
+            parts.append(f"{word} than {listed(some)}")
+    if parts:
+        sentences.append(f"At our PSNR, ours is {', but '.join(parts)}.")
     for word, sign in ("better", 1), ("worse", -1):
-        beyond = [name for name, points in rivals.items() if all(sign * (p["psnr"] - point["psnr"]) > 0 for p in points)]
-        sentences += [f"Every measured setting of {listed(beyond)} is {word} than ours."] * bool(beyond)
+        beyond = [
+            name
+            for name, points in curves.items()
+            if name != "ours" and all(sign * (p["psnr"] - point["psnr"]) > 0 for p in points)
+        ]
+        if beyond:
+            sentences.append(f"Every measured setting of {listed(beyond)} is {word} than ours.")
     return " ".join(sentences)
 
 
 def listed(names: list[str]) -> str:
     """As in "A, B and C"."""
-    return " and ".join([", ".join(names[:-1])] * (len(names) > 1) + names[-1:])
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def verdict(curves: Curves, original: float) -> list[str]:
-    """Sentences about each of our points; ``original`` is the mean of the original files' bytes."""
-    lines = []
-    for p in curves["ours"]:
-        lines += [
-            f"{p.setting or 'Ours'}: {p['bytes']:,.1f} bytes an image ({p['payload']:,.1f} without header), "
-            f"{original / p['bytes']:.1f} times fewer than the originals; "
-            f"PSNR {p['psnr']:.2f} dB, MS-SSIM {p['ms_ssim']:.4f}.",
-            f"  Whole files: {comparison(curves, p, 'bytes')}",
-            f"  Payloads, without containers and headers: {comparison(curves, p, 'payload')}",
-        ]
-    return lines
+    """A paragraph about each of our points; ``original`` is the mean of the original files' bytes."""
+    return [
+        f"{p.setting or 'Ours'}: {p['bytes']:,.1f} bytes an image ({p['payload']:,.1f} without header), "
+        f"{original / p['bytes']:.1f} times fewer than the originals; PSNR {p['psnr']:.2f} dB, MS-SSIM {p['ms_ssim']:.4f}.\n"
+        f"  Whole files: {comparison(curves, p, 'bytes')}\n"
+        f"  Payloads, without containers and headers: {comparison(curves, p, 'payload')}"
+        for p in curves["ours"]
+    ]
 
 
 def bjontegaard(curves: Curves) -> list[dict]:

@@ -1,4 +1,4 @@
-"""How good a picture is, and how good a codec: PSNR, MS-SSIM, bits under a prior, Bjontegaard rate."""
+"""How good an image is, and what tokens cost: PSNR, MS-SSIM, bits under a prior."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def psnr(mse: float) -> float:
 
 
 def bits_at(prior: nn.Module, grids: Tensor) -> Tensor:
-    """What every token costs: -log2 p(token | those before it), in bits; (B,h,w) int64 -> (B,h,w)."""
+    """-log2 p(token | those before it), the bits of every token: (B,h,w) int64 -> (B,h,w)."""
     logits, _ = prior(grids)
     return F.cross_entropy(logits.permute(0, 3, 1, 2).float(), grids, reduction="none") / math.log(2)
 
@@ -31,48 +31,45 @@ def bits_at(prior: nn.Module, grids: Tensor) -> Tensor:
 
 
 def n_scales(H: int, W: int) -> int:
-    """How many of MS-SSIM's five scales an image of H x W pixels has room for: the window has to fit into the coarsest, for
-    which five take a side of 161 and four one of 81; at least one."""
+    """How many of MS-SSIM's five scales an image has room for, at least one: the window has to fit into the coarsest, so that
+    five need a side of 161 pixels and four one of 81."""
     return max(1, sum(min(H, W) > (WINDOW - 1) * 2**scale for scale in range(len(WEIGHTS))))
 
 
 def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
     """Multi-scale structural similarity (Wang, Simoncelli and Bovik 2003, equation 7), the mean over colour channels.
 
-    The finest scales and their weights are those of the paper; where an image has no room for all five (see
-    :func:`n_scales`), the weights of those that it has are scaled to sum to 1, so that a value compares with others of the
-    same size alone. The window (11x11, sigma 1.5) is cut to images that are smaller. A contrast term that is negative on
-    average counts as 0.
+    Scales and weights are those of the paper. Where an image has no room for all five (see :func:`n_scales`), the weights of
+    the finest are scaled to sum to 1, so that values compare between images of one size only. The window (11x11, sigma 1.5)
+    is cut to images that are smaller. A contrast term that is negative on average counts as 0.
 
     Args:
         x, y: (B,H,W,C) of one size and peak 1: pixels in [0,1]. (SSIM is not blind to an offset: not [-0.5,0.5].)
     Returns:
-        (B) float64, from 0 to 1; 1 for equal images. In float64, which MPS does not have: there, on the CPU.
+        (B) float64, from 0 to 1; 1 for equal images. (Computed on the CPU for MPS, which has no float64.)
     """
-    device = "cpu" if x.device.type == "mps" else x.device
-    x, y = (z.to(device, torch.float64).permute(0, 3, 1, 2) for z in (x, y))  # (B,H,W,C) -> (B,C,H,W)
-    H, W = x.shape[-2:]
-    weights = torch.tensor(WEIGHTS[: n_scales(H, W)], dtype=torch.float64, device=device)
-    windows = [gaussian(min(WINDOW, side)).to(device) for side in (H, W)]
+    device, C = "cpu" if x.device.type == "mps" else x.device, x.shape[-1]
+    x, y = (z.to(device, torch.float64).movedim(-1, 1).flatten(0, 1)[:, None] for z in (x, y))  # (B,H,W,C) -> (B*C,1,H,W)
+    sides = x.shape[-2:]
+    weights = torch.tensor(WEIGHTS[: n_scales(*sides)], dtype=torch.float64, device=device)
+    windows = [gaussian(min(WINDOW, side)).to(device) for side in sides]
     terms = []
     for scale in range(len(weights)):
         if scale:
             x, y = halve(x), halve(y)
         luminance, contrast = ssim(x, y, windows)
-        terms.append(contrast.flatten(2).mean(dim=-1))  # (B,C,H,W) -> (B,C)
-    terms[-1] = (luminance * contrast).flatten(2).mean(dim=-1)  # luminance is compared at the coarsest scale alone
-    terms = torch.stack(terms, dim=-1).clamp_min(0)  # (B,C,scales)
-    return (terms ** (weights / weights.sum())).prod(dim=-1).mean(dim=-1)
+        terms.append(contrast.mean(dim=(1, 2, 3)))  # (B*C,1,H,W) -> (B*C)
+    terms[-1] = (luminance * contrast).mean(dim=(1, 2, 3))  # luminance is compared at the coarsest scale alone
+    terms = torch.stack(terms, dim=-1).clamp_min(0)  # (B*C,scales)
+    return (terms ** (weights / weights.sum())).prod(dim=-1).view(-1, C).mean(dim=-1)  # (B*C) -> (B,C) -> (B)
 
 
 def ssim(x: Tensor, y: Tensor, windows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """The two factors of SSIM (Wang et al. 2004, equation 13) wherever the window fits, luminance l and contrast times
-    structure cs: (B,C,H,W) twice -> (B,C,H',W') twice."""
+    structure cs: (n,1,H,W) twice -> (n,1,H',W') twice."""
 
     def mean(z: Tensor) -> Tensor:  # under the window, which is a product of its rows and columns
-        B, C, H, W = z.shape
-        z = F.conv2d(z.reshape(B * C, 1, H, W), windows[0][None, None, :, None])  # (B,C,H,W) -> (B*C,1,H,W)
-        return F.conv2d(z, windows[1][None, None, None]).unflatten(0, (B, C))[:, :, 0]  # (B*C,1,H',W') -> (B,C,H',W')
+        return F.conv2d(F.conv2d(z, windows[0][None, None, :, None]), windows[1][None, None, None])
 
     c1, c2 = 0.01**2, 0.03**2
     mx, my = mean(x), mean(y)
@@ -87,5 +84,5 @@ def gaussian(n: int) -> Tensor:
 
 
 def halve(x: Tensor) -> Tensor:
-    """Means of 2x2 pixels, (B,C,H,W) -> (B,C,ceil(H/2),ceil(W/2)); a last odd row or column is its own neighbour."""
+    """Means of 2x2 pixels, (n,1,H,W) -> (n,1,ceil(H/2),ceil(W/2)); a last odd row or column is its own neighbour."""
     return F.avg_pool2d(F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2), mode="replicate"), 2)

@@ -1,9 +1,8 @@
 """What the page of :mod:`homework.demo` shows: images through an auto-encoder, a tokenizer, a prior and the codec."""
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from homework.codec.compressor import Compressor
 from homework.datasets.images import to_float, to_uint8
-from homework.evaluation.codecs import CODECS, Codec
+from homework.evaluation.codecs import CODECS
 from homework.evaluation.generated import generate_images
 from homework.evaluation.metrics import bits_at, errors
 from homework.evaluation.pictures import heat
@@ -24,49 +23,44 @@ BATCH = 16  # images that go through a model at once; with many more, a processo
 RIVALS = tuple(codec for codec in CODECS if codec.name in ("JPEG", "WebP"))
 
 
-@contextlib.contextmanager
-def timed(seconds: dict[str, float], what: str) -> Iterator[None]:
-    """Notes in ``seconds[what]`` how long the block took, and prints it."""
-    start = time.perf_counter()
-    yield
-    seconds[what] = time.perf_counter() - start
-    print(f"{what}: {seconds[what]:.1f} s", flush=True)
+class Stopwatch(dict):
+    """Seconds that each step took, by its name."""
+
+    def __call__(self, step: str, function: Callable, *arguments: Any) -> Any:
+        """What ``function`` returns; notes how long it took, and prints it."""
+        start = time.perf_counter()
+        result = function(*arguments)
+        self[step] = time.perf_counter() - start
+        print(f"{step}: {self[step]:.1f} s", flush=True)
+        return result
 
 
 @torch.inference_mode()
 def walk_through(
-    ae: AutoEncoder, coder: Tokenizer, prior: Prior, x: Tensor, n_generate: int, seed: int, seconds: dict[str, float]
+    ae: AutoEncoder, coder: Tokenizer, prior: Prior, x: Tensor, n_generate: int, seed: int, timed: Stopwatch
 ) -> tuple[dict[str, Any], dict[str, Tensor], list[bytes]]:
-    """Takes images (B,H,W,3), float in [-0.5,0.5], through every step, and notes in ``seconds`` what each took.
+    """Takes images (B,H,W,3), float in [-0.5,0.5], through every step.
 
     Returns:
-        results: what templates/demo.html needs, without the images' names and sizes as files.
+        results: what templates/demo.html needs, except for the original files and the seconds.
         pictures: uint8 (n,H,W,3) or (n,h,w,3) by their name: "original", "plain", "coded", "tokens", "bits", "generation".
         files: of the images, compressed.
     """
     H, W = x.shape[1:3]
-    with timed(seconds, "auto-encoder, there and back"):
-        plain = batched(lambda part: ae(part)[0], x)
-    with timed(seconds, "images to tokens"):
-        grids = batched(coder.encode_index, x)  # (B,h,w)
-    with timed(seconds, "tokens to images"):
-        coded = batched(coder.decode_index, grids)[:, :H, :W]
-    with timed(seconds, "bits under the prior"):
-        bits = batched(lambda part: bits_at(prior, part), grids)
+    plain = timed("auto-encoder, there and back", batched, lambda part: ae(part)[0], x)
+    grids = timed("images to tokens", batched, coder.encode_index, x)  # (B,h,w)
+    coded = timed("tokens to images", batched, coder.decode_index, grids)[:, :H, :W]
+    bits = timed("bits under the prior", batched, lambda part: bits_at(prior, part), grids)
     compressor = Compressor(coder, prior)
-    with timed(seconds, "tokens to files"):
-        files = compressor.compress_tokens(grids, (H, W))
-    with timed(seconds, "files to tokens"):
-        again = compressor.decompress_tokens(files)
+    files = timed("tokens to files", compressor.compress_tokens, grids, (H, W))
+    again = timed("files to tokens", compressor.decompress_tokens, files)
     if not np.array_equal(again, grids.cpu()):
         raise ValueError("The files did not decode to the tokens that were coded; please report it.")
-    with timed(seconds, f"{n_generate} generated images"):
-        draws = torch.Generator().manual_seed(seed)
-        parts = generate_images(coder, prior, n_generate, (H, W), BATCH, generator=draws)
-        new, generated = map(torch.cat, zip(*parts, strict=True))
+    draws = torch.Generator().manual_seed(seed)
+    parts = generate_images(coder, prior, n_generate, (H, W), BATCH, generator=draws)
+    new, generated = map(torch.cat, zip(*timed(f"{n_generate} generated images", list, parts), strict=True))
     mse_coded = errors(to_float(to_uint8(coded)), x)
-    with timed(seconds, "JPEG and WebP of the same error"):
-        rivals = {codec.name: as_good(codec, x, mse_coded) for codec in RIVALS}
+    rivals = timed("JPEG and WebP of the same error", as_good, x, mse_coded)
     columns = {
         "mse_plain": errors(plain, x),
         "mse_coded": mse_coded,
@@ -97,8 +91,8 @@ def walk_through(
 
 
 def file_columns(results: dict[str, Any], paths: list[str]) -> dict[str, Any]:
-    """What templates/demo.html needs of the original files: the name and bytes of each image, "kind", what they are called,
-    and "mean", the mean of every number over all images."""
+    """What templates/demo.html needs of the original files: "kind", what they are called, "images", each now with "name" and
+    "original" (bytes), and "mean", the mean of every number over all images."""
     kind = "JPEG" if all(Path(path).suffix.lower() in (".jpg", ".jpeg") for path in paths) else "file"
     images = [
         {"name": Path(path).stem.replace("_", " "), "original": Path(path).stat().st_size, **image}
@@ -113,14 +107,15 @@ def batched(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return torch.cat([f(part) for part in x.split(BATCH)])
 
 
-def as_good(codec: Codec, x: Tensor, mse: list[float]) -> list[int]:
-    """The bytes of each of (B,H,W,3) images at the codec's lowest quality with no larger mean squared error than ``mse``."""
-    return [len(codec.as_good(image, e)[1]) for image, e in zip(to_uint8(x).cpu().numpy(), mse, strict=True)]
+def as_good(x: Tensor, mse: list[float]) -> dict[str, list[int]]:
+    """By codec, the bytes of each of (B,H,W,3) images at the lowest quality with no larger mean squared error than ``mse``."""
+    images = list(zip(to_uint8(x).cpu().numpy(), mse, strict=True))
+    return {codec.name: [len(codec.as_good(image, e)[1]) for image, e in images] for codec in RIVALS}
 
 
 def code_usage(grids: Tensor, n_tokens: int) -> dict[str, Any]:
-    """How often each of the K codes occurs in integer grids of any shape, and the limits: "n_tokens" and "bits_per_token",
-    how many are "used", "entropy" in bits and "perplexity", and "log_frequencies", from 1 down to 0."""
+    """Of integers in [0,K) of any shape: "n_tokens" K, "bits_per_token" log2 K, how many codes are "used", their "entropy" in
+    bits, "perplexity", and "log_frequencies" of all codes, from 1 down to 0."""
     counts = torch.bincount(grids.flatten().cpu(), minlength=n_tokens).double()
     measures = usage_of(counts, n_tokens)
     logs = counts.sort(descending=True).values.log1p()
@@ -128,8 +123,7 @@ def code_usage(grids: Tensor, n_tokens: int) -> dict[str, Any]:
         "n_tokens": n_tokens,
         "bits_per_token": math.log2(n_tokens),
         "used": int(counts.count_nonzero()),
-        "entropy": measures["entropy"].item(),
-        "perplexity": measures["perplexity"].item(),
+        **{name: measures[name].item() for name in ("entropy", "perplexity")},
         "log_frequencies": (logs / logs[0]).tolist(),
     }
 
