@@ -1,5 +1,5 @@
 """A cascade scale by scale: what each codebook keeps of images, and what each stage's tokens cost:
-``python -m bench.cascade --config cascade.json``. Prints tables in Markdown; the command behind the README's.
+``python -m bench.cascade --config cascade.json``. Prints tables in Markdown; the command that made the README's.
 """
 
 import math
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from homework.codec.cascade_coder import CascadeCoder
@@ -51,39 +51,50 @@ def table(
     prior = load_pair(str(stages[-1]["hr_codebook_path"]), str(plain), cascade.device)[1] if plain else None
     if figures:
         draw(cascade, images, prior)
-    error, seen = [0.0] * len(cascade.codebooks), [[] for _ in cascade.codebooks]
-    bits, plain_bits, payloads, coded = torch.zeros(len(cascade.codebooks)), 0.0, [], min(coded, n)
-    for places in tqdm(torch.arange(n).split(BATCH), leave=False):
-        x = images.batch(places)
-        grids = cascade.encode(x)
-        for k, x_hat in enumerate(cascade.decode(grids)):
-            error[k] += float(sum(errors(x_hat[:, : x.shape[1], : x.shape[2]], x)))
-            seen[k].append(grids[k].flatten())
-        bits += len(x) * torch.tensor(cascade.bits(grids))
-        if prior:
-            with torch.no_grad():
-                plain_bits += bits_at(prior, grids[-1]).sum().item()
-        if len(payloads) < coded:
-            some = [grid[: coded - len(payloads)] for grid in grids]
-            new = CascadeCoder(cascade).compress(some)
-            if not all(torch.equal(a, b) for a, b in zip(CascadeCoder(cascade).decompress(new), some, strict=True)):
-                raise AssertionError("the grids did not come back")
-            payloads += new
+    grids, mse = encode_all(cascade, images, n)
+    batches = [[grid[i : i + BATCH] for grid in grids] for i in range(0, n, BATCH)]
+    bits = sum(len(batch[0]) * torch.tensor(cascade.bits(batch)) for batch in batches) / n
+    coded = min(coded, n)
+    n_bytes = sum(coded_bytes(cascade, [grid[i : min(i + BATCH, coded)] for grid in grids]) for i in range(0, coded, BATCH))
     print("| grid | codes | MSE | PSNR, dB | used | bits by frequency | bits, given the grid before |\n" + 7 * "|---" + "|")
     for k, (book, (h, w)) in enumerate(zip(cascade.codebooks, cascade.sizes, strict=True)):
-        use = usage(torch.cat(seen[k]), book.n_tokens)
+        use = usage(grids[k], book.n_tokens)
         rate = f"{h * w * float(use['entropy']):,.0f} of {h * w * math.log2(book.n_tokens):,.0f}"
-        cells = f"{h}x{w}", book.n_tokens, f"{error[k] / n:.5f}", f"{psnr(error[k] / n):.2f}", f"{float(use['usage']):.1%}"
-        print("|", " | ".join(map(str, (*cells, rate, f"{bits[k] / n:,.1f}"))), "|")
-    alone = f"; the finest grid alone, under {plain}: {plain_bits / n:,.0f}" if prior else ""
-    mean = f"{8 * sum(map(len, payloads)) / coded:,.0f}"
-    print(f"\nAll together {bits.sum() / n:,.0f} bits an image{alone}. {coded} images took {mean} bits each, and came back.")
+        cells = f"{h}x{w}", book.n_tokens, f"{mse[k]:.5f}", f"{psnr(mse[k]):.2f}", f"{float(use['usage']):.1%}"
+        print("|", " | ".join(map(str, (*cells, rate, f"{bits[k]:,.1f}"))), "|")
+    alone = ""
+    if prior:
+        with torch.no_grad():
+            plain_bits = sum(bits_at(prior, batch[-1]).sum().item() for batch in batches)
+        alone = f"; the finest grid alone, under {plain}: {plain_bits / n:,.0f}"
+    mean = f"{8 * n_bytes / coded:,.0f}"
+    print(f"\nAll together {bits.sum():,.0f} bits an image{alone}. {coded} images took {mean} bits each, and came back.")
+
+
+def encode_all(cascade: Cascade, images: ImageDataset, n: int) -> tuple[list[Tensor], list[float]]:
+    """The first n images' grids (n,h,w) of every codebook, and the mean squared error of what each keeps of them."""
+    grids, error = [], [0.0] * len(cascade.codebooks)
+    for indices in tqdm(torch.arange(n).split(BATCH), leave=False):
+        x = images.batch(indices)
+        grids.append(cascade.encode(x))
+        for k, x_hat in enumerate(cascade.decode(grids[-1])):
+            error[k] += sum(errors(x_hat[:, : x.shape[1], : x.shape[2]], x))
+    return [torch.cat(parts) for parts in zip(*grids, strict=True)], [e / n for e in error]
+
+
+def coded_bytes(cascade: Cascade, grids: list[Tensor]) -> int:
+    """The bytes of all images' payloads. AssertionError if they do not decode to the same grids."""
+    coder = CascadeCoder(cascade)
+    payloads = coder.compress(grids)
+    if not all(torch.equal(a, b) for a, b in zip(coder.decompress(payloads), grids, strict=True)):
+        raise AssertionError("the grids did not come back")
+    return sum(map(len, payloads))
 
 
 @torch.no_grad()
 def draw(cascade: Cascade, images: ImageDataset, prior: nn.Module | None) -> None:
     """cascade.png: frames, and what each codebook keeps of them; then, a row each, samples from the condition to the finest
-    grid, and behind them one of the plain prior. codebook.png: the units of the coarse codebook, and its U-matrix."""
+    grid, and after them one of the plain prior. codebook.png: the units of the coarse codebook, and its U-matrix."""
     x = images.batch(torch.linspace(0, len(images) - 1, 3).long())
     rows = list(zip(*(to_uint8(part).numpy() for part in (*cascade.decode(cascade.encode(x)), x)), strict=True))
     draws = torch.Generator().manual_seed(69)

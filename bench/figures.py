@@ -72,11 +72,11 @@ def digits() -> None:
 @torch.inference_mode()
 def codes(folder: str, columns: int = 16) -> None:
     """Writes codes.png: a row each of digits of MNIST's validation split, of what vqvae.pth in ``folder`` makes of them by
-    one code, and vq.pth by a grid of codes; and of samples of prior.pth over such grids."""
+    one code, and vq.pth by a grid of codes; and of samples of prior.pth over those grids."""
     x = MnistImages("valid").batch(torch.arange(columns))
-    whole, grid, prior = (checkpoint.load(f"{folder}/{name}.pth") for name in ("vqvae", "vq", "prior"))
+    single, grid, prior = (checkpoint.load(f"{folder}/{name}.pth") for name in ("vqvae", "vq", "prior"))
     samples = prior.generate(columns, *grid.encode_index(x).shape[1:], generator=torch.Generator().manual_seed(0))
-    save_sheet([x, whole(x)[0], grid(x)[0], grid.decode_index(samples)], "codes.png")
+    save_sheet([x, single(x)[0], grid(x)[0], grid.decode_index(samples)], "codes.png")
 
 
 def measure(name: str) -> str:
@@ -86,8 +86,8 @@ def measure(name: str) -> str:
 
 def read_curves(folders: list[str], name: str) -> list[tuple[str, str, int, float]]:
     """(model, split, update, value) of every point: those that {name}.csv has, and those of the runs' TensorBoard logs; a
-    run of a model that was there before goes on where that ended. (To begin anew, take its lines out of the file; to keep
-    two of one class apart, give a name: NAME=FOLDER.)"""
+    run of a model that was there before continues where that ended. (To begin again, take its lines out of the file; to
+    keep two of one class apart, give a name: NAME=FOLDER.)"""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     (HERE / f"{name}.csv").touch()

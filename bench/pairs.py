@@ -1,16 +1,18 @@
 """Auto-encoders and tokenizers side by side, each under its priors: ``python -m bench.pairs MODEL[=PRIOR,PRIOR] ...``.
 
-Prints a table in Markdown; the command behind the README's.
+Prints a table in Markdown; the command that made the README's.
 """
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from homework.core import checkpoint, cli
+from homework.core.model import Model
 from homework.datasets.images import ImageDataset
 from homework.evaluation.metrics import bits_at, errors, psnr
+from homework.priors.base import Prior
 from homework.priors.pairs import load_pair
+from homework.tokenizers.base import Tokenizer
 
 BATCH = 16
 
@@ -19,7 +21,7 @@ def pairs(*models: str, data: str = "data/valid", image_size: str | None = None,
     """Prints MSE, PSNR, codes used and bits an image, for every model on the same images.
 
     Args:
-        models: checkpoints of auto-encoders and tokenizers; behind that of a tokenizer, =, and the priors over its grids
+        models: checkpoints of auto-encoders and tokenizers; after that of a tokenizer, =, and the priors over its grids
             with commas between them.
         data: a folder of images.
         image_size: HEIGHTxWIDTH, to which they are scaled and cropped; as they are by default.
@@ -42,9 +44,9 @@ def row(path: str, prior_paths: list[str], images: ImageDataset, n: int) -> tupl
     model = checkpoint.load(path)
     priors = {p: load_pair(path, p, torch.device("cpu"))[1] for p in prior_paths}  # says so if they do not go together
     error, used, bits = 0.0, set(), dict.fromkeys(priors, 0.0)
-    for places in tqdm(torch.arange(n).split(BATCH), desc=path, leave=False):
-        x = images.batch(places)
-        if hasattr(model, "encode_index"):
+    for indices in tqdm(torch.arange(n).split(BATCH), desc=path, leave=False):
+        x = images.batch(indices)
+        if isinstance(model, Tokenizer):
             grids = model.encode_index(x)
             x_hat = model.decode_index(grids)
             used.update(grids.unique().tolist())
@@ -59,9 +61,9 @@ def row(path: str, prior_paths: list[str], images: ImageDataset, n: int) -> tupl
             f"{psnr(error / n):.2f}", codes, under)  # fmt: skip
 
 
-def name(model: nn.Module) -> str:
-    inputs = " reading codes" if model.config.get("code_dim") and hasattr(model, "set_codes") else ""
-    return f"{type(model).__name__}{inputs}"
+def name(model: Model) -> str:
+    reads_codes = isinstance(model, Prior) and model.stored_codes() is not None
+    return type(model).__name__ + " reading codes" * reads_codes
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from homework.datasets.images import to_float, to_uint8
 from homework.evaluation.generated import generate_images, save_images
 from homework.evaluation.pictures import on_sheet, save_picture
 from homework.priors import sampling
-from homework.priors.base import Prior
 from homework.priors.cascade import Cascade
 from homework.priors.pairs import load_pair
 from homework.tokenizers.base import Tokenizer
@@ -47,7 +46,7 @@ def generate(
     Args:
         tokenizer: checkpoint of a tokenizer.
         prior: checkpoint of a prior over that tokenizer's grids; or "uniform", to draw every token independently, all
-            codes alike, to which temperature, top_k and top_p make no difference.
+            codes alike, whatever temperature, top_k and top_p are.
         n_images: how many to sample.
         output_path: the folder; made if it is not there.
         seed: of the draws; the same seed, batch size and options give the same images.
@@ -57,13 +56,13 @@ def generate(
         batch_size: images sampled at the same time.
         complete: an image whose first token rows are kept, to sample the rest.
         rows: how many token rows of it to keep.
-        image_size: HEIGHTxWIDTH of the images in pixels, by default those that the prior was trained for, in complete patches;
-            --complete resizes and crops its image to it.
+        image_size: HEIGHTxWIDTH of the images in pixels, by default those that the prior was trained for; --complete
+            resizes and crops its image to it.
         device: auto, cpu, cuda or mps.
         num_beam: draw so many continuations of each image, keep the most probable one, and continue from there.
-        beam_width: how many tokens such a continuation has.
-        beams: search for a probable image instead of drawing one: keep so many partial ones at each position. Without drawing,
-            all images of one prior are the same but for --complete; not with temperature, top_k, top_p and num_beam.
+        beam_width: how many tokens a continuation has.
+        beams: search for a probable image instead of drawing one, keeping so many partial ones at each position: all images
+            are then the same. Not with temperature, top_k, top_p and num_beam.
     """
     checks.integer(1, N_IMAGES=n_images)
     cli.at_least(1, batch_size=batch_size)
@@ -73,8 +72,9 @@ def generate(
     sampling.check(**options)
     device = devices.pick_device(device)
     coder, prior = load_pair(str(tokenizer), str(prior), device)  # Fire takes 7 for a number
-    size = cli.parse_image_size(image_size) or default_size(coder, prior)
-    kept = None if complete is None else token_rows(coder, read_float(str(complete), size, device), rows)
+    trained = prior.grid_size and tuple(n * side for n, side in zip(prior.grid_size, coder.patch_shape, strict=True))
+    size = cli.parse_image_size(image_size) or trained or FRAME
+    kept = None if complete is None else token_rows(coder, read_float(str(complete), size).to(device), rows)
     folder, first, options["generator"] = Path(str(output_path)), 0, torch.Generator().manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     with tqdm(total=n_images, unit="img") as bar:
@@ -86,25 +86,18 @@ def generate(
     print(f"{folder}: {names}, of {size[1]}x{size[0]} pixels (width x height)")
 
 
-def default_size(coder: Tokenizer, prior: Prior) -> tuple[int, int]:
-    """(H,W) in pixels of the images that the prior was built for, or the frames' where any size is as good."""
-    if prior.grid_size is None:
-        return FRAME
-    return prior.grid_size[0] * coder.patch_shape[0], prior.grid_size[1] * coder.patch_shape[1]
-
-
-def read_float(path: str, size: tuple[int, int], device: torch.device) -> Tensor:
+def read_float(path: str, size: tuple[int, int]) -> Tensor:
     """(H,W,3) float in [-0.5,0.5]: an image, scaled and cropped to ``size``."""
-    return to_float(torch.from_numpy(np.array(read_image(path, size))).to(device))
+    return to_float(torch.from_numpy(np.array(read_image(path, size))))
 
 
 @torch.inference_mode()
 def token_rows(coder: Tokenizer, x: Tensor, rows: int) -> Tensor:
-    """The first ``rows`` rows of the tokens of an image (H,W,3): (rows,w) int64. ValueError if it has fewer."""
+    """The first ``rows`` token rows of an image: (H,W,3) -> (rows,w) int64. ValueError if it has fewer."""
     grid = coder.encode_index(x)
-    if isinstance(rows, bool) or not isinstance(rows, int) or not 0 <= rows <= len(grid):
-        H, W, _ = x.shape
-        raise ValueError(f"--rows is {rows!r}, but must be from 0 to {len(grid)}, the token rows of a {H}x{W} image.")
+    if type(rows) is not int or not 0 <= rows <= len(grid):
+        size = "x".join(map(str, x.shape[:2]))
+        raise ValueError(f"--rows is {rows!r}, but must be from 0 to {len(grid)}, the token rows of a {size} image.")
     return grid[:rows]
 
 
@@ -121,14 +114,12 @@ def cascade(
     """Samples images from coarse to fine: i_condition.png, i_stage0.png, i_stage1.png and so on, and all on sheet.png.
 
     Args:
-        stages: best given in a file by --config, as an object with the one entry "stages", a list from coarse to fine. Each
-            has model_path, lr_codebook_path and hr_codebook_path, and may have temperature, top_k, top_p, num_beam,
-            beam_width and beams.
+        stages: best given by --config FILE, {"stages": a list from coarse to fine}; each has model_path, lr_codebook_path
+            and hr_codebook_path, and may have temperature, top_k, top_p, num_beam, beam_width and beams.
         num_images: how many to sample.
         out_dir: the folder; made if it is not there.
         seed: of the draws; the same seed, batch size and options give the same images.
-        condition: the code of the whole image that all start from: a number, or an image that it is taken from; by default
-            each image draws its own.
+        condition: the code that all start from: an integer, or an image that has it; by default each draws its own.
         batch_size: images sampled at the same time.
         scale: how many times larger the sheet shows each pixel.
         device: auto, cpu, cuda or mps.
@@ -162,7 +153,7 @@ def starting_codes(model: Cascade, condition: int | str | None, n: int, generato
     if not Path(str(condition)).is_file():
         raise ValueError(f"--condition is {condition}, but must be an integer, the code to start from, or an image.")
     H, W = model.codebooks[0].decode_index(torch.zeros(size, dtype=torch.int64, device=model.device)).shape[:2]
-    return model.encode(read_float(str(condition), (H, W), model.device)[None])[0].cpu().expand(n, -1, -1)
+    return model.encode(read_float(str(condition), (H, W))[None])[0].cpu().expand(n, -1, -1)
 
 
 if __name__ == "__main__":

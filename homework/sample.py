@@ -14,6 +14,7 @@ from homework.evaluation.pictures import on_sheet, save_picture
 from homework.priors import sampling
 from homework.priors.pairs import check_prior
 
+
 def sample(
     prior: str,
     n_images: int,
@@ -74,7 +75,8 @@ def sample(
     else:
         if rows > H:
             raise ValueError(f"--rows is {rows}, but must be from 0 to {H}, the rows of a {H}x{W} picture.")
-        names = [str(name).strip() for name in (complete if isinstance(complete, tuple | list) else str(complete).split(","))]
+        names = complete if isinstance(complete, tuple | list) else str(complete).split(",")  # Fire makes tuples of some
+        names = [str(name).strip() for name in names]
         if not any(names):
             raise ValueError("--complete names no picture; give it an image file, or the number of a digit.")
         given = [to_shades(read_grey(name, (H, W), str(data)), model.n_tokens, binarize) for name in names]

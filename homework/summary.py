@@ -32,7 +32,7 @@ def summary(model: str, image_size: str | None = None, depth: int = 4, **options
     built = build(cls, options, size, others=("image_size", "depth"))
     if holds == "pairs of grids":
         coarse = torch.zeros(1, built.config["coarse_height"], built.config["coarse_width"], dtype=torch.int64)
-        x = [(coarse, torch.zeros(1, H, W, dtype=torch.int64))]  # a list of arguments, of which there is one
+        x = [(coarse, torch.zeros(1, H, W, dtype=torch.int64))]  # a list of one argument
     else:
         x = torch.zeros(1, H, W, dtype=torch.int64) if holds == "grids" else torch.zeros(1, H, W, 3)
     columns = ("output_size", "num_params", "mult_adds")

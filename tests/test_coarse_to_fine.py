@@ -180,9 +180,9 @@ def test_what_does_not_go_together_ends_in_one_sentence(stages, command, change,
         (["--condition", K], f"--condition is {K}, but the codebook has the codes 0 to {K - 1}"),
         (["--num_images", 0], "--num_images is 0"),
         (["--seed", -1], "--seed is -1"),
-        (["--condition", "none.png"], "--condition is none.png, but must be a whole number"),
-        (["--condition", 1.5], "--condition is 1.5, but must be a whole number"),
-        (["--condition", "."], "--condition is ., but must be a whole number"),
+        (["--condition", "none.png"], "--condition is none.png, but must be an integer"),
+        (["--condition", 1.5], "--condition is 1.5, but must be an integer"),
+        (["--condition", "."], "--condition is ., but must be an integer"),
     ],
 )
 def test_a_bad_option_ends_in_one_sentence(stages, command, options, words, tmp_path):

@@ -1,4 +1,4 @@
-"""``python -m homework.demo``: a page that is whole, true to the models, and fit for any folder; and the Makefile."""
+"""``python -m homework.demo``: a page that is complete, true to the models, and fit for any folder; and the Makefile."""
 
 import math
 import os
@@ -150,7 +150,7 @@ def test_limit_and_image_size(command, folder):
     done = command("demo", *OPTIONS, "--limit", 2, "--n_generate", 1, "--out", "2026")  # Fire takes 2026 for a number
     assert done.returncode == 0 and len(files(folder / "2026")) == 1 + 2 * 6 + 1
     assert "--image_size" in sentence(command("demo", *OPTIONS, "--n_generate", 1))
-    done = command("demo", *OPTIONS, "--n_generate", 1, "--image_size", "18x28")  # no whole patches
+    done = command("demo", *OPTIONS, "--n_generate", 1, "--image_size", "18x28")  # not a multiple of the patches
     assert done.returncode == 0, done.stderr
     assert {picture(n).shape for n in ("original_2", "plain_2", "coded_2", "generation_0")} == {(18, 28, 3)}
     assert "bytes as file" in (folder / "demo" / "index.html").read_text("utf-8")  # one of them is no JPEG
@@ -248,9 +248,9 @@ def make(folder):
 
 
 def test_make_lists_its_targets(make):
-    said = make().stdout
+    listed = make().stdout
     for target in "demo", "test", "bench", "lint":
-        assert f"make {target}" in said
+        assert f"make {target}" in listed
 
 
 def test_make_refuses_an_old_python_in_one_sentence(make, folder):

@@ -84,7 +84,7 @@ def test_a_seed_repeats_and_another_differs(generate, folder):
 
 
 @pytest.mark.parametrize("options", [["--temperature", 0], ["--top_k", 1], ["--top_p", 1e-6]])
-def test_the_safest_settings_take_the_likeliest_tokens(generate, grids, options):
+def test_the_safest_settings_take_the_most_probable_tokens(generate, grids, options):
     generate("t.pth", "p.pth", 2, "out", *options)
     expected = checkpoint.load("p.pth").generate(1, *GRID, temperature=0)[0]
     assert len(grids) == 2 and all(torch.equal(g, expected) for g in grids)
@@ -179,8 +179,8 @@ def test_uniform_completes_too_and_heeds_no_temperature(generate, grids, data):
 @pytest.mark.parametrize("wrong", ["p.pth", "ae.pth"])
 def test_uniform_needs_a_tokenizer(generate, wrong):
     checkpoint.save(build("PatchAutoEncoder"), "ae.pth")
-    told = sentence(generate(wrong, "uniform", 1, "out"))
-    assert "tokenizer is needed" in told and wrong in told
+    message = sentence(generate(wrong, "uniform", 1, "out"))
+    assert "tokenizer is needed" in message and wrong in message
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------------------
@@ -197,8 +197,8 @@ BAD_OPTIONS = [
 @pytest.mark.parametrize("option, value", BAD_OPTIONS)
 def test_bad_options_are_named_and_nothing_is_written(generate, folder, data, option, value):
     image = [] if option != "rows" else ["--complete", data / "valid" / "000.jpg"]
-    told = sentence(generate("t.pth", "p.pth", 1, "out", f"--{option}", value, *image))
-    assert option in told and str(value) in told
+    message = sentence(generate("t.pth", "p.pth", 1, "out", f"--{option}", value, *image))
+    assert option in message and str(value) in message
     assert files(folder) == {"t.pth", "p.pth"}
 
 
@@ -209,33 +209,33 @@ def test_a_bad_number_of_images_is_named(generate, folder, n):
 
 def test_a_tokenizer_and_a_prior_that_do_not_go_together(generate, folder):
     checkpoint.save(build("BSQPatchAutoEncoder", codebook_bits=5), "five.pth")
-    told = sentence(generate("five.pth", "p.pth", 1, "out"))
-    assert all(part in told for part in ("five.pth", "32", "p.pth", "16")) and not (folder / "out").exists()
+    message = sentence(generate("five.pth", "p.pth", 1, "out"))
+    assert all(part in message for part in ("five.pth", "32", "p.pth", "16")) and not (folder / "out").exists()
 
 
 @pytest.mark.parametrize("pair", [("p.pth", "t.pth"), ("t.pth", "t.pth"), ("p.pth", "p.pth"), ("ae.pth", "p.pth")])
 def test_checkpoints_in_the_wrong_roles_are_named(generate, pair):
     checkpoint.save(build("PatchAutoEncoder"), "ae.pth")
-    told = sentence(generate(*pair, 1, "out"))
-    assert "is needed" in told and any(name in told for name in pair)
+    message = sentence(generate(*pair, 1, "out"))
+    assert "is needed" in message and any(name in message for name in pair)
 
 
 @pytest.mark.parametrize("pair", [("none.pth", "p.pth"), ("t.pth", "none.pth"), ("bad.pth", "p.pth"), ("t.pth", "bad.pth")])
 def test_missing_and_damaged_checkpoints_are_named(generate, folder, pair):
     (folder / "bad.pth").write_bytes((folder / "p.pth").read_bytes()[:-100])
-    told = sentence(generate(*pair, 1, "out"))
-    assert ("none.pth" if "none.pth" in pair else "bad.pth") in told and not (folder / "out").exists()
+    message = sentence(generate(*pair, 1, "out"))
+    assert ("none.pth" if "none.pth" in pair else "bad.pth") in message and not (folder / "out").exists()
 
 
-def test_a_grid_larger_than_the_priors_is_told_with_the_remedy(command):
-    told = sentence(command("generation", "t.pth", "p.pth", 1, "out", "--image_size", "40x30"))
-    assert "8x6" in told and "4x6" in told and "--height" in told
+def test_a_grid_larger_than_the_priors_is_reported_with_the_remedy(command):
+    message = sentence(command("generation", "t.pth", "p.pth", 1, "out", "--image_size", "40x30"))
+    assert "8x6" in message and "4x6" in message and "--height" in message
 
 
 @pytest.mark.parametrize("size", ["20", "20x0", "20x30x3", "axb", "-20x30"])
 def test_a_bad_image_size_is_named(command, size):
-    told = sentence(command("generation", "t.pth", "p.pth", 1, "out", f"--image_size={size}"))
-    assert size in told and "HEIGHTxWIDTH" in told
+    message = sentence(command("generation", "t.pth", "p.pth", 1, "out", f"--image_size={size}"))
+    assert size in message and "HEIGHTxWIDTH" in message
 
 
 def test_a_missing_or_broken_picture_to_complete_is_named(generate, folder):

@@ -47,13 +47,14 @@ class Point:
         """The columns by name, for each of the images ``paths``, with their bits per pixel and PSNR."""
         found = []
         for path, row in zip(paths, self.rows.tolist(), strict=True):
-            own = {"image": Path(path).name, "codec": self.codec, "setting": self.setting} | dict(zip(COLUMNS, row, strict=True))
-            found.append(own | {"bits_per_pixel": 8 * own["bytes"] / own["pixels"], "psnr": psnr(own["mse"])})
+            own = dict(zip(COLUMNS, row, strict=True))
+            own |= {"bits_per_pixel": 8 * own["bytes"] / own["pixels"], "psnr": psnr(own["mse"])}
+            found.append({"image": Path(path).name, "codec": self.codec, "setting": self.setting} | own)
         return found
 
 
 Curves = dict[str, list[Point]]  # the points of each codec by its name, ours by "ours"
-Curve = Sequence[tuple[float, float]]  # (rate in any unit above 0, quality in dB or such) of each point
+Curve = Sequence[tuple[float, float]]  # (rate in any unit above 0, quality in dB or another unit) of each point
 
 
 def curve(points: list[Point], rate: str = "bytes", quality: str = "psnr") -> Curve:

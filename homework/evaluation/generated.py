@@ -31,24 +31,19 @@ def generate_images(
     size: tuple[int, int],
     batch_size: int = 16,
     kept: Tensor | None = None,
-    **sampling_options: Any,
+    **options: Any,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Samples images of ``size`` (H,W) pixels, a batch at a time: grids (B,h,w) int64, and images (B,H,W,3) uint8 on the CPU.
-
-    Args:
-        kept: (r,w) int64, the first token rows of every image; none by default.
-        sampling_options: see :meth:`homework.priors.base.Prior.generate`.
-    """
-    H, W = size
+    """Samples images of ``size`` (H,W) pixels, a batch at a time: (B,h,w) int64, and (B,H,W,3) uint8 on the CPU. All have
+    the first token rows ``kept`` (r,w) int64. For the options see :meth:`homework.priors.base.Prior.generate`."""
     h, w = (-(-side // patch) for side, patch in zip(size, tokenizer.patch_shape, strict=True))
     for first in range(0, n_images, batch_size):
         B = min(batch_size, n_images - first)
         prefix = None if kept is None else kept.expand(B, -1, -1)  # (r,w) -> (B,r,w)
-        grids = prior.generate(B, h, w, tokenizer.device, prefix=prefix, **sampling_options)
-        yield grids, decode(tokenizer, grids)[:, :H, :W]
+        grids = prior.generate(B, h, w, tokenizer.device, prefix=prefix, **options)
+        yield grids, decode(tokenizer, grids)[:, : size[0], : size[1]]
 
 
-def save_images(images: Tensor, folder: Path, first: int = 0) -> None:
+def save_images(images: Tensor, folder: Path, first: int) -> None:
     """Writes (B,H,W,3) uint8 images as generation_{first}.png and so on, each completely or not at all."""
     for i, image in enumerate(images, first):
         save_picture(image, folder / f"generation_{i}.png")
@@ -57,9 +52,8 @@ def save_images(images: Tensor, folder: Path, first: int = 0) -> None:
 # --- tokens that are shades of grey ---------------------------------------------------------------------------------------
 
 
-def to_shades(grey: np.ndarray, K: int, binarize: float | str = 0) -> Tensor:
-    """(H,W) uint8 -> (H,W) int64 in [0,K): the nearest of K shades; of 2, ink or not, see
-    :func:`homework.datasets.mnist.binary`."""
+def to_shades(grey: np.ndarray, K: int, binarize: float | str) -> Tensor:
+    """(H,W) uint8 -> (H,W) int64: the nearest of K shades; for K = 2, ink or not, see :func:`.mnist.binary`."""
     grid = binary(grey, binarize) if K == 2 else (grey.astype(np.int64) * (K - 1) + 127) // 255
     return torch.from_numpy(grid.astype(np.int64))
 
@@ -69,17 +63,11 @@ def from_shades(grid: Tensor, K: int) -> np.ndarray:
     return torch.where(grid < 0, UNKNOWN, grid * 255 // (K - 1)).to(torch.uint8).cpu().numpy()
 
 
-def complete_rows(prior: Prior, whole: Tensor, rows: int, n: int, **sampling_options: Any) -> list[Tensor]:
-    """Samples ``n`` endings of each grid.
-
-    Args:
-        whole: (G,H,W) int64, on the CPU; their first ``rows`` are kept.
-        sampling_options: see :meth:`homework.priors.base.Prior.generate`.
-    Returns:
-        For each grid (2+n,H,W) int64 on the CPU: itself, what was kept of it, with -1 for the rest, and the endings.
-    """
-    prefix = whole[:, :rows].repeat_interleave(n, dim=0).to(prior.device)  # (G,R,W) -> (G*n,R,W)
-    new = prior.generate(len(prefix), *whole.shape[1:], prior.device, prefix=prefix, **sampling_options).cpu()
-    kept = whole.clone()
+def complete_rows(prior: Prior, given: Tensor, rows: int, n: int, **options: Any) -> list[Tensor]:
+    """Samples ``n`` endings of the first ``rows`` of each grid (G,H,W) int64. For each (2+n,H,W) int64 on the CPU: itself,
+    what was kept of it, with -1 for the rest, and the endings. Options as in :func:`generate_images`."""
+    prefix = given[:, :rows].repeat_interleave(n, dim=0).to(prior.device)  # (G,r,W) -> (G*n,r,W)
+    new = prior.generate(len(prefix), *given.shape[1:], prior.device, prefix=prefix, **options).cpu()
+    kept = given.clone()
     kept[:, rows:] = -1
-    return [torch.cat((a[None], b[None], c)) for a, b, c in zip(whole, kept, new.split(n), strict=True)]
+    return [torch.cat((a[None], b[None], c)) for a, b, c in zip(given, kept, new.split(n), strict=True)]

@@ -31,8 +31,8 @@ def bits_at(prior: nn.Module, grids: Tensor) -> Tensor:
 
 
 def n_scales(H: int, W: int) -> int:
-    """How many of MS-SSIM's five scales an image has room for, at least one: the window has to fit into the coarsest, so that
-    five need a side of 161 pixels and four one of 81."""
+    """How many of MS-SSIM's five scales an image has room for, at least one. The window has to fit into the coarsest: five
+    need a side of 161 pixels, four one of 81."""
     return max(1, sum(min(H, W) > (WINDOW - 1) * 2**scale for scale in range(len(WEIGHTS))))
 
 

@@ -34,6 +34,6 @@ def on_sheet(rows: Sequence[Sequence[np.ndarray]], scale: int = 1) -> np.ndarray
 
 
 def save_picture(image: Tensor | np.ndarray, path: Path) -> None:
-    """Writes (H,W) or (H,W,3) uint8 as a PNG, whole or not at all."""
+    """Writes (H,W) or (H,W,3) uint8 as a PNG, completely or not at all."""
     with files.replacing(path) as temporary:
         Image.fromarray(np.asarray(image)).save(temporary, format="PNG")

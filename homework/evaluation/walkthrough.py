@@ -108,14 +108,14 @@ def batched(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def as_good(x: Tensor, mse: list[float]) -> dict[str, list[int]]:
-    """By codec, the bytes of each of (B,H,W,3) images at the lowest quality with no larger mean squared error than ``mse``."""
+    """By codec, the bytes of each of (B,H,W,3) images at the lowest quality whose mean squared error is at most ``mse``."""
     images = list(zip(to_uint8(x).cpu().numpy(), mse, strict=True))
     return {codec.name: [len(codec.as_good(image, e)[1]) for image, e in images] for codec in RIVALS}
 
 
 def code_usage(grids: Tensor, n_tokens: int) -> dict[str, Any]:
-    """Of integers in [0,K) of any shape: "n_tokens" K, "bits_per_token" log2 K, how many codes are "used", their "entropy" in
-    bits, "perplexity", and "log_frequencies" of all codes, from 1 down to 0."""
+    """Of integers in [0,K) of any shape: "n_tokens" K, "bits_per_token" log2 K, how many codes are "used", "entropy" in bits
+    and "perplexity" of their frequencies, and the "log_frequencies" of all codes, from 1 down to 0."""
     counts = torch.bincount(grids.flatten().cpu(), minlength=n_tokens).double()
     measures = usage_of(counts, n_tokens)
     logs = counts.sort(descending=True).values.log1p()
