@@ -33,14 +33,13 @@ def evaluate(
     """Compresses images with our models and with the common codecs, and writes a page, a plot and tables about it.
 
     Args:
-        tokenizer: checkpoint of a tokenizer; or several, with commas between them.
-        autoregressive: checkpoint of a prior over that tokenizer's grids; or one for each tokenizer. Several pairs are
-            several operating points, which Bjontegaard's measure needs; pictures are of the first pair.
+        tokenizer: checkpoint or name of a tokenizer; or several, with commas between them.
+        autoregressive: checkpoint or name of a prior over its grids; or one for each tokenizer. Several pairs are several
+            operating points, which Bjontegaard's measure needs; pictures are of the first pair.
         images: a folder of images, an image, or a dataset.json.
         limit: use only so many images, spread evenly over all of them; all by default. Most of the time goes into AVIF at
             its slowest, 4 to 5 seconds of one core for an image of 150x100.
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped for all codecs; as they are by default.
-            (The bytes of the originals stay those of the files.)
         out: the folder to write to; made if it is not there.
         n_pictures: how many images to show.
         batch_size: images that go through our models at once.

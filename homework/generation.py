@@ -44,8 +44,8 @@ def generate(
     (For a cascade of transformers, see ``python -m homework.generation cascade --help``.)
 
     Args:
-        tokenizer: checkpoint of a tokenizer.
-        prior: checkpoint of a prior over that tokenizer's grids; or "uniform", to draw every token independently, all
+        tokenizer: checkpoint or name of a tokenizer.
+        prior: checkpoint or name of a prior over its grids; or "uniform", to draw every token independently, all
             codes alike, whatever temperature, top_k and top_p are.
         n_images: how many to sample.
         output_path: the folder; made if it is not there.

@@ -33,19 +33,16 @@ def sample(
 ) -> None:
     """Samples pictures of a prior whose tokens are shades of grey, as PNG files sample_0.png, ..., and all on one sheet.png.
 
-    With --complete, N_IMAGES endings of each given picture are sampled; the sheet then shows, a row each, the picture, what
-    was kept of it, and the endings.
+    With --complete, N_IMAGES endings of each given picture; the sheet then has rows of it, what was kept of it, and these.
 
     Args:
         prior: checkpoint of a prior over pixels, such as PixelCNN.
         n_images: how many to sample.
         output_path: the folder; made if it is not there.
-        complete: a picture whose first rows are kept: an image file, or the number of a digit in MNIST's test set; several
-            with commas between them.
+        complete: pictures whose first rows are kept: image files, or the numbers of digits in MNIST's test set, with commas.
         rows: how many rows of it to keep.
         image_size: HEIGHTxWIDTH in pixels; --complete resizes and crops its pictures to it.
-        binarize: how bright a pixel of --complete must be to count as ink, at least 0 and below 1; by default as the prior
-            was trained.
+        binarize: how bright ink is in --complete, at least 0 and below 1; by default as the prior was trained.
         temperature: divides the logits: below 1 is safer, above 1 wilder, 0 always takes the most probable token.
         top_k: keep only the so many most probable tokens at each position; all by default.
         top_p: keep only the most probable tokens that make up this probability, in (0, 1]; all by default.

@@ -98,12 +98,9 @@ def rate_at(curve: Curve, quality: float) -> float | None:
 
 
 def bd_rate(curve: Curve, reference: Curve) -> float | None:
-    """Bjontegaard's difference in rate (VCEG-M33): by how much more, at equal quality, ``curve`` costs than ``reference``,
-    as the mean difference of the logarithms of both rates over the qualities that both reach.
-
-    Returns:
-        A fraction: -0.5 is half the rate. None where the curves have no qualities in common, or one is a single point.
-    """
+    """Bjontegaard's difference in rate (VCEG-M33), as a fraction: at equal quality, ``curve`` costs 1 + this times as much as
+    ``reference``, in the mean of the logarithms over the qualities that both reach. None where these are none, or one is a
+    single point."""
     between = common_range(curve, reference)
     if between is None:
         return None
@@ -123,8 +120,8 @@ def rivals_at(curves: Curves, point: Point, rate: str, quality: str = "psnr") ->
 
 def comparison(curves: Curves, point: Point, rate: str) -> str:
     """Which codecs our ``point`` beats at its own PSNR, by how much, and which beat it, in a sentence or two."""
-    saved = {name: found[1] for name, found in rivals_at(curves, point, rate).items() if found}
-    parts, sentences = [], []
+    found, parts, sentences = rivals_at(curves, point, rate), [], []
+    saved = {name: f[1] for name, f in found.items() if f}
     for word, smaller in ("smaller", True), ("larger", False):
         some = [f"{name} (by {percent(abs(x), digits=0)})" for name, x in saved.items() if (x >= 0) == smaller]
         if some:
@@ -132,11 +129,7 @@ def comparison(curves: Curves, point: Point, rate: str) -> str:
     if parts:
         sentences.append(f"At our PSNR, ours is {', but '.join(parts)}.")
     for word, sign in ("better", 1), ("worse", -1):
-        beyond = [
-            name
-            for name, points in curves.items()
-            if name != "ours" and all(sign * (p["psnr"] - point["psnr"]) > 0 for p in points)
-        ]
+        beyond = [name for name in found if all(sign * (p["psnr"] - point["psnr"]) > 0 for p in curves[name])]
         if beyond:
             sentences.append(f"Every measured setting of {listed(beyond)} is {word} than ours.")
     return " ".join(sentences)

@@ -23,8 +23,6 @@ from homework.evaluation.metrics import errors, ms_ssim, psnr
 from homework.evaluation.pages import file_name
 from homework.evaluation.pictures import heat, save_picture
 
-PIXELS_AT_ONCE = 2**21  # that go into MS-SSIM together
-
 
 def measure_ours(compressor: Compressor, paths: list[str], size: tuple[int, int] | None = None) -> np.ndarray:
     """Rows (n, COLUMNS) of our files, whose times are wall-clock times of a batch divided by its images. ValueError if an
@@ -41,7 +39,7 @@ def measure_ours(compressor: Compressor, paths: list[str], size: tuple[int, int]
             again = [to_uint8(x).cpu().numpy() for x in compressor.decompress_batch(files)]
             times = [(middle - start) / len(images), (time.perf_counter() - middle) / len(images)]
             for data, x_hat, image in zip(files, again, images, strict=True):
-                rows.append([image.size // 3, len(data), payload(data), *distortion(x_hat[None], image)[0], *times])
+                rows.append([image.size // 3, len(data), payload(data), *distortion(x_hat, image), *times])
                 total += len(data)
             bar.update(len(images))
             bar.set_postfix_str(f"{total:,} bytes")
@@ -51,31 +49,27 @@ def measure_ours(compressor: Compressor, paths: list[str], size: tuple[int, int]
 def measure_codecs(rivals: list[Codec], paths: list[str], size: tuple[int, int] | None = None) -> dict[str, list[Point]]:
     """The operating points of other codecs, by name; several images at the same time, and seconds of a thread's own
     processor time."""
+    settings = [(codec, quality) for codec in rivals for quality in codec.qualities]
 
-    def measure(path: str) -> dict[tuple[str, int], list[float]]:
-        image, found = read_image(path, size), {}
-        for codec in rivals:
-            results = [codec.timed(image, quality) for quality in codec.qualities]
-            distortions = distortion(np.stack([result[1] for result in results]), image)
-            for quality, (data, _, *times), pair in zip(codec.qualities, results, distortions, strict=True):
-                found[codec.name, quality] = [image.size // 3, len(data), codec.payload(data), *pair, *times]
-        return found
+    def measure(path: str) -> list[list[float]]:  # COLUMNS at each setting
+        image, rows = read_image(path, size), []
+        for codec, quality in settings:
+            data, x_hat, *times = codec.timed(image, quality)
+            rows.append([image.size // 3, len(data), codec.payload(data), *distortion(x_hat, image), *times])
+        return rows
 
     with ThreadPool(os.cpu_count()) as pool:  # Pillow's encoders let other threads run
-        each = list(tqdm(pool.imap(measure, paths), "other codecs", len(paths), unit="img"))
-    return {
-        codec.name: [Point(codec.name, q, np.array([found[codec.name, q] for found in each])) for q in codec.qualities]
-        for codec in rivals
-    }
+        images = list(tqdm(pool.imap(measure, paths), "other codecs", len(paths), unit="img"))
+    points = {codec.name: [] for codec in rivals}
+    for k, (codec, quality) in enumerate(settings):
+        points[codec.name].append(Point(codec.name, quality, np.array([rows[k] for rows in images])))
+    return points
 
 
-def distortion(x_hat: np.ndarray, image: np.ndarray) -> list[tuple[float, float]]:
-    """Mean squared error (of pixels from 0 to 1) and MS-SSIM of each of (B,H,W,3) uint8 against one image (H,W,3)."""
-    found, x = [], torch.from_numpy(np.array(image)).double() / 255
-    for part in torch.from_numpy(x_hat).split(max(1, PIXELS_AT_ONCE // (image.shape[0] * image.shape[1]))):
-        part = part.double() / 255
-        found += zip(errors(part, x), ms_ssim(part, x.expand_as(part)).tolist(), strict=True)
-    return found
+def distortion(x_hat: np.ndarray, image: np.ndarray) -> tuple[float, float]:
+    """Mean squared error (of pixels from 0 to 1) and MS-SSIM of two images (H,W,3) uint8."""
+    x, y = (torch.from_numpy(np.array(z)[None]).double() / 255 for z in (x_hat, image))
+    return errors(x, y)[0], ms_ssim(x, y).item()
 
 
 def payload(data: bytes) -> int:
@@ -102,10 +96,7 @@ def bit_map(compressor: Compressor, image: np.ndarray) -> Tensor:
 
 def show(compressor: Compressor, rivals: list[Codec], path: str, size: tuple[int, int] | None, i: int, folder: Path) -> dict:
     """Writes pictures of one image: the original, ours, each codec's at about as many bytes, and our bits of each patch.
-
-    Returns:
-        {"name", "size": (H,W), "captions": the lines under each picture by its name}.
-    """
+    Returns {"name", "size": (H,W), "captions": the lines under each picture by its name}."""
     image = read_image(path, size)
     data = compressor.compress(float_image(image))
     with ThreadPool(os.cpu_count()) as pool:
@@ -116,7 +107,7 @@ def show(compressor: Compressor, rivals: list[Codec], path: str, size: tuple[int
         pictures[codec.name] = codec.decode(file)
         captions[codec.name] = [f"{len(file):,} bytes, quality {quality}"]
     for name in list(pictures)[1:]:
-        captions[name].append(f"{psnr(distortion(pictures[name][None], image)[0][0]):.1f} dB")
+        captions[name].append(f"{psnr(distortion(pictures[name], image)[0]):.1f} dB")
     bits = bit_map(compressor, image)
     pictures["bits"] = over(bits / math.log2(compressor.entropy_model.n_tokens), image, compressor.models.patch)
     captions["bits"] = [f"{bits.sum():,.0f} bits, {bits.min():.1f} to {bits.max():.1f} a patch"]

@@ -40,11 +40,8 @@ def weighted(name: str, depth: int, size: int, kernel: int = 3, seed: int = 0) -
 
 
 def seen(name: str, depth: int, size: int, kernel: int = 3) -> Tensor:
-    """(size,size) bool: whether the output in the middle depends on a pixel.
-
-    All weights and pixels are positive, so that no ReLU is shut and no two ways from a pixel to the output cancel out: the
-    gradient is 0 exactly where there is no way.
-    """
+    """(size,size) bool: whether the output in the middle depends on a pixel. All weights and pixels are positive, so that no
+    ReLU is shut and no two paths from a pixel to the output cancel out: the gradient is 0 exactly where there is no path."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = MODELS[name](depth, kernel).double()
@@ -70,11 +67,11 @@ def draw(maps: dict[tuple[str, int], tuple[Tensor, Tensor]], layers: int, out: s
         if depth == 1:
             left.set_title(f"{name}\ngradient")
             right.set_title(f"{name}\ndepends or not")
+        middle, borders = len(yes) // 2, [x - 0.5 for x in range(1, len(yes))]
         for axis in (left, right):
-            middle = len(yes) // 2
             axis.plot(middle, middle, "rx", markersize=7, markeredgewidth=2)
-            axis.set_xticks([x - 0.5 for x in range(1, len(yes))], labels=[])
-            axis.set_yticks([y - 0.5 for y in range(1, len(yes))], labels=[])
+            axis.set_xticks(borders, labels=[])
+            axis.set_yticks(borders, labels=[])
             axis.grid(color="white", linewidth=0.5)
             axis.tick_params(length=0)
         axes[depth - 1][0].set_ylabel(f"{depth} layer{'s' * (depth > 1)}")

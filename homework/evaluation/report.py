@@ -29,8 +29,8 @@ def write_report(folder: Path, curves: Curves, paths: list[str], results: dict[s
 
 
 def at_our_quality(curves: Curves) -> list[dict]:
-    """For each of our points its summary, how it compares in sentences on "files" and "payloads", and the "rivals": for each
-    codec what :func:`rivals_at` finds for files and payloads, at equal PSNR and then at equal MS-SSIM."""
+    """Each of our points' summary, comparisons of "files" and "payloads" in sentences, and "rivals": by codec what
+    :func:`rivals_at` finds for files and payloads, at equal PSNR and then at equal MS-SSIM."""
     found = []
     for point in curves["ours"]:
         columns = [rivals_at(curves, point, rate, q) for q in ("psnr", "ms_ssim") for rate in ("bytes", "payload")]
@@ -56,15 +56,15 @@ def plot(curves: Curves, out: Path) -> None:
     fig = Figure(figsize=(8, 5), layout="constrained")
     axes = fig.subplots()
     for name, points in curves.items():
-        for rate, dashes in ("bytes", "-"), ("payload", "--"):
-            xy = sorted(curve(points, rate))
-            style = {"color": COLOURS.get(name), "linestyle": dashes, "linewidth": 1.6 if rate == "bytes" else 1.1}
+        for rate, linestyle, linewidth in ("bytes", "-", 1.6), ("payload", "--", 1.1):
+            style = {"color": COLOURS.get(name), "linestyle": linestyle, "linewidth": linewidth}
             if name == "ours":
-                style |= {"marker": "*", "markersize": 15, "markeredgecolor": "white", "zorder": 5}
-                style |= {"markerfacecolor": "white", "markeredgecolor": COLOURS[name]} if rate == "payload" else {}
-            else:
-                style |= {"marker": "o", "markersize": 3.5 if rate == "bytes" else 0}
-            axes.plot(*zip(*xy, strict=True), label=name if rate == "bytes" else None, **style) if xy else None
+                face, edge = (COLOURS[name], "white") if rate == "bytes" else ("white", COLOURS[name])
+                style |= {"marker": "*", "markersize": 15, "markerfacecolor": face, "markeredgecolor": edge, "zorder": 5}
+            elif rate == "bytes":
+                style |= {"marker": "o", "markersize": 3.5}
+            if xy := sorted(curve(points, rate)):
+                axes.plot(*zip(*xy, strict=True), label=name if rate == "bytes" else None, **style)
     axes.plot([], [], color="black", linestyle="--", linewidth=1.1, label="payload, without container")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))

@@ -91,8 +91,8 @@ def walk_through(
 
 
 def file_columns(results: dict[str, Any], paths: list[str]) -> dict[str, Any]:
-    """What templates/demo.html needs of the original files: "kind", what they are called, "images", each now with "name" and
-    "original" (bytes), and "mean", the mean of every number over all images."""
+    """What templates/demo.html needs of the original files: "kind", the word for them, "images", now with "name" and
+    "original" (bytes), and "mean" of all images' numbers."""
     kind = "JPEG" if all(Path(path).suffix.lower() in (".jpg", ".jpeg") for path in paths) else "file"
     images = [
         {"name": Path(path).stem.replace("_", " "), "original": Path(path).stat().st_size, **image}
