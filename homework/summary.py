@@ -3,11 +3,11 @@
 import re
 
 import torch
-from torchinfo import summary as table
 
 from homework.core import cli
 from homework.core.registry import build, model_class
 from homework.datasets.kinds import DATASETS
+from homework.evaluation.pages import require
 
 SIZES = {"images": "100x150", "features": "80x120", "tokens": "20x30", "multiscale": "20x30", "mnist": "28x28"}
 
@@ -25,6 +25,9 @@ def summary(model: str, image_size: str | None = None, depth: int = 4, **options
         options: arguments of the model's constructor.
     """
     cli.at_least(1, depth=depth)
+    require("torchinfo")
+    from torchinfo import summary as table
+
     cls = model_class(str(model))
     H, W = cli.parse_image_size(image_size or SIZES[cls.data])
     holds = DATASETS[cls.data].holds

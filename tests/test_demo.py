@@ -180,16 +180,19 @@ def test_mistakes_are_reported_in_one_sentence_and_nothing_is_written(command, f
     assert not (folder / "demo").exists()
 
 
-def test_a_missing_package_is_named(command, folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    assert 'the package jinja2; pip install "homework[report]"' in sentence(command("demo", *OPTIONS))
+@pytest.mark.parametrize(
+    "package, arguments", [("jinja2", ["demo", *OPTIONS]), ("torchinfo", ["summary", "BSQPatchAutoEncoder"])]
+)
+def test_a_missing_package_is_named(command, folder, monkeypatch, package, arguments):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert f'the package {package}; pip install "homework[report]"' in sentence(command(*arguments))
     assert not (folder / "demo").exists()
 
 
 def test_the_package_does_without_those_of_the_reports(tmp_path):
     """In a fresh process, where only the commands that write reports may import them."""
     modules = "homework, homework.train, homework.tokenize, homework.compress, homework.generation, homework.sample"
-    code = f"import sys; sys.modules |= dict.fromkeys(['jinja2', 'scipy', 'matplotlib']); import {modules}"
+    code = f"import sys; sys.modules |= dict.fromkeys(['jinja2', 'scipy', 'matplotlib', 'torchinfo']); import {modules}"
     done = run("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 

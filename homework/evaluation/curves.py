@@ -98,9 +98,9 @@ def rate_at(curve: Curve, quality: float) -> float | None:
 
 
 def bd_rate(curve: Curve, reference: Curve) -> float | None:
-    """Bjontegaard's difference in rate (VCEG-M33), as a fraction: at equal quality, ``curve`` costs 1 + this times as much as
-    ``reference``, in the mean of the logarithms over the qualities that both reach. None where these are none, or one is a
-    single point."""
+    """Bjontegaard's difference in rate (VCEG-M33) of ``curve`` from ``reference``: the mean difference of the logarithms of
+    both rates over the qualities that both reach, as a fraction: -0.5 is half the rate. None where the curves have no
+    qualities in common, or one is a single point."""
     between = common_range(curve, reference)
     if between is None:
         return None
