@@ -7,7 +7,6 @@ import torch
 from homework.core import cli
 from homework.core.registry import build, model_class
 from homework.datasets.kinds import DATASETS
-from homework.evaluation.pages import require
 
 SIZES = {"images": "100x150", "features": "80x120", "tokens": "20x30", "multiscale": "20x30", "mnist": "28x28"}
 
@@ -24,10 +23,9 @@ def summary(model: str, image_size: str | None = None, depth: int = 4, **options
         depth: how deep into nested layers to go.
         options: arguments of the model's constructor.
     """
-    cli.at_least(1, depth=depth)
-    require("torchinfo")
-    from torchinfo import summary as table
+    from torchinfo import summary as table  # of the extra "report"
 
+    cli.at_least(1, depth=depth)
     cls = model_class(str(model))
     H, W = cli.parse_image_size(image_size or SIZES[cls.data])
     holds = DATASETS[cls.data].holds
@@ -35,7 +33,7 @@ def summary(model: str, image_size: str | None = None, depth: int = 4, **options
     built = build(cls, options, size, others=("image_size", "depth"))
     if holds == "pairs of grids":
         coarse = torch.zeros(1, built.config["coarse_height"], built.config["coarse_width"], dtype=torch.int64)
-        x = [(coarse, torch.zeros(1, H, W, dtype=torch.int64))]  # a list of one argument
+        x = [(coarse, torch.zeros(1, H, W, dtype=torch.int64))]  # a list of arguments, of which there is one
     else:
         x = torch.zeros(1, H, W, dtype=torch.int64) if holds == "grids" else torch.zeros(1, H, W, 3)
     columns = ("output_size", "num_params", "mult_adds")
