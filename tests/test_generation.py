@@ -105,6 +105,11 @@ def test_names_that_are_numbers(command, folder):
     assert files(folder / "2026") == {"generation_0.png"}
 
 
+def test_the_shipped_models_have_names(command, folder):
+    done = command("generation", "BSQPatchAutoEncoder", "uniform", 1, "out")
+    assert done.returncode == 0 and files(folder / "out") == {"generation_0.png"}, done.stderr
+
+
 def test_it_runs_as_a_program(folder):
     done = run("-m", "homework.generation", "t.pth", "p.pth", "1", "out", "--image_size=20x30", cwd=folder)
     assert done.returncode == 0 and files(folder / "out") == {"generation_0.png"}, done.stderr
