@@ -249,7 +249,7 @@ def read_csv(path: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def test_the_report_is_whole_and_true_to_the_models(command, folder):
+def test_the_report_is_complete_and_true_to_the_models(command, folder):
     done = command("evaluate", "t.pth", "p.pth", "pictures", "--out", "2026", "--n_pictures", 2, "--batch_size", 2)
     assert done.returncode == 0, done.stderr
     report, names = folder / "2026", [codec.name for codec in codecs.available()[0]]

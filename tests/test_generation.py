@@ -144,7 +144,7 @@ def test_completion_scales_a_picture_of_another_size(generate, grids, data, fold
 # --- the prior that knows nothing -----------------------------------------------------------------------------------------
 
 
-def test_uniform_is_a_prior_by_place_and_by_name(generate, folder, grids):
+def test_uniform_is_a_prior_by_position_and_by_name(generate, folder, grids):
     assert generate("t.pth", "uniform", 3, "a").returncode == 0
     assert generate("t.pth", 3, "b", "--prior", "uniform").returncode == 0
     assert generate("t.pth", "uniform", 3, "c", "--seed", 1).returncode == 0
