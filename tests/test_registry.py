@@ -10,6 +10,7 @@ from conftest import TINY, K, batch_for, build
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+import homework
 from homework.core import checkpoint, registry
 from homework.datasets.kinds import DATASETS
 
@@ -24,9 +25,13 @@ def test_every_name_has_a_tiny_model_here():
 @every_model
 def test_name_leads_to_a_class_of_that_name(name):
     cls = registry.model_class(name)
-    assert cls.__name__ == name and issubclass(cls, torch.nn.Module) and cls.data in DATASETS
-    module = importlib.import_module(registry.MODELS[name])
-    assert inspect.signature(module.load).parameters == {}  # homework.ae.load() and so on: the reference model
+    assert cls.__name__ == name and issubclass(cls, homework.Model) and cls.data in DATASETS
+    assert getattr(homework, name) is cls
+
+
+@pytest.mark.parametrize("name", ["PatchAutoEncoder", "BSQPatchAutoEncoder", "AutoregressiveModel"])
+def test_the_course_modules_load_without_arguments(name):
+    assert inspect.signature(importlib.import_module(registry.MODELS[name]).load).parameters == {}
 
 
 @pytest.mark.parametrize("name", ["Nonsense", "", "patchautoencoder", "homework.ae", "__class__"])

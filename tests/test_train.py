@@ -241,7 +241,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(train, tmp_path, m
     resumed = train(only(cut, "checkpoints/*_AutoregressiveModel.pth"), "--resume", cwd=cut)  # by its path this time
     assert resumed.returncode == 0, resumed.stderr
     path = only(cut, "checkpoints/*_AutoregressiveModel.pth").relative_to(cut)
-    assert f"Going on with {path} at update 26 of" in resumed.stderr
+    assert f"Resuming {path} at update 26 of" in resumed.stderr
     check_same_run(whole, cut, PRIOR)
 
 
