@@ -121,7 +121,7 @@ def check(settings: dict) -> None:
         path = Path(settings["output"])
         if path.suffix != ".pth" or path.is_dir() or any(p.exists() and not p.is_dir() for p in path.parents):
             raise ValueError(f"--output is {path}, but must be a .pth file in a folder.")
-    if settings["init"] and settings["model"].endswith(".pth"):
+    if settings["init"] and settings["model"].endswith(".pth") and not settings["resume"]:
         raise ValueError("--init is for a new model; a checkpoint in place of the model's name brings all weights.")
 
 

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -294,3 +295,39 @@ def test_the_latest_run_of_the_model_is_found(tmp_path, monkeypatch):
     for model in ("AutoregressiveModel", "checkpoints/none.pth", "Nonsense"):
         with pytest.raises(ValueError, match=model):
             resume.find_state(model)
+
+
+# --- which file a name means ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty current folder, and an empty package besides its pretrained/."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checkpoint, "PACKAGE", tmp_path / "package")
+    return tmp_path
+
+
+@pytest.mark.parametrize("typed", ["BSQPatchAutoEncoder", "homework/BSQPatchAutoEncoder.pth"])
+def test_a_name_means_the_latest_copy_or_else_the_pretrained_model(folder, capsys, typed):
+    name = Path(typed).stem
+    pretrained = checkpoint.PRETRAINED / f"{name}.pth"
+    assert checkpoint.locate(typed) == pretrained and f"{typed}: using {pretrained}" in capsys.readouterr().err
+    for copy in (folder / "package" / f"{name}.pth", Path("homework", f"{name}.pth")):
+        checkpoint.save(build(name), copy)
+        assert checkpoint.locate(typed) == copy
+        assert capsys.readouterr().err == (f"{typed}: using {copy}\n" if str(copy) != typed else "")
+        assert same(checkpoint.load(typed, name), build(name))
+        capsys.readouterr()
+
+
+@pytest.mark.parametrize("typed", ["BSQPatchAutoEncoder.pth", "other/BSQPatchAutoEncoder.pth", "homework/None.pth", "None"])
+def test_other_paths_mean_themselves(folder, capsys, typed):
+    assert checkpoint.locate(typed) == Path(typed) and capsys.readouterr().err == ""
+    with pytest.raises(FileNotFoundError, match=typed):
+        checkpoint.load(typed)
+
+
+def test_a_file_that_exists_is_taken_whatever_it_is_called(folder):
+    checkpoint.save(build(NAME), "BSQPatchAutoEncoder")
+    assert checkpoint.locate("BSQPatchAutoEncoder") == Path("BSQPatchAutoEncoder")

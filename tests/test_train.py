@@ -3,23 +3,29 @@
 import json
 import math
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import GRID, SIZE, TINY, K, build, file_size_limit, files, run, sentence
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import homework
 from homework import TokenDataset
 from homework.core import checkpoint, registry
 from homework.core.files import read, write
+from homework.train import train as train_function
 from homework.training import resume
 from homework.training.loop import LOG_EVERY, Run
 from homework.training.settings import load_matching_weights
@@ -305,6 +311,107 @@ def test_accumulated_batches_are_one_large_batch(train, tmp_path):
     assert a["train/learning_rate"] == b["train/learning_rate"]
     for name in ("train/loss", "valid/loss"):
         assert [v for _, v in a[name]] == pytest.approx([v for _, v in b[name]], rel=1e-3), name
+
+
+# --- as a function --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def call(data, tmp_path, monkeypatch):
+    """``call(model, option=value, ...)``: a short training of a tiny model by the function, in ``tmp_path``."""
+    monkeypatch.chdir(tmp_path)
+    common = {"data": data, "batch_size": 2, "epochs": 0.25, "device": "cpu", "warmup": 4}
+    return lambda model, **options: train_function(model, **common | TINY.get(model, {}) | options)
+
+
+def global_state() -> list:
+    handlers = [signal.getsignal(sig) for sig in (signal.SIGINT, signal.SIGTERM)]
+    precision = torch.get_float32_matmul_precision(), torch.get_default_dtype(), torch.is_grad_enabled()
+    draws = random.getstate(), torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()
+    return [handlers, threading.excepthook, precision, torch.get_num_threads(), draws]
+
+
+@pytest.mark.parametrize("end", ["finished", "stopped", "refused"])
+def test_it_leaves_the_global_state_as_it_was(call, monkeypatch, end):
+    torch.manual_seed(5)
+    before = global_state()
+    if end == "finished":
+        call(BSQ)
+    elif end == "stopped":
+        with pytest.raises(KeyboardInterrupt):
+            stopped_run(lambda model: call(model), monkeypatch, BSQ, 1)
+    else:
+        with pytest.raises(ValueError):
+            call(BSQ, batch_size=1000)
+    assert global_state() == before
+
+
+def test_the_command_does_too(train):
+    before = global_state()
+    assert train(AE, epochs=0.1).returncode == 0
+    sentence(train(AE, no_such=1))
+    assert global_state() == before
+
+
+def test_it_runs_in_a_thread(call, tmp_path):
+    before = global_state()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(call, AE).result()
+    assert global_state() == before and checkpoint.load(tmp_path / f"homework/{AE}.pth").meta["update"] == 3
+
+
+def test_paths_may_be_paths(call, data, monkeypatch, tmp_path):
+    options = {"validate_every": 1, "output": Path("out") / "m.pth", "epochs": 1, "tokenizer": Path("t.pth")}
+    checkpoint.save(build(PRIOR), "init.pth")
+    with pytest.raises(KeyboardInterrupt):
+        stopped_run(call, monkeypatch, PRIOR, 3, init=Path("init.pth"), **options)
+    path = only(tmp_path, "checkpoints/*_AutoregressiveModel.pth")
+    train_function(path, resume=True, data=data, init=Path("init.pth"), output=Path("out2") / "m.pth")
+    assert checkpoint.load(Path("out2") / "m.pth").meta["update"] == 12 and Path("out/m.pth").is_file()
+    train_function(Path("out2") / "m.pth", data=data, device="cpu", epochs=0.25, batch_size=2)
+    assert checkpoint.load(f"homework/{PRIOR}.pth").meta["update"] == 3
+
+
+def test_a_registered_model_is_trained_like_any_other(call, monkeypatch):
+    monkeypatch.setattr(registry, "MODELS", dict(registry.MODELS))
+
+    @homework.register
+    class Unigram(homework.Prior):
+        def __init__(self, n_tokens: int):
+            super().__init__()
+            self.n_tokens, self.logits = n_tokens, torch.nn.Parameter(torch.zeros(n_tokens))
+
+        def forward(self, tokens):
+            return self.logits.expand(*tokens.shape, self.n_tokens), {}
+
+    call("Unigram", lr=0.1)
+    model = homework.load("Unigram")
+    assert type(model) is Unigram and model.n_tokens == K and model.logits.abs().max() > 0.01
+
+
+# --- the copy that the commands prefer ------------------------------------------------------------------------------------
+
+
+def test_the_pretrained_models_are_never_written(call, tmp_path):
+    """A training leaves ./homework/{Model}.pth, which the name then means; another one can begin with either."""
+    before = {path: path.read_bytes() for path in checkpoint.PRETRAINED.iterdir()}
+    assert checkpoint.locate(BSQ) == checkpoint.PRETRAINED / f"{BSQ}.pth"
+    call(BSQ, limit=4)
+    copy = Path("homework", f"{BSQ}.pth")
+    assert checkpoint.locate(BSQ) == copy and checkpoint.load(BSQ).config["codebook_bits"] == 4
+    call(f"homework/{BSQ}.pth", limit=4, lr=1e-12)
+    assert checkpoint.load(BSQ).meta["update"] == 1 and checkpoint.load(BSQ).config["codebook_bits"] == 4
+    copy.unlink()
+    call(f"homework/{BSQ}.pth", limit=2, lr=1e-12)  # now the pretrained one
+    assert checkpoint.load(copy).config == checkpoint.load(checkpoint.PRETRAINED / f"{BSQ}.pth").config
+    assert {path: path.read_bytes() for path in checkpoint.PRETRAINED.iterdir()} == before
+
+
+def test_samples_are_shown_by_the_tokenizer_that_its_name_means(call, tmp_path):
+    checkpoint.save(build(BSQ), f"homework/{BSQ}.pth")
+    call(PRIOR, tokenizer=BSQ)
+    events = EventAccumulator(str(only(tmp_path, "logs/*"))).Reload()
+    assert events.Images("samples")[0].height % SIZE[0] == 0
 
 
 # --- the optimisation -----------------------------------------------------------------------------------------------------
