@@ -99,7 +99,7 @@ FOREIGN = {
     "empty": b"",
     "text": b"PatchAutoEncoder",
     "json": b'{"model": "PatchAutoEncoder"}',
-    "picture": b"\x89PNG\r\n\x1a\n" + bytes(50),
+    "PNG": b"\x89PNG\r\n\x1a\n" + bytes(50),
     "zeros": bytes(1000),
     "zip": zip_of(["a/b.txt"]),
     "empty zip": zip_of([]),
@@ -186,17 +186,17 @@ def test_truncated_files_are_refused(file, tmp_path_factory, part):
 @given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 7)), min_size=1, max_size=3))
 def test_flipped_bits_are_noticed_or_harmless(file, tmp_path_factory, flips):
     content = bytearray(file.read_bytes())
-    for place, bit in flips:
-        content[int(place * len(content))] ^= 2**bit
+    for position, bit in flips:
+        content[int(position * len(content))] ^= 2**bit
     damaged(bytes(content), file, tmp_path_factory.mktemp("flipped"))
 
 
 def test_flips_in_the_zips_own_records_are_noticed_or_harmless(file, tmp_path):
     """One bit in each of its bytes that matter most: around the file names and in the directory at the end."""
     content = file.read_bytes()
-    places = {i for i in range(len(content)) if content[i : i + 2] == b"PK"}
-    places = sorted({i + d for i in places for d in range(0, 46, 3) if i + d < len(content)})
-    for n, i in enumerate(places[:: max(1, len(places) // 150)]):
+    positions = {i for i in range(len(content)) if content[i : i + 2] == b"PK"}
+    positions = sorted({i + d for i in positions for d in range(0, 46, 3) if i + d < len(content)})
+    for n, i in enumerate(positions[:: max(1, len(positions) // 150)]):
         damaged(content[:i] + bytes([content[i] ^ 2 ** (n % 8)]) + content[i + 1 :], file, tmp_path)
 
 

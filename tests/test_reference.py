@@ -63,7 +63,7 @@ def test_the_prior_expects_what_it_sees(models, frames):
     bits = prior.loss(grids)["bits_per_image"]
     assert bits < 4500
     shuffled = grids.flatten(1)[:, torch.randperm(600, generator=torch.Generator().manual_seed(0))].view(grids.shape)
-    assert prior.loss(shuffled)["bits_per_image"] > 1.2 * bits  # the same tokens out of order are no frame
+    assert prior.loss(shuffled)["bits_per_image"] > 1.2 * bits  # the same tokens out of order are not a frame
 
 
 @pytest.mark.parametrize("names", PAIRS, ids="-".join)

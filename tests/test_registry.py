@@ -186,7 +186,7 @@ def test_a_fraction_or_truth_for_a_count_is_named(name, data):
         type(build(name))(**config | {argument: value})
 
 
-def test_width_that_the_heads_do_not_divide_is_told_with_the_remedy():
+def test_width_that_the_heads_do_not_divide_is_named_with_the_remedy():
     with pytest.raises(ValueError, match="d_latent is 10.*n_heads = 4.*change"):
         build("AutoregressiveModel", d_latent=10, n_heads=4)
 
