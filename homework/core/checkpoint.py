@@ -14,14 +14,9 @@ PRETRAINED = PACKAGE / "pretrained"
 
 
 def save(model: Model, path: str | Path, meta: dict | None = None, dtype: torch.dtype | None = None) -> None:
-    """Writes ``{"model", "config", "state_dict", "meta"}``.
-
-    Args:
-        model: of a class that the registry knows.
-        path: the ``.pth`` file.
-        meta: JSON-able facts about the training (command, figures).
-        dtype: stores floating-point weights in this type (float16 halves the file); as they are by default.
-    """
+    """Writes ``{"model", "config", "state_dict", "meta"}`` to the ``.pth`` file ``path``: ``meta`` holds JSON-able facts
+    about the training (command, figures); with a ``dtype``, floating-point weights are stored in it (float16 halves the
+    file)."""
     state = {k: v.detach().cpu() for k, v in model.state_dict().items()}
     if dtype is not None:
         state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
@@ -30,14 +25,10 @@ def save(model: Model, path: str | Path, meta: dict | None = None, dtype: torch.
 
 
 def load(path: str | Path, name: str | None = None) -> Model:
-    """The model in ``path``, in eval mode, float32, on the CPU.
+    """The model in ``path``, which may be a model's name (see :func:`locate`), in eval mode, float32, on the CPU.
 
-    Args:
-        path: a file that :func:`save` wrote, or the name of a model, see :func:`locate`.
-        name: the class that it must be, or None for any.
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, holds code, or holds another model than ``name``.
+    FileNotFoundError if there is no such file; ValueError if it is damaged, holds code, or a model of another class than
+    ``name`` (None for any).
     """
     path = locate(path)
     if not path.is_file():

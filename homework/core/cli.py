@@ -81,13 +81,13 @@ def main(name: str, command: Command) -> None:
     try:
         call = parse(name, command, sys.argv[1:])
     except (ValueError, OSError) as error:
-        _fail(_sentence(error))
+        _fail(error)
     try:
         with _quiet_threads():
             call()
         sys.stdout.flush()
-    except BrokenPipeError:
-        _close_stdout()
+    except BrokenPipeError:  # stdout's reader, such as head, has closed it; Python must not complain of it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
@@ -95,12 +95,12 @@ def main(name: str, command: Command) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("HOMEWORK_DEBUG"):
             raise
-        _fail(_sentence(error))
+        _fail(error)
 
 
 def parse(name: str, command: Command, arguments: list[str]) -> Callable[[], None]:
     """The call that ``arguments`` ask for; Fire only binds them, so that the errors of the call itself are ours to word.
-    Asked for help, it prints that. ValueError or OSError, in the user's words, if there is no such call."""
+    For --help, a call that prints it. ValueError, or OSError for --config, if they ask for none."""
     calls: list[Callable[[], None]] = []
 
     def record(function: Callable) -> Callable:
@@ -124,23 +124,14 @@ def parse(name: str, command: Command, arguments: list[str]) -> Callable[[], Non
             fire.Fire(recorded, command=arguments, name=name)
     except fire.core.FireExit as stop:
         if stop.code == 0:
-            return functools.partial(_show_help, stderr.getvalue())
-        raise ValueError(f"{_reworded(stderr.getvalue())}. See {' '.join([name, *part])} --help.") from stop
+            return functools.partial(print, re.sub(r"\x1b\[\d*m", "", stderr.getvalue()).strip())  # without colours
+        what = (stderr.getvalue().splitlines() or ["wrong arguments"])[0].removeprefix("ERROR: ").rstrip(".")
+        what = what.replace("Cannot find key:", "There is no command")
+        what = what.replace("Could not consume arg:", "There is no option" if " --" in what else "There is no argument for")
+        raise ValueError(f"{what}. See {' '.join([name, *part])} --help.") from stop
     if not calls:
         raise ValueError(f"Name a command: {', '.join(command)}. See {name} --help.")
     return calls[0]
-
-
-def _show_help(text: str) -> None:
-    """Prints what Fire wrote to stderr on stdout, which a reader pipes, without colours."""
-    print(re.sub(r"\x1b\[\d*m", "", text).strip())
-
-
-def _reworded(message: str) -> str:
-    """The first line of Fire's message about wrong arguments, in our words."""
-    what = (message.splitlines() or ["wrong arguments"])[0].removeprefix("ERROR: ").rstrip(".")
-    what = what.replace("Cannot find key:", "There is no command")
-    return what.replace("Could not consume arg:", "There is no option" if " --" in what else "There is no argument for")
 
 
 @contextlib.contextmanager
@@ -155,18 +146,10 @@ def _quiet_threads() -> Iterator[None]:
         threading.excepthook = hook
 
 
-def _sentence(error: Exception) -> str:
-    """The system's own message and the file that it is about, or the error's message."""
+def _fail(error: Exception) -> NoReturn:
+    """Ends the process with the error's message, or the system's own one and the file that it is about."""
+    sentence = str(error)
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}."
-    return str(error)
-
-
-def _close_stdout() -> None:
-    """Its reader, such as ``head``, has closed it; without this Python would complain at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _fail(sentence: str) -> NoReturn:
+        sentence = f"{error.strerror}{f': {error.filename}' if error.filename else ''}."
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(1)

@@ -62,14 +62,12 @@ def build(cls: type[Model], options: dict, defaults: dict, base: Model | None = 
     """A model of ``cls`` with a user's options.
 
     Args:
-        cls: one of the table's classes.
         options: arguments of its constructor.
         defaults: more of them, from the data; those that it does not know are left out.
         base: a trained model whose weights to start from; the options may change what has no weights, or add to them.
-        others: names of options that do exist, but are not the constructor's, for the message about an unknown one.
+        others: options that exist but are not the constructor's, for the message about an unknown one.
     Raises:
-        ValueError: an option is unknown (the known ones are listed), has a value that the constructor refuses, or
-            gives tensors another shape than ``base`` has.
+        ValueError: an option is unknown, has a value that the constructor refuses, or does not fit the weights of ``base``.
     """
     known = list(inspect.signature(cls).parameters)
     unknown = [k for k in options if k not in known]

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -61,9 +62,8 @@ def train(settings: dict, state: dict | None, grid_decoder: Callable) -> None:
 class Run:
     """One training run.
 
-    Every draw (order of the data, augmentation, dropout) is a function of (seed, update, accumulated batch, rank). So
-    weights, optimizer, average and the number of the update are all there is to save, and a resumed run repeats the
-    uninterrupted one.
+    Every draw (order of the data, augmentation, dropout) is a function of (seed, update, accumulated batch, rank). So the
+    state is weights, optimizer, average and the number of the update, and a resumed run repeats the uninterrupted one.
 
     Args:
         settings: the arguments of :func:`homework.train.train`.
@@ -94,7 +94,6 @@ class Run:
         self.update, self.seconds, self.measures, self.sums = 0, 0.0, {}, {}
         self.epoch, self.order = -1, torch.empty(0)  # the permutation of the training data in this epoch
         self.stopped, self.saved_at = False, time.time()
-        self.name = ""
         if state:
             resume.restore(self, state)
         else:
@@ -131,8 +130,9 @@ class Run:
         try:
             with on_signals(self.ask_to_stop):
                 while self.update < self.updates:
-                    measures = self.step()
-                    self.count(measures, time.time() - started)
+                    self.sums = {k: self.sums.get(k, 0) + v for k, v in self.step().items()}
+                    self.update, self.seconds = self.update + 1, time.time() - started
+                    self.bar.update(self.group)
                     last = self.update == self.updates
                     logs, validates = (last or self.update % every == 0 for every in (LOG_EVERY, validate_every))
                     if logs:
@@ -140,8 +140,8 @@ class Run:
                     stops = self.agree_to_stop(logs)
                     if validates:
                         self.validate()
-                    if keep_every and self.update % keep_every == 0:
-                        self.keep()
+                    if keep_every and self.update % keep_every == 0 and self.rank == 0:
+                        checkpoint.save(self.average, self.path.with_stem(f"{self.name}_{self.update}"), self.meta())
                     if validates or stops or time.time() - self.saved_at > 60 * self.settings["save_every"]:
                         self.save(last, validates)
                     if stops or last:
@@ -154,8 +154,6 @@ class Run:
             figures = ", ".join(f"{k} {v:.5g}" for k, v in self.measures.items())
             print(f"{self.path}: {figures} on {self.n_valid} validation samples, after {self.seconds / 60:.1f} minutes; "
                   f"in float16 as {self.copy_path}")  # fmt: skip
-
-    # --- stopping -----------------------------------------------------------------------------------------------------
 
     def ask_to_stop(self, *_) -> None:
         """A first Ctrl-C lets the update finish and saves; a second one stops at once."""
@@ -175,8 +173,6 @@ class Run:
             if self.rank == 0:
                 tqdm.write(f"Saved at update {self.update} of {self.updates}; continue with --resume.", sys.stderr)
             raise KeyboardInterrupt
-
-    # --- one update ---------------------------------------------------------------------------------------------------
 
     def step(self) -> dict[str, Tensor]:
         """One update of the weights; returns the detached measures, averaged over the accumulated batches."""
@@ -210,7 +206,7 @@ class Run:
     def update_average(self) -> None:
         """Moves the average towards the weights; at first faster, so that it forgets the initial weights soon."""
         decay = min(self.settings["ema"], (1 + self.update) / (10 + self.update))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+        get_ema_multi_avg_fn(decay)(list(self.average.parameters()), list(self.model.parameters()), self.update)
         for mine, theirs in zip(self.average.buffers(), self.model.buffers(), strict=True):
             mine.copy_(theirs)
 
@@ -231,14 +227,6 @@ class Run:
             return s["lr"] * s["lr_factor"] ** (self.update // s["lr_step"])
         f = (self.update - warmup) / max(1, self.updates - warmup)
         return s["lr"] * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * f)))
-
-    def count(self, measures: dict[str, Tensor], seconds: float) -> None:
-        """Notes the update that was made, ``seconds`` after the start."""
-        self.sums = {k: self.sums.get(k, 0) + v for k, v in measures.items()}
-        self.update, self.seconds = self.update + 1, seconds
-        self.bar.update(self.group)
-
-    # --- curves and pictures ------------------------------------------------------------------------------------------
 
     def log(self) -> None:
         """Writes the mean measures since the last call; ValueError if the loss is not finite."""
@@ -272,8 +260,7 @@ class Run:
         shares = distributed.gather({k: float(v) for k, v in sums.items()})
         if self.rank:
             return
-        keys = set().union(*shares)
-        self.measures = {k: sum(s.get(k, 0.0) for s in shares) / self.n_valid for k in sorted(keys)}
+        self.measures = {k: sum(s.get(k, 0.0) for s in shares) / self.n_valid for k in sorted(set().union(*shares))}
         self.check_finite(self.measures)
         for k, v in self.measures.items():
             self.writer.add_scalar(f"valid/{k}", v, self.update)
@@ -288,18 +275,11 @@ class Run:
             self.decode = self.grid_decoder(self.settings["tokenizer"], made_by, self.model.n_tokens, self.device)
         return self.decode(grids)
 
-    # --- files --------------------------------------------------------------------------------------------------------
-
     def meta(self) -> dict:
         """What a checkpoint says of its training."""
         command = " ".join(["python -m homework.train", *sys.argv[1:]])
         known = {"command": command, "update": self.update, "minutes": self.seconds / 60, "valid": self.measures}
         return known | self.train_data.meta
-
-    def keep(self) -> None:
-        """Writes a checkpoint of this update that stays."""
-        if self.rank == 0:
-            checkpoint.save(self.average, self.path.with_stem(f"{self.name}_{self.update}"), self.meta())
 
     def save(self, finished: bool, validated: bool) -> None:
         """Writes the averaged model, and until the run is ``finished`` what --resume needs. The copy in float16 is written

@@ -41,22 +41,17 @@ def find_state(model: str) -> Path:
     return paths[-1]
 
 
-def read_state(path: Path) -> dict:
-    """What :func:`write_state` wrote; ValueError if the file holds something else."""
-    state = files.read(path)
-    needed = {"settings", "group", "class", "config", "optimizer", *STATE_FIELDS}
-    if not isinstance(state, dict) or not needed <= state.keys():
-        raise ValueError(f"{path} holds no state of a training; leave --resume out.")
-    return state
-
-
 def take_up(settings: dict, overrides: dict) -> tuple[dict, dict]:
     """The settings and the state of the unfinished run that ``settings["model"]`` means.
 
     The settings are those that the run began with, except those in RESUME_OVERRIDES. ValueError if one of ``overrides``,
-    the options that the user gives besides, differs.
+    the user's other options, differs, or the file holds something else than :func:`write_state` writes.
     """
-    state = read_state(find_state(settings["model"]))
+    path = find_state(settings["model"])
+    state = files.read(path)
+    needed = {"settings", "group", "class", "config", *STATE_FIELDS, *MODULES}
+    if not isinstance(state, dict) or not needed <= state.keys():
+        raise ValueError(f"{path} holds no state of a training; leave --resume out.")
     began = settings | state["settings"]  # an old state may lack a new option
     for name, value in overrides.items():
         if value != (state["settings"] | state["settings"]["options"]).get(name):

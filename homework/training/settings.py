@@ -4,7 +4,7 @@ import inspect
 import sys
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from homework.core import checkpoint, cli
 from homework.core.fingerprint import is_same
@@ -34,13 +34,17 @@ def set_up(settings: dict, state: dict | None, device: torch.device) -> tuple[Mo
 
 
 def new_model(cls: type[Model], base: Model | None, settings: dict, data: Dataset, device: torch.device) -> Model:
-    """A model of ``cls`` to be trained on ``data``: from the trained ``base``, if there is one, or new."""
-    options = settings["options"]
+    """A model of ``cls`` to be trained on ``data``, which starts from the trained ``base`` if there is one."""
+    options, reads_codes = settings["options"], settings["inputs"] == "codes"
     if "code_dim" in options and cls.reads_codes:
         raise ValueError("--code_dim comes with the code vectors themselves; use --inputs codes.")
-    codes = token_codes(cls, data) if settings["inputs"] == "codes" else None
-    if codes is not None:
-        options = options | {"code_dim": codes.shape[1]}
+    if reads_codes and not cls.reads_codes:
+        raise ValueError(f"--inputs codes is not for {cls.__name__}, which reads no code vectors; leave it out.")
+    if reads_codes and data.codes is None:
+        raise ValueError("--inputs codes needs the tokenizer's code vectors, but these tokens came without; make them with "
+                         "python -m homework.tokenize ... --codes.")  # fmt: skip
+    if reads_codes:
+        options = options | {"code_dim": data.codes.shape[1]}
     others = ("resume", "config", *(k for k in settings if k not in ("model", "options")))
     model = build(cls, options, data.model_defaults(), base, others).to(device)
     if base:
@@ -49,8 +53,8 @@ def new_model(cls: type[Model], base: Model | None, settings: dict, data: Datase
         data.prepare(model)
     if settings["init"]:
         load_matching_weights(model, checkpoint.load(settings["init"]), settings["init"])
-    if codes is not None:
-        model.set_codes(codes.to(device))
+    if reads_codes:
+        model.set_codes(data.codes.to(device))
     return model
 
 
@@ -72,17 +76,6 @@ def open_data(cls: type[Model], settings: dict) -> tuple[Dataset, Dataset]:
         options["image_size"] = cli.parse_image_size(options["image_size"])
     train, valid = (DATASETS[name](split, root=settings["data"], **options) for split in ("train", "valid"))
     return train, valid
-
-
-def token_codes(cls: type[Model], data: Dataset) -> Tensor:
-    """The tokenizer's code vectors (K,d) that came with ``data``, for a prior of ``cls`` to read. ValueError if there are
-    none, or it does not read them."""
-    if not cls.reads_codes:
-        raise ValueError(f"--inputs codes is not for {cls.__name__}, which reads no code vectors; leave it out.")
-    if data.codes is None:
-        raise ValueError("--inputs codes needs the tokenizer's code vectors, but these tokens came without; make them with "
-                         "python -m homework.tokenize ... --codes.")  # fmt: skip
-    return data.codes
 
 
 def load_matching_weights(model: nn.Module, other: nn.Module, path: str) -> None:
@@ -117,4 +110,4 @@ def check_vocabulary(model: Model, data: Dataset) -> None:
         if name in sizes and K != sizes[name]:
             which = "coarse tokens" if name == "coarse_tokens" else "tokens"
             raise ValueError(f"A {type(model).__name__} is for {sizes[name]} different {which}, but this data has {K}; "
-                             f"choose another --dataset or another model.")  # fmt: skip
+                             "choose another --dataset or another model.")  # fmt: skip
