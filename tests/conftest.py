@@ -40,7 +40,7 @@ TINY = {
                      "n_tokens": K, "height": GRID[0], "width": GRID[1], "coarse_tokens": 5, "coarse_height": 2,
                      "coarse_width": 3},
     "GatedPixelCNN": {"c_hidden": 6, "n_layers": 2, "n_tokens": K, "height": GRID[0], "width": GRID[1], "first_kernel": 5},
-}
+}  # fmt: skip
 
 settings.register_profile("project", deadline=None, max_examples=50)  # a busy machine is not a failure
 settings.load_profile("project")
