@@ -1,6 +1,6 @@
-"""Updates of ``homework.train``, beside the same updates fed plainly and without keep_memory.
+"""Updates of ``homework.train``, next to the same updates fed naively and without keep_memory.
 
-That setting holds for a whole process, so each way runs in one of its own: ``python -m bench.training MODEL fast|plain``.
+That setting holds for a whole process, so each way runs in one of its own: ``python -m bench.training MODEL fast|baseline``.
 """
 
 import inspect
@@ -35,10 +35,10 @@ def measure(data: Path) -> Iterator[Line]:
         tokens = torch.randint(prior.n_tokens, (n, *shape), generator=torch.Generator().manual_seed(0))
         files.write({"tokens": tokens, "n_tokens": prior.n_tokens}, data / f"tokenized_{split}.pth")
     for name, ways in WAYS.items():
-        fast, plain = (child(name, way, data.parent) for way in ("fast", "plain"))
-        share, plain_share = (100 * r["feeding"] / r["update"] for r in (fast, plain))
-        note = f"feeding is {share:.2g} % of an update (the aim: under 5 %), and {plain_share:.2g} % the plain way"
-        yield Line(f"training {name}, batch {BATCH}", BATCH / fast["update"], BATCH / plain["update"], ways, [note])
+        fast, baseline = (child(name, way, data.parent) for way in ("fast", "baseline"))
+        share, baseline_share = (100 * r["feeding"] / r["update"] for r in (fast, baseline))
+        note = f"feeding is {share:.2g} % of an update (the aim: under 5 %), and {baseline_share:.2g} % in the baseline"
+        yield Line(f"training {name}, batch {BATCH}", BATCH / fast["update"], BATCH / baseline["update"], ways, [note])
 
 
 def child(name: str, way: str, folder: Path) -> dict[str, float]:
@@ -55,17 +55,17 @@ def child(name: str, way: str, folder: Path) -> dict[str, float]:
 
 def updates(name: str, way: str) -> dict[str, float]:
     """Measures in this process, with data/ in the current folder."""
-    if way == "plain":
+    if way == "baseline":
         devices.keep_memory = lambda: None
     path = checkpoint_path(name)
     settings = {k: p.default for k, p in inspect.signature(train.train).parameters.items() if k not in ("resume", "config")}
     settings |= {"model": str(path) if path.is_file() else name, "options": {}, "batch_size": BATCH, "device": "cpu"}
     run, feeding_seconds, update_seconds = loop.Run(settings), [], []
-    plain = {
+    baseline = {
         "images": lambda indices, device: feeding.decoded(run.train_data.names, indices),
         "tokens": lambda indices, device: torch.stack([run.train_data[i] for i in indices]),
     }
-    batch = plain[run.model.data] if way == "plain" else run.train_data.batch
+    batch = baseline[run.model.data] if way == "baseline" else run.train_data.batch
 
     def timed_batch(indices, device):
         start = time.perf_counter()

@@ -7,11 +7,17 @@ from homework.core.registry import MODELS
 # every name that can be imported from the package itself, and its module; imported when first asked for (PEP 562)
 EXPORTS = MODELS | {
     "Compressor": "homework.codec.compressor",
+    "Dataset": "homework.datasets.base",
     "FeatureDataset": "homework.datasets.features",
     "ImageDataset": "homework.datasets.images",
     "MnistDataset": "homework.datasets.mnist",
+    "Model": "homework.core.model",
+    "Prior": "homework.priors.base",
+    "Steps": "homework.priors.base",
     "TokenDataset": "homework.datasets.tokens",
+    "Tokenizer": "homework.tokenizers.base",
     "load": "homework.core.checkpoint",
+    "register": "homework.core.registry",
 }
 __all__ = list(EXPORTS)
 

@@ -7,13 +7,12 @@ from pathlib import Path
 from homework.core import checks, cli
 from homework.core.registry import MODELS
 from homework.tokenizers.pictures import grid_decoder
-from homework.training.loop import Run
-
-RESUME_OVERRIDES = ("model", "save_every", "output", "device")  # what a resumed run may be told anew
+from homework.training import loop
+from homework.training.resume import RESUME_OVERRIDES, take_up
 
 
 def train(
-    model: str,
+    model: str | Path,
     epochs: float = 5,
     batch_size: int = 16,
     accumulate: int = 1,
@@ -26,21 +25,21 @@ def train(
     ema: float = 0.999,
     seed: int = 0,
     augment: bool = True,
-    data: str = "data",
+    data: str | Path = "data",
     dataset: str | None = None,
     binarize: float | str | None = None,
-    coarse: str | None = None,
+    coarse: str | Path | None = None,
     image_size: str | None = None,
     limit: int | None = None,
     validate_every: int | None = None,
     save_every: float = 10,
     keep_every: int | None = None,
     resume: bool = False,
-    config: str | None = None,
-    init: str | None = None,
+    config: str | Path | None = None,
+    init: str | Path | None = None,
     inputs: str = "embedding",
-    output: str | None = None,
-    tokenizer: str = "homework/BSQPatchAutoEncoder.pth",
+    output: str | Path | None = None,
+    tokenizer: str | Path = "homework/BSQPatchAutoEncoder.pth",
     device: str = "auto",
     bf16: bool = True,
     compile: bool = False,
@@ -48,22 +47,22 @@ def train(
 ) -> None:
     """Trains a model: logs/{date}_{Model}/, checkpoints/{date}_{Model}.pth, and the latest also as homework/{Model}.pth.
 
-    That file, the one of the shipped model, is written after every validation, and not before the first.
+    That copy is written after every validation. All commands prefer it to the pretrained model of the same name.
 
     Any argument of the model's constructor is an option too, as in --codebook_bits 12. Run it under torchrun to train
     on several processes. Ctrl-C saves before it stops.
 
     Args:
-        model: a model's name, or the path of a checkpoint to go on from with a new schedule.
+        model: a model's name, or the path of a checkpoint to continue from with a new schedule.
         epochs: passes over the training data; may be a fraction.
-        batch_size: images or grids a step, on each process.
+        batch_size: images or grids per step, on each process.
         accumulate: steps whose gradients are averaged before the weights move.
         lr: peak learning rate of AdamW; by default the model's own (its learning_rate), or 1e-3.
         lr_step: updates after each of which the rate is multiplied by lr_factor, in place of the cosine.
         lr_factor: see lr_step; above 0 and at most 1.
         warmup: updates of linear warm-up, by default the model's own (its warmup), or 100; a cosine then takes the rate
             down to a hundredth of its peak.
-        weight_decay: of AdamW, a rate that applies to matrices alone.
+        weight_decay: of AdamW; applies to matrices alone.
         clip: largest L2 norm of the gradient.
         ema: decay of the moving average of the weights, which is what is evaluated and saved; 0 for none.
         seed: of the weights, the order of the data and all random draws.
@@ -78,34 +77,36 @@ def train(
         validate_every: updates between validations; once an epoch by default.
         save_every: minutes between saves of all that --resume needs.
         keep_every: updates after each of which a checkpoint is made that stays, checkpoints/{date}_{Model}_{update}.pth.
-        resume: go on exactly where the latest unfinished run of this model, or the run of this checkpoint, stopped, with
-            its options; of these only save_every, output and device may be others.
+        resume: continue exactly where the latest unfinished run of this model, or the run of this checkpoint, stopped, with
+            its options; only save_every, output and device may differ.
         config: a JSON file with any of these options by name; those on the command line win.
-        init: a checkpoint of any model, from which to take all weights whose name and shape fit a new one's.
-        inputs: of priors: "embedding" learns a vector for each token; "codes" reads the tokenizer's own, which lie in
+        init: a checkpoint of any model, from which to take all weights whose name and shape fit the new model's.
+        inputs: of priors: "embedding" learns a vector for each token; "codes" reads the tokenizer's own, which are in
             tokenized_train.pth if it was made with --codes.
-        output: where the copy of the latest checkpoint that was validated goes, homework/{Model}.pth by default.
-        tokenizer: a checkpoint that decodes token grids for TensorBoard's pictures, if it is there.
+        output: the copy of the latest checkpoint that was validated, homework/{Model}.pth by default.
+        tokenizer: a checkpoint, or a model's name, that decodes token grids for TensorBoard's pictures, if there is one.
         device: auto, cpu, cuda or mps.
         bf16: bfloat16 autocast, on CUDA alone.
         compile: torch.compile the loss, for CUDA.
         options: arguments of the model's constructor.
     """
-    data, tokenizer = str(data), str(tokenizer)  # Fire takes 2026 for a number
+    model, data, tokenizer = str(model), str(data), str(tokenizer)  # Fire takes 2026 for a number
     init, output, coarse = (path if path is None else str(path) for path in (init, output, coarse))
     settings = {k: v for k, v in locals().items() if k not in ("resume", "config", "options")} | {"options": options}
     check(settings | {"resume": resume})
-    defaults = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
-    fixed = {k: v for k, v in (settings | options).items() if k not in (*RESUME_OVERRIDES, "options")}
-    overrides = {k: v for k, v in fixed.items() if v != defaults.get(k)}
-    Run(settings, overrides if resume else None, grid_decoder).fit()
+    state = None
+    if resume:
+        defaults = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
+        given = {k: v for k, v in (settings | options).items() if k != "options" and v != defaults.get(k)}
+        settings, state = take_up(settings, {k: v for k, v in given.items() if k not in RESUME_OVERRIDES})
+    loop.train(settings, state, grid_decoder)
 
 
 def check(settings: dict) -> None:
     """ValueError, naming the option and what it may be, for settings that make no sense."""
 
     def given(*names: str) -> dict:
-        """These settings as options, but for those that were left out and have no default."""
+        """These settings as options, except those that were left out and have no default."""
         may_lack = ("limit", "warmup", "lr", "lr_step", "keep_every", "validate_every")
         return {f"--{name}": settings[name] for name in names if settings[name] is not None or name not in may_lack}
 
@@ -114,15 +115,13 @@ def check(settings: dict) -> None:
     checks.positive(**given("epochs", "lr", "clip", "save_every"))
     checks.fraction(**given("ema", "weight_decay"))
     checks.boolean(**given("augment", "resume", "bf16", "compile"))
-    if type(settings["lr_factor"]) not in (int, float) or not 0 < settings["lr_factor"] <= 1:
-        raise ValueError(f"--lr_factor is {settings['lr_factor']!r}, but must be above 0 and at most 1.")
-    if settings["inputs"] not in ("embedding", "codes"):
-        raise ValueError(f"--inputs is {settings['inputs']!r}, but must be embedding or codes.")
+    checks.require("above 0 and at most 1", lambda v: checks.is_number(v) and 0 < v <= 1, given("lr_factor"))
+    checks.require("embedding or codes", lambda v: v in ("embedding", "codes"), given("inputs"))
     if settings["output"]:
         path = Path(settings["output"])
         if path.suffix != ".pth" or path.is_dir() or any(p.exists() and not p.is_dir() for p in path.parents):
             raise ValueError(f"--output is {path}, but must be a .pth file in a folder.")
-    if settings["init"] and str(settings["model"]).endswith(".pth"):
+    if settings["init"] and settings["model"].endswith(".pth") and not settings["resume"]:
         raise ValueError("--init is for a new model; a checkpoint in place of the model's name brings all weights.")
 
 

@@ -40,9 +40,9 @@ TINY = {
                      "n_tokens": K, "height": GRID[0], "width": GRID[1], "coarse_tokens": 5, "coarse_height": 2,
                      "coarse_width": 3},
     "GatedPixelCNN": {"c_hidden": 6, "n_layers": 2, "n_tokens": K, "height": GRID[0], "width": GRID[1], "first_kernel": 5},
-}
+}  # fmt: skip
 
-settings.register_profile("project", deadline=None, max_examples=50)  # a busy machine is no failure
+settings.register_profile("project", deadline=None, max_examples=50)  # a busy machine is not a failure
 settings.load_profile("project")
 torch.set_num_threads(1)  # the models are tiny, and results must not depend on the machine's cores
 
@@ -130,7 +130,7 @@ def file_size_limit(n: int):
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
-    """A data folder: train/ (24) and valid/ (8) hold 20x30 pieces of the sample frames as JPEG, and beside them lie
+    """A data folder: train/ (24) and valid/ (8) hold 20x30 pieces of the sample frames as JPEG, next to
     tokenized_train.pth and tokenized_valid.pth with 4x6 grids of 16 codes (the grey levels of the same pieces)."""
     folder = tmp_path_factory.mktemp("data")
     draw = np.random.default_rng(0)
@@ -152,7 +152,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def real_frames(tmp_path_factory) -> list[Path]:
-    """32 real validation frames (100x150), from the checkout or from the zip beside it; without either, a skip."""
+    """32 real validation frames (100x150), from the checkout or from the zip next to it; without either, a skip."""
     folder, archive = ROOT / "data" / "valid", ROOT.parent / "shared" / "data" / "supertux_data.zip"
     if folder.is_dir():
         return sorted(folder.glob("*.jpg"))[::40][:32]

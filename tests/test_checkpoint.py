@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,7 +99,7 @@ FOREIGN = {
     "empty": b"",
     "text": b"PatchAutoEncoder",
     "json": b'{"model": "PatchAutoEncoder"}',
-    "picture": b"\x89PNG\r\n\x1a\n" + bytes(50),
+    "PNG": b"\x89PNG\r\n\x1a\n" + bytes(50),
     "zeros": bytes(1000),
     "zip": zip_of(["a/b.txt"]),
     "empty zip": zip_of([]),
@@ -185,17 +186,17 @@ def test_truncated_files_are_refused(file, tmp_path_factory, part):
 @given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 7)), min_size=1, max_size=3))
 def test_flipped_bits_are_noticed_or_harmless(file, tmp_path_factory, flips):
     content = bytearray(file.read_bytes())
-    for place, bit in flips:
-        content[int(place * len(content))] ^= 2**bit
+    for position, bit in flips:
+        content[int(position * len(content))] ^= 2**bit
     damaged(bytes(content), file, tmp_path_factory.mktemp("flipped"))
 
 
 def test_flips_in_the_zips_own_records_are_noticed_or_harmless(file, tmp_path):
     """One bit in each of its bytes that matter most: around the file names and in the directory at the end."""
     content = file.read_bytes()
-    places = {i for i in range(len(content)) if content[i : i + 2] == b"PK"}
-    places = sorted({i + d for i in places for d in range(0, 46, 3) if i + d < len(content)})
-    for n, i in enumerate(places[:: max(1, len(places) // 150)]):
+    positions = {i for i in range(len(content)) if content[i : i + 2] == b"PK"}
+    positions = sorted({i + d for i in positions for d in range(0, 46, 3) if i + d < len(content)})
+    for n, i in enumerate(positions[:: max(1, len(positions) // 150)]):
         damaged(content[:i] + bytes([content[i] ^ 2 ** (n % 8)]) + content[i + 1 :], file, tmp_path)
 
 
@@ -294,3 +295,39 @@ def test_the_latest_run_of_the_model_is_found(tmp_path, monkeypatch):
     for model in ("AutoregressiveModel", "checkpoints/none.pth", "Nonsense"):
         with pytest.raises(ValueError, match=model):
             resume.find_state(model)
+
+
+# --- which file a name means ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty current folder, and an empty package besides its pretrained/."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checkpoint, "PACKAGE", tmp_path / "package")
+    return tmp_path
+
+
+@pytest.mark.parametrize("typed", ["BSQPatchAutoEncoder", "homework/BSQPatchAutoEncoder.pth"])
+def test_a_name_means_the_latest_copy_or_else_the_pretrained_model(folder, capsys, typed):
+    name = Path(typed).stem
+    pretrained = checkpoint.PRETRAINED / f"{name}.pth"
+    assert checkpoint.locate(typed) == pretrained and f"{typed}: using {pretrained}" in capsys.readouterr().err
+    for copy in (folder / "package" / f"{name}.pth", Path("homework", f"{name}.pth")):
+        checkpoint.save(build(name), copy)
+        assert checkpoint.locate(typed) == copy
+        assert capsys.readouterr().err == (f"{typed}: using {copy}\n" if str(copy) != typed else "")
+        assert same(checkpoint.load(typed, name), build(name))
+        capsys.readouterr()
+
+
+@pytest.mark.parametrize("typed", ["BSQPatchAutoEncoder.pth", "other/BSQPatchAutoEncoder.pth", "homework/None.pth", "None"])
+def test_other_paths_mean_themselves(folder, capsys, typed):
+    assert checkpoint.locate(typed) == Path(typed) and capsys.readouterr().err == ""
+    with pytest.raises(FileNotFoundError, match=typed):
+        checkpoint.load(typed)
+
+
+def test_a_file_that_exists_is_taken_whatever_it_is_called(folder):
+    checkpoint.save(build(NAME), "BSQPatchAutoEncoder")
+    assert checkpoint.locate("BSQPatchAutoEncoder") == Path("BSQPatchAutoEncoder")

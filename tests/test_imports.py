@@ -11,7 +11,7 @@ from conftest import ROOT, run
 from homework.core import registry
 
 COURSE = {"ae", "bsq", "autoregressive"}  # the three models that the course is about, at the top of the package
-# from the top down: a file imports files of lower floors, and of its own floor without going round in a circle
+# from the top down: a file imports files of lower floors, and of its own floor without a circle
 FLOORS = ["commands", "evaluation", "codec", "course", "priors", "tokenizers", "training", "datasets", "nn", "core"]
 SOURCES = sorted(p for p in (ROOT / "homework").rglob("*.py") if p.stem != "__init__")
 
@@ -54,8 +54,8 @@ def test_imports_go_downwards(path):
     upwards = {other for other in of_the_package(path) - {"__init__"} if floor(other) < floor(name)}
     assert not upwards, f"{name} imports {upwards}"
     if floor(name) == 0:
-        beside = {other for other in of_the_package(path) if other != "__init__" and floor(other) == 0}
-        assert not beside, f"the command {name} imports other commands, {beside}: what they share belongs on a lower floor"
+        others = {other for other in of_the_package(path) if other != "__init__" and floor(other) == 0}
+        assert not others, f"the command {name} imports other commands, {others}: what they share belongs on a lower floor"
 
 
 def test_no_floor_goes_round_in_a_circle():
@@ -119,7 +119,7 @@ def test_names_that_notebooks_rely_on(tmp_path):
 
 
 def test_no_module_hides_a_standard_one(tmp_path):
-    """homework/tokenize.py bears a standard module's name: it must never be found as ``tokenize``."""
+    """homework/tokenize.py has a standard module's name: it must never be found as ``tokenize``."""
     done = run("-c", "import homework.train, tokenize; print(tokenize.__file__)", cwd=tmp_path)
     assert done.returncode == 0 and "homework" not in done.stdout, done.stderr
     for path in [*SOURCES, *(ROOT / "grader").glob("*.py")]:

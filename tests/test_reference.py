@@ -1,4 +1,4 @@
-"""The trained models that lie in the package: they load as documented, are small, and work on real frames."""
+"""The trained models in the package: they load as documented, are small, and work on real frames."""
 
 import importlib
 
@@ -15,12 +15,13 @@ from homework.datasets.images import to_float
 NAMES = ["PatchAutoEncoder", "BSQPatchAutoEncoder", "AutoregressiveModel"]
 PAIRS = [("VQPatchAutoEncoder", "VQAutoregressiveModel"), ("BSQPatchAutoEncoder", "GatedPixelCNN"),
          ("VQPatchAutoEncoder", "VQGatedPixelCNN")]  # fmt: skip
-SHIPPED = sorted((ROOT / "homework").glob("*.pth"))
+PRETRAINED = ROOT / "homework" / "pretrained"
+SHIPPED = sorted(PRETRAINED.glob("*.pth"))
 
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, torch.nn.Module]:
-    missing = [name for name in NAMES if not (ROOT / "homework" / "pretrained" / f"{name}.pth").is_file()]
+    missing = [name for name in NAMES if not (PRETRAINED / f"{name}.pth").is_file()]
     if missing:
         pytest.skip(f"not trained yet: {', '.join(missing)}")
     return {name: importlib.import_module(registry.MODELS[name]).load() for name in NAMES}
@@ -62,14 +63,14 @@ def test_the_prior_expects_what_it_sees(models, frames):
     bits = prior.loss(grids)["bits_per_image"]
     assert bits < 4500
     shuffled = grids.flatten(1)[:, torch.randperm(600, generator=torch.Generator().manual_seed(0))].view(grids.shape)
-    assert prior.loss(shuffled)["bits_per_image"] > 1.2 * bits  # the same tokens out of order are no frame
+    assert prior.loss(shuffled)["bits_per_image"] > 1.2 * bits  # the same tokens out of order are not a frame
 
 
 @pytest.mark.parametrize("names", PAIRS, ids="-".join)
 @torch.inference_mode()
 def test_the_other_pairs_work_too(names, frames):
     """The tokenizer brings frames back, its prior expects these grids rather than shuffled ones, and they come in files."""
-    paths = [ROOT / "homework" / "pretrained" / f"{name}.pth" for name in names]
+    paths = [PRETRAINED / f"{name}.pth" for name in names]
     if not all(path.is_file() for path in paths):
         pytest.skip(f"not trained yet: {' or '.join(names)}")
     tokenizer, prior = map(homework.load, paths)
@@ -86,9 +87,9 @@ def test_the_other_pairs_work_too(names, frames):
 @torch.inference_mode()
 def test_the_pixel_prior_expects_digits():
     """About 65 nats a digit; an image of a model that knows nothing costs 543."""
-    if not (ROOT / "homework/pretrained/PixelCNN.pth").is_file():
+    if not (PRETRAINED / "PixelCNN.pth").is_file():
         pytest.skip("not trained yet: PixelCNN")
-    prior = importlib.import_module("homework.pixelcnn").load()
+    prior = homework.load("PixelCNN")
     new = prior.generate(4, 28, 28, generator=torch.Generator().manual_seed(0))
     assert 0.02 < new.float().mean() < 0.4  # strokes, neither an empty page nor a full one
     nats = prior.loss(new)["nats_per_image"]

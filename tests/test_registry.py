@@ -1,8 +1,11 @@
 """Every trainable model keeps the contract that the training loop, the checkpoints and the pictures rely on."""
 
+import copy
 import importlib
 import inspect
 import json
+import pickle
+import sys
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from conftest import TINY, K, batch_for, build
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+import homework
 from homework.core import checkpoint, registry
 from homework.datasets.kinds import DATASETS
 
@@ -24,9 +28,13 @@ def test_every_name_has_a_tiny_model_here():
 @every_model
 def test_name_leads_to_a_class_of_that_name(name):
     cls = registry.model_class(name)
-    assert cls.__name__ == name and issubclass(cls, torch.nn.Module) and cls.data in DATASETS
-    module = importlib.import_module(registry.MODELS[name])
-    assert inspect.signature(module.load).parameters == {}  # homework.ae.load() and so on: the reference model
+    assert cls.__name__ == name and issubclass(cls, homework.Model) and cls.data in DATASETS
+    assert getattr(homework, name) is cls
+
+
+@pytest.mark.parametrize("name", ["PatchAutoEncoder", "BSQPatchAutoEncoder", "AutoregressiveModel"])
+def test_the_course_modules_load_without_arguments(name):
+    assert inspect.signature(importlib.import_module(registry.MODELS[name]).load).parameters == {}
 
 
 @pytest.mark.parametrize("name", ["Nonsense", "", "patchautoencoder", "homework.ae", "__class__"])
@@ -178,7 +186,7 @@ def test_a_fraction_or_truth_for_a_count_is_named(name, data):
         type(build(name))(**config | {argument: value})
 
 
-def test_width_that_the_heads_do_not_divide_is_told_with_the_remedy():
+def test_width_that_the_heads_do_not_divide_is_named_with_the_remedy():
     with pytest.raises(ValueError, match="d_latent is 10.*n_heads = 4.*change"):
         build("AutoregressiveModel", d_latent=10, n_heads=4)
 
@@ -190,3 +198,150 @@ def test_build_lists_the_known_options(options):
         registry.build(cls, options, {})
     assert next(iter(options)) in str(error.value)
     assert all(k in str(error.value) for k in inspect.signature(cls).parameters)
+
+
+# --- models of others -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def table(monkeypatch) -> dict:
+    """The table of models, as it was after the test."""
+    monkeypatch.setattr(registry, "MODELS", dict(registry.MODELS))
+    return registry.MODELS
+
+
+def foreign(name: str = "Foreign", module: str = "somewhere") -> type:
+    """A third party's prior: every token is equally probable but for a bias."""
+
+    class Foreign(homework.Prior):
+        def __init__(self, n_tokens: int = K):
+            super().__init__()
+            self.n_tokens, self.bias = n_tokens, torch.nn.Parameter(torch.zeros(n_tokens))
+
+        def forward(self, tokens):
+            return self.bias.expand(*tokens.shape, self.n_tokens), {}
+
+    Foreign.__name__ = Foreign.__qualname__ = name
+    Foreign.__module__ = module
+    return Foreign
+
+
+def test_a_registered_model_is_one_of_them(table, tmp_path):
+    cls = foreign()
+    assert homework.register(cls) is cls and registry.model_class("Foreign") is cls
+    checkpoint.save(cls(5), tmp_path / "f.pth")
+    model = homework.load(tmp_path / "f.pth", "Foreign")
+    assert type(model) is cls and model.config == {"n_tokens": 5}
+    with pytest.raises(ValueError, match="Foreign"):
+        registry.model_class("Nonsense")  # the known ones are listed
+
+
+def test_a_name_belongs_to_one_class(table):
+    for taken in (foreign("PixelCNN"), homework.register(foreign()) and foreign(module="elsewhere")):
+        with pytest.raises(ValueError, match=f"{taken.__name__}.*another"):
+            homework.register(taken)
+    assert registry.model_class("PixelCNN") is homework.PixelCNN
+    again = foreign()  # the same definition, run again in a notebook
+    assert homework.register(again) is again and registry.model_class("Foreign") is again
+    assert homework.register(homework.PixelCNN) is homework.PixelCNN  # what the table has already
+
+
+@pytest.mark.parametrize("cls", [torch.nn.Linear, lambda: None, 5])
+def test_what_is_not_a_model_cannot_be_registered(table, cls):
+    with pytest.raises(ValueError, match="inherits from homework.Model"):
+        homework.register(cls)
+
+
+PLUGIN = """
+import homework
+
+@homework.register
+class {name}(homework.Prior):
+    pass
+
+Missing = None
+"""
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Installs a package whose module ``their_models`` names models by entry points."""
+    info = tmp_path / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    entries = (
+        "Installed = their_models:Installed",
+        "Alias = their_models:Installed",
+        "Gone = their_models:gone",
+        "Broken = none:X",
+    )
+    (info / "entry_points.txt").write_text("\n".join(["[homework.models]", *entries]))
+    (tmp_path / "their_models.py").write_text(PLUGIN.format(name="Installed"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "their_models", raising=False)
+
+
+def test_models_of_installed_packages_are_found_by_name(table, installed):
+    with pytest.raises(ValueError, match="Nonsense.*PixelCNN.*Installed"):
+        registry.model_class("Nonsense")
+    assert "their_models" not in sys.modules  # looked up, but not imported
+    cls = registry.model_class("Installed")
+    assert cls.__module__ == "their_models" and registry.model_class("Installed") is cls
+    for name, message in (("Gone", "cannot be imported"), ("Broken", "cannot be imported"), ("Alias", "another name")):
+        with pytest.raises(ValueError, match=f"{name}.*{message}"):
+            registry.model_class(name)
+
+
+def test_known_names_are_found_without_looking_at_packages(monkeypatch):
+    monkeypatch.setattr(registry, "entry_points", None)
+    assert registry.model_class("PixelCNN") is homework.PixelCNN
+
+
+# --- the contract's own code ----------------------------------------------------------------------------------------------
+
+
+class Options(homework.Model):
+    def __init__(self, a: int, b: list | None = None, *, c: str = "c"):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+
+
+class Inherits(Options):
+    pass
+
+
+@pytest.mark.parametrize("cls", [Options, Inherits])
+def test_config_has_every_argument_however_it_is_given(cls):
+    assert cls(1).config == cls(a=1).config == {"a": 1, "b": None, "c": "c"}
+    assert cls(1, [2], c="d").config == cls(c="d", b=[2], a=1).config == {"a": 1, "b": [2], "c": "d"}
+    assert list(cls(c="d", a=1).config) == ["a", "b", "c"]
+    for arguments, named in ((), {}), ((1, 2, 3), {}), ((1,), {"d": 4}):
+        with pytest.raises(TypeError):
+            cls(*arguments, **named)
+    assert homework.Model().config == {}
+
+
+def test_config_is_a_copy():
+    b = [1]
+    model = Options(1, b)
+    b.append(2)
+    assert model.config["b"] == [1]
+    model.config["b"].append(3)
+    assert b == [1, 2] and Options(1).config["b"] is None
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+def test_models_can_be_copied_and_pickled(duplicate):
+    model = Inherits(1, [2])
+    model.meta["command"] = "x"
+    other = duplicate(model)
+    assert type(other) is Inherits and other.config == model.config and other.meta == model.meta
+    assert torch.equal(other.layer.weight, model.layer.weight) and other.layer.weight is not model.layer.weight
+    other.config["b"].append(3)
+    other.meta["command"] = "y"
+    assert model.config["b"] == [2] and model.meta == {"command": "x"}
+
+
+def test_the_package_exports_its_contracts():
+    for name in ("Model", "Tokenizer", "Prior", "Steps", "Dataset", "register", "load", *registry.MODELS):
+        assert name in homework.__all__ and getattr(homework, name).__name__ == name

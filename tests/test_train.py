@@ -3,23 +3,29 @@
 import json
 import math
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import GRID, SIZE, TINY, K, build, file_size_limit, files, run, sentence
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import homework
 from homework import TokenDataset
 from homework.core import checkpoint, registry
 from homework.core.files import read, write
+from homework.train import train as train_function
 from homework.training import resume
 from homework.training.loop import LOG_EVERY, Run
 from homework.training.settings import load_matching_weights
@@ -65,8 +71,8 @@ def train(command, arguments, tmp_path, monkeypatch):
     def call(model: str, *more: str, cwd: Path = tmp_path, **options) -> SimpleNamespace:
         cwd.mkdir(exist_ok=True)
         monkeypatch.chdir(cwd)
-        told = [model, *(f"--{k}={v}" for k, v in options.items())] if "--resume" in more else arguments(model, **options)
-        return command("train", *told, *more)
+        typed = [model, *(f"--{k}={v}" for k, v in options.items())] if "--resume" in more else arguments(model, **options)
+        return command("train", *typed, *more)
 
     return call
 
@@ -115,14 +121,14 @@ def test_a_run_writes_a_log_and_two_checkpoints(train, tmp_path, model):
     events = EventAccumulator(str(tmp_path / written[2])).Reload()
     scalars = set(events.Tags()["scalars"])
     assert {"train/loss", "valid/loss", "train/learning_rate", "train/images_per_second"} <= scalars
-    assert [e.step for e in events.Scalars("train/loss")] == [10, 12]  # the last updates are told of, too
+    assert [e.step for e in events.Scalars("train/loss")] == [10, 12]  # the last updates are logged, too
     assert [e.step for e in events.Scalars("valid/loss")] == [12]
     assert events.Scalars("valid/loss")[0].value == pytest.approx(full.meta["valid"]["loss"])
     shown = {AE: {"input", "reconstruction"}, BSQ: {"input", "reconstruction"}, PRIOR: {"data", "samples"}}
     assert shown[model] <= set(events.Tags()["images"])
     (text,) = (t for t in events.Tags()["tensors"] if "configuration" in t)
-    told = events.Tensors(text)[0].tensor_proto.string_val[0].decode()
-    assert '"batch_size": 2' in told and '"seed": 0' in told and str(next(iter(TINY[model]))) in told
+    shown = events.Tensors(text)[0].tensor_proto.string_val[0].decode()
+    assert '"batch_size": 2' in shown and '"seed": 0' in shown and str(next(iter(TINY[model]))) in shown
 
 
 def test_the_validation_loss_is_that_of_the_saved_model(train, tmp_path, data):
@@ -157,7 +163,7 @@ def test_a_tokenizer_that_does_not_fit_is_left_out_of_the_pictures(train, tmp_pa
     assert done.returncode == 0 or sentence(done)
 
 
-def test_picture_folders_of_another_size_are_scaled(train, tmp_path, data):
+def test_image_folders_of_another_size_are_scaled(train, tmp_path, data):
     assert train(AE, image_size="15x15", epochs=0.2).returncode == 0
     events = EventAccumulator(str(only(tmp_path, "logs/*"))).Reload()
     assert events.Images("input")[0].height % 15 == 0
@@ -195,7 +201,7 @@ def check_same_run(a: Path, b: Path, model: str) -> None:
 LONG = {"epochs": 10, "accumulate": 2, "validate_every": 7, "ema": 0.9}  # 60 updates
 
 
-def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(train, arguments, tmp_path):
+def test_a_run_that_was_killed_resumes_as_if_it_had_not_been(train, arguments, tmp_path):
     """kill -9 at update 25, between two saves (the last one at 21) and between two points of the curves."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert train(AE, cwd=whole, **LONG).returncode == 0
@@ -210,7 +216,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(train, arguments, t
     check_same_run(whole, cut, AE)
     assert [s for s, _ in curves(cut)["train/loss"]] == list(range(LOG_EVERY, 61, LOG_EVERY))
     assert not state.exists() and len(list(cut.glob("checkpoints/*"))) == 1  # a finished run leaves its model alone
-    assert "--resume" in sentence(train(AE, "--resume", cwd=cut))  # and nothing to go on from
+    assert "--resume" in sentence(train(AE, "--resume", cwd=cut))  # and nothing to resume
 
 
 def stopped_run(train, monkeypatch, model: str, update: int, sig: str = "SIGINT", **options) -> SimpleNamespace:
@@ -228,8 +234,8 @@ def stopped_run(train, monkeypatch, model: str, update: int, sig: str = "SIGINT"
 
 
 @pytest.mark.parametrize("sig", ["SIGINT", "SIGTERM"])
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(train, tmp_path, monkeypatch, sig):
-    """Ctrl-C saves first. With dropout, whose draws must go on too."""
+def test_a_run_that_was_stopped_resumes_as_if_it_had_not_been(train, tmp_path, monkeypatch, sig):
+    """Ctrl-C saves first. With dropout, whose draws must continue too."""
     whole, cut, options = tmp_path / "whole", tmp_path / "cut", LONG | {"dropout": 0.3, "seed": 3}
     assert train(PRIOR, cwd=whole, **options).returncode == 0
     handler = signal.getsignal(signal.SIGINT)
@@ -241,16 +247,16 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(train, tmp_path, m
     resumed = train(only(cut, "checkpoints/*_AutoregressiveModel.pth"), "--resume", cwd=cut)  # by its path this time
     assert resumed.returncode == 0, resumed.stderr
     path = only(cut, "checkpoints/*_AutoregressiveModel.pth").relative_to(cut)
-    assert f"Going on with {path} at update 26 of" in resumed.stderr
+    assert f"Resuming {path} at update 26 of" in resumed.stderr
     check_same_run(whole, cut, PRIOR)
 
 
 def test_a_resumed_run_takes_its_own_options_and_no_others(train, data, tmp_path, monkeypatch):
     assert stopped_run(train, monkeypatch, AE, 3, lr=2e-3, validate_every=1).returncode == 130
     before = files(tmp_path)
-    for told in {"lr": 1e-3}, {"latent_dim": 99}, {"data": "elsewhere"}, {"epochs": 9}, {"no_such": 1}:
-        said = sentence(train(AE, "--resume", **told))
-        assert f"--{next(iter(told))} differs" in said and files(tmp_path) == before
+    for options in {"lr": 1e-3}, {"latent_dim": 99}, {"data": "elsewhere"}, {"epochs": 9}, {"no_such": 1}:
+        error = sentence(train(AE, "--resume", **options))
+        assert f"--{next(iter(options))} differs" in error and files(tmp_path) == before
     same = {"lr": 0.002, "data": data, "save_every": 1, "output": "other.pth", "device": "cpu"}  # or they may be others
     assert train(AE, "--resume", **same).returncode == 0 and checkpoint.load(tmp_path / "other.pth").meta["update"] == 12
 
@@ -278,9 +284,9 @@ def test_two_processes_are_one_with_twice_the_batch(train, arguments, tmp_path):
     (tmp_path / "interrupt.py").write_text(INTERRUPT)
     stopped = run(tmp_path / "interrupt.py", 13, "SIGINT", *arguments(BSQ, **options), cwd=two, processes=2)
     assert stopped.returncode != 0 and "Saved at update 20 of 30" in stopped.stderr, stopped.stderr
-    assert stopped.stderr.count("Saved at update") == 1  # told by the first process alone
-    told = sentence(train(BSQ, "--resume", cwd=two))
-    assert "processes" in told  # on one process it would be another run
+    assert stopped.stderr.count("Saved at update") == 1  # by the first process alone
+    error = sentence(train(BSQ, "--resume", cwd=two))
+    assert "processes" in error  # on one process it would be another run
     resumed = run("-m", "homework.train", BSQ, "--resume", cwd=two, processes=2)
     assert resumed.returncode == 0, resumed.stderr
 
@@ -305,6 +311,107 @@ def test_accumulated_batches_are_one_large_batch(train, tmp_path):
     assert a["train/learning_rate"] == b["train/learning_rate"]
     for name in ("train/loss", "valid/loss"):
         assert [v for _, v in a[name]] == pytest.approx([v for _, v in b[name]], rel=1e-3), name
+
+
+# --- as a function --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def call(data, tmp_path, monkeypatch):
+    """``call(model, option=value, ...)``: a short training of a tiny model by the function, in ``tmp_path``."""
+    monkeypatch.chdir(tmp_path)
+    common = {"data": data, "batch_size": 2, "epochs": 0.25, "device": "cpu", "warmup": 4}
+    return lambda model, **options: train_function(model, **common | TINY.get(model, {}) | options)
+
+
+def global_state() -> list:
+    handlers = [signal.getsignal(sig) for sig in (signal.SIGINT, signal.SIGTERM)]
+    precision = torch.get_float32_matmul_precision(), torch.get_default_dtype(), torch.is_grad_enabled()
+    draws = random.getstate(), torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()
+    return [handlers, threading.excepthook, precision, torch.get_num_threads(), draws]
+
+
+@pytest.mark.parametrize("end", ["finished", "stopped", "refused"])
+def test_it_leaves_the_global_state_as_it_was(call, monkeypatch, end):
+    torch.manual_seed(5)
+    before = global_state()
+    if end == "finished":
+        call(BSQ)
+    elif end == "stopped":
+        with pytest.raises(KeyboardInterrupt):
+            stopped_run(lambda model: call(model), monkeypatch, BSQ, 1)
+    else:
+        with pytest.raises(ValueError):
+            call(BSQ, batch_size=1000)
+    assert global_state() == before
+
+
+def test_the_command_does_too(train):
+    before = global_state()
+    assert train(AE, epochs=0.1).returncode == 0
+    sentence(train(AE, no_such=1))
+    assert global_state() == before
+
+
+def test_it_runs_in_a_thread(call, tmp_path):
+    before = global_state()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(call, AE).result()
+    assert global_state() == before and checkpoint.load(tmp_path / f"homework/{AE}.pth").meta["update"] == 3
+
+
+def test_paths_may_be_paths(call, data, monkeypatch, tmp_path):
+    options = {"validate_every": 1, "output": Path("out") / "m.pth", "epochs": 1, "tokenizer": Path("t.pth")}
+    checkpoint.save(build(PRIOR), "init.pth")
+    with pytest.raises(KeyboardInterrupt):
+        stopped_run(call, monkeypatch, PRIOR, 3, init=Path("init.pth"), **options)
+    path = only(tmp_path, "checkpoints/*_AutoregressiveModel.pth")
+    train_function(path, resume=True, data=data, init=Path("init.pth"), output=Path("out2") / "m.pth")
+    assert checkpoint.load(Path("out2") / "m.pth").meta["update"] == 12 and Path("out/m.pth").is_file()
+    train_function(Path("out2") / "m.pth", data=data, device="cpu", epochs=0.25, batch_size=2)
+    assert checkpoint.load(f"homework/{PRIOR}.pth").meta["update"] == 3
+
+
+def test_a_registered_model_is_trained_like_any_other(call, monkeypatch):
+    monkeypatch.setattr(registry, "MODELS", dict(registry.MODELS))
+
+    @homework.register
+    class Unigram(homework.Prior):
+        def __init__(self, n_tokens: int):
+            super().__init__()
+            self.n_tokens, self.logits = n_tokens, torch.nn.Parameter(torch.zeros(n_tokens))
+
+        def forward(self, tokens):
+            return self.logits.expand(*tokens.shape, self.n_tokens), {}
+
+    call("Unigram", lr=0.1)
+    model = homework.load("Unigram")
+    assert type(model) is Unigram and model.n_tokens == K and model.logits.abs().max() > 0.01
+
+
+# --- the copy that the commands prefer ------------------------------------------------------------------------------------
+
+
+def test_the_pretrained_models_are_never_written(call, tmp_path):
+    """A training leaves ./homework/{Model}.pth, which the name then means; another one can begin with either."""
+    before = {path: path.read_bytes() for path in checkpoint.PRETRAINED.iterdir()}
+    assert checkpoint.locate(BSQ) == checkpoint.PRETRAINED / f"{BSQ}.pth"
+    call(BSQ, limit=4)
+    copy = Path("homework", f"{BSQ}.pth")
+    assert checkpoint.locate(BSQ) == copy and checkpoint.load(BSQ).config["codebook_bits"] == 4
+    call(f"homework/{BSQ}.pth", limit=4, lr=1e-12)
+    assert checkpoint.load(BSQ).meta["update"] == 1 and checkpoint.load(BSQ).config["codebook_bits"] == 4
+    copy.unlink()
+    call(f"homework/{BSQ}.pth", limit=2, lr=1e-12)  # now the pretrained one
+    assert checkpoint.load(copy).config == checkpoint.load(checkpoint.PRETRAINED / f"{BSQ}.pth").config
+    assert {path: path.read_bytes() for path in checkpoint.PRETRAINED.iterdir()} == before
+
+
+def test_samples_are_shown_by_the_tokenizer_that_its_name_means(call, tmp_path):
+    checkpoint.save(build(BSQ), f"homework/{BSQ}.pth")
+    call(PRIOR, tokenizer=BSQ)
+    events = EventAccumulator(str(only(tmp_path, "logs/*"))).Reload()
+    assert events.Images("samples")[0].height % SIZE[0] == 0
 
 
 # --- the optimisation -----------------------------------------------------------------------------------------------------
@@ -400,10 +507,10 @@ def test_flags_for_graphics_cards_do_no_harm_on_the_cpu(train, tmp_path, monkeyp
         assert torch.allclose(v, weights(tmp_path / "a", BSQ)[k], atol=1e-4), k
 
 
-# --- going on from a checkpoint -------------------------------------------------------------------------------------------
+# --- continuing from a checkpoint -----------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_can_be_gone_on_from(train, tmp_path):
+def test_a_checkpoint_can_be_continued_from(train, tmp_path):
     base = build(AE, seed=5)
     checkpoint.save(base, tmp_path / "base.pth")
     done = train(str(tmp_path / "base.pth"), cwd=tmp_path / "run", lr=1e-12, epochs=0.1)
@@ -413,7 +520,7 @@ def test_a_checkpoint_can_be_gone_on_from(train, tmp_path):
     assert same(checkpoint.load(tmp_path / "base.pth").state_dict(), base.state_dict())  # itself stays as it is
 
 
-def test_a_loss_can_be_switched_on_when_going_on(train, tmp_path):
+def test_a_loss_can_be_switched_on_when_continuing(train, tmp_path):
     base = build(BSQ, seed=5)
     checkpoint.save(base, tmp_path / "base.pth")
     assert train(str(tmp_path / "base.pth"), cwd=tmp_path / "run", lr=1e-12, epochs=0.1, rate_weight=0.01).returncode == 0
@@ -424,18 +531,18 @@ def test_a_loss_can_be_switched_on_when_going_on(train, tmp_path):
 
 def test_an_option_against_the_checkpoint_is_named(train, tmp_path):
     checkpoint.save(build(AE), tmp_path / "base.pth")
-    told = sentence(train(str(tmp_path / "base.pth"), latent_dim=16))
-    assert "latent_dim" in told and "16" in told and "8" in told
+    error = sentence(train(str(tmp_path / "base.pth"), latent_dim=16))
+    assert "latent_dim" in error and "16" in error and "8" in error
 
 
 def test_a_prior_of_other_codes_than_the_data_is_named(train, tmp_path):
     checkpoint.save(build(PRIOR, n_tokens=64), tmp_path / "base.pth")
-    told = sentence(train(str(tmp_path / "base.pth")))
-    assert "n_tokens" in told and "64" in told and "16" in told
+    error = sentence(train(str(tmp_path / "base.pth")))
+    assert "n_tokens" in error and "64" in error and "16" in error
 
 
 @pytest.mark.parametrize("content", [None, b"", b"junk", "code", "tokens"])
-def test_a_checkpoint_that_is_none_is_named(train, tmp_path, content, data):
+def test_what_is_not_a_checkpoint_is_named(train, tmp_path, content, data):
     path = tmp_path / "base.pth"
     if content == "tokens":
         shutil.copy(data / "tokenized_train.pth", path)
@@ -450,12 +557,12 @@ def test_a_checkpoint_that_is_none_is_named(train, tmp_path, content, data):
 
 
 @pytest.mark.parametrize("model", [AE, "checkpoints/none.pth"])
-def test_resuming_nothing_is_told(train, tmp_path, model):
+def test_resuming_nothing_is_an_error(train, tmp_path, model):
     assert model in sentence(train(model, "--resume")) and files(tmp_path) == set()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "another file", "another model's"])
-def test_resuming_from_a_damaged_state_is_told(train, tmp_path, monkeypatch, damage):
+def test_resuming_from_a_damaged_state_is_an_error(train, tmp_path, monkeypatch, damage):
     def stop(self):
         raise OSError("stop here")
 
@@ -478,14 +585,14 @@ def test_resuming_from_a_damaged_state_is_told(train, tmp_path, monkeypatch, dam
 
 
 def test_an_unknown_model_lists_the_known_ones(train, tmp_path):
-    told = sentence(train("Nonsense"))
-    assert "Nonsense" in told and all(name in told for name in registry.MODELS) and files(tmp_path) == set()
+    error = sentence(train("Nonsense"))
+    assert "Nonsense" in error and all(name in error for name in registry.MODELS) and files(tmp_path) == set()
 
 
 @pytest.mark.parametrize("model", [AE, PRIOR])
 def test_an_unknown_option_lists_the_known_ones(train, tmp_path, model):
-    told = sentence(train(model, no_such=1))
-    assert "no_such" in told and all(option in told for option in TINY[model]) and files(tmp_path) == set()
+    error = sentence(train(model, no_such=1))
+    assert "no_such" in error and all(option in error for option in TINY[model]) and files(tmp_path) == set()
 
 
 BAD = [
@@ -499,8 +606,8 @@ BAD = [
 
 @pytest.mark.parametrize("option, value", BAD)
 def test_a_bad_option_is_named(train, tmp_path, option, value):
-    told = sentence(train(AE, **{option: value}))
-    assert option in told and str(value) in told and files(tmp_path) == set()
+    error = sentence(train(AE, **{option: value}))
+    assert option in error and str(value) in error and files(tmp_path) == set()
 
 
 @pytest.mark.parametrize("bits", [0, 63, "ten"])
@@ -515,8 +622,8 @@ def test_runs_that_start_in_the_same_second_have_names_of_their_own(tmp_path, mo
 
 
 def test_more_samples_an_update_than_there_are(train):
-    told = sentence(train(AE, batch_size=10, accumulate=3))
-    assert "30" in told and "24" in told and "--batch_size" in told
+    error = sentence(train(AE, batch_size=10, accumulate=3))
+    assert "30" in error and "24" in error and "--batch_size" in error
 
 
 @pytest.fixture
@@ -553,10 +660,10 @@ def test_a_model_on_the_command_line_wins_as_well(configured):
 
 
 @pytest.mark.parametrize("content", ["{", "[1, 2]", "5", '{"no_such": 1}', '{"batch_size": 0}', '{"lr": "fast"}'])
-def test_a_bad_file_of_options_is_told(configured, tmp_path, content):
-    told = sentence(configured(content, AE, "--data", configured.options["data"])[0])
+def test_a_bad_file_of_options_is_named(configured, tmp_path, content):
+    error = sentence(configured(content, AE, "--data", configured.options["data"])[0])
     named = re.findall(r"no_such|batch_size|lr", content)
-    assert (named[0] if named else "c.json") in told and files(tmp_path) == {"c.json"}
+    assert (named[0] if named else "c.json") in error and files(tmp_path) == {"c.json"}
 
 
 def test_a_missing_file_of_options_is_named(command, tmp_path, monkeypatch):
@@ -567,15 +674,15 @@ def test_a_missing_file_of_options_is_named(command, tmp_path, monkeypatch):
 # --- what can go wrong ----------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_data_folder_is_told_with_the_remedy(train, tmp_path):
+def test_a_missing_data_folder_is_named_with_the_remedy(train, tmp_path):
     assert "homework.data" in sentence(train(AE, data="nowhere"))
-    told = sentence(train(PRIOR, data="nowhere"))
-    assert "tokenized_train.pth" in told and "homework.tokenize" in told and files(tmp_path) == set()
+    error = sentence(train(PRIOR, data="nowhere"))
+    assert "tokenized_train.pth" in error and "homework.tokenize" in error and files(tmp_path) == set()
     assert "2026" in sentence(train(AE, data=2026))  # Fire takes it for a number
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff" + bytes(200), "odd"])
-def test_a_broken_or_odd_picture_is_named(train, tmp_path, data, content):
+def test_a_broken_or_odd_image_is_named(train, tmp_path, data, content):
     for split in "train", "valid":
         shutil.copytree(data / split, tmp_path / "d" / split)
     bad = tmp_path / "d" / "valid" / "003.jpg"
@@ -588,7 +695,7 @@ def test_a_broken_or_odd_picture_is_named(train, tmp_path, data, content):
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", {"a": 1}, torch.zeros(2, 3, 4), torch.zeros(5, dtype=torch.int64)])
-def test_a_file_of_tokens_that_is_none_is_named(train, tmp_path, content):
+def test_what_is_not_a_file_of_tokens_is_named(train, tmp_path, content):
     (tmp_path / "tokenized_train.pth").write_bytes(content) if isinstance(content, bytes) else write(
         content, tmp_path / "tokenized_train.pth"
     )
@@ -596,19 +703,19 @@ def test_a_file_of_tokens_that_is_none_is_named(train, tmp_path, content):
 
 
 @pytest.mark.parametrize("model", [AE, PRIOR])
-def test_a_loss_that_is_no_number_ends_the_run_in_a_sentence(train, tmp_path, model):
-    told = sentence(train(model, lr=1e30, warmup=0, epochs=3, validate_every=30))
-    assert "--lr" in told and "1e+30" in told
+def test_a_loss_that_is_not_finite_ends_the_run_in_a_sentence(train, tmp_path, model):
+    error = sentence(train(model, lr=1e30, warmup=0, epochs=3, validate_every=30))
+    assert "--lr" in error and "1e+30" in error
     assert not [f for f in files(tmp_path) if not f.startswith("logs")]
 
 
 @pytest.mark.parametrize("model", [AE, PRIOR])
-def test_weights_that_are_no_numbers_are_never_saved(train, tmp_path, model):
+def test_weights_that_are_not_finite_are_never_saved(train, tmp_path, model):
     """The loss of an update is that of the weights before it: those after it may be lost already."""
-    assert train(model, epochs=0.1).returncode == 0  # a good model lies there
+    assert train(model, epochs=0.1).returncode == 0  # a good model is there
     before = {f: (tmp_path / f).read_bytes() for f in files(tmp_path) if f.endswith(".pth")}
-    told = sentence(train(model, lr=1e30, warmup=0, validate_every=1))
-    assert "--lr" in told
+    error = sentence(train(model, lr=1e30, warmup=0, validate_every=1))
+    assert "--lr" in error
     assert {f: (tmp_path / f).read_bytes() for f in files(tmp_path) if f.endswith(".pth")} == before
 
 
@@ -622,15 +729,15 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_leaves_the_last_save(train, 
         limit[0] = 300_000 if self.update >= 4 else limit[0]
 
     monkeypatch.setattr(Run, "save", full)
-    told = sentence(train(AE, latent_dim=64, validate_every=1))
-    assert ".pth" in told
+    error = sentence(train(AE, latent_dim=64, validate_every=1))
+    assert ".pth" in error
     state = read(only(tmp_path, "checkpoints/*.state.pth"))
     assert state["update"] == 4
     assert not [f for f in files(tmp_path) if f.endswith(".tmp")]
     for path in tmp_path.glob("*/*_PatchAutoEncoder.pth"):
         checkpoint.load(path)
     monkeypatch.setattr(Run, "save", save)
-    assert train(AE, "--resume").returncode == 0  # and it goes on where there is room again
+    assert train(AE, "--resume").returncode == 0  # and it continues once there is room again
 
 
 def test_counters_are_taken_over_with_what_they_count_alone():

@@ -6,21 +6,17 @@ from pathlib import Path
 import torch
 
 from homework.core.files import read, write
+from homework.core.model import Model
 from homework.core.registry import model_class
 
 PACKAGE = Path(__file__).parents[1]
 PRETRAINED = PACKAGE / "pretrained"
 
 
-def save(model: torch.nn.Module, path: str | Path, meta: dict | None = None, dtype: torch.dtype | None = None) -> None:
-    """Writes ``{"model", "config", "state_dict", "meta"}``.
-
-    Args:
-        model: one of the registry's classes; ``model.config`` holds its constructor's arguments.
-        path: the ``.pth`` file.
-        meta: JSON-able facts about the training (command, figures).
-        dtype: stores floating-point weights in this type (float16 halves the file); as they are by default.
-    """
+def save(model: Model, path: str | Path, meta: dict | None = None, dtype: torch.dtype | None = None) -> None:
+    """Writes ``{"model", "config", "state_dict", "meta"}`` to the ``.pth`` file ``path``: ``meta`` holds JSON-able facts
+    about the training (command, figures); with a ``dtype``, floating-point weights are stored in it (float16 halves the
+    file)."""
     state = {k: v.detach().cpu() for k, v in model.state_dict().items()}
     if dtype is not None:
         state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
@@ -28,15 +24,11 @@ def save(model: torch.nn.Module, path: str | Path, meta: dict | None = None, dty
     write({"model": name, "config": dict(model.config), "state_dict": state, "meta": meta or {}}, path)
 
 
-def load(path: str | Path, name: str | None = None) -> torch.nn.Module:
-    """The model in ``path``, in eval mode, float32, on the CPU.
+def load(path: str | Path, name: str | None = None) -> Model:
+    """The model in ``path``, which may be a model's name (see :func:`locate`), in eval mode, float32, on the CPU.
 
-    Args:
-        path: a file that :func:`save` wrote.
-        name: the class that it must be, or None for any.
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, holds code, or holds another model than ``name``.
+    FileNotFoundError if there is no such file; ValueError if it is damaged, holds code, or a model of another class than
+    ``name`` (None for any).
     """
     path = locate(path)
     if not path.is_file():
@@ -56,20 +48,20 @@ def load(path: str | Path, name: str | None = None) -> torch.nn.Module:
 
 
 def locate(path: str | Path) -> Path:
-    """The file that ``path`` means: itself where it is there. Where it is not, a model's name (``BSQPatchAutoEncoder``), or
-    ``homework/NAME.pth``, means the copy that a training left in ./homework or in the package, or else the pretrained model;
-    which one is printed on stderr."""
+    """The file that ``path`` means: itself if it exists. Otherwise NAME and homework/NAME.pth mean the first that exists of
+    ./homework/NAME.pth, where a training leaves its copy, the same in the package's folder, and the pretrained model; a line
+    on stderr says which. ``path`` itself if none exists."""
     path = Path(path)
-    if path.is_file() or not (path.parent.name == "homework" or str(path) == path.stem):
+    if path.is_file() or str(path) not in (path.stem, str(Path("homework", f"{path.stem}.pth"))):
         return path
-    file = f"{path.stem}.pth"
-    found = next((p for p in (Path("homework") / file, PACKAGE / file, PRETRAINED / file) if p.is_file()), None)
-    if found is None:
-        return path
-    print(f"{path.stem}: {found}", file=sys.stderr)
-    return found
+    for folder in (Path("homework"), PACKAGE, PRETRAINED):
+        found = folder / f"{path.stem}.pth"
+        if found.is_file():
+            print(f"{path}: using {found}", file=sys.stderr)
+            return found
+    return path
 
 
-def load_reference(name: str) -> torch.nn.Module:
+def load_reference(name: str) -> Model:
     """The model ``name`` that :func:`locate` finds, in eval mode."""
     return load(name, name)

@@ -2,58 +2,56 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
-def integer(low: int, high: int | None = None, **arguments: Any) -> None:
-    """ValueError unless all ``arguments`` are integers from ``low`` to ``high``, or of any size above."""
+def require(allowed: str, fits: Callable[[Any], bool], arguments: dict[str, Any]) -> None:
+    """ValueError unless every one of the ``arguments`` fits; ``allowed`` words what does, after "must be"."""
     for name, value in arguments.items():
-        if type(value) is not int or value < low or (high is not None and value > high):
-            allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
-            raise ValueError(f"{name} is {value!r}, but must be an integer {allowed}.")
+        if not fits(value):
+            raise ValueError(f"{name} is {value!r}, but must be {allowed}.")
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is an int or a float, and not True or False."""
+    return type(value) in (int, float)
+
+
+def integer(low: int, high: int | None = None, **arguments: Any) -> None:
+    """All ``arguments`` are integers from ``low`` to ``high``, or of any size above."""
+    allowed = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
+    require(allowed, lambda v: type(v) is int and low <= v and (high is None or v <= high), arguments)
 
 
 def odd(low: int, **arguments: Any) -> None:
-    """ValueError unless all ``arguments`` are odd numbers of at least ``low``."""
-    for name, value in arguments.items():
-        if type(value) is not int or value < low or value % 2 == 0:
-            raise ValueError(f"{name} is {value!r}, but must be an odd number of at least {low}.")
+    """All ``arguments`` are odd numbers of at least ``low``."""
+    require(f"an odd number of at least {low}", lambda v: type(v) is int and v >= low and v % 2 == 1, arguments)
 
 
 def positive(**arguments: Any) -> None:
-    """ValueError unless all ``arguments`` are finite numbers above 0."""
-    for name, value in arguments.items():
-        if type(value) not in (int, float) or not 0 < value < math.inf:
-            raise ValueError(f"{name} is {value!r}, but must be a number above 0.")
-
-
-def fraction(**arguments: Any) -> None:
-    """ValueError unless all ``arguments`` are numbers of at least 0 and below 1."""
-    for name, value in arguments.items():
-        if type(value) not in (int, float) or not 0 <= value < 1:
-            raise ValueError(f"{name} is {value!r}, but must be at least 0 and below 1.")
-
-
-def boolean(**arguments: Any) -> None:
-    """ValueError unless all ``arguments`` are True or False."""
-    for name, value in arguments.items():
-        if type(value) is not bool:
-            raise ValueError(f"{name} is {value!r}, but must be True or False.")
-
-
-def choice(allowed: Iterable[str], **arguments: Any) -> None:
-    """ValueError unless all ``arguments`` are among the ``allowed`` words."""
-    for name, value in arguments.items():
-        if type(value) is not str or value not in allowed:
-            raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(allowed)}.")
+    """All ``arguments`` are finite numbers above 0."""
+    require("a number above 0", lambda v: is_number(v) and 0 < v < math.inf, arguments)
 
 
 def not_negative(**arguments: Any) -> None:
-    """ValueError unless all ``arguments`` are finite numbers of at least 0."""
-    for name, value in arguments.items():
-        if type(value) not in (int, float) or not 0 <= value < math.inf:
-            raise ValueError(f"{name} is {value!r}, but must be a number of at least 0.")
+    """All ``arguments`` are finite numbers of at least 0."""
+    require("a number of at least 0", lambda v: is_number(v) and 0 <= v < math.inf, arguments)
+
+
+def fraction(**arguments: Any) -> None:
+    """All ``arguments`` are numbers of at least 0 and below 1."""
+    require("at least 0 and below 1", lambda v: is_number(v) and 0 <= v < 1, arguments)
+
+
+def boolean(**arguments: Any) -> None:
+    """All ``arguments`` are True or False."""
+    require("True or False", lambda v: type(v) is bool, arguments)
+
+
+def choice(allowed: Iterable[str], **arguments: Any) -> None:
+    """All ``arguments`` are among the ``allowed`` words."""
+    require(f"one of {', '.join(allowed)}", lambda v: type(v) is str and v in allowed, arguments)
 
 
 def parse_size(text: object) -> tuple[int, int] | None:

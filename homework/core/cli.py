@@ -1,4 +1,4 @@
-"""What every command line shares: arguments by Fire, and a user's mistake told in one sentence."""
+"""What every command line shares: arguments by Fire, and a user's mistake reported in one sentence."""
 
 import contextlib
 import functools
@@ -10,8 +10,9 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import fire
 
@@ -29,25 +30,25 @@ def parse_image_size(size: str | None) -> tuple[int, int] | None:
 
 
 def at_least(low: int, **options) -> None:
-    """ValueError, naming the first of the ``options`` that is no whole number of at least ``low``."""
+    """ValueError, naming the first of the ``options`` that is not an integer of at least ``low``."""
     checks.integer(low, **{f"--{name}": value for name, value in options.items()})
 
 
 def switches(**options) -> None:
-    """ValueError, naming the first of the ``options`` that is not True or False: Fire gave it the word behind it."""
+    """ValueError, naming the first of the ``options`` that is not True or False: Fire gave it the word after it."""
     for name, value in options.items():
         if not isinstance(value, bool):
             raise ValueError(f"--{name} takes no value, but got {value}; put it at the end.")
 
 
 def check_seed(seed: int) -> None:
-    """ValueError unless it is a whole number that a generator takes, from 0 to 2^63 - 1."""
+    """ValueError unless it is an integer that a generator takes, from 0 to 2^63 - 1."""
     checks.integer(0, 2**63 - 1, **{"--seed": seed})
 
 
 def with_config(arguments: list[str], parameters: Iterable[str]) -> list[str]:
-    """Replaces ``--config FILE`` by the options in that JSON object, but for those that the command line gives itself, by
-    name or, as the first of the command's ``parameters``, by place.
+    """Replaces ``--config FILE`` by the options in that JSON object, except those that the command line gives itself, by
+    name or, as the first of the command's ``parameters``, by position.
 
     ValueError if the file is not one JSON object; OSError if it cannot be read.
     """
@@ -68,56 +69,25 @@ def with_config(arguments: list[str], parameters: Iterable[str]) -> list[str]:
     return rest + [f"--{k}={v!r}" for k, v in options.items() if k not in given]
 
 
-def main(name: str, command) -> None:
-    """Runs ``command`` (a function, or a dict of them by name) with the arguments of the command line.
+Command = Callable[..., None] | dict[str, Callable[..., None]]  # one function, or several by name
 
-    Fire only binds the arguments; the call itself happens outside of it, so that its errors are ours to word.
+
+def main(name: str, command: Command) -> None:
+    """Runs ``command`` with the arguments of the command line; ``name`` is how a user calls it.
+
     Any ValueError or OSError becomes one sentence on stderr and exit code 1 (with HOMEWORK_DEBUG=1 in the environment,
     a traceback); Ctrl-C exits with 130.
     """
-    calls = []
-
-    def record(function):
-        @functools.wraps(function)
-        def bound(*args, **kwargs):
-            calls.append(functools.partial(function, *args, **kwargs))
-
-        return bound
-
-    recorded = {key: record(f) for key, f in command.items()} if isinstance(command, dict) else record(command)
-    arguments = sys.argv[1:]
-    if {"-h", "--help"} & set(arguments):  # Fire wants its own flags behind a lone "--"
-        arguments = [a for a in arguments[:1] if isinstance(command, dict) and a in command] + ["--", "--help"]
-    os.environ.setdefault("PAGER", "cat")
-    fire.helptext.LINE_LENGTH = 240  # Fire cuts off defaults of half of this
-    said = io.StringIO()
     try:
-        arguments = with_config(arguments, () if isinstance(command, dict) else inspect.signature(command).parameters)
-        with contextlib.redirect_stderr(said):
-            fire.Fire(recorded, command=arguments, name=name)
-    except fire.core.FireExit as stop:
-        if stop.code == 0:  # --help: Fire writes it to stderr, but a reader pipes stdout
-            try:
-                print(re.sub(r"\x1b\[\d*m", "", said.getvalue()).strip(), flush=True)
-            except BrokenPipeError:
-                _close_stdout()
-            return
-        lines = said.getvalue().splitlines() or ["ERROR: wrong arguments"]
-        part = f" {arguments[0]}" if isinstance(command, dict) and arguments[0] in command else ""
-        what = lines[0].removeprefix("ERROR: ").rstrip(".").replace("Cannot find key:", "There is no command")
-        what = what.replace("Could not consume arg:", "There is no option" if " --" in what else "There is no place for")
-        _fail(f"{what}. See {name}{part} --help.")
+        call = parse(name, command, sys.argv[1:])
     except (ValueError, OSError) as error:
-        _fail(_sentence(error))
-    if not calls:
-        _fail(f"Name a command: {', '.join(command)}. See {name} --help.")
-    if not os.environ.get("HOMEWORK_DEBUG"):  # who waits for a thread, as for TensorBoard's, gets its error too
-        threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else threading.__excepthook__(args)
+        _fail(error)
     try:
-        calls[0]()
+        with _quiet_threads():
+            call()
         sys.stdout.flush()
-    except BrokenPipeError:
-        _close_stdout()
+    except BrokenPipeError:  # stdout's reader, such as head, has closed it; Python must not complain of it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
@@ -125,21 +95,61 @@ def main(name: str, command) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("HOMEWORK_DEBUG"):
             raise
-        _fail(_sentence(error))
+        _fail(error)
 
 
-def _sentence(error: Exception) -> str:
-    """The system's own message and the file it speaks of, or the message that the error bears."""
+def parse(name: str, command: Command, arguments: list[str]) -> Callable[[], None]:
+    """The call that ``arguments`` ask for; Fire only binds them, so that the errors of the call itself are ours to word.
+    For --help, a call that prints it. ValueError, or OSError for --config, if they ask for none."""
+    calls: list[Callable[[], None]] = []
+
+    def record(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def bound(*args, **kwargs) -> None:
+            calls.append(functools.partial(function, *args, **kwargs))
+
+        return bound
+
+    several = isinstance(command, dict)
+    part = arguments[:1] if several and arguments[:1] and arguments[0] in command else []
+    if {"-h", "--help"} & set(arguments):  # Fire wants its own flags after a lone "--"
+        arguments = [*part, "--", "--help"]
+    os.environ.setdefault("PAGER", "cat")
+    fire.helptext.LINE_LENGTH = 240  # Fire cuts off defaults of half of this
+    arguments = with_config(arguments, () if several else inspect.signature(command).parameters)
+    stderr = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(stderr):
+            recorded = {key: record(f) for key, f in command.items()} if several else record(command)
+            fire.Fire(recorded, command=arguments, name=name)
+    except fire.core.FireExit as stop:
+        if stop.code == 0:
+            return functools.partial(print, re.sub(r"\x1b\[\d*m", "", stderr.getvalue()).strip())  # without colours
+        what = (stderr.getvalue().splitlines() or ["wrong arguments"])[0].removeprefix("ERROR: ").rstrip(".")
+        what = what.replace("Cannot find key:", "There is no command")
+        what = what.replace("Could not consume arg:", "There is no option" if " --" in what else "There is no argument for")
+        raise ValueError(f"{what}. See {' '.join([name, *part])} --help.") from stop
+    if not calls:
+        raise ValueError(f"Name a command: {', '.join(command)}. See {name} --help.")
+    return calls[0]
+
+
+@contextlib.contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Prints no traceback for an OSError of a thread, such as TensorBoard's: who waits for the thread raises it again."""
+    hook = threading.excepthook
+    if not os.environ.get("HOMEWORK_DEBUG"):
+        threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else hook(args)
+    try:
+        yield
+    finally:
+        threading.excepthook = hook
+
+
+def _fail(error: Exception) -> NoReturn:
+    """Ends the process with the error's message, or the system's own one and the file that it is about."""
+    sentence = str(error)
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}."
-    return str(error)
-
-
-def _close_stdout() -> None:
-    """Its reader, as ``head``, has seen enough; without this Python would complain at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _fail(sentence: str) -> None:
+        sentence = f"{error.strerror}{f': {error.filename}' if error.filename else ''}."
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(1)

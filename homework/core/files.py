@@ -13,7 +13,7 @@ import torch
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; renames it to ``path`` at the end, or removes it after an error."""
+    """Yields a temporary path next to ``path``; renames it to ``path`` at the end, or removes it after an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -62,11 +62,11 @@ def read(path: str | Path) -> dict:
                 raise EOFError("a checksum is wrong")
             file.seek(0)
             if not packed and file.read(1) != b"\x80":  # what a pickle begins with, as older torch wrote them
-                raise EOFError("no checkpoint")
+                raise EOFError("not a checkpoint")
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            message = f"{path} is no plain checkpoint: it holds objects that could run code, and is refused."
+            message = f"{path} is not a plain checkpoint: it holds objects that could run code, and is refused."
             raise ValueError(message) from error
         except Exception as error:  # the readers raise nearly anything on damaged data
             raise ValueError(f"{path} is damaged or not a checkpoint.") from error

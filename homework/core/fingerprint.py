@@ -1,10 +1,12 @@
 """Fingerprints: how files know the models that they were made with.
 
 A fingerprint covers what is computed: the name of the architecture, the options that change the computation and are not at
-their defaults, and the tensors in the order in which the model registers them. Names of classes, modules and parameters do
-not enter, so that a class can be moved, and gain an option with a default, without orphaning a file.
+their defaults, and the tensors in the order in which the model registers them. Names of modules and parameters do not enter,
+nor does the class's where ``architecture`` gives one, so that a class can be moved, and gain an option with a default,
+without orphaning a file. The default of an option that exists must therefore never change.
 
-Files of format 1 know their models by a hash over the names of class and tensors and all options, ``legacy_digest``.
+Files of format 1 know their models by a hash of the class's name, the tensors with their names, and all options:
+:func:`legacy_digest`.
 """
 
 import hashlib
@@ -28,11 +30,10 @@ def digest(model: Model, tensors: Iterable[Tensor], dtype: torch.dtype, prefix: 
         if name not in model.training_options and value != parameters[name].default
     }
     name = prefix + (model.architecture or type(model).__name__)
-    whole = hashlib.sha256(json.dumps([name, options], sort_keys=True).encode())
+    sha = hashlib.sha256(json.dumps([name, options], sort_keys=True).encode())
     for tensor in tensors:
-        whole.update(repr(tuple(tensor.shape)).encode())
-        whole.update(_bytes(tensor, dtype))
-    return whole.digest()
+        sha.update(repr(tuple(tensor.shape)).encode() + _bytes(tensor, dtype))
+    return sha.digest()
 
 
 def fingerprint(model: Model) -> bytes:
@@ -44,12 +45,13 @@ def identity(model: Model) -> str:
     """By which token files, feature maps and priors know a model: the first 16 hexadecimal digits of its :func:`digest` and,
     after a space, of its :func:`legacy_digest`. Both round the weights to float16, so that a checkpoint and its float16 copy
     have the same."""
-    legacy = legacy_digest(type(model).__name__, {}, model.state_dict(), torch.float16)
-    return f"{digest(model, model.state_dict().values(), torch.float16).hex()[:16]} {legacy.hex()[:16]}"
+    weights = model.state_dict()
+    legacy = legacy_digest(type(model).__name__, {}, weights, torch.float16)
+    return f"{digest(model, weights.values(), torch.float16).hex()[:16]} {legacy.hex()[:16]}"
 
 
 def is_same(one: str, other: str) -> bool:
-    """Whether two identities, of which early files have the second half alone, are of one model."""
+    """Whether two identities are of one model. Early files have the second half alone."""
     return not set(one.split()).isdisjoint(other.split())
 
 
@@ -58,16 +60,15 @@ def is_of(known: str, model: Model) -> bool:
     return is_same(known, identity(model))
 
 
-# --- as files of format 1 have them ---------------------------------------------------------------------------------------
+# --- format 1 -------------------------------------------------------------------------------------------------------------
 
 
 def legacy_digest(name: str, config: dict, tensors: dict[str, Tensor], dtype: torch.dtype) -> bytes:
     """SHA-256 of a class's name, its options, and its tensors by name, these rounded to ``dtype``: 32 bytes."""
-    whole = hashlib.sha256(repr((name, sorted(config.items()))).encode())
+    sha = hashlib.sha256(repr((name, sorted(config.items()))).encode())
     for key, tensor in sorted(tensors.items()):
-        whole.update(repr((key, tuple(tensor.shape))).encode())
-        whole.update(_bytes(tensor, dtype))
-    return whole.digest()
+        sha.update(repr((key, tuple(tensor.shape))).encode() + _bytes(tensor, dtype))
+    return sha.digest()
 
 
 def legacy_options(model: Model) -> dict:

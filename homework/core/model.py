@@ -15,8 +15,10 @@ class Model(nn.Module):
 
     Attributes:
         data: the kind of data that it is trained on, a name in :mod:`homework.datasets.kinds`.
-        config: the arguments of its constructor by name, defaults included. Captured here for every subclass, before the
-            subclass's ``__init__`` runs; they have to be what JSON can hold.
+        n_tokens: K of the tokens that it reads or makes, in [0, K); None for a model without tokens.
+        reads_codes: whether --inputs codes is for it, see :class:`homework.priors.base.Prior`.
+        config: a copy of its constructor's arguments by name, defaults included; JSON must be able to hold them. Captured
+            here for every subclass, before the subclass's ``__init__`` runs.
         meta: what its checkpoint says of its training; empty for a new model.
         learning_rate, warmup: peak learning rate of AdamW and updates of warm-up, unless a training asks for others.
         architecture: names what is computed from tensors and options, for fingerprints (:mod:`homework.core.fingerprint`).
@@ -25,8 +27,10 @@ class Model(nn.Module):
     """
 
     data: ClassVar[str]
+    reads_codes: ClassVar[bool] = False
     architecture: ClassVar[str] = ""
     training_options: ClassVar[frozenset[str]] = frozenset()
+    n_tokens: int | None = None
     learning_rate: float = 1e-3
     warmup: int = 100
     config: dict[str, Any]
@@ -34,11 +38,14 @@ class Model(nn.Module):
 
     def __new__(cls, *args: Any, **kwargs: Any):
         model = super().__new__(cls)
-        arguments = inspect.signature(cls.__init__).bind_partial(model, *args, **kwargs)  # partial, for copy makes it bare
+        arguments = inspect.signature(cls.__init__).bind_partial(model, *args, **kwargs)  # partial: copy passes none
         arguments.apply_defaults()
         config = dict(list(arguments.arguments.items())[1:])  # without self
         model.__dict__ |= {"config": copy.deepcopy(config), "meta": {}}  # nn.Module's own __setattr__ needs its __init__
         return model
+
+    def __init__(self) -> None:
+        super().__init__()  # nn.Module's takes any arguments; config would hold their names
 
     @property
     def device(self) -> torch.device:
@@ -54,10 +61,10 @@ class Model(nn.Module):
         return {}
 
     def set_progress(self, f: float) -> None:
-        """Told before each update which part f in [0,1] of the training is done, for what anneals: nothing by default."""
+        """Called before each update with the fraction f in [0,1] of the training that is done, for what anneals."""
 
     def after_update(self) -> None:
-        """Called after each update, for what moves by other means than gradients: nothing by default."""
+        """Called after each update, for what moves by other means than gradients."""
 
 
 def ordinary_tensors(function: Callable) -> Callable:

@@ -1,9 +1,14 @@
-"""The closed table of everything that can be trained: one name, one class. Checkpoints name their class by it."""
+"""The table of everything that can be trained: one name, one class. Checkpoints name their class by it."""
 
 import importlib
 import inspect
+from collections.abc import Iterable
+from importlib.metadata import entry_points
 
-MODELS = {
+from homework.core.model import Model
+
+# a name's module, imported when it is first asked for since the models import this file; or, once registered, the class
+MODELS: dict[str, str | type[Model]] = {
     "PatchAutoEncoder": "homework.ae",
     "ConvAutoEncoder": "homework.tokenizers.conv_ae",
     "BSQPatchAutoEncoder": "homework.bsq",
@@ -15,27 +20,54 @@ MODELS = {
     "GatedPixelCNN": "homework.priors.pixelcnn",
     "CascadeStage": "homework.priors.cascade_stage",
 }
+ENTRY_POINTS = "homework.models"  # the group in which other installed packages name their classes
 
 
-def model_class(name: str) -> type:
-    """The class called ``name``. ValueError, listing the known names, if there is none."""
+def register(cls: type[Model]) -> type[Model]:
+    """Class decorator: puts a model of your own into the table, under its class's name.
+
+    Running the same definition again, as in a notebook, replaces it. ValueError if another class has the name, or ``cls``
+    does not inherit from :class:`Model`.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Model)):
+        raise ValueError(f"{cls!r} cannot be registered: it must be a class that inherits from homework.Model.")
+    name, known = cls.__name__, MODELS.get(cls.__name__)
+    owner = (known.__module__, known.__qualname__) if isinstance(known, type) else (known, name)
+    if known and owner != (cls.__module__, cls.__qualname__):
+        raise ValueError(f"{name} cannot be registered: {owner[0]} has a model of this name; choose another.")
+    MODELS[name] = cls
+    return cls
+
+
+def model_class(name: str) -> type[Model]:
+    """The class called ``name``: of the table, or of an installed package. ValueError, listing the known names, if there is
+    none, or a package's class cannot be used."""
     if name not in MODELS:
-        raise ValueError(f"There is no model {name!r}; the known ones are {', '.join(MODELS)}.")
-    return getattr(importlib.import_module(MODELS[name]), name)  # imported late: the models import this layer
+        installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+        if name not in installed:
+            known = ", ".join([*MODELS, *installed])
+            raise ValueError(f"There is no model {name!r}; the known ones are {known}.")
+        point = installed[name]
+        try:
+            cls = register(point.load())
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"The model {name} is {point.value} of a package, but cannot be imported: {error}.") from error
+        if cls.__name__ != name:
+            raise ValueError(f"The model {name} is {point.value} of a package, but a class of another name.")
+    entry = MODELS[name]
+    return entry if isinstance(entry, type) else getattr(importlib.import_module(entry), name)
 
 
-def build(cls: type, options: dict, defaults: dict, base=None, others: tuple[str, ...] = ()):
+def build(cls: type[Model], options: dict, defaults: dict, base: Model | None = None, others: Iterable[str] = ()) -> Model:
     """A model of ``cls`` with a user's options.
 
     Args:
-        cls: one of the table's classes.
         options: arguments of its constructor.
         defaults: more of them, from the data; those that it does not know are left out.
         base: a trained model whose weights to start from; the options may change what has no weights, or add to them.
-        others: names of options that do exist, but are not the constructor's, for the message about an unknown one.
+        others: options that exist but are not the constructor's, for the message about an unknown one.
     Raises:
-        ValueError: an option is unknown (the known ones are listed), has a value that the constructor refuses, or
-            gives tensors another shape than ``base`` has.
+        ValueError: an option is unknown, has a value that the constructor refuses, or does not fit the weights of ``base``.
     """
     known = list(inspect.signature(cls).parameters)
     unknown = [k for k in options if k not in known]
@@ -49,14 +81,14 @@ def build(cls: type, options: dict, defaults: dict, base=None, others: tuple[str
         except TypeError as error:
             raise ValueError(f"An option of {cls.__name__} has a value of the wrong kind: {error}.") from error
     try:
-        model = cls(**base.config | {k: v for k, v in wanted.items() if k in options})
+        model = cls(**base.config | options)
         model.load_state_dict(base.state_dict(), strict=False)  # what an option adds or takes away may differ
     except (RuntimeError, TypeError):
         model = None
     for k, v in wanted.items():
         if base.config[k] != v and ((model is None and k in options) or k == "n_tokens"):
             raise ValueError(f"The checkpoint has {k} = {base.config[k]}, but {v} is needed here; train a new "
-                             f"{cls.__name__} instead of going on from it.")  # fmt: skip
+                             f"{cls.__name__} instead.")  # fmt: skip
     if model is None:
         raise ValueError("The checkpoint does not fit the options.")
     return model

@@ -1,4 +1,4 @@
-"""Several processes or machines under ``torchrun``: who am I, and what do the others hold. Alone, all of it is trivial."""
+"""Several processes or machines under ``torchrun``; with a single process, all of it is trivial."""
 
 import os
 from collections.abc import Iterable
@@ -53,15 +53,15 @@ def share(model: nn.Module) -> None:
 
 
 def add_up(x: Tensor) -> Tensor:
-    """Makes ``x`` the sum of all processes' ``x``, in place, the same bits on each."""
+    """Makes ``x`` the sum of all processes' ``x``, in-place, the same bits on each."""
     if world_size() > 1:
         dist.all_reduce(x)
     return x
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Makes every gradient the mean of all processes' own. DistributedDataParallel would do it while others are still being
-    computed; but its threads outlive the group, and now and then abort a process at its end, when all is done."""
+    """Makes every gradient the mean of all processes' own. DistributedDataParallel would overlap this with the backward
+    pass; but its threads outlive the group, and now and then abort a process at exit."""
     if world_size() > 1:
         grads = [p.grad for p in parameters if p.grad is not None]
         flat = add_up(torch.cat([g.flatten() for g in grads])) / world_size()

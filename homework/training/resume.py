@@ -3,9 +3,14 @@
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from homework.core import files
 from homework.core.registry import model_class
+
+RESUME_OVERRIDES = ("model", "save_every", "output", "device")  # the options that may differ when a run is resumed
+STATE_FIELDS = ("name", "update", "seconds", "measures", "sums")  # what describes a run besides its tensors
+MODULES = ("model", "average", "optimizer")
 
 
 def new_name(model: str) -> str:
@@ -22,29 +27,56 @@ def new_name(model: str) -> str:
 
 
 def find_state(model: str) -> Path:
-    """The file that a training resumes from: beside the checkpoint ``model``, or of the latest run of the model so named.
+    """The file that a training resumes from: next to the checkpoint ``model``, or of the latest run of the model so named.
 
     ValueError if there is none, or no such model.
     """
-    if str(model).endswith(".pth"):
+    if model.endswith(".pth"):
         paths = [path for path in [Path(model).with_suffix(".state.pth")] if path.is_file()]
     else:
-        model_class(str(model))
+        model_class(model)
         paths = sorted(Path("checkpoints").glob(f"*_{model}.state.pth"))
     if not paths:
         raise ValueError(f"There is no unfinished run of {model} in checkpoints/ to resume; leave --resume out.")
     return paths[-1]
 
 
-STATE_FIELDS = ("name", "update", "seconds", "measures", "sums")  # what a run tells of itself when it is resumed
+def take_up(settings: dict, overrides: dict) -> tuple[dict, dict]:
+    """The settings and the state of the unfinished run that ``settings["model"]`` means.
 
-
-def read_state(path: Path) -> dict:
-    """What :meth:`Run.save` wrote beside a checkpoint, to resume from; ValueError if the file holds something else."""
+    The settings are those that the run began with, except those in RESUME_OVERRIDES. ValueError if one of ``overrides``,
+    the user's other options, differs, or the file holds something else than :func:`write_state` writes.
+    """
+    path = find_state(settings["model"])
     state = files.read(path)
-    if (
-        not isinstance(state, dict)
-        or not {"settings", "group", "class", "config", "optimizer", *STATE_FIELDS} <= state.keys()
-    ):
+    needed = {"settings", "group", "class", "config", *STATE_FIELDS, *MODULES}
+    if not isinstance(state, dict) or not needed <= state.keys():
         raise ValueError(f"{path} holds no state of a training; leave --resume out.")
-    return state
+    began = settings | state["settings"]  # an old state may lack a new option
+    for name, value in overrides.items():
+        if value != (state["settings"] | state["settings"]["options"]).get(name):
+            raise ValueError(f"--resume uses the options that the run began with, but --{name} differs; leave it out, or "
+                             "begin a new run from the checkpoint, as MODEL.")  # fmt: skip
+    now = {"save_every": settings["save_every"], "device": settings["device"]}
+    return began | now | {"output": settings["output"] or began["output"]}, state
+
+
+def write_state(run: Any, path: Path) -> None:
+    """Writes all that the ``run`` (:class:`homework.training.loop.Run`) needs to continue exactly."""
+    state = {name: getattr(run, name) for name in ("settings", "group", *STATE_FIELDS)}
+    state |= {"class": type(run.model).__name__, "config": run.model.config}
+    files.write(state | {name: getattr(run, name).state_dict() for name in MODULES}, path)
+
+
+def restore(run: Any, state: dict) -> None:
+    """Gives a ``run`` the ``state``. ValueError if it takes another number of samples an update, or its model differs."""
+    if state["group"] != run.group:
+        raise ValueError(f"The run took {state['group']} samples an update, but now it would take {run.group}; "
+                         f"resume it on as many processes as before.")  # fmt: skip
+    for name in STATE_FIELDS:
+        setattr(run, name, state[name])
+    try:
+        for name in MODULES:
+            getattr(run, name).load_state_dict(state[name])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ValueError(f"checkpoints/{run.name}.state.pth does not fit this version's {state['class']}.") from error

@@ -1,17 +1,64 @@
-"""What a run is made of: its data, and the weights that it starts from."""
+"""What a run is made of: its data, and the model that it starts from."""
 
 import inspect
 import sys
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
-from homework.core import cli
+from homework.core import checkpoint, cli
 from homework.core.fingerprint import is_same
+from homework.core.model import Model
+from homework.core.registry import build, model_class
+from homework.datasets.base import Dataset
 from homework.datasets.kinds import DATASETS
 from homework.training import distributed
 
 
-def open_data(cls: type, settings: dict) -> tuple:
+def set_up(settings: dict, state: dict | None, device: torch.device) -> tuple[Model, Dataset, Dataset]:
+    """The model of a new run, or of the one with this ``state``, on ``device``; its training and validation data.
+
+    ValueError if the settings do not go together or with the data.
+    """
+    torch.manual_seed(settings["seed"])
+    base = checkpoint.load(settings["model"]) if settings["model"].endswith(".pth") and not state else None
+    cls = type(base) if base else model_class(state["class"] if state else settings["model"])
+    train_data, valid_data = open_data(cls, settings)
+    if state:
+        model = build(cls, state["config"], {}).to(device)
+    else:
+        model = new_model(cls, base, settings, train_data, device)
+    check_vocabulary(model, train_data)
+    distributed.share(model)
+    return model, train_data, valid_data
+
+
+def new_model(cls: type[Model], base: Model | None, settings: dict, data: Dataset, device: torch.device) -> Model:
+    """A model of ``cls`` to be trained on ``data``, which starts from the trained ``base`` if there is one."""
+    options, reads_codes = settings["options"], settings["inputs"] == "codes"
+    if "code_dim" in options and cls.reads_codes:
+        raise ValueError("--code_dim comes with the code vectors themselves; use --inputs codes.")
+    if reads_codes and not cls.reads_codes:
+        raise ValueError(f"--inputs codes is not for {cls.__name__}, which reads no code vectors; leave it out.")
+    if reads_codes and data.codes is None:
+        raise ValueError("--inputs codes needs the tokenizer's code vectors, but these tokens came without; make them with "
+                         "python -m homework.tokenize ... --codes.")  # fmt: skip
+    if reads_codes:
+        options = options | {"code_dim": data.codes.shape[1]}
+    others = ("resume", "config", *(k for k in settings if k not in ("model", "options")))
+    model = build(cls, options, data.model_defaults(), base, others).to(device)
+    if base:
+        check_origin(settings["model"], base.meta, data.meta)
+    else:
+        data.prepare(model)
+    if settings["init"]:
+        load_matching_weights(model, checkpoint.load(settings["init"]), settings["init"])
+    if reads_codes:
+        model.set_codes(data.codes.to(device))
+    return model
+
+
+def open_data(cls: type[Model], settings: dict) -> tuple[Dataset, Dataset]:
     """The training and the validation data for a model of ``cls``: its own kind of data, or the one that --dataset names.
 
     ValueError if there is no such data set, it does not suit the model, or an option is not for it.
@@ -27,40 +74,40 @@ def open_data(cls: type, settings: dict) -> tuple:
             raise ValueError(f"--{k} is not for the data set {name}; leave it out.")
     if "image_size" in options:
         options["image_size"] = cli.parse_image_size(options["image_size"])
-    return tuple(DATASETS[name](split, root=settings["data"], **options) for split in ("train", "valid"))
-
-
-def token_codes(cls: type, data) -> Tensor:
-    """The tokenizer's code vectors (K,d) that came with ``data``, for a prior of ``cls`` to read. ValueError if there are
-    none, or it does not read them."""
-    if not getattr(cls, "reads_codes", False):
-        raise ValueError(f"--inputs codes is not for {cls.__name__}, which reads no code vectors; leave it out.")
-    if data.codes is None:
-        raise ValueError("--inputs codes needs the tokenizer's code vectors, but these tokens came without; make them with "
-                         "python -m homework.tokenize ... --codes.")  # fmt: skip
-    return data.codes
+    train, valid = (DATASETS[name](split, root=settings["data"], **options) for split in ("train", "valid"))
+    return train, valid
 
 
 def load_matching_weights(model: nn.Module, other: nn.Module, path: str) -> None:
     """Copies the weights of ``other`` whose name and shape fit into ``model``; ValueError, naming ``path``, if none does."""
     own, theirs = model.state_dict(), other.state_dict()
     fitting = {name: tensor for name, tensor in theirs.items() if name in own and own[name].shape == tensor.shape}
-    for name in [name for name, tensor in fitting.items() if tensor.ndim == 0]:  # counters and flags tell of what is beside
-        beside = [k for k in own if k.rpartition(".")[0] == name.rpartition(".")[0]]
-        if not all(k in fitting for k in beside):
+    for name in [name for name, tensor in fitting.items() if tensor.ndim == 0]:  # counters and flags describe their module
+        module = name.rpartition(".")[0]
+        if not all(k in fitting for k in own if k.rpartition(".")[0] == module):
             del fitting[name]
     if not fitting:
         raise ValueError(f"--init is {path}, but no weights of a {type(other).__name__} fit a {type(model).__name__}.")
     model.load_state_dict(fitting, strict=False)
     if distributed.rank() == 0:
-        print(f"{path}: took over {sum(t.numel() for t in fitting.values()):,} of {sum(t.numel() for t in own.values()):,} "
-              f"weights", file=sys.stderr)  # fmt: skip
+        copied, all_ = (sum(t.numel() for t in tensors.values()) for tensors in (fitting, own))
+        print(f"{path}: took over {copied:,} of {all_:,} weights", file=sys.stderr)
 
 
 def check_origin(path: str, meta: dict, data: dict) -> None:
-    """ValueError if the model at ``path``, of which ``meta`` tells, was trained on the grids of another tokenizer than those
-    of which ``data`` tells."""
+    """ValueError if the model at ``path``, described by ``meta``, was trained on the grids of another tokenizer than those
+    described by ``data``."""
     for key, option in ("tokenizer", "--data"), ("coarse_tokenizer", "--coarse"):
         if key in meta and not is_same(data.get(key, meta[key]), meta[key]):
             raise ValueError(f"{path} was trained on the grids of another tokenizer than those of {option}; make them with "
                              "that one, or train a new model by its name.")  # fmt: skip
+
+
+def check_vocabulary(model: Model, data: Dataset) -> None:
+    """ValueError if ``data`` has another number of different tokens than ``model``."""
+    sizes = {"n_tokens": model.n_tokens, "coarse_tokens": model.config.get("coarse_tokens")}
+    for name, K in data.model_defaults().items():
+        if name in sizes and K != sizes[name]:
+            which = "coarse tokens" if name == "coarse_tokens" else "tokens"
+            raise ValueError(f"A {type(model).__name__} is for {sizes[name]} different {which}, but this data has {K}; "
+                             "choose another --dataset or another model.")  # fmt: skip
