@@ -19,7 +19,8 @@ from PIL import Image
 from test_container import mutate
 
 from homework import Compressor, compress
-from homework.codec import archive, entropy, format, tiles
+from homework.codec import archive, format, tiles
+from homework.codec.entropy import FloatPrior
 from homework.core import checkpoint, cli
 from homework.datasets.image_files import read_image
 from homework.datasets.images import to_float, to_uint8
@@ -38,9 +39,9 @@ def models():
 
 @pytest.fixture(params=["exact", "float", "VQ exact", "BSQ-PixelCNN", "VQ-PixelCNN"])
 def compressor(models, request, monkeypatch):
-    """Every pair: either tokenizer, under a transformer in whole numbers and under a prior in floats."""
+    """Every pair: either tokenizer, under a transformer on integers and under a prior in floats."""
     if request.param == "float":
-        monkeypatch.setattr(entropy, "entropy_model", entropy.FloatPrior)
+        monkeypatch.setattr("homework.codec.compressor.entropy_model", FloatPrior)
     tokenizer = build("VQPatchAutoEncoder").eval() if "VQ" in request.param else models[0]
     prior = build("GatedPixelCNN").eval() if "PixelCNN" in request.param else models[1]
     made = Compressor(tokenizer, prior)
@@ -64,20 +65,20 @@ def picture(path: Path, size: tuple[int, int] = SIZE, seed: int = 0) -> Path:
     return path
 
 
-def greedy(coder, size: tuple[int, int], likely: bool) -> np.ndarray:
-    """(h,w): at each place the likeliest token, or the least likely."""
+def greedy(coder, size: tuple[int, int], probable: bool) -> np.ndarray:
+    """(h,w): at each position the most probable token, or the least probable."""
     step, tokens = coder.steps(1, *size), torch.empty(1, 0, dtype=torch.int64)
     for _ in range(math.prod(size)):
         weights = step(tokens[:, -1:])
-        tokens = torch.cat([tokens, weights.argmax(-1)[None] if likely else weights.argmin(-1)[None]], dim=1)
+        tokens = torch.cat([tokens, weights.argmax(-1)[None] if probable else weights.argmin(-1)[None]], dim=1)
     return tokens.view(size).numpy()
 
 
 def bits(coder, grid: np.ndarray) -> float:
     """What a grid costs under the prior, tile by tile."""
     total = 0.0
-    for (a, b), places in tiles.tiles(grid.shape, (coder.height, coder.width)):
-        for top, left in places:
+    for (a, b), corners in tiles.tiles(grid.shape, (coder.height, coder.width)):
+        for top, left in corners:
             tokens, step = torch.from_numpy(grid[None, top : top + a, left : left + b].reshape(1, -1)), coder.steps(1, a, b)
             for n, token in enumerate(tokens[0]):
                 total += 24 - math.log2(step(tokens[:, max(0, n - 1) : n])[0, token] + 1)
@@ -100,7 +101,7 @@ def test_an_image_comes_back_as_its_tokens_decoded(compressor, size):
     assert len(data) <= math.ceil(bits(compressor.entropy_model, grid) / 8) + 24
 
 
-@pytest.mark.parametrize("how", ["random", "constant", "likeliest", "least likely"])
+@pytest.mark.parametrize("how", ["random", "constant", "most probable", "least probable"])
 @pytest.mark.parametrize("grid", [GRID, (1, 1), (5, 7)])
 def test_tokens_come_back(compressor, how, grid):
     size = tuple(5 * side for side in grid)
@@ -109,7 +110,7 @@ def test_tokens_come_back(compressor, how, grid):
     elif how == "constant":
         tokens = np.full(grid, K - 1)
     elif grid != (5, 7):
-        tokens = greedy(compressor.entropy_model, grid, how == "likeliest")
+        tokens = greedy(compressor.entropy_model, grid, how == "most probable")
     else:
         tokens = np.zeros(grid, int)
     (data,) = compressor.compress_tokens(tokens[None], size)
@@ -197,9 +198,9 @@ def test_files_of_other_models_are_told(compressor, models):
         Compressor(compressor.tokenizer, other[1]).decompress(data)
 
 
-def test_floats_and_whole_numbers_are_told_apart(models, exactly, monkeypatch):
+def test_files_of_float_and_integer_arithmetic_are_distinguished(models, exactly, monkeypatch):
     data = exactly.compress(noise(SIZE))
-    monkeypatch.setattr(entropy, "entropy_model", entropy.FloatPrior)
+    monkeypatch.setattr("homework.codec.compressor.entropy_model", FloatPrior)
     with pytest.raises(ValueError, match="another prior"):
         Compressor(*models).decompress(data)
 
@@ -214,7 +215,7 @@ def test_no_mutation_gives_a_wrong_picture(compressor, size):
     for _ in range(80):
         changed = bytearray(data if draw.integers(2) else mutate(data, draw))
         if len(changed) == len(data):
-            changed[draw.integers(12, len(data))] ^= 1 << draw.integers(8)  # behind the header, where only decoding can tell
+            changed[draw.integers(12, len(data))] ^= 1 << draw.integers(8)  # after the header, where only decoding shows it
         try:
             assert np.array_equal(compressor.decompress_tokens([bytes(changed)])[0], right)
         except ValueError as error:
@@ -278,7 +279,7 @@ def test_one_image_there_and_back(call, folder, models):
 @pytest.mark.parametrize("arithmetic", ["exact", "float"])
 def test_a_folder_there_and_back(call, folder, models, arithmetic, monkeypatch):
     if arithmetic == "float":
-        monkeypatch.setattr(entropy, "entropy_model", entropy.FloatPrior)
+        monkeypatch.setattr("homework.codec.compressor.entropy_model", FloatPrior)
     done = call("compress", "t.pth", "p.pth", "photos", "photos.tok", "--verify", "--batch_size", 4)
     assert done.returncode == 0 and "verified" in done.stdout and "6 images" in done.stdout, done.stderr
     assert call("decompress", "t.pth", "p.pth", "photos.tok", "back", "--batch_size", 3).returncode == 0
@@ -381,13 +382,13 @@ def test_info_needs_no_models(call, folder):
     Path("t.pth").unlink()
     Path("p.pth").unlink()
     said = call("info", "a.tok").stdout
-    assert "6 images" in said and "patches of 5" in said and "whole numbers" in said and "44 x 11" in said
+    assert "6 images" in said and "patches of 5" in said and "on integers" in said and "44 x 11" in said
     assert f"{Path('a.tok').stat().st_size:,} bytes" in said and "5.png" in said
     said, size = call("info", "3.tok").stdout, Path("3.tok").stat().st_size
     assert "one image of 44x11 pixels" in said and "9x3 tokens" in said and f"{8 * size / 44 / 11:.4f} bits a pixel" in said
     assert f"{int.from_bytes(Path('3.tok').read_bytes()[-4:], 'little'):08x}" in said
     code = ("import sys; sys.argv = ['compress', 'info', '3.tok']; import runpy; runpy.run_module('homework.compress', "
-            "run_name='__main__'); print({'homework.bsq', 'homework.ae', 'homework.exact'} & set(sys.modules))")  # fmt: skip
+            "run_name='__main__'); print({'homework.bsq', 'homework.ae', 'homework.autoregressive', 'homework.codec.integer_layers'} & set(sys.modules))")  # fmt: skip
     done = run("-c", code, cwd=folder)
     assert done.stdout.endswith("set()\n"), done.stderr
 
@@ -414,10 +415,10 @@ def test_info_of_a_checkpoint_is_what_files_say_of_it(call, folder):
 # --- mistakes -------------------------------------------------------------------------------------------------------------
 
 SPOILED = {
-    "is no file that": lambda data: b"\x89PNG" + data,
+    "is not a file that": lambda data: b"\x89PNG" + data,
     "is cut short": lambda data: data[: len(data) - 3],
     "is longer than": lambda data: data + b"more",
-    "newer version": lambda data: data[:2] + bytes([2 + 16 * 13]) + data[3:],
+    "newer version": lambda data: data[:2] + bytes([3 + 16 * 12]) + data[3:],
     "is damaged: its header": lambda data: data[:6] + bytes([data[6] ^ 16]) + data[7:],
     "is damaged": lambda data: data[:34] + bytes([data[34] ^ 128]) + data[35:] if data[1:2] == b"N" else data[:-1] + b"x",
 }
@@ -479,7 +480,7 @@ def test_wrong_arguments_are_told_and_nothing_is_written(call, folder):
         ("Name the image", "compress", "t.pth", "p.pth", "photos"),
         ("0.png", "compress", "t.pth", "p.pth", "photos/1.png", "photos/0.png"),
         ("photos", "compress", "t.pth", "p.pth", "photos/1.png", "photos"),
-        ("no file of homework.compress", "compress", "t.pth", "p.pth", "photos", "diary"),
+        ("not a file of homework.compress", "compress", "t.pth", "p.pth", "photos", "diary"),
         ("none", "compress", "t.pth", "p.pth", "none", "b.tok"),
         ("twice", "compress", "t.pth", "p.pth", "photos/1.png", folder / "photos/1.png", "b.tok"),
         ("is needed", "compress", "ae.pth", "p.pth", "photos", "b.tok"),
@@ -496,7 +497,7 @@ def test_wrong_arguments_are_told_and_nothing_is_written(call, folder):
         ("7.png; it holds 0.png, 1.png, 2.png, ...", "decompress", "t.pth", "p.pth", "a.tok", "b.png", "--only", "7.png"),
         ("one image", "decompress", "t.pth", "p.pth", "0.tok", "b.png", "--only", "0.png"),
         ("none.tok", "info", "none.tok"),
-        ("no file that", "info", "diary"),
+        ("not a file that", "info", "diary"),
     ]:
         said = sentence(call(name, *arguments))
         assert told in said, said

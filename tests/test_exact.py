@@ -194,7 +194,7 @@ def test_another_process_gets_the_same_integers(tmp_path):
     model, grid = prior(), grids(2)
     torch.save((model.config, model.state_dict(), grid), tmp_path / "model.pth")
     code = (
-        "import sys, torch; from homework import AutoregressiveModel; from homework.exact import ExactPrior;"
+        "import sys, torch; from homework import AutoregressiveModel; from homework.codec.entropy import ExactPrior;"
         "config, state, grid = torch.load(sys.argv[1]); model = AutoregressiveModel(**config); model.load_state_dict(state);"
         "one = ExactPrior(model); torch.save((one.weights(grid), one.fingerprints[2]), sys.argv[2])"
     )

@@ -8,16 +8,13 @@ from torch import Tensor
 
 from homework.codec import range_coder
 from homework.codec.entropy import quantize_probabilities
+from homework.core.model import ordinary_tensors
 from homework.priors.cascade import Cascade
 
 
 class CascadeCoder:
-    """Codes the grids of all scales of an image into one payload: float steps on the same path in both directions, as for
-    any prior in floats.
-
-    Args:
-        cascade: whose grids to code.
-    """
+    """Codes the grids of all scales of an image into one payload: both directions take the same float steps, as for any
+    prior in floats."""
 
     def __init__(self, cascade: Cascade):
         self.cascade = cascade
@@ -33,7 +30,7 @@ class CascadeCoder:
         uniform[:, 0] += range_coder.TOTAL % K
         return lambda tokens: uniform
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def compress(self, grids: Sequence[Tensor]) -> list[bytes]:
         """Grids (B,h,w) int64 of all codebooks -> B payloads, which :meth:`decompress` needs together: floats are repeated
         only in the batch in which they were coded."""
@@ -44,7 +41,7 @@ class CascadeCoder:
         cumulative, frequency = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
         return [range_coder.encode(*image) for image in zip(cumulative, frequency, strict=True)]
 
-    @torch.no_grad()
+    @ordinary_tensors
     def decompress(self, payloads: Sequence[bytes]) -> list[Tensor]:
         """The grids of payloads, all that were coded together. ValueError if one cannot be decoded; but most damage gives
         other grids silently, for a payload, unlike a file, has no checksum."""
