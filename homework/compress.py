@@ -44,7 +44,7 @@ def compress(
     if Path(output).is_dir() or Path(output).suffix.lower() in {*Image.registered_extensions(), ".json", ".pth"}:
         raise ValueError(f"The last argument is the file to write, but {output} is a folder, an image or a checkpoint.")
     if not format.may_replace(output):
-        raise ValueError(f"{output} exists, but is not a file of homework.compress, so it stays; name another, or remove it.")
+        raise ValueError(f"{output} exists, but is not a file of homework.compress: it stays; name another, or remove it.")
     scaled, paths = cli.parse_image_size(image_size), image_paths(sources)
     for folder in filter(os.path.isdir, sources):
         if others := not_read(Path(folder)):

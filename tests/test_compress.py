@@ -1,17 +1,20 @@
 """Pictures to files and back, with models: all sizes, both arithmetics, the command line, and whatever can be wrong."""
 
+import contextlib
 import json
 import math
 import struct
 import subprocess
 import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import GRID, ROOT, SIZE, K, build, file_size_limit, files, run, sentence
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,9 +24,12 @@ from test_container import mutate
 from homework import Compressor, compress
 from homework.codec import archive, format, tiles
 from homework.codec.entropy import FloatPrior
+from homework.codec.parallel import in_parallel
 from homework.core import checkpoint, cli
 from homework.datasets.image_files import read_image
 from homework.datasets.images import to_float, to_uint8
+from homework.priors.base import Prior
+from homework.priors.uniform import Uniform
 
 SIZES = [(1, 1), (5, 5), SIZE, (3, 61), (47, 100)]  # one patch, odd ones, the prior's grid, and 2x1 and 3x4 tiles
 
@@ -159,6 +165,70 @@ def test_more_tiles_than_are_coded_at_once(models, monkeypatch):
     few = Compressor(*models)
     x = noise((100, 60))  # 20x12 tokens: 5x2 tiles of 4x6
     assert torch.equal(few.decompress(few.compress(x)), models[0](x)[0])
+
+
+class Repeating(Prior):
+    """A prior that has ``forward`` alone, and no parameters: a token is probably the one before it."""
+
+    def __init__(self, n_tokens: int):
+        super().__init__()
+        self.n_tokens = n_tokens
+
+    def forward(self, tokens):
+        before = F.pad(tokens.flatten(1), (1, -1))  # (B,h,w) -> (B,N)
+        return 3.0 * F.one_hot(before, self.n_tokens).view(*tokens.shape, -1), {}  # (B,N,K) -> (B,h,w,K)
+
+
+@pytest.mark.parametrize("cls", [Uniform, Repeating])
+def test_a_prior_needs_only_forward_and_no_parameters(models, cls):
+    other = Compressor(models[0], cls(K))
+    images = [noise(SIZES[i % 4], i) for i in range(5)]
+    files = other.compress_batch(images)
+    for x, data, x_hat in zip(images, files, other.decompress_batch(files), strict=True):
+        assert torch.allclose(x_hat, models[0](x)[0], atol=1e-5)
+        n_bits = bits(other.entropy_model, models[0].encode_index(x).numpy())
+        assert len(data) <= math.ceil(n_bits / 8) + 24
+        assert cls is Repeating or abs(n_bits - 4 * models[0].encode_index(x).numel()) < 0.01
+    same = torch.zeros(*SIZE, 3)
+    assert cls is Uniform or len(other.compress(same)) < len(Compressor(models[0], Uniform(K)).compress(same))
+
+
+@pytest.mark.parametrize("around", [contextlib.nullcontext, torch.no_grad, torch.inference_mode])
+def test_images_are_ordinary_tensors(models, around):
+    """Usable under autograd and for writing into them, wherever they were made; and images may need a gradient."""
+    x = noise(SIZE)
+    with around():
+        made = Compressor(*models)
+        data = made.compress(x.clone().requires_grad_())
+        images = [made.decompress(data), *made.decompress_batch([data] * 3)]
+    images += made.to_images(made.decompress_tokens([data] * 2), [SIZE] * 2)
+    for x_hat in images:
+        x_hat += 1
+        F.mse_loss(x_hat.requires_grad_(), x).backward()
+        assert x_hat.grad.shape == x.shape and x_hat.grad.abs().sum() > 0
+
+
+def test_weights_and_steps_give_ordinary_tensors(compressor):
+    tokens = torch.zeros(1, 0, dtype=torch.int64)
+    for _ in range(2):
+        weights = compressor.entropy_model.steps(1, *GRID)(tokens)
+        assert not weights.is_inference() and weights.dtype == torch.float32 and weights.shape == (1, K)
+    if compressor.entropy_model.exact:
+        assert not compressor.entropy_model.weights(torch.zeros(1, *GRID, dtype=torch.int64)).is_inference()
+
+
+def test_calls_that_overlap_leave_the_number_of_threads():
+    """The first to begin ends first; also in a thread that begins afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        one, other = (in_parallel(lambda n: (n, torch.get_num_threads()), range(5), 2) for _ in range(2))
+        found = [next(one), next(other), *one, *other]
+        assert sorted(found) == [(n, 1) for n in range(5) for _ in range(2)] and torch.get_num_threads() == 2
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_what_is_no_image_is_told(exactly):
@@ -387,8 +457,9 @@ def test_info_needs_no_models(call, folder):
     said, size = call("info", "3.tok").stdout, Path("3.tok").stat().st_size
     assert "one image of 44x11 pixels" in said and "9x3 tokens" in said and f"{8 * size / 44 / 11:.4f} bits a pixel" in said
     assert f"{int.from_bytes(Path('3.tok').read_bytes()[-4:], 'little'):08x}" in said
+    strangers = {"homework.bsq", "homework.ae", "homework.autoregressive", "homework.codec.integer_layers"}
     code = ("import sys; sys.argv = ['compress', 'info', '3.tok']; import runpy; runpy.run_module('homework.compress', "
-            "run_name='__main__'); print({'homework.bsq', 'homework.ae', 'homework.autoregressive', 'homework.codec.integer_layers'} & set(sys.modules))")  # fmt: skip
+            f"run_name='__main__'); print({strangers} & set(sys.modules))")  # fmt: skip
     done = run("-c", code, cwd=folder)
     assert done.stdout.endswith("set()\n"), done.stderr
 
@@ -537,7 +608,7 @@ def png(path: Path, pixels: np.ndarray, colour: int, *more: tuple[bytes, bytes])
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparent_places_are_white(tmp_path, mode):
+def test_transparent_pixels_are_white(tmp_path, mode):
     alpha = np.zeros(SIZE, np.uint8)
     alpha[:10] = 255
     image = Image.new("L", SIZE[::-1], 60)

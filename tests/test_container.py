@@ -507,7 +507,7 @@ def test_files_are_written_as_the_golden_ones_of_this_version():
 
 @pytest.mark.parametrize("kind", FILES)
 def test_files_of_either_version_know_their_models_by_the_hashes_of_their_own(kind):
-    """A reader whose models have other hashes for the other version reads the file; one with others for this one does not."""
+    """Models with other hashes for the other version read the file; those with others for its own do not."""
     own, other = (TOKENIZER, PRIOR), (bytes(32), bytes(32))
     reader = Reader(io.BytesIO(FILES[kind]))
     reader.check(Models({1: other, 2: own}, 5, True))

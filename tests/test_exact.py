@@ -1,7 +1,8 @@
-"""The prior in whole numbers: the same in every batch, form, carrier and number of threads, and close to the floats."""
+"""The prior on integers: the same in every batch, form, carrier and number of threads, and close to the floats."""
 
 import itertools
 import math
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -10,7 +11,6 @@ from conftest import GRID, K, build, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from homework.codec import entropy, range_coder
 from homework.codec.entropy import ExactPrior, FloatPrior, entropy_model
 from homework.codec.integer_layers import ExactLinear, ExactNorm, exp2_table
 from homework.codec.precision import full_precision
@@ -148,7 +148,7 @@ def test_what_is_allowed_to_one_backend_does_not_matter():
 
 
 @pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="this torch has no setting for all backends")
-def test_a_setting_for_all_backends_goes_on_to_be_one():
+def test_a_setting_for_all_backends_stays_one():
     everywhere, backend = torch.backends, torch.backends.cuda.matmul
     before = everywhere.fp32_precision, backend.fp32_precision
     try:
@@ -162,6 +162,27 @@ def test_a_setting_for_all_backends_goes_on_to_be_one():
         everywhere.fp32_precision, backend.fp32_precision = before
 
 
+def test_blocks_that_overlap_in_time_restore_the_precision_at_the_end_of_the_last():
+    def block(begun: threading.Event, end: threading.Event) -> None:
+        with full_precision(torch.device("cpu")):
+            begun.set()
+            end.wait(60)
+
+    torch.set_float32_matmul_precision("medium")
+    try:
+        events = [(threading.Event(), threading.Event()) for _ in range(2)]
+        threads = [threading.Thread(target=block, args=pair) for pair in events]
+        for thread, (begun, _) in zip(threads, events, strict=True):
+            thread.start()
+            begun.wait(60)
+        for thread, (_, end), after in zip(threads, events, ("highest", "medium"), strict=True):
+            end.set()
+            thread.join()
+            assert torch.get_float32_matmul_precision() == after
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_the_default_dtype_does_not_matter():
     model, grid = prior(), grids(2)
     expected = ExactPrior(model).weights(grid)
@@ -173,8 +194,8 @@ def test_the_default_dtype_does_not_matter():
 
 
 @pytest.mark.parametrize("d_latent, n_heads, bias", [(128, 4, -10.0), (128, 1, -100.0), (16, 2, 0.0)])
-def test_no_score_is_so_low_that_later_places_are_seen(d_latent, n_heads, bias):
-    """Queries, keys and biases as far apart as whole numbers can be; the first 12 places do not see the others."""
+def test_no_score_is_so_low_that_later_positions_are_seen(d_latent, n_heads, bias):
+    """Queries, keys and biases as far apart as integers can be; the first 12 positions do not see the others."""
     options = {"d_latent": d_latent, "n_heads": n_heads, "n_layers": 1, "window": 70, "height": 4, "width": 6}
     model = build("AutoregressiveModel", 0, **options).eval()
     attention, weight = model.layers[0].attention, torch.zeros(3 * d_latent, d_latent)
@@ -275,23 +296,23 @@ def test_the_fingerprint_tells_models_apart():
 # --- its parts --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bits, digits", list(itertools.product((4, 8, 14), (2, 4, 5))))
-def test_the_table_of_powers_is_rounded_rightly(bits, digits):
-    table = exp2_table(bits, digits)
+@pytest.mark.parametrize("bits, fractional", list(itertools.product((4, 8, 14), (2, 4, 5))))
+def test_the_table_of_powers_is_rounded_rightly(bits, fractional):
+    table = exp2_table(bits, fractional)
     assert table[0] == 2**bits and table[-1] == 0 and table[-2] > 0 and table == sorted(table, reverse=True)
     for i, entry in enumerate(table):
-        assert abs(entry - 2.0 ** (bits - i / 2**digits)) <= 0.5 + 1e-6
+        assert abs(entry - 2.0 ** (bits - i / 2**fractional)) <= 0.5 + 1e-6
 
 
 @settings(max_examples=50)
 @given(st.integers(1, 300), st.integers(0, 2**31), st.floats(1e-3, 30), st.integers(0, 8), st.sampled_from([63, 511, 1023]))
-def test_a_linear_layer_never_leaves_24_bits(n, seed, size, digits, limit):
+def test_a_linear_layer_never_leaves_24_bits(n, seed, size, in_bits, limit):
     """With the largest inputs, of the signs that add up the most, float32 still gives what int64 gives."""
     draws = torch.Generator().manual_seed(seed)
     weight = size * torch.randn(5, n, generator=draws, dtype=torch.float64)
     bias = size * torch.randn(5, generator=draws, dtype=torch.float64)
     try:
-        layers = [ExactLinear(weight, bias, digits, limit, 4, carrier) for carrier in CARRIERS]
+        layers = [ExactLinear(weight, bias, in_bits, limit, 4, carrier) for carrier in CARRIERS]
     except OverflowError:
         return
     x = torch.cat([limit * weight.sign(), -limit * weight.sign(),
@@ -299,9 +320,9 @@ def test_a_linear_layer_never_leaves_24_bits(n, seed, size, digits, limit):
     outputs = [layer(x.to(carrier)) for layer, carrier in zip(layers, CARRIERS, strict=True)]
     assert all(torch.equal(y.long(), outputs[0].long()) for y in outputs)
     assert outputs[0].abs().max() <= layers[0].bound
-    real = (x / 2**digits) @ weight.T + bias
-    unit = 2.0 ** (digits - 4) / layers[0].divisor.double()  # of each row's weights
-    step = 0.5 * 2.0**-4 + 0.51 * unit * (x.abs().sum(dim=1, keepdim=True) + 1) / 2**digits
+    real = (x / 2**in_bits) @ weight.T + bias
+    unit = 2.0 ** (in_bits - 4) / layers[0].divisor.double()  # of each row's weights
+    step = 0.5 * 2.0**-4 + 0.51 * unit * (x.abs().sum(dim=1, keepdim=True) + 1) / 2**in_bits
     assert ((outputs[0] / 2.0**4 - real).abs() <= step).all()
 
 
@@ -325,10 +346,6 @@ def test_other_priors_and_too_large_ones_are_coded_with_floats():
     assert not entropy_model(wild).exact and not entropy_model(prior(window=2000)).exact
 
 
-def test_the_coder_and_the_priors_mean_the_same_total():
-    assert TOTAL == range_coder.TOTAL
-
-
 def test_float_weights_repeat_and_are_the_models():
     model, grid = prior(), grids(3)
     one = FloatPrior(model)
@@ -337,4 +354,4 @@ def test_float_weights_repeat_and_are_the_models():
     with torch.inference_mode():
         p = model(grid)[0].flatten(1, 2).softmax(dim=-1)
     assert ((weights + 1) / TOTAL - p).abs().max() < 1e-5
-    assert entropy.entropy_model(model).n_tokens == one.n_tokens == K
+    assert entropy_model(model).n_tokens == one.n_tokens == K

@@ -74,7 +74,8 @@ class Compressor:
 
         def work(part: tuple) -> zip:
             size, where = part
-            return zip(where, self.compress_tokens(self.to_tokens(torch.stack([images[i] for i in where])), size), strict=True)
+            grids = self.to_tokens(torch.stack([images[i] for i in where]))
+            return zip(where, self.compress_tokens(grids, size), strict=True)
 
         files = dict(itertools.chain.from_iterable(in_parallel(work, parts, self.workers)))
         return [files[i] for i in range(len(images))]

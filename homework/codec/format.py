@@ -45,7 +45,8 @@ class Models:
                              "with smaller ones.")  # fmt: skip
         tokenizer, prior = self.fingerprints[version]
         # the version is in the low four bits and, as a check, 15 minus it in the high ones
-        return magic + bytes([version + 16 * (15 - version), *tokenizer[:2], *prior[:2], self.patch + 128 * (not self.exact)])
+        last = self.patch + 128 * (not self.exact)
+        return magic + bytes([version + 16 * (15 - version), *tokenizer[:2], *prior[:2], last])
 
     def crc(self, size: tuple[int, int], tokens: np.ndarray, version: int = FORMAT) -> int:
         """CRC-32 of an image's tokens, (h,w) in raster order as uint32, after all that they depend on: both complete

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from homework.codec import archive, format
+from homework.codec import format
+from homework.codec.archive import ArchiveWriter, Reader
 from homework.codec.compressor import Compressor
 from homework.codec.parallel import groups, in_parallel, pieces
 from homework.core import files
@@ -42,7 +43,7 @@ def compress_files(compressor: Compressor, paths: list[str], output: str, *, pac
     """
     names, kept, original = dict(zip(paths, names_below(paths), strict=True)), [], 0
     with files.replacing(output) as temporary, open(temporary, "wb") as file:
-        bad, writer = [], archive.ArchiveWriter(file, compressor.models) if pack else None
+        bad, writer = [], ArchiveWriter(file, compressor.models) if pack else None
         with tqdm(total=len(paths), desc="compressing", unit="img") as bar:
             for (part, size, grids), payloads in _encoded(compressor, paths, bad, bar, scaled):
                 crcs = [compressor.models.crc(size, grid) for grid in grids]
@@ -128,7 +129,7 @@ def _verify(compressor: Compressor, path: Path, kept: list[np.ndarray]) -> None:
     """ValueError, which calls the file "it", unless it decodes to the grids ``kept``, in the order of its images."""
     n_bytes = 0
     with open(path, "rb") as file, tqdm(total=len(kept), desc="verifying", unit="img") as bar:
-        reader = archive.Reader(file, "it")
+        reader = Reader(file, "it")
         for grids in compressor.read([(reader, i) for i in range(len(kept))]):
             for i, grid in grids.items():
                 if not np.array_equal(grid, kept[i]):
@@ -141,9 +142,9 @@ def _verify(compressor: Compressor, path: Path, kept: list[np.ndarray]) -> None:
 # --- decompressing --------------------------------------------------------------------------------------------------------
 
 
-def decompress_file(compressor: Compressor, reader: archive.Reader, wanted: Sequence[int], target: Path, folder: bool) -> None:
+def decompress_file(compressor: Compressor, reader: Reader, wanted: Sequence[int], target: Path, folder: bool) -> None:
     """Writes the ``wanted`` images of a file as PNG files in the folder ``target``; or the one that is wanted as ``target``
-    itself, in the lossless format of its suffix. ValueError if one is damaged or of other models; then nothing is written."""
+    itself, in the lossless format of its suffix. ValueError if any is damaged or of other models; then nothing is written."""
     reader.check(compressor.models)  # before any folder is made
     items, n_bytes = [(reader, i) for i in wanted], 0
     with _complete_folder(target) if folder else files.replacing(target) as temporary:

@@ -1,4 +1,4 @@
-"""A prior in integer arithmetic, for entropy coding: the same distributions on every machine, in every batch, at every speed.
+"""A prior in integer arithmetic, for entropy coding: the same distributions on every machine and in every batch.
 
 The decoder of a compressed file must see exactly the probabilities that the encoder saw: one other last bit, and the rest of
 the image is noise. Sums of floats do not give that, since their last bits depend on the order of summation, and that on the
@@ -122,7 +122,7 @@ class ExactNorm(nn.Module):
 
 
 class ExactAttention(Attention):
-    """:class:`homework.nn.transformer.Attention` on integers, Q.6 -> Q.stream; ``gain`` (D) is that of the norm before it."""
+    """:class:`homework.nn.transformer.Attention` on integers, Q.6 -> Q.stream; ``gain`` (D) is the norm's before it."""
 
     mask_value = -(2**25)  # added to a score of up to 2^23: far enough below the least one, -2^23 - 2^22, for a weight of 0
 

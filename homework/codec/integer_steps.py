@@ -28,7 +28,7 @@ def softmax(logits: np.ndarray, table: np.ndarray, free: int) -> None:
 
 
 class LinearStep:
-    """:class:`homework.codec.integer_layers.ExactLinear` of B rows: the result is in ``out`` (B,out) and, the same memory, ``array``."""
+    """:class:`ExactLinear` of B rows: the result is in ``out`` (B,out) and, the same memory, ``array``."""
 
     def __init__(self, linear: nn.Module, B: int):
         self.weight, self.bias = linear.scaled, linear.scaled_bias  # (in,out), (out)
@@ -41,7 +41,7 @@ class LinearStep:
 
 
 class NormStep:
-    """:class:`homework.codec.integer_layers.ExactNorm` of (B,D) rows: (B,D), the same memory each time."""
+    """:class:`ExactNorm` of (B,D) rows: (B,D), the same memory each time."""
 
     def __init__(self, norm: nn.Module, B: int):
         self.D, self.one, self.limit = norm.D.numpy(), norm.one.double().numpy(), norm.limit
@@ -58,7 +58,7 @@ class NormStep:
 
 
 class LayerStep:
-    """:class:`homework.codec.integer_layers.ExactLayer` at position after position of B grids of N positions.
+    """:class:`ExactLayer` at position after position of B grids of N positions.
 
     Of the last c = min(window, N) positions it keeps keys and values, those of position n in slot n % c. Slots that are
     still empty take part too, with zeros and a bias that makes their weights 0.
@@ -113,8 +113,8 @@ class LayerStep:
 
 
 class ExactSteps:
-    """:class:`homework.priors.base.Steps` over B grids of h x w, for what :func:`homework.codec.integer_layers.export` made in
-    float32, on the CPU; many tokens at first are taken one by one too."""
+    """Steps over B grids of h x w, as of :class:`homework.priors.base.Steps`, of a model that :func:`export` made in float32
+    on the CPU; many tokens at first are taken one by one too."""
 
     def __init__(self, model: nn.Module, B: int, h: int, w: int):
         self.n, self.done = 0, 0  # n tokens are known, done positions computed
