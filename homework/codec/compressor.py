@@ -2,7 +2,7 @@
 
 import io
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -72,24 +72,17 @@ class Compressor:
         same = groups(range(len(images)), [image_size(x) for x in images])
         parts = [(size, part) for size, where in same for part in self.parts(where, self.grid(size))]
 
-        def work(part: tuple) -> zip:
+        def work(part: tuple) -> dict[int, bytes]:
             size, where = part
             grids = self.to_tokens(torch.stack([images[i] for i in where]))
-            return zip(where, self.compress_tokens(grids, size), strict=True)
+            return dict(zip(where, self.compress_tokens(grids, size), strict=True))
 
-        files = dict(itertools.chain.from_iterable(in_parallel(work, parts, self.workers)))
-        return [files[i] for i in range(len(images))]
+        return in_order(in_parallel(work, parts, self.workers))
 
     def decompress_batch(self, files: Sequence[bytes]) -> list[Tensor]:
         """As :meth:`decompress`, for several. (A tokenizer's floats may differ in the last bits in another batch; the tokens
         do not.)"""
-        items = _single(files)
-
-        def to_images(grids: dict[int, np.ndarray]) -> zip:
-            return zip(grids, self.to_images(list(grids.values()), [items[k][0].sizes[0] for k in grids]), strict=True)
-
-        images = dict(itertools.chain.from_iterable(self.read(items, to_images)))
-        return [images[k] for k in range(len(files))]
+        return in_order(self.read_images(_single(files)))
 
     # --- tokens ----------------------------------------------------------------------------------------------------------
 
@@ -110,8 +103,7 @@ class Compressor:
 
     def decompress_tokens(self, files: Sequence[bytes]) -> list[np.ndarray]:
         """The grids (h,w) int64 of files. ValueError as in :meth:`decompress`."""
-        grids = {k: grid for batch in self.read(_single(files)) for k, grid in batch.items()}
-        return [grids[k] for k in range(len(files))]
+        return in_order(self.read(_single(files)))
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """(h,w) of an image of ``size`` (H,W)."""
@@ -139,47 +131,37 @@ class Compressor:
 
     # --- the range coder -------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def encode(self, grids: np.ndarray) -> list[bytes]:
         """(B,h,w) int64 -> B payloads, which are a chunk: if the prior computes in floats, :meth:`decode` needs them all."""
-        cumulative, frequency = [], []
+        parts = []
         for (a, b), corners in self.tiles(grids.shape[1:]):
             cut = np.stack([grids[:, top : top + a, left : left + b] for top, left in corners], axis=1)  # (B,T,a,b)
-            for parts, part in zip((cumulative, frequency), self.intervals(cut.reshape(-1, a, b)), strict=True):  # (B*T,a,b)
-                part = part.reshape(*cut.shape[:2], a * b).transpose(0, 2, 1)  # (B*T,N) -> (B,T,N) -> (B,N,T)
-                parts.append(part.reshape(len(grids), -1))  # (B,N,T) -> (B,N*T)
-        both = (np.concatenate(parts, axis=1) for parts in (cumulative, frequency))
-        return [range_coder.encode(*image) for image in zip(*both, strict=True)]
+            both = self.intervals(cut.reshape(-1, a, b)).reshape(2, *cut.shape[:2], a * b)  # (2,B*T,N) -> (2,B,T,N)
+            parts.append(both.swapaxes(2, 3).reshape(2, len(grids), -1))  # (2,B,T,N) -> (2,B,N,T) -> (2,B,N*T)
+        return [range_coder.encode(*image) for image in np.concatenate(parts, axis=2).swapaxes(0, 1)]  # (2,B,n) -> (B,2,n)
 
-    @torch.inference_mode()
-    def intervals(self, grids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tiles (R,a,b) int64 -> (R,N), (R,N), see :func:`homework.codec.range_coder.intervals`."""
-        K, N = self.entropy_model.n_tokens, grids[0].size
-        if not self.entropy_model.exact:  # only the decoder's own steps, in its own batch, give its floats again
-            return range_coder.intervals_by_steps(self._step(*grids.shape), grids.reshape(-1, N))  # (R,a,b) -> (R,N)
+    def intervals(self, grids: np.ndarray) -> np.ndarray:
+        """Tiles (R,a,b) int64 -> (2,R,N), see :func:`homework.codec.range_coder.intervals`."""
+        model, N = self.entropy_model, grids[0].size
+        tokens = grids.reshape(-1, N)  # (R,a,b) -> (R,N)
+        if not model.exact:  # only the decoder's own steps, in its own batch, give its floats again
+            return range_coder.intervals_by_steps(model.steps(*grids.shape), tokens)
         parts = []
-        for some in torch.from_numpy(grids).split(max(1, WEIGHTS_AT_ONCE // (N * K))):
-            weights = self.entropy_model.weights(some).numpy().reshape(-1, K)  # (r,N,K) -> (r*N,K)
-            parts.append(range_coder.intervals(weights, some.numpy().reshape(-1)))  # (r,a,b) -> (r*N)
-        cumulative, frequency = (np.concatenate(part).reshape(-1, N) for part in zip(*parts, strict=True))  # (R*N) -> (R,N)
-        return cumulative, frequency
+        for i in range(0, len(grids), at_once := max(1, WEIGHTS_AT_ONCE // (N * model.n_tokens))):
+            weights = model.weights(grids[i : i + at_once]).reshape(-1, model.n_tokens)  # (r,N,K) -> (r*N,K)
+            parts.append(range_coder.intervals(weights, tokens[i : i + at_once].reshape(-1)))  # (r,N) -> (r*N)
+        return np.concatenate(parts, axis=1).reshape(2, -1, N)  # (2,R*N) -> (2,R,N)
 
-    @torch.inference_mode()
     def decode(self, payloads: Sequence[bytes], grid: tuple[int, int], names: Sequence[str]) -> np.ndarray:
         """The grids (B,h,w) int64 of payloads. ValueError, by one of the names, if a payload is damaged."""
         decoder = range_coder.BatchDecoder(payloads, names)
         grids = np.empty((len(payloads), *grid), np.int64)
         for (a, b), corners in self.tiles(grid):
             R = len(payloads) * len(corners)
-            tokens = decoder.decode(self._step(R, a, b), R, a * b)  # (B*T,N)
+            tokens = decoder.decode(self.entropy_model.steps(R, a, b), R, a * b)  # (B*T,N)
             for (top, left), tile in zip(corners, tokens.reshape(len(payloads), -1, a, b).swapaxes(0, 1), strict=True):
                 grids[:, top : top + a, left : left + b] = tile  # (B*T,N) -> (B,T,a,b) -> (T,B,a,b)
         return grids
-
-    def _step(self, R: int, a: int, b: int) -> Callable[[np.ndarray], np.ndarray]:
-        """The prior's steps over R grids of a x b, from arrays to arrays."""
-        step = self.entropy_model.steps(R, a, b)
-        return lambda tokens: step(torch.from_numpy(tokens)).numpy()
 
     def tiles(self, grid: tuple[int, int]) -> Iterator:
         """See :func:`homework.codec.tiles.tiles`."""
@@ -187,7 +169,7 @@ class Compressor:
 
     # --- what is coded together ------------------------------------------------------------------------------------------
 
-    def read(self, items: Sequence[Item], use: Callable = lambda grids: grids) -> Iterator:
+    def read(self, items: Sequence[Item], use: Callable = lambda grids: grids) -> Iterator[dict]:
         """The grids (h,w) int64 of images in files, some of one size at a time, by their position in ``items``; or what
         ``use`` makes of these grids, in the threads that decode them.
 
@@ -207,6 +189,15 @@ class Compressor:
 
         coded = ((batch, [reader.payload(i) for reader, i in batch]) for batch in self._batches(items))
         yield from in_parallel(work, coded, self.workers)
+
+    def read_images(self, items: Sequence[Item], use: Callable = lambda k, image: image) -> Iterator[dict]:
+        """As :meth:`read`, but decoded: the images (H,W,3) float, or what ``use`` makes of a position and its image."""
+
+        def decoded(grids: dict[int, np.ndarray]) -> dict:
+            sizes = [items[k][0].sizes[items[k][1]] for k in grids]
+            return {k: use(k, image) for k, image in zip(grids, self.to_images(list(grids.values()), sizes), strict=True)}
+
+        return self.read(items, decoded)
 
     def _batches(self, items: Sequence[Item]) -> Iterator[list[Item]]:
         """What is decoded together: any images of one size if the arithmetic is exact, otherwise a file's chunks."""
@@ -233,6 +224,12 @@ class Compressor:
     def images_at_once(self, grid: tuple[int, int]) -> int:
         """How many images with grids (h,w) to code together."""
         return max(1, min(self.batch_size, archive.MAX_CHUNK) // self.n_tiles(grid))
+
+
+def in_order(batches: Iterable[dict]) -> list:
+    """The values of dictionaries that together hold each position once, by position."""
+    found = dict(itertools.chain.from_iterable(batch.items() for batch in batches))
+    return [found[k] for k in range(len(found))]
 
 
 def image_size(x: Tensor) -> tuple[int, int]:

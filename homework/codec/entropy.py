@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -9,18 +10,17 @@ from homework.autoregressive import AutoregressiveModel
 from homework.codec.integer_layers import LOGIT, exp2_table, export, floor_divide_, look_up
 from homework.codec.integer_steps import ExactSteps, softmax
 from homework.codec.precision import full_precision
-from homework.codec.range_coder import TOTAL
+from homework.codec.range_coder import TOTAL, Step
 from homework.core.fingerprint import digest, fingerprint, legacy_digest, legacy_fingerprint, legacy_options
-from homework.core.model import ordinary_tensors
-from homework.priors.base import Prior
+from homework.priors.base import Prior, Steps
 
 
 def entropy_model(prior: Prior) -> "ExactPrior | FloatPrior":
     """What codes grids under ``prior``: on integers where it is a transformer that can be exported to them, else in floats.
 
     Both have ``n_tokens`` (K), ``exact``, ``height`` and ``width`` (of the largest grid), ``fingerprints`` (32 bytes by
-    version of the file format) and ``steps``; on integers also ``weights``, of complete grids. The weights of a position
-    are K integers of at least 0 as float32; they sum to 2^24 - K, and token k has the frequency weight + 1 out of 2^24.
+    version of the file format) and ``steps``; on integers also ``weights``, of complete grids. Both give weights for the
+    range coder, see :mod:`homework.codec.range_coder`, from arrays of tokens.
     """
     if isinstance(prior, AutoregressiveModel):
         try:
@@ -60,30 +60,29 @@ class ExactPrior:
         self.free = torch.tensor(TOTAL - self.n_tokens, dtype=torch.float64, device=self.device)
         self.in_numpy = self.device.type == "cpu" and carrier == torch.float32  # what can be: it is faster
 
-    @ordinary_tensors
-    def weights(self, grids: Tensor) -> Tensor:
-        """(B,h,w) int64 in [0,K) -> (B,N,K) float32 on the CPU, in one parallel pass."""
+    def weights(self, grids: np.ndarray) -> np.ndarray:
+        """(B,h,w) int64 in [0,K) -> (B,N,K) float32, in one parallel pass."""
         with full_precision(self.device):
-            return self._weights(self.model(grids.to(self.device))[0].flatten(1, 2))  # (B,h,w,K) -> (B,N,K)
+            logits, _ = self.model(torch.from_numpy(grids).to(self.device))
+            return self._weights(logits.flatten(1, 2))  # (B,h,w,K) -> (B,N,K)
 
-    def steps(self, B: int, h: int, w: int) -> Callable[[Tensor], Tensor]:
-        """Takes the (B,n) int64 tokens of the next n positions (any n at first, then 1), returns (B,K) float32 on the CPU
-        for the position after them."""
+    def steps(self, B: int, h: int, w: int) -> Step:
+        """Takes the (B,n) int64 tokens of the next n positions (any n at first, then 1), returns (B,K) float32 for the
+        position after them."""
         with full_precision(self.device):
             steps = ExactSteps(self.model, B, h, w) if self.in_numpy else self.model.steps(B, h, w, self.device)
 
-        @ordinary_tensors
-        def step(tokens: Tensor) -> Tensor:
+        def step(tokens: np.ndarray) -> np.ndarray:
             with full_precision(self.device):
-                return self._weights(steps(tokens.to(self.device)))
+                return self._weights(steps(torch.from_numpy(tokens).to(self.device)))
 
         return step
 
-    def _weights(self, logits: Tensor) -> Tensor:
+    def _weights(self, logits: Tensor) -> np.ndarray:
         """Softmax of (...,K) logits on integers: the table has p_k (2^24 - K), which is divided by the sum of p."""
         if self.in_numpy:
             softmax(logits.view(-1, self.n_tokens).numpy(), self.table.numpy(), TOTAL - self.n_tokens)  # (...,K) -> (R,K)
-            return logits
+            return logits.numpy()
         scaled = look_up(self.table, logits.amax(dim=-1, keepdim=True) - logits)  # float64: sums are up to 2^52
         return rounded(floor_divide_(scaled, scaled.sum(dim=-1, keepdim=True).div_(self.free)))
 
@@ -99,23 +98,20 @@ class FloatPrior:
         self.height, self.width = prior.grid_size or (64, 64)
         self.fingerprints = {1: legacy_fingerprint(prior), 2: fingerprint(prior)}
 
-    def steps(self, B: int, h: int, w: int) -> Callable[[Tensor], Tensor]:
+    def steps(self, B: int, h: int, w: int) -> Step:
         """As :meth:`ExactPrior.steps`."""
         return quantize_probabilities(lambda: self.model.steps(B, h, w, self.device), self.n_tokens, self.device)
 
 
-def quantize_probabilities(
-    begin: Callable[[], Callable[[Tensor], Tensor]], n_tokens: int, device: torch.device
-) -> Callable[[Tensor], Tensor]:
-    """Steps that give weights for the range coder, (B,K) float32 on the CPU, where those that ``begin`` makes on ``device``
-    give logits; both in full precision, for a model may compute as soon as it begins."""
+def quantize_probabilities(begin: Callable[[], Steps], n_tokens: int, device: torch.device) -> Step:
+    """Steps that give weights where those that ``begin`` makes on ``device`` give logits; both in full precision, for a
+    model may compute as soon as it begins."""
     with full_precision(device):
         steps = begin()
 
-    @ordinary_tensors
-    def step(tokens: Tensor) -> Tensor:
+    def step(tokens: np.ndarray) -> np.ndarray:
         with full_precision(device):
-            p = steps(tokens.to(device)).float().softmax(dim=-1).cpu().double()
+            p = steps(torch.from_numpy(tokens).to(device)).float().softmax(dim=-1).cpu().double()
             total = p.sum(dim=-1, keepdim=True)
             if not total.isfinite().all():
                 raise ValueError("The prior gives probabilities that are not numbers, so nothing can be coded under it.")
@@ -124,8 +120,8 @@ def quantize_probabilities(
     return step
 
 
-def rounded(weights: Tensor) -> Tensor:
-    """(...,K) float64 integers -> float32 on the CPU that sum to TOTAL - K: token 0 gets what the floors left over."""
+def rounded(weights: Tensor) -> np.ndarray:
+    """(...,K) float64 integers -> float32 ones that sum to TOTAL - K: token 0 gets what the floors left over."""
     weights = weights.float()
     weights[..., 0] += TOTAL - weights.shape[-1] - weights.sum(dim=-1)
-    return weights.cpu()
+    return weights.cpu().numpy()

@@ -143,22 +143,20 @@ def _verify(compressor: Compressor, path: Path, kept: list[np.ndarray]) -> None:
 
 
 def decompress_file(compressor: Compressor, reader: Reader, wanted: Sequence[int], target: Path, folder: bool) -> None:
-    """Writes the ``wanted`` images of a file as PNG files in the folder ``target``; or the one that is wanted as ``target``
-    itself, in the lossless format of its suffix. ValueError if any is damaged or of other models; then nothing is written."""
+    """Writes the ``wanted`` images of a file as PNG files in the folder ``target``, or one image as ``target`` itself, in
+    the lossless format of its suffix. ValueError if any is damaged or of other models; then nothing is written."""
     reader.check(compressor.models)  # before any folder is made
     items, n_bytes = [(reader, i) for i in wanted], 0
     with _complete_folder(target) if folder else files.replacing(target) as temporary:
         names = [temporary / name for name in png_names(reader.names)] if folder else [temporary] * len(reader.names)
         kind = "PNG" if folder else LOSSLESS[target.suffix.lower()]
 
-        def save(grids: dict[int, np.ndarray]) -> list[int]:
-            some = [wanted[k] for k in grids]
-            images = compressor.to_images(list(grids.values()), [reader.sizes[i] for i in some])
-            return [_save(to_uint8(image).cpu().numpy(), names[i], kind) for i, image in zip(some, images, strict=True)]
+        def save(k: int, image: torch.Tensor) -> int:
+            return _save(to_uint8(image).cpu().numpy(), names[wanted[k]], kind)
 
         with tqdm(total=len(wanted), desc="decompressing", unit="img") as bar:
-            for lengths in compressor.read(items, save):
-                n_bytes += sum(lengths)
+            for lengths in compressor.read_images(items, save):
+                n_bytes += sum(lengths.values())
                 bar.update(len(lengths))
                 bar.set_postfix_str(f"{n_bytes:,} bytes")
 

@@ -14,41 +14,30 @@ from constriction import stream
 
 Categorical, RangeEncoder, RangeDecoder = stream.model.Categorical, stream.queue.RangeEncoder, stream.queue.RangeDecoder
 TOTAL = 2**24  # the frequencies of all tokens together: the precision of the range coder
+Step = Callable[[np.ndarray], np.ndarray]  # (R,n) tokens since its last call, 0 and then 1 -> weights (R,K) of the next one
 SLACK = 64  # bits by which tokens may cost more than their payload has; the coder's own loss is below 33
 
 
-def intervals(weights: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each token's share of [0, TOTAL), which is what an encoder has to know of it.
-
-    Args:
-        weights: float32 (N,K), integers >= 0 that sum to TOTAL - K in each row.
-        tokens: int64 (N) in [0,K).
-    Returns:
-        cumulative (N), frequency (N) int64: the sum of the frequencies of all smaller tokens, and the token's own.
-    """
+def intervals(weights: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Each token's share of [0, TOTAL): weights (N,K) float32 (integers >= 0, rows sum to TOTAL - K) and tokens (N) int64 in
+    [0,K) -> (2,N) int64, the cumulative frequency of all smaller tokens, and the token's own."""
     N, K = weights.shape
     start = np.arange(N) * K
     flat = np.ascontiguousarray(weights).reshape(-1)  # (N,K) -> (N*K)
     cuts = np.stack([start, start + tokens], axis=1).reshape(-1)  # (N,2) -> (2N)
     cumulative = np.add.reduceat(flat, cuts)[::2].astype(np.int64)  # sums of [start, token), [token, next start), and so on
     cumulative[tokens == 0] = 0  # reduceat takes an empty range for one number
-    return cumulative + tokens, flat[start + tokens].astype(np.int64) + 1
+    return np.stack([cumulative + tokens, flat[start + tokens].astype(np.int64) + 1])
 
 
-def intervals_by_steps(step: Callable[[np.ndarray], np.ndarray], tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The intervals (R,N), (R,N) of tokens (R,N) int64, position by position, as :meth:`BatchDecoder.decode` repeats them.
-
-    Args:
-        step: takes the (R,n) tokens since its last call, n = 0 at first and then 1, and returns the weights (R,K) of the
-            next position.
-    """
+def intervals_by_steps(step: Step, tokens: np.ndarray) -> np.ndarray:
+    """The intervals (2,R,N) of tokens (R,N) int64, position by position, as :meth:`BatchDecoder.decode` repeats them."""
     parts = [intervals(step(tokens[:, max(0, n - 1) : n]), tokens[:, n]) for n in range(tokens.shape[1])]
-    cumulative, frequency = (np.stack(part, axis=1) for part in zip(*parts, strict=True))  # N x (R) -> (R,N)
-    return cumulative, frequency
+    return np.stack(parts, axis=-1)  # N x (2,R) -> (2,R,N)
 
 
 def encode(cumulative: np.ndarray, frequency: np.ndarray) -> bytes:
-    """The payload of a stream of tokens, given their intervals (N), (N) as :func:`intervals` makes them.
+    """The payload of a stream of tokens, given their :func:`intervals` (N), (N).
 
     Each token is coded as the middle one of three symbols, smaller, own and larger, which gives the same bytes as coding it
     among all K, at the price of three numbers a token and not K. The payload is the shortest that a decoder which reads
@@ -119,9 +108,8 @@ class BatchDecoder:
             raise damaged(self.names[self.bits_left.argmin()], "its tokens take more bits than it has")
         return tokens
 
-    def decode(self, step: Callable[[np.ndarray], np.ndarray], R: int, N: int) -> np.ndarray:
-        """The next N tokens (R,N) int64 of R = S*T rows, position by position; ``step`` as in :func:`intervals_by_steps`,
-        ValueError as in :meth:`next`."""
+    def decode(self, step: Step, R: int, N: int) -> np.ndarray:
+        """The next N tokens (R,N) int64 of R = S*T rows, position by position. ValueError as in :meth:`next`."""
         tokens = np.empty((R, N), np.int64)
         for n in range(N):
             tokens[:, n] = self.next(step(tokens[:, max(0, n - 1) : n]))
