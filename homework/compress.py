@@ -15,16 +15,8 @@ from homework.tokenizers.base import Tokenizer
 # what computes is imported where it is called: `info` of a file needs no models
 
 
-def compress(
-    tokenizer: str,
-    autoregressive: str,
-    *images_and_output: str,
-    image_size: str | None = None,
-    verify: bool = False,
-    skip_bad: bool = False,
-    batch_size: int = 64,
-    device: str = "auto",
-) -> None:
+def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image_size: str | None = None,
+             verify: bool = False, skip_bad: bool = False, batch_size: int = 64, device: str = "auto") -> None:  # fmt: skip
     """Compresses an image into a small file, or a folder of images into an archive.
 
     Args:
@@ -60,15 +52,8 @@ def compress(
           f"{'; verified, all tokens come back' * verify}")  # fmt: skip
 
 
-def decompress(
-    tokenizer: str,
-    autoregressive: str,
-    file: str,
-    output: str,
-    only: str | None = None,
-    batch_size: int = 128,
-    device: str = "auto",
-) -> None:
+def decompress(tokenizer: str, autoregressive: str, file: str, output: str, only: str | None = None,
+               batch_size: int = 128, device: str = "auto") -> None:  # fmt: skip
     """Turns a file that `compress` wrote into an image, or an archive into a folder of PNG images.
 
     Args:

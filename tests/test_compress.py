@@ -222,8 +222,8 @@ def test_calls_that_overlap_leave_the_number_of_threads():
         torch.set_num_threads(before)
 
 
-def test_what_is_no_image_is_told(exactly):
-    for value, told in [
+def test_what_is_not_an_image_is_reported(exactly):
+    for value, message in [
         (noise((4, 4))[..., :2], "(4, 4, 2)"),
         (torch.zeros(4, 4, 3, dtype=torch.uint8), "uint8"),
         (noise((4, 4))[None], "(1, 4, 4, 3)"),
@@ -231,26 +231,26 @@ def test_what_is_no_image_is_told(exactly):
     ]:
         with pytest.raises(ValueError) as raised:
             exactly.compress(value)
-        assert told in str(raised.value)
+        assert message in str(raised.value)
 
 
-def test_tokens_that_are_none_are_told(exactly):
-    for grid, size, told in [
+def test_wrong_tokens_are_reported(exactly):
+    for grid, size, message in [
         (np.zeros((1, 4, 6), int), (20, 31), "20x31"),
         (np.zeros((4, 6), int), SIZE, "20x30"),
         (np.full((1, 4, 6), K), SIZE, "from 0 to 15"),
         (np.full((1, 4, 6), -1), SIZE, "from 0 to 15"),
     ]:
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             exactly.compress_tokens(grid, size)
 
 
-def test_models_that_do_not_go_together_are_told(models):
+def test_models_that_do_not_go_together_are_reported(models):
     with pytest.raises(ValueError, match="32 codes, but the prior was trained on 16"):
         Compressor(build("BSQPatchAutoEncoder", codebook_bits=5), models[1])
 
 
-def test_files_of_other_models_are_told(compressor, models):
+def test_files_of_other_models_are_reported(compressor, models):
     data = compressor.compress(noise(SIZE))
     other = build("BSQPatchAutoEncoder", seed=1), build("AutoregressiveModel", seed=1)
     with pytest.raises(ValueError, match="another tokenizer"):
@@ -410,18 +410,18 @@ def test_names_that_are_numbers(call, folder):
     assert call("info", 2026).returncode == 0
 
 
-def test_verify_tells_and_writes_nothing(call, folder, monkeypatch):
+def test_verify_reports_and_writes_nothing(call, folder, monkeypatch):
     decode = Compressor.decode
     call("compress", "t.pth", "p.pth", "photos/0.png", "a.tok")
     before = files(folder), Path("a.tok").read_bytes()
     monkeypatch.setattr(Compressor, "decode", lambda *args: (decode(*args) + 1) % K)
     for source in "photos", "photos/1.png":
-        told = sentence(call("compress", "t.pth", "p.pth", source, "a.tok", "--verify"))
-        assert told.startswith("a.tok is not written, for it would not decode to the tokens that were coded: it")
+        message = sentence(call("compress", "t.pth", "p.pth", source, "a.tok", "--verify"))
+        assert message.startswith("a.tok is not written, for it would not decode to the tokens that were coded: it")
         assert (files(folder), Path("a.tok").read_bytes()) == before
 
 
-def test_what_a_folder_holds_besides_is_told(call, folder):
+def test_what_a_folder_holds_besides_is_reported(call, folder):
     assert "Left out" not in call("compress", "t.pth", "p.pth", "photos", "a.tok").stderr
     (folder / "photos" / "more").mkdir()
     (folder / "photos" / "notes.txt").write_text("")
@@ -442,12 +442,12 @@ def test_info_needs_no_models(call, folder):
     call("compress", "t.pth", "p.pth", "photos/3.png", "3.tok")
     Path("t.pth").unlink()
     Path("p.pth").unlink()
-    said = call("info", "a.tok").stdout
-    assert "6 images" in said and "patches of 5" in said and "on integers" in said and "44 x 11" in said
-    assert f"{Path('a.tok').stat().st_size:,} bytes" in said and "5.png" in said
-    said, size = call("info", "3.tok").stdout, Path("3.tok").stat().st_size
-    assert "one image of 44x11 pixels" in said and "9x3 tokens" in said and f"{8 * size / 44 / 11:.4f} bits a pixel" in said
-    assert f"{int.from_bytes(Path('3.tok').read_bytes()[-4:], 'little'):08x}" in said
+    text = call("info", "a.tok").stdout
+    assert "6 images" in text and "patches of 5" in text and "on integers" in text and "44 x 11" in text
+    assert f"{Path('a.tok').stat().st_size:,} bytes" in text and "5.png" in text
+    text, size = call("info", "3.tok").stdout, Path("3.tok").stat().st_size
+    assert "one image of 44x11 pixels" in text and "9x3 tokens" in text and f"{8 * size / 44 / 11:.4f} bits a pixel" in text
+    assert f"{int.from_bytes(Path('3.tok').read_bytes()[-4:], 'little'):08x}" in text
     strangers = {"homework.bsq", "homework.ae", "homework.autoregressive", "homework.codec.integer_layers"}
     code = ("import sys; sys.argv = ['compress', 'info', '3.tok']; import runpy; runpy.run_module('homework.compress', "
             f"run_name='__main__'); print({strangers} & set(sys.modules))")  # fmt: skip
@@ -466,10 +466,10 @@ def test_a_reader_that_has_seen_enough_ends_a_command_quietly(call, folder):
 
 def test_info_of_a_checkpoint_is_what_files_say_of_it(call, folder):
     call("compress", "t.pth", "p.pth", "photos", "a.tok")
-    said = call("info", "a.tok").stdout
+    text = call("info", "a.tok").stdout
     for path, role in ("t.pth", "tokenizer"), ("p.pth", "prior"):
-        told = call("info", path).stdout
-        assert told.startswith(f"{path}: {role} ") and told.split(": ")[1].split(", ")[0] in said
+        message = call("info", path).stdout
+        assert message.startswith(f"{path}: {role} ") and message.split(": ")[1].split(", ")[0] in text
     checkpoint.save(build("PatchAutoEncoder"), "ae.pth")
     assert "ae.pth holds a PatchAutoEncoder" in sentence(call("info", "ae.pth"))
 
@@ -486,18 +486,18 @@ SPOILED = {
 }
 
 
-@pytest.mark.parametrize("told", SPOILED)
+@pytest.mark.parametrize("message", SPOILED)
 @pytest.mark.parametrize("source, output", [("photos", "back"), ("photos/0.png", "back.png")])
-def test_spoiled_files_are_told_and_nothing_is_written(call, folder, source, output, told):
+def test_spoiled_files_are_reported_and_nothing_is_written(call, folder, source, output, message):
     call("compress", "t.pth", "p.pth", source, "a.tok")
-    Path("a.tok").write_bytes(SPOILED[told](Path("a.tok").read_bytes()))
+    Path("a.tok").write_bytes(SPOILED[message](Path("a.tok").read_bytes()))
     before = files(folder)
-    said = sentence(call("decompress", "t.pth", "p.pth", "a.tok", output))
-    assert told in said and said.startswith("a.tok") and files(folder) == before and not Path(output).exists()
+    text = sentence(call("decompress", "t.pth", "p.pth", "a.tok", output))
+    assert message in text and text.startswith("a.tok") and files(folder) == before and not Path(output).exists()
 
 
 @pytest.mark.parametrize("role", ["tokenizer", "prior"])
-def test_files_of_another_model_are_told_and_nothing_is_written(call, folder, role):
+def test_files_of_another_model_are_reported_and_nothing_is_written(call, folder, role):
     call("compress", "t.pth", "p.pth", "photos", "a.tok")
     name = {"tokenizer": "BSQPatchAutoEncoder", "prior": "AutoregressiveModel"}[role]
     checkpoint.save(build(name, seed=1), "other.pth")
@@ -513,8 +513,8 @@ def test_one_damaged_image_in_an_archive_leaves_no_picture_but_the_others_can_be
     data = bytearray(Path("a.tok").read_bytes())
     data[reader.starts[4]] ^= 64
     Path("a.tok").write_bytes(data)
-    said = sentence(call("decompress", "t.pth", "p.pth", "a.tok", "back", "--batch_size", 1))
-    assert f"image {reader.names[4]}, is damaged" in said
+    text = sentence(call("decompress", "t.pth", "p.pth", "a.tok", "back", "--batch_size", 1))
+    assert f"image {reader.names[4]}, is damaged" in text
     assert not Path("back").exists()
     assert call("decompress", "t.pth", "p.pth", "a.tok", "one.png", "--only", reader.names[0]).returncode == 0
 
@@ -531,13 +531,14 @@ def test_damaged_pictures_are_named(call, folder):
     assert not Path("b.tok").exists()
 
 
-def test_wrong_arguments_are_told_and_nothing_is_written(call, folder):
+def test_wrong_arguments_are_reported_and_nothing_is_written(call, folder):
     call("compress", "t.pth", "p.pth", "photos", "a.tok")
     call("compress", "t.pth", "p.pth", "photos/0.png", "0.tok")
     checkpoint.save(build("PatchAutoEncoder"), "ae.pth")
     (folder / "diary").write_text("of one who forgot what comes last")
     before = {name: (folder / name).read_bytes() for name in files(folder)}
-    for told, name, *arguments in [
+    no_such = "t.pth", "p.pth", "photos", "b.tok", "--no_such", 1
+    for message, name, *arguments in [
         ("Name the image", "compress", "t.pth", "p.pth"),
         ("Name the image", "compress", "t.pth", "p.pth", "photos"),
         ("0.png", "compress", "t.pth", "p.pth", "photos/1.png", "photos/0.png"),
@@ -548,8 +549,7 @@ def test_wrong_arguments_are_told_and_nothing_is_written(call, folder):
         ("is needed", "compress", "ae.pth", "p.pth", "photos", "b.tok"),
         ("batch_size", "compress", "t.pth", "p.pth", "photos", "b.tok", "--batch_size", 0),
         ("--verify", "compress", "t.pth", "p.pth", "photos", "--verify", "b.tok"),
-        ("There is no option --no_such. See python -m homework.compress compress --help", "compress", "t.pth", "p.pth",
-         "photos", "b.tok", "--no_such", 1),
+        ("There is no option --no_such. See python -m homework.compress compress --help", "compress", *no_such),
         ("There is no command compres. See python -m homework.compress --help", "compres", "t.pth"),
         ("none.tok", "decompress", "t.pth", "p.pth", "none.tok", "back"),
         ("folder", "decompress", "t.pth", "p.pth", "a.tok", "a.png"),
@@ -561,9 +561,9 @@ def test_wrong_arguments_are_told_and_nothing_is_written(call, folder):
         ("none.tok", "info", "none.tok"),
         ("not a file that", "info", "diary"),
     ]:
-        said = sentence(call(name, *arguments))
-        assert told in said, said
-        assert {name: (folder / name).read_bytes() for name in files(folder)} == before, told
+        text = sentence(call(name, *arguments))
+        assert message in text, text
+        assert {name: (folder / name).read_bytes() for name in files(folder)} == before, message
 
 
 def test_a_full_disk_leaves_nothing(call, folder):
@@ -579,9 +579,9 @@ def test_a_full_disk_leaves_nothing(call, folder):
 def test_help_describes_every_argument(call, name):
     import inspect
 
-    said = call(name, "--help").stdout
+    text = call(name, "--help").stdout
     for argument in inspect.signature(getattr(compress, name)).parameters:
-        assert argument.upper() in said or f"--{argument}=" in said, argument
+        assert argument.upper() in text or f"--{argument}=" in text, argument
         assert f"    {argument}: " in getattr(compress, name).__doc__
 
 

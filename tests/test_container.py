@@ -191,7 +191,7 @@ image_sizes |= st.tuples(st.integers(1, 8192), st.integers(1, 8192))
 
 
 @given(image_sizes, st.binary(max_size=300), st.integers(0, 2**32 - 1), st.integers(1, 127), st.booleans())
-def test_a_file_says_what_was_put_in(size, payload, crc, patch, exact):
+def test_a_file_holds_what_was_put_in(size, payload, crc, patch, exact):
     models = models_of(patch=patch, exact=exact)
     data = format.image_file(models, size, payload, crc)
     reader = Reader(io.BytesIO(data))
@@ -222,7 +222,7 @@ safe_names = st.text(st.characters(exclude_characters="\0/\\:", exclude_categori
 safe_names = st.lists(safe_names.filter(lambda name: name not in (".", "..")), min_size=1, max_size=3).map("/".join)
 
 
-def is_writable(name: str) -> bool:  # a lone surrogate is how Python shows a byte that is no UTF-8; others no file can have
+def is_writable(name: str) -> bool:  # a lone surrogate is how Python shows a byte that is not UTF-8; other ones are in no file
     try:
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape") == name
     except UnicodeError:
@@ -230,7 +230,7 @@ def is_writable(name: str) -> bool:  # a lone surrogate is how Python shows a by
 
 
 @given(st.lists(safe_names.filter(is_writable), unique=True, min_size=1, max_size=9), st.data())
-def test_an_archive_says_what_was_put_in(names, data):
+def test_an_archive_holds_what_was_put_in(names, data):
     contents = st.tuples(image_sizes, st.binary(max_size=20), st.integers(0, 2**32 - 1))
     images = [(name, *data.draw(contents)) for name in names]
     file, chunks = io.BytesIO(), []
@@ -319,15 +319,15 @@ def test_every_shorter_file_is_cut_short(kind):
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_every_longer_file_is_told(kind):
+def test_every_longer_file_is_reported(kind):
     for n in (1, 2, 100):
         with pytest.raises(ValueError, match="longer than it says"):
             Reader(io.BytesIO(FILES[kind] + bytes(n)))
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_every_flipped_bit_is_told(kind):
-    right, reader, told = grids_in(FILES[kind]), Reader(io.BytesIO(FILES[kind])), 0
+def test_every_flipped_bit_is_reported(kind):
+    right, reader, reported = grids_in(FILES[kind]), Reader(io.BytesIO(FILES[kind])), 0
     for i in range(8 * len(FILES[kind])):
         data = bytearray(FILES[kind])
         data[i // 8] ^= 1 << i % 8
@@ -336,18 +336,18 @@ def test_every_flipped_bit_is_told(kind):
             assert any(0 <= i // 8 - start < length for start, length in zip(reader.starts, reader.lengths, strict=True))
         except ValueError as error:
             assert ("is not a file" if i < 16 else "is damaged") in str(error), (i, error)
-            told += 1
-    assert told > 8 * len(FILES[kind]) - 30
+            reported += 1
+    assert reported > 8 * len(FILES[kind]) - 30
 
 
 @pytest.mark.parametrize("start", [b"x", b"\x89PNG\r\n\x1a\n" + bytes(99), b"\xff\xd8\xff\xe0", b"PK\3\4", bytes(50)])
-def test_foreign_files_are_told(start):
+def test_foreign_files_are_reported(start):
     with pytest.raises(ValueError, match="is not a file that homework.compress wrote"):
         Reader(io.BytesIO(start))
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_newer_files_are_told(kind):
+def test_newer_files_are_reported(kind):
     with pytest.raises(ValueError, match="newer version.*format 3"):
         Reader(io.BytesIO(FILES[kind][:2] + bytes([3 + 16 * 12]) + b"nobody knows what comes here"))
 
@@ -360,7 +360,7 @@ def test_there_is_no_format_0(kind):
 
 @pytest.mark.parametrize("kind", FILES)
 @pytest.mark.parametrize(
-    "other, told",
+    "other, message",
     [
         (models_of(tokenizer=bytes(32)), "another tokenizer.*begins with 0001.*begins with 0000"),
         (models_of(prior=bytes(32)), "another prior.*begins with 6465"),
@@ -368,12 +368,12 @@ def test_there_is_no_format_0(kind):
         (models_of(exact=False), "arithmetic"),
     ],
 )
-def test_other_models_are_told(kind, other, told):
-    with pytest.raises(ValueError, match=told):
+def test_other_models_are_reported(kind, other, message):
+    with pytest.raises(ValueError, match=message):
         Reader(io.BytesIO(FILES[kind])).check(other)
 
 
-def test_hashes_that_begin_alike_are_told_apart_by_the_checksum():
+def test_hashes_that_begin_alike_are_distinguished_by_the_checksum():
     reader = Reader(io.BytesIO(FILES["image"]))
     alike = models_of(tokenizer=TOKENIZER[:2] + bytes(30))
     reader.check(alike)
@@ -393,7 +393,7 @@ def test_a_message_names_the_file_and_the_image():
 # --- bounded time and memory ----------------------------------------------------------------------------------------------
 
 
-def test_a_lying_header_cannot_make_decoding_long():
+def test_a_wrong_header_cannot_make_decoding_long():
     """It claims 2.7 million tokens, of which its few bytes can hold some dozens."""
     size = (8192, 8192)
     data, steps = format.image_file(MODELS, size, b"some bytes", 0), []
@@ -402,7 +402,7 @@ def test_a_lying_header_cannot_make_decoding_long():
     assert len(steps) < 2000
 
 
-def lying_archive(index: bytes) -> bytes:
+def wrong_archive(index: bytes) -> bytes:
     """With all checksums right."""
     header = archive.HEADER.pack(MODELS.head(ARCHIVE), archive.HEADER.size + 4, archive.HEADER.size + 8 + len(index))
     return header + struct.pack("<I", zlib.crc32(header)) + index + struct.pack("<I", zlib.crc32(index))
@@ -424,8 +424,8 @@ def lying_archive(index: bytes) -> bytes:
     ],
     ids=range(10),
 )
-def test_a_lying_index_takes_little_memory(index):
-    data = io.BytesIO(lying_archive(index))
+def test_a_wrong_index_takes_little_memory(index):
+    data = io.BytesIO(wrong_archive(index))
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match="damaged"):
@@ -456,7 +456,7 @@ def mutate(data: bytes, draw: np.random.Generator) -> bytes:
 
 
 def repaired(data: bytes, draw: np.random.Generator) -> bytes:
-    """A mutated header with all the checksums in it put right: it lies, and nothing but the tokens can tell."""
+    """A mutated header with all the checksums in it put right: it is wrong, and nothing but the tokens shows it."""
     if data[:2] == IMAGE:
         size = (int(draw.integers(1, 20)), int(draw.integers(1, 2 ** draw.integers(1, 20))))
         header = data[:7] + bytes([5 if draw.integers(4) else draw.integers(256)])
@@ -471,7 +471,7 @@ def repaired(data: bytes, draw: np.random.Generator) -> bytes:
 
 @pytest.mark.parametrize("n, change", [(90_000, mutate), (12_000, repaired)], ids=["mutated", "repaired"])
 def test_no_mutation_gives_a_wrong_grid(n, change):
-    """More than 100 000 random ones: each ends in a ValueError, or says exactly what the file said before."""
+    """More than 100 000 random ones: each ends in a ValueError, or says exactly what the file text before."""
     draw = np.random.default_rng(0)
     originals = [image_bytes(seed=i) for i in range(4)] + [image_bytes((3, 9)), archive_bytes([(10, 15), (7, 3)])]
     right = [grids_in(data) for data in originals]
@@ -482,7 +482,7 @@ def test_no_mutation_gives_a_wrong_grid(n, change):
             found = grids_in(data, steps)
         except ValueError:
             refused += 1
-        else:  # a lying index may have other names, or an image twice; but a grid is always one that was coded, at its size
+        else:  # a wrong index may have other names, or an image twice; but a grid is always one that was coded, at its size
             assert {image[1:] for image in found} <= {image[1:] for image in right[k]}
             assert change is repaired or found == right[k]
     assert refused > 0.9 * n

@@ -51,10 +51,10 @@ def by_steps(model, grid: torch.Tensor) -> torch.Tensor:
 def test_all_carriers_and_both_forms_give_the_same_integers(options):
     model, grid = prior(**options), grids(3)
     coders = [ExactPrior(model, carrier) for carrier in CARRIERS]
-    whole = weights_of(coders[0], grid)
-    assert whole.shape == (3, grid[0].numel(), K) and whole.dtype == torch.float32
+    at_once = weights_of(coders[0], grid)
+    assert at_once.shape == (3, grid[0].numel(), K) and at_once.dtype == torch.float32
     for one in coders:
-        assert torch.equal(weights_of(one, grid), whole) and torch.equal(by_steps(one, grid), whole)
+        assert torch.equal(weights_of(one, grid), at_once) and torch.equal(by_steps(one, grid), at_once)
     assert len({one.fingerprints[2] for one in coders}) == 1
 
 
@@ -76,10 +76,10 @@ def test_steps_in_numpy_are_those_in_torch(options, B, h, w):
         model.set_codes(torch.randn(K, 4, generator=torch.Generator().manual_seed(0)))
     grid, one, other = grids(B, h, w), ExactPrior(model), ExactPrior(model, torch.float64)
     assert one.in_numpy and not other.in_numpy
-    whole = weights_of(one, grid)
-    assert torch.equal(by_steps(one, grid), whole) and torch.equal(by_steps(other, grid), whole)
+    at_once = weights_of(one, grid)
+    assert torch.equal(by_steps(one, grid), at_once) and torch.equal(by_steps(other, grid), at_once)
     for n in (0, h * w // 2, h * w - 1):
-        assert torch.equal(torch.from_numpy(one.steps(B, h, w)(grid.flatten(1)[:, :n].numpy())), whole[:, n])
+        assert torch.equal(torch.from_numpy(one.steps(B, h, w)(grid.flatten(1)[:, :n].numpy())), at_once[:, n])
 
 
 def test_steps_of_several_threads_do_not_meet():
@@ -93,13 +93,13 @@ def test_steps_of_several_threads_do_not_meet():
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     steps = [one.steps(*grid.shape) for grid in some]
     for n in range(18):
-        for step, grid, whole in zip(steps, some, expected, strict=True):
-            assert np.array_equal(step(grid.flatten(1)[:, max(0, n - 1) : n].numpy()), whole[:, n].numpy())
+        for step, grid, at_once in zip(steps, some, expected, strict=True):
+            assert np.array_equal(step(grid.flatten(1)[:, max(0, n - 1) : n].numpy()), at_once[:, n].numpy())
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_batch_and_threads_do_not_matter(threads):
-    """64 at once, one at a time, whole and step by step; wide enough that threads share the products."""
+    """64 at once, one at a time, in parallel and step by step; wide enough that threads share the products."""
     model = prior(d_latent=128, n_tokens=300, noise=0.02)
     one, grid = ExactPrior(model), grids(64, n_tokens=300)
     expected = torch.cat([weights_of(one, g[None]) for g in grid])
@@ -212,8 +212,8 @@ def test_no_score_is_so_low_that_later_positions_are_seen(d_latent, n_heads, bia
     one, grid = ExactPrior(model), grids(1, 4, 6)
     other = grid.clone()
     other[0, 2:] = (other[0, 2:] + 5) % K
-    whole = weights_of(one, grid)
-    assert torch.equal(weights_of(one, other)[:, :12], whole[:, :12]) and torch.equal(by_steps(one, grid), whole)
+    at_once = weights_of(one, grid)
+    assert torch.equal(weights_of(one, other)[:, :12], at_once[:, :12]) and torch.equal(by_steps(one, grid), at_once)
 
 
 def test_another_process_gets_the_same_integers(tmp_path):
@@ -290,7 +290,7 @@ def test_a_model_that_reads_codes_is_exported_too():
     assert torch.equal(by_steps(one, grid), weights_of(one, grid))
 
 
-def test_the_fingerprint_tells_models_apart():
+def test_the_fingerprint_distinguishes_models():
     model = prior()
     prints = {ExactPrior(model).fingerprints[2], ExactPrior(prior(1)).fingerprints[2]}
     with torch.no_grad():

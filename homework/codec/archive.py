@@ -71,11 +71,8 @@ class Reader:
     of the file in bytes; and a list each of ``names`` (one image has the name ""), ``sizes`` (H,W), ``lengths`` of the
     payloads in bytes, ``starts``, ``crcs``, and ``chunks``, ranges of images that were coded together.
 
-    Args:
-        file: opened for reading bytes; must be able to seek.
-        name: what messages call it.
-    Raises:
-        ValueError: another program wrote it, or a newer version, or it is cut short, too long, or damaged.
+    ``file`` must be able to seek; messages call it ``name``. ValueError if another program or a newer version wrote it, or
+    if it is cut short, too long, or damaged.
     """
 
     def __init__(self, file: BinaryIO, name: str = "The file"):

@@ -29,9 +29,9 @@ class Compressor:
         x (H,W,3) -> encode_index -> grid (h,w) -> tiles of the prior's size -> weights -> range coder -> file
         file -> range coder <-> the prior's steps -> grid (h,w) -> decode_index -> crop -> x_hat (H,W,3)
 
-    The grid comes back exactly. Under a transformer, whose distributions are computed on integers
-    (:mod:`homework.codec.integer_layers`), it does so on every machine and in any batch. Other priors take the same float
-    steps in both directions, which a machine of the same kind repeats; a file says which.
+    The grid comes back exactly: under a transformer, which computes on integers (:mod:`homework.codec.integer_layers`), on
+    every machine and in any batch; under other priors, which take the same float steps in both directions, on machines of
+    one kind. A file says which.
 
     Args:
         tokenizer, autoregressive: the models; both are put into eval mode and onto ``device``.
@@ -80,8 +80,7 @@ class Compressor:
         return in_order(in_parallel(work, parts, self.workers))
 
     def decompress_batch(self, files: Sequence[bytes]) -> list[Tensor]:
-        """As :meth:`decompress`, for several. (A tokenizer's floats may differ in the last bits in another batch; the tokens
-        do not.)"""
+        """As :meth:`decompress`, for several. (In another batch the last bits of the floats may differ, but no token.)"""
         return in_order(self.read_images(_single(files)))
 
     # --- tokens ----------------------------------------------------------------------------------------------------------
@@ -163,18 +162,15 @@ class Compressor:
                 grids[:, top : top + a, left : left + b] = tile  # (B*T,N) -> (B,T,a,b) -> (T,B,a,b)
         return grids
 
-    def tiles(self, grid: tuple[int, int]) -> Iterator:
-        """See :func:`homework.codec.tiles.tiles`."""
+    def tiles(self, grid: tuple[int, int]) -> Iterator[tuple]:
+        """Of the prior's size, see :func:`homework.codec.tiles.tiles`."""
         return tiles.tiles(grid, (self.entropy_model.height, self.entropy_model.width))
 
     # --- what is coded together ------------------------------------------------------------------------------------------
 
     def read(self, items: Sequence[Item], use: Callable = lambda grids: grids) -> Iterator[dict]:
         """The grids (h,w) int64 of images in files, some of one size at a time, by their position in ``items``; or what
-        ``use`` makes of these grids, in the threads that decode them.
-
-        ValueError, saying which, if a file is damaged or of other models.
-        """
+        ``use`` makes of them, in the threads that decode. ValueError, naming it, if a file is damaged or of other models."""
         for reader in dict.fromkeys(reader for reader, _ in items):
             reader.check(self.models)
         positions = {item: k for k, item in enumerate(items)}
@@ -194,7 +190,7 @@ class Compressor:
         """As :meth:`read`, but decoded: the images (H,W,3) float, or what ``use`` makes of a position and its image."""
 
         def decoded(grids: dict[int, np.ndarray]) -> dict:
-            sizes = [items[k][0].sizes[items[k][1]] for k in grids]
+            sizes = [reader.sizes[i] for reader, i in (items[k] for k in grids)]
             return {k: use(k, image) for k, image in zip(grids, self.to_images(list(grids.values()), sizes), strict=True)}
 
         return self.read(items, decoded)
@@ -210,7 +206,7 @@ class Compressor:
             for chunk in reader.chunks:
                 if not wanted.isdisjoint(chunk):
                     grids = {reader.grid(i) for i in chunk}
-                    if len(grids) > 1 or len(chunk) > max(1, archive.MAX_CHUNK // self.n_tiles(*grids)):
+                    if len(grids) > 1 or len(chunk) > self.images_at_once(*grids, archive.MAX_CHUNK):
                         raise range_coder.damaged(reader.name, "its chunks are not as they were written")
                     yield [(reader, i) for i in chunk]
 
@@ -218,12 +214,10 @@ class Compressor:
         """``things``, of images with grids (h,w), in parts to code at once: enough of them to keep all threads at work."""
         return pieces(things, min(self.images_at_once(grid), -(-len(things) // self.workers)))
 
-    def n_tiles(self, grid: tuple[int, int]) -> int:
-        return -(-grid[0] // self.entropy_model.height) * -(-grid[1] // self.entropy_model.width)
-
-    def images_at_once(self, grid: tuple[int, int]) -> int:
-        """How many images with grids (h,w) to code together."""
-        return max(1, min(self.batch_size, archive.MAX_CHUNK) // self.n_tiles(grid))
+    def images_at_once(self, grid: tuple[int, int], n: int | None = None) -> int:
+        """How many images with grids (h,w) have ``n`` tiles in all, by default as many as are coded together; at least 1."""
+        n_tiles = -(-grid[0] // self.entropy_model.height) * -(-grid[1] // self.entropy_model.width)
+        return max(1, (n or min(self.batch_size, archive.MAX_CHUNK)) // n_tiles)
 
 
 def in_order(batches: Iterable[dict]) -> list:

@@ -31,9 +31,8 @@ def entropy_model(prior: Prior) -> "ExactPrior | FloatPrior":
 
 
 class ExactPrior:
-    """A transformer prior on integers, see :func:`entropy_model`. The complete grid at once and step by step, it gives the
-    same weights to the last bit: in any batch, with any number of threads, on the CPU and on CUDA (MPS has no float64, so
-    there the CPU computes).
+    """A transformer prior on integers, see :func:`entropy_model`. It gives the same weights to the last bit at once and step
+    by step, in any batch, with any number of threads, on the CPU and on CUDA (MPS has no float64: there the CPU computes).
 
     Args:
         prior: the model; it stays as it is.

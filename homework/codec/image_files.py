@@ -5,6 +5,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,27 +26,18 @@ LOSSLESS = {".png": "PNG", ".bmp": "BMP", ".ppm": "PPM", ".tif": "TIFF", ".tiff"
 Chunk = tuple[list[str], tuple[int, int], np.ndarray]  # paths, (H,W), pixels (B,H,W,3) uint8, or grids (B,h,w)
 
 
-# --- compressing ----------------------------------------------------------------------------------------------------------
-
-
 def compress_files(compressor: Compressor, paths: list[str], output: str, *, pack: bool, scaled: tuple[int, int] | None,
                    skip_bad: bool, verify: bool) -> tuple[int, int]:  # fmt: skip
     """Compresses image files, ``scaled`` to that (H,W) if it is given, to ``output``: an archive if ``pack``, else the one
-    image's file.
-
-    Args:
-        skip_bad: leave out images that are damaged.
-        verify: decode what was written, and compare the tokens.
-    Returns:
-        How many images were written, and the bytes of their own files.
-    Raises:
-        ValueError: images are bad or have one path, or the file does not decode; then nothing is written.
-    """
+    image's file. ``skip_bad`` leaves out those that are damaged; ``verify`` decodes what was written and compares tokens.
+    Returns how many images there are in it, and the bytes of their own files. ValueError if images are bad or have one path,
+    or the file does not decode; then nothing is written."""
     names, kept, original = dict(zip(paths, names_below(paths), strict=True)), [], 0
     with files.replacing(output) as temporary, open(temporary, "wb") as file:
         bad, writer = [], ArchiveWriter(file, compressor.models) if pack else None
         with tqdm(total=len(paths), desc="compressing", unit="img") as bar:
-            for (part, size, grids), payloads in _encoded(compressor, paths, bad, bar, scaled):
+            chunks = _same_size(compressor, paths, bad, bar, scaled)
+            for (part, size, grids), payloads in in_parallel(partial(_encode, compressor), chunks, compressor.workers):
                 crcs = [compressor.models.crc(size, grid) for grid in grids]
                 if writer:
                     writer.add([names[path] for path in part], [size] * len(part), payloads, crcs)
@@ -78,23 +70,17 @@ def names_below(paths: list[str]) -> list[str]:
     return [Path(os.path.relpath(path, base)).as_posix() for path in full]
 
 
-def _encoded(
-    compressor: Compressor, paths: list[str], bad: list[str], bar: tqdm, scaled: tuple[int, int] | None
-) -> Iterator[tuple[Chunk, list[bytes]]]:
-    """Image files as chunks of grids, and their payloads; ``bad`` gets a sentence about each that is not an image."""
-
-    def work(chunk: Chunk) -> tuple[Chunk, list[bytes]]:
-        part, size, pixels = chunk
-        grids = compressor.to_tokens(to_float(torch.from_numpy(pixels)))  # (B,H,W,3)
-        return (part, size, grids), compressor.encode(grids)
-
-    yield from in_parallel(work, _same_size(compressor, paths, bad, bar, scaled), compressor.workers)
+def _encode(compressor: Compressor, chunk: Chunk) -> tuple[Chunk, list[bytes]]:
+    """A chunk with grids in place of pixels, and its payloads."""
+    part, size, pixels = chunk
+    grids = compressor.to_tokens(to_float(torch.from_numpy(pixels)))  # (B,H,W,3)
+    return (part, size, grids), compressor.encode(grids)
 
 
 def _same_size(
     compressor: Compressor, paths: list[str], bad: list[str], bar: tqdm, scaled: tuple[int, int] | None
 ) -> Iterator[Chunk]:
-    """As many images of one size as are coded together."""
+    """As many images of one size as are coded together; ``bad`` gets a sentence about each that cannot be one."""
     at_once = min(compressor.batch_size, -(-len(paths) // compressor.workers))
     for batch, images in decoded(_read_ahead(paths, at_once), scaled):
         good = {}

@@ -63,11 +63,10 @@ class ExactLinear(nn.Module):
 
     Args:
         weight, bias: (out,in) and (out), real numbers, float64.
-        in_bits: inputs are Q.in_bits.
-        limit: inputs are from -limit to limit.
+        in_bits, limit: inputs are Q.in_bits, from -limit to limit.
         out_bits: outputs are Q.out_bits, all or each (out).
         carrier: dtype of the tensors.
-        floored: whether the inputs were floored, not rounded: then they stand for values that are half a unit higher.
+        floored: whether the inputs were floored, not rounded: then they represent values that are half a unit higher.
     Raises:
         OverflowError: some row has no room for weights of at least the outputs' precision.
     """

@@ -50,17 +50,13 @@ def encode(cumulative: np.ndarray, frequency: np.ndarray) -> bytes:
     if (first & (larger < 2) | last & (cumulative < 2)).any():  # one or two tokens in all, too few for three symbols
         for row in parts:
             if (row > 0).sum() > 1:
-                encoder.encode(int(row[0] > 0), Categorical(as_weights(row[row > 0]), perfect=False))
+                encoder.encode(int(row[0] > 0), Categorical((row[row > 0] - 1).astype(np.float32), perfect=False))
     else:  # where nothing is smaller or larger, the other side is split
         one = np.ones_like(frequency)
         parts[first] = np.stack([frequency, larger - 1, one], axis=1)[first]
         parts[last] = np.stack([one, cumulative - 1, frequency], axis=1)[last]
-        encoder.encode((1 - first + last).astype(np.int32), Categorical(perfect=False), as_weights(parts))
+        encoder.encode((1 - first + last).astype(np.int32), Categorical(perfect=False), (parts - 1).astype(np.float32))
     return _shortest(encoder)
-
-
-def as_weights(frequencies: np.ndarray) -> np.ndarray:
-    return (frequencies - 1).astype(np.float32)
 
 
 def _shortest(encoder: RangeEncoder) -> bytes:
