@@ -28,8 +28,10 @@ from homework.codec.parallel import in_parallel
 from homework.core import checkpoint, cli
 from homework.datasets.image_files import read_image
 from homework.datasets.images import to_float, to_uint8
+from homework.nn.blocks import pad_to_patches
 from homework.priors.base import Prior
 from homework.priors.uniform import Uniform
+from homework.tokenizers.base import Tokenizer
 
 SIZES = [(1, 1), (5, 5), SIZE, (3, 61), (47, 100)]  # one patch, odd ones, the prior's grid, and 2x1 and 3x4 tiles
 
@@ -191,6 +193,30 @@ def test_a_prior_needs_only_forward_and_no_parameters(models, cls):
         assert cls is Repeating or abs(n_bits - 4 * models[0].encode_index(x).numel()) < 0.01
     same = torch.zeros(*SIZE, 3)
     assert cls is Uniform or len(other.compress(same)) < len(Compressor(models[0], Uniform(K)).compress(same))
+
+
+class Grey(Tokenizer):
+    """A tokenizer without parameters, of grey levels; its images cannot be written into."""
+
+    n_tokens, patch_size = K, 5
+
+    def encode_index(self, x):
+        grey = pad_to_patches(x.reshape(-1, *x.shape[-3:]), 5).mean(dim=-1)  # (...,H,W,3) -> (B,H,W,3) -> (B,H,W)
+        index = ((F.avg_pool2d(grey, 5) + 0.5) * K).long().clamp(0, K - 1)  # (B,h,w)
+        return index.view(*x.shape[:-3], *index.shape[1:])  # (B,h,w) -> (...,h,w)
+
+    def decode_index(self, index):
+        grey = ((index + 0.5) / K - 0.5).repeat_interleave(5, -2).repeat_interleave(5, -1)
+        return grey[..., None].expand(*grey.shape, 3)
+
+
+def test_a_tokenizer_needs_only_its_contract():
+    tokenizer, images = Grey(), [noise(SIZES[i % 4], i) for i in range(5)]
+    other = Compressor(tokenizer, Uniform(K))
+    for x, x_hat in zip(images, other.decompress_batch(other.compress_batch(images)), strict=True):
+        H, W, _ = x.shape
+        assert torch.equal(x_hat, tokenizer.decode_index(tokenizer.encode_index(x))[:H, :W])
+        x_hat += 1
 
 
 @pytest.mark.parametrize("around", [contextlib.nullcontext, torch.no_grad, torch.inference_mode])

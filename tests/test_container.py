@@ -222,7 +222,7 @@ safe_names = st.text(st.characters(exclude_characters="\0/\\:", exclude_categori
 safe_names = st.lists(safe_names.filter(lambda name: name not in (".", "..")), min_size=1, max_size=3).map("/".join)
 
 
-def is_writable(name: str) -> bool:  # a lone surrogate is how Python shows a byte that is not UTF-8; other ones are in no file
+def is_writable(name: str) -> bool:  # a lone surrogate is how Python shows a byte that is not UTF-8; no file has others
     try:
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape") == name
     except UnicodeError:

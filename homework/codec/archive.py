@@ -38,8 +38,7 @@ class ArchiveWriter:
         self.index_size += sum(map(len, self.names[-len(names) :])) + 17 * len(names) + 1
         if self.index_size > MAX_INDEX:
             raise ValueError(f"These are too many images for one archive ({len(self.names):,}); make several of them.")
-        for payload in payloads:
-            self.file.write(payload)
+        self.file.writelines(payloads)
 
     def close(self) -> None:
         """Writes the index, and then the header. ValueError if a name occurs twice."""

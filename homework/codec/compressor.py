@@ -236,8 +236,8 @@ def image_size(x: Tensor) -> tuple[int, int]:
 
 def _single(files: Sequence[bytes]) -> list[Item]:
     """Files of one image each. ValueError, saying which, for an archive."""
-    names = [f"File {k}" for k in range(len(files))] if len(files) > 1 else ["The file"]
-    readers = [archive.Reader(io.BytesIO(data), name) for data, name in zip(files, names, strict=False)]
+    names = [f"File {k}" if len(files) > 1 else "The file" for k in range(len(files))]
+    readers = list(map(archive.Reader, map(io.BytesIO, files), names))
     for reader in readers:
         if reader.kind != format.IMAGE:
             raise ValueError(f"{reader.name} is an archive; unpack it with python -m homework.compress decompress.")

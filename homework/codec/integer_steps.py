@@ -15,16 +15,12 @@ ROWS = 128  # of logits that become weights at once: with many more, memory cost
 def softmax(logits: np.ndarray, table: np.ndarray, free: int) -> None:
     """Turns (R,K) float32 logits, Q.5, in place into the weights of :class:`homework.codec.entropy.ExactPrior`, which sum to
     ``free``. ``table`` (n) float64: powers of two by how far a logit is below the largest, times ``free``; the last is 0."""
-    shape = min(ROWS, len(logits)), logits.shape[1]
-    index, scaled = np.empty(shape, np.intp), np.empty(shape)
     for start in range(0, len(logits), ROWS):
         x = logits[start : start + ROWS]
-        i, p = index[: len(x)], scaled[: len(x)]
-        np.copyto(i, np.subtract(np.maximum.reduce(x, 1, keepdims=True), x, x), casting="unsafe")
-        table.take(i, mode="clip", out=p)
-        p /= np.add.reduce(p, 1, keepdims=True) / free
-        np.copyto(x, np.floor(p, p), casting="same_kind")
-        x[:, 0] += free - np.add.reduce(x, 1)  # what the floors left over, less than K
+        p = table.take((x.max(axis=1, keepdims=True) - x).astype(np.intp), mode="clip")
+        p /= p.sum(axis=1, keepdims=True) / free
+        x[:] = np.floor(p, p)
+        x[:, 0] += free - x.sum(axis=1)  # what the floors left over, less than K
 
 
 class LinearStep:
