@@ -474,6 +474,7 @@ def test_info_needs_no_models(call, folder):
     text, size = call("info", "3.tok").stdout, Path("3.tok").stat().st_size
     assert "one image of 44x11 pixels" in text and "9x3 tokens" in text and f"{8 * size / 44 / 11:.4f} bits a pixel" in text
     assert f"{int.from_bytes(Path('3.tok').read_bytes()[-4:], 'little'):08x}" in text
+    assert "format 2," in text and "format 1," in call("info", ROOT / "tests" / "golden" / "temple.hwi").stdout
     strangers = {"homework.bsq", "homework.ae", "homework.autoregressive", "homework.codec.integer_layers"}
     code = ("import sys; sys.argv = ['compress', 'info', '3.tok']; import runpy; runpy.run_module('homework.compress', "
             f"run_name='__main__'); print({strangers} & set(sys.modules))")  # fmt: skip
