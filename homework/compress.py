@@ -4,42 +4,20 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from homework.codec import archive, format
-from homework.codec.compressor import Compressor
-from homework.codec.entropy import entropy_model
-from homework.codec.format import FORMAT
-from homework.codec.image_files import (
-    LOSSLESS,
-    _tell_bad,
-    _verify,
-    _whole_folder,
-    _write,
-    encode_files,
-    names_below,
-    png_names,
-)
-from homework.core import checkpoint, cli, devices, files
-from homework.core.fingerprint import fingerprint
+from homework.core import checkpoint, cli, devices, fingerprint
 from homework.datasets.image_files import image_paths, not_read
 from homework.priors.pairs import check_prior, load_pair
 from homework.tokenizers.base import Tokenizer
 
+# what computes is imported where it is called: `info` of a file needs no models
 
-def compress(
-    tokenizer: str,
-    autoregressive: str,
-    *images_and_output: str,
-    image_size: str | None = None,
-    verify: bool = False,
-    skip_bad: bool = False,
-    batch_size: int = 64,
-    device: str = "auto",
-) -> None:
-    """Compresses a picture into a small file, or a folder of pictures into an archive.
+
+def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image_size: str | None = None,
+             verify: bool = False, skip_bad: bool = False, batch_size: int = 64, device: str = "auto") -> None:  # fmt: skip
+    """Compresses an image into a small file, or a folder of images into an archive.
 
     Args:
         tokenizer: checkpoint of a tokenizer.
@@ -56,93 +34,65 @@ def compress(
     if not sources:
         raise ValueError("Name the image or the folder to compress and, after it, the file to write.")
     if Path(output).is_dir() or Path(output).suffix.lower() in {*Image.registered_extensions(), ".json", ".pth"}:
-        raise ValueError(f"The last argument is the file to write, but {output} is a folder, a picture or a checkpoint.")
+        raise ValueError(f"The last argument is the file to write, but {output} is a folder, an image or a checkpoint.")
     if not format.may_replace(output):
-        raise ValueError(f"{output} exists, but is no file of homework.compress, so it stays; name another, or remove it.")
+        raise ValueError(f"{output} exists, but is not a file of homework.compress: it stays; name another, or remove it.")
     scaled, paths = cli.parse_image_size(image_size), image_paths(sources)
     for folder in filter(os.path.isdir, sources):
         if others := not_read(Path(folder)):
             print(f"Left out of {folder}: {others}.", file=sys.stderr)
-    one = len(sources) == 1 and paths == [str(Path(sources[0]))]
-    names = dict(zip(paths, names_below(paths), strict=True))
-    compressor, bad, kept, start = _compressor(tokenizer, autoregressive, batch_size, device), {}, [], 0
-    with files.replacing(output) as temporary, open(temporary, "wb") as file:
-        writer = None if one else archive.ArchiveWriter(file, compressor.models)
-        with tqdm(total=len(paths), desc="compressing", unit="img") as bar:
-            for part, size, grids, payloads in encode_files(compressor, paths, bad, bar, scaled):
-                crcs = [compressor.models.crc(size, grid) for grid in grids]
-                if one:
-                    file.write(format.image_file(compressor.models, size, payloads[0], crcs[0]))
-                else:
-                    writer.add([names[path] for path in part], [size] * len(part), payloads, crcs)
-                kept += list(grids.astype(np.int32)) if verify else []
-                start += sum(map(os.path.getsize, part))
-                bar.set_postfix_str(f"{file.tell():,} bytes")
-        _tell_bad(bad, len(paths), skip_bad)
-        if writer:
-            writer.close()
-        file.flush()
-        os.fsync(file.fileno())
-        if verify:
-            try:
-                _verify(compressor, temporary, kept)
-            except ValueError as error:
-                what = f"{output} is not written, for it would not decode to the tokens that were coded"
-                raise ValueError(f"{what}: {error}") from error
-    size, n = os.path.getsize(output), len(paths) - len(bad)
+    from homework.codec.image_files import compress_files
+
+    pack = len(sources) > 1 or paths != [str(Path(sources[0]))]
+    compressor = _load(tokenizer, autoregressive, batch_size, device)
+    n, original = compress_files(compressor, paths, output, pack=pack, scaled=scaled, skip_bad=skip_bad, verify=verify)
+    size = os.path.getsize(output)
     print(f"{output}: {n} image{'s' * (n > 1)}, {size:,} bytes, {size / n:,.1f} an image, "
-          f"{start / size:.1f} times fewer than the {start:,} of the originals"
+          f"{original / size:.1f} times fewer than the {original:,} of the originals"
           f"{'; verified, all tokens come back' * verify}")  # fmt: skip
 
 
-def decompress(
-    tokenizer: str,
-    autoregressive: str,
-    file: str,
-    output: str,
-    only: str | None = None,
-    batch_size: int = 128,
-    device: str = "auto",
-) -> None:
-    """Turns a file that `compress` wrote into a picture, or an archive into a folder of PNG pictures.
+def decompress(tokenizer: str, autoregressive: str, file: str, output: str, only: str | None = None,
+               batch_size: int = 128, device: str = "auto") -> None:  # fmt: skip
+    """Turns a file that `compress` wrote into an image, or an archive into a folder of PNG images.
 
     Args:
         tokenizer: checkpoint of the tokenizer that the file was written with.
         autoregressive: checkpoint of the prior that it was written with.
         file: what to decompress.
-        output: the picture to write (.png, .bmp, .ppm, .tif), or for an archive the folder.
-        only: the name of one image in an archive, which becomes a picture; all by default.
+        output: the image to write (.png, .bmp, .ppm, .tif), or for an archive the folder.
+        only: the name of one image in an archive, which is written as an image; all by default.
         batch_size: images that go through the models at once.
         device: auto, cpu, cuda or mps.
     """
+    from homework.codec.image_files import LOSSLESS, decompress_file
+
     file, target = str(file), Path(os.path.abspath(str(output)))
     with open(file, "rb") as stream:
         reader = archive.Reader(stream, file)
-        wanted = range(len(reader.names))
-        if only is not None:
-            if reader.kind == format.IMAGE:
-                raise ValueError(f"{file} is one image, not an archive of several; leave --only out.")
-            if str(only) not in reader.names:
-                known = ", ".join([*map(printable, reader.names[:3]), *["..."] * (len(reader.names) > 3)])
-                raise ValueError(f"{file} holds no image {only}; it holds {known} (see the command info).")
-            wanted = [reader.names.index(str(only))]
-        whole = reader.kind == format.ARCHIVE and only is None
-        if whole and (target.is_file() or target.suffix.lower() in LOSSLESS):
+        wanted = range(len(reader.names)) if only is None else [_find(reader, str(only))]
+        folder, is_image = reader.kind == format.ARCHIVE and only is None, target.suffix.lower() in LOSSLESS
+        if folder and (target.is_file() or is_image):
             raise ValueError(f"{file} is an archive: name a folder, not {output}, or one of its images by --only NAME.")
-        if not whole and (target.is_dir() or target.suffix.lower() not in LOSSLESS):
-            raise ValueError(f"The output is {output}, but must be a picture: a file that ends in {', '.join(LOSSLESS)}.")
-        compressor = _compressor(tokenizer, autoregressive, batch_size, device)
-        reader.check(compressor.models)  # before any folder is made
-        with _whole_folder(target) if whole else files.replacing(target) as temporary:
-            names = [temporary / name for name in png_names(reader.names)] if whole else [temporary] * len(reader.names)
-            form = "PNG" if whole else LOSSLESS[target.suffix.lower()]
-            _write(compressor, reader, {i: names[i] for i in wanted}, form)
+        if not folder and (target.is_dir() or not is_image):
+            raise ValueError(f"The output is {output}, but must be an image: a file that ends in {', '.join(LOSSLESS)}.")
+        decompress_file(_load(tokenizer, autoregressive, batch_size, device), reader, wanted, target, folder)
     print(f"{output}: {len(wanted)} image{'s' * (len(wanted) > 1)}")
 
 
+def _find(reader: archive.Reader, name: str) -> int:
+    """The position of an image in an archive. ValueError if it holds none of that name."""
+    if reader.kind == format.IMAGE:
+        raise ValueError(f"{reader.name} is one image, not an archive of several; leave --only out.")
+    if name not in reader.names:
+        known = ", ".join([*map(printable, reader.names[:3]), *["..."] * (len(reader.names) > 3)])
+        raise ValueError(f"{reader.name} holds no image {name}; it holds {known} (see the command info).")
+    return reader.names.index(name)
+
+
 def info(file: str) -> None:
-    """Prints what a file that `compress` wrote says of itself, for which it needs no models; or by which hash files know a
-    tokenizer or a prior.
+    """Prints what a file that `compress` wrote says about itself, for which it needs no models; or by which fingerprint
+    files know a tokenizer or a prior.
 
     Args:
         file: one image's file or an archive; or a checkpoint.
@@ -157,8 +107,8 @@ def info(file: str) -> None:
     one = f"one image of {W}x{H} pixels (width x height), {w}x{h} tokens"
     what = f"{n:,} image{'s' * (n > 1)}" if reader.kind == format.ARCHIVE else one
     print(f"{reader.name}: {what}, patches of {reader.patch} pixels")
-    print(f"format {format.FORMAT}, tokenizer {reader.head[3:5].hex()}, prior {reader.head[5:7].hex()}, "
-          f"arithmetic {'exact, in whole numbers' if reader.exact else 'in floats, of one kind of machine'}")  # fmt: skip
+    print(f"format {reader.version}, tokenizer {reader.head[3:5].hex()}, prior {reader.head[5:7].hex()}, "
+          f"arithmetic {'exact, on integers' if reader.exact else 'in floats, of one kind of machine'}")  # fmt: skip
     for what, size in ("file", reader.length), ("coded tokens", payload):
         print(f"{what}: {size:,} bytes, {8 * size / n:,.1f} bits an image, {8 * size / pixels:.4f} bits a pixel")
     print("   bytes  bits/pixel    width x height     CRC-32  name")
@@ -168,19 +118,24 @@ def info(file: str) -> None:
 
 def describe_checkpoint(path: str) -> str:
     """How files know the model in a checkpoint. ValueError if it is neither a tokenizer nor a prior."""
+    from homework.codec.entropy import entropy_model
+
     model = checkpoint.load(path)
     if isinstance(model, Tokenizer):
-        return f"{path}: tokenizer {fingerprint(model)[:2].hex()}, {type(model).__name__}"
-    prior = entropy_model(check_prior(path, model))
-    return f"{path}: prior {prior.fingerprints[FORMAT][:2].hex()}, {type(model).__name__}"
+        return f"{path}: tokenizer {fingerprint.fingerprint(model)[:2].hex()}, {type(model).__name__}"
+    known = entropy_model(check_prior(path, model)).fingerprints[format.FORMAT]
+    return f"{path}: prior {known[:2].hex()}, {type(model).__name__}"
 
 
 def printable(name: str) -> str:
-    """A file's name whose bytes are no UTF-8, too."""
+    """A file's name, also if its bytes are not UTF-8."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _compressor(tokenizer: str, autoregressive: str, batch_size: int, device: str) -> Compressor:
+def _load(tokenizer: str, autoregressive: str, batch_size: int, device: str):
+    """The Compressor of two checkpoints."""
+    from homework.codec.compressor import Compressor
+
     cli.at_least(1, batch_size=batch_size)
     device = devices.pick_device(device)
     return Compressor(*load_pair(str(tokenizer), str(autoregressive), device), device, batch_size)

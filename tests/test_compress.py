@@ -1,17 +1,20 @@
 """Pictures to files and back, with models: all sizes, both arithmetics, the command line, and whatever can be wrong."""
 
+import contextlib
 import json
 import math
 import struct
 import subprocess
 import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import GRID, ROOT, SIZE, K, build, file_size_limit, files, run, sentence
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,10 +22,16 @@ from PIL import Image
 from test_container import mutate
 
 from homework import Compressor, compress
-from homework.codec import archive, entropy, format, tiles
+from homework.codec import archive, format, tiles
+from homework.codec.entropy import FloatPrior
+from homework.codec.parallel import in_parallel
 from homework.core import checkpoint, cli
 from homework.datasets.image_files import read_image
 from homework.datasets.images import to_float, to_uint8
+from homework.nn.blocks import pad_to_patches
+from homework.priors.base import Prior
+from homework.priors.uniform import Uniform
+from homework.tokenizers.base import Tokenizer
 
 SIZES = [(1, 1), (5, 5), SIZE, (3, 61), (47, 100)]  # one patch, odd ones, the prior's grid, and 2x1 and 3x4 tiles
 
@@ -38,9 +47,9 @@ def models():
 
 @pytest.fixture(params=["exact", "float", "VQ exact", "BSQ-PixelCNN", "VQ-PixelCNN"])
 def compressor(models, request, monkeypatch):
-    """Every pair: either tokenizer, under a transformer in whole numbers and under a prior in floats."""
+    """Every pair: either tokenizer, under a transformer on integers and under a prior in floats."""
     if request.param == "float":
-        monkeypatch.setattr(entropy, "entropy_model", entropy.FloatPrior)
+        monkeypatch.setattr("homework.codec.compressor.entropy_model", FloatPrior)
     tokenizer = build("VQPatchAutoEncoder").eval() if "VQ" in request.param else models[0]
     prior = build("GatedPixelCNN").eval() if "PixelCNN" in request.param else models[1]
     made = Compressor(tokenizer, prior)
@@ -64,21 +73,21 @@ def picture(path: Path, size: tuple[int, int] = SIZE, seed: int = 0) -> Path:
     return path
 
 
-def greedy(coder, size: tuple[int, int], likely: bool) -> np.ndarray:
-    """(h,w): at each place the likeliest token, or the least likely."""
-    step, tokens = coder.steps(1, *size), torch.empty(1, 0, dtype=torch.int64)
+def greedy(coder, size: tuple[int, int], probable: bool) -> np.ndarray:
+    """(h,w): at each position the most probable token, or the least probable."""
+    step, tokens = coder.steps(1, *size), np.empty((1, 0), np.int64)
     for _ in range(math.prod(size)):
         weights = step(tokens[:, -1:])
-        tokens = torch.cat([tokens, weights.argmax(-1)[None] if likely else weights.argmin(-1)[None]], dim=1)
-    return tokens.view(size).numpy()
+        tokens = np.append(tokens, [weights.argmax(-1) if probable else weights.argmin(-1)], axis=1)
+    return tokens.reshape(size)
 
 
 def bits(coder, grid: np.ndarray) -> float:
     """What a grid costs under the prior, tile by tile."""
     total = 0.0
-    for (a, b), places in tiles.tiles(grid.shape, (coder.height, coder.width)):
-        for top, left in places:
-            tokens, step = torch.from_numpy(grid[None, top : top + a, left : left + b].reshape(1, -1)), coder.steps(1, a, b)
+    for (a, b), corners in tiles.tiles(grid.shape, (coder.height, coder.width)):
+        for top, left in corners:
+            tokens, step = grid[None, top : top + a, left : left + b].reshape(1, -1), coder.steps(1, a, b)
             for n, token in enumerate(tokens[0]):
                 total += 24 - math.log2(step(tokens[:, max(0, n - 1) : n])[0, token] + 1)
     return total
@@ -100,7 +109,7 @@ def test_an_image_comes_back_as_its_tokens_decoded(compressor, size):
     assert len(data) <= math.ceil(bits(compressor.entropy_model, grid) / 8) + 24
 
 
-@pytest.mark.parametrize("how", ["random", "constant", "likeliest", "least likely"])
+@pytest.mark.parametrize("how", ["random", "constant", "most probable", "least probable"])
 @pytest.mark.parametrize("grid", [GRID, (1, 1), (5, 7)])
 def test_tokens_come_back(compressor, how, grid):
     size = tuple(5 * side for side in grid)
@@ -109,7 +118,7 @@ def test_tokens_come_back(compressor, how, grid):
     elif how == "constant":
         tokens = np.full(grid, K - 1)
     elif grid != (5, 7):
-        tokens = greedy(compressor.entropy_model, grid, how == "likeliest")
+        tokens = greedy(compressor.entropy_model, grid, how == "most probable")
     else:
         tokens = np.zeros(grid, int)
     (data,) = compressor.compress_tokens(tokens[None], size)
@@ -160,8 +169,87 @@ def test_more_tiles_than_are_coded_at_once(models, monkeypatch):
     assert torch.equal(few.decompress(few.compress(x)), models[0](x)[0])
 
 
-def test_what_is_no_image_is_told(exactly):
-    for value, told in [
+class Repeating(Prior):
+    """A prior that has ``forward`` alone, and no parameters: a token is probably the one before it."""
+
+    def __init__(self, n_tokens: int):
+        super().__init__()
+        self.n_tokens = n_tokens
+
+    def forward(self, tokens):
+        before = F.pad(tokens.flatten(1), (1, -1))  # (B,h,w) -> (B,N)
+        return 3.0 * F.one_hot(before, self.n_tokens).view(*tokens.shape, -1), {}  # (B,N,K) -> (B,h,w,K)
+
+
+@pytest.mark.parametrize("cls", [Uniform, Repeating])
+def test_a_prior_needs_only_forward_and_no_parameters(models, cls):
+    other = Compressor(models[0], cls(K))
+    images = [noise(SIZES[i % 4], i) for i in range(5)]
+    files = other.compress_batch(images)
+    for x, data, x_hat in zip(images, files, other.decompress_batch(files), strict=True):
+        assert torch.allclose(x_hat, models[0](x)[0], atol=1e-5)
+        n_bits = bits(other.entropy_model, models[0].encode_index(x).numpy())
+        assert len(data) <= math.ceil(n_bits / 8) + 24
+        assert cls is Repeating or abs(n_bits - 4 * models[0].encode_index(x).numel()) < 0.01
+    same = torch.zeros(*SIZE, 3)
+    assert cls is Uniform or len(other.compress(same)) < len(Compressor(models[0], Uniform(K)).compress(same))
+
+
+class Grey(Tokenizer):
+    """A tokenizer without parameters, of grey levels; its images cannot be written into."""
+
+    n_tokens, patch_size = K, 5
+
+    def encode_index(self, x):
+        grey = pad_to_patches(x.reshape(-1, *x.shape[-3:]), 5).mean(dim=-1)  # (...,H,W,3) -> (B,H,W,3) -> (B,H,W)
+        index = ((F.avg_pool2d(grey, 5) + 0.5) * K).long().clamp(0, K - 1)  # (B,h,w)
+        return index.view(*x.shape[:-3], *index.shape[1:])  # (B,h,w) -> (...,h,w)
+
+    def decode_index(self, index):
+        grey = ((index + 0.5) / K - 0.5).repeat_interleave(5, -2).repeat_interleave(5, -1)
+        return grey[..., None].expand(*grey.shape, 3)
+
+
+def test_a_tokenizer_needs_only_its_contract():
+    tokenizer, images = Grey(), [noise(SIZES[i % 4], i) for i in range(5)]
+    other = Compressor(tokenizer, Uniform(K))
+    for x, x_hat in zip(images, other.decompress_batch(other.compress_batch(images)), strict=True):
+        H, W, _ = x.shape
+        assert torch.equal(x_hat, tokenizer.decode_index(tokenizer.encode_index(x))[:H, :W])
+        x_hat += 1
+
+
+@pytest.mark.parametrize("around", [contextlib.nullcontext, torch.no_grad, torch.inference_mode])
+def test_images_are_ordinary_tensors(models, around):
+    """Usable under autograd and for writing into them, wherever they were made; and images may need a gradient."""
+    x = noise(SIZE)
+    with around():
+        made = Compressor(*models)
+        data = made.compress(x.clone().requires_grad_())
+        images = [made.decompress(data), *made.decompress_batch([data] * 3)]
+    images += made.to_images(made.decompress_tokens([data] * 2), [SIZE] * 2)
+    for x_hat in images:
+        x_hat += 1
+        F.mse_loss(x_hat.requires_grad_(), x).backward()
+        assert x_hat.grad.shape == x.shape and x_hat.grad.abs().sum() > 0
+
+
+def test_calls_that_overlap_leave_the_number_of_threads():
+    """The first to begin ends first; also in a thread that begins afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        one, other = (in_parallel(lambda n: (n, torch.get_num_threads()), range(5), 2) for _ in range(2))
+        found = [next(one), next(other), *one, *other]
+        assert sorted(found) == [(n, 1) for n in range(5) for _ in range(2)] and torch.get_num_threads() == 2
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_is_not_an_image_is_reported(exactly):
+    for value, message in [
         (noise((4, 4))[..., :2], "(4, 4, 2)"),
         (torch.zeros(4, 4, 3, dtype=torch.uint8), "uint8"),
         (noise((4, 4))[None], "(1, 4, 4, 3)"),
@@ -169,26 +257,26 @@ def test_what_is_no_image_is_told(exactly):
     ]:
         with pytest.raises(ValueError) as raised:
             exactly.compress(value)
-        assert told in str(raised.value)
+        assert message in str(raised.value)
 
 
-def test_tokens_that_are_none_are_told(exactly):
-    for grid, size, told in [
+def test_wrong_tokens_are_reported(exactly):
+    for grid, size, message in [
         (np.zeros((1, 4, 6), int), (20, 31), "20x31"),
         (np.zeros((4, 6), int), SIZE, "20x30"),
         (np.full((1, 4, 6), K), SIZE, "from 0 to 15"),
         (np.full((1, 4, 6), -1), SIZE, "from 0 to 15"),
     ]:
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             exactly.compress_tokens(grid, size)
 
 
-def test_models_that_do_not_go_together_are_told(models):
+def test_models_that_do_not_go_together_are_reported(models):
     with pytest.raises(ValueError, match="32 codes, but the prior was trained on 16"):
         Compressor(build("BSQPatchAutoEncoder", codebook_bits=5), models[1])
 
 
-def test_files_of_other_models_are_told(compressor, models):
+def test_files_of_other_models_are_reported(compressor, models):
     data = compressor.compress(noise(SIZE))
     other = build("BSQPatchAutoEncoder", seed=1), build("AutoregressiveModel", seed=1)
     with pytest.raises(ValueError, match="another tokenizer"):
@@ -197,9 +285,9 @@ def test_files_of_other_models_are_told(compressor, models):
         Compressor(compressor.tokenizer, other[1]).decompress(data)
 
 
-def test_floats_and_whole_numbers_are_told_apart(models, exactly, monkeypatch):
+def test_files_of_float_and_integer_arithmetic_are_distinguished(models, exactly, monkeypatch):
     data = exactly.compress(noise(SIZE))
-    monkeypatch.setattr(entropy, "entropy_model", entropy.FloatPrior)
+    monkeypatch.setattr("homework.codec.compressor.entropy_model", FloatPrior)
     with pytest.raises(ValueError, match="another prior"):
         Compressor(*models).decompress(data)
 
@@ -214,7 +302,7 @@ def test_no_mutation_gives_a_wrong_picture(compressor, size):
     for _ in range(80):
         changed = bytearray(data if draw.integers(2) else mutate(data, draw))
         if len(changed) == len(data):
-            changed[draw.integers(12, len(data))] ^= 1 << draw.integers(8)  # behind the header, where only decoding can tell
+            changed[draw.integers(12, len(data))] ^= 1 << draw.integers(8)  # after the header, where only decoding shows it
         try:
             assert np.array_equal(compressor.decompress_tokens([bytes(changed)])[0], right)
         except ValueError as error:
@@ -278,7 +366,7 @@ def test_one_image_there_and_back(call, folder, models):
 @pytest.mark.parametrize("arithmetic", ["exact", "float"])
 def test_a_folder_there_and_back(call, folder, models, arithmetic, monkeypatch):
     if arithmetic == "float":
-        monkeypatch.setattr(entropy, "entropy_model", entropy.FloatPrior)
+        monkeypatch.setattr("homework.codec.compressor.entropy_model", FloatPrior)
     done = call("compress", "t.pth", "p.pth", "photos", "photos.tok", "--verify", "--batch_size", 4)
     assert done.returncode == 0 and "verified" in done.stdout and "6 images" in done.stdout, done.stderr
     assert call("decompress", "t.pth", "p.pth", "photos.tok", "back", "--batch_size", 3).returncode == 0
@@ -348,18 +436,18 @@ def test_names_that_are_numbers(call, folder):
     assert call("info", 2026).returncode == 0
 
 
-def test_verify_tells_and_writes_nothing(call, folder, monkeypatch):
+def test_verify_reports_and_writes_nothing(call, folder, monkeypatch):
     decode = Compressor.decode
     call("compress", "t.pth", "p.pth", "photos/0.png", "a.tok")
     before = files(folder), Path("a.tok").read_bytes()
     monkeypatch.setattr(Compressor, "decode", lambda *args: (decode(*args) + 1) % K)
     for source in "photos", "photos/1.png":
-        told = sentence(call("compress", "t.pth", "p.pth", source, "a.tok", "--verify"))
-        assert told.startswith("a.tok is not written, for it would not decode to the tokens that were coded: it")
+        message = sentence(call("compress", "t.pth", "p.pth", source, "a.tok", "--verify"))
+        assert message.startswith("a.tok is not written, for it would not decode to the tokens that were coded: it")
         assert (files(folder), Path("a.tok").read_bytes()) == before
 
 
-def test_what_a_folder_holds_besides_is_told(call, folder):
+def test_what_a_folder_holds_besides_is_reported(call, folder):
     assert "Left out" not in call("compress", "t.pth", "p.pth", "photos", "a.tok").stderr
     (folder / "photos" / "more").mkdir()
     (folder / "photos" / "notes.txt").write_text("")
@@ -380,14 +468,16 @@ def test_info_needs_no_models(call, folder):
     call("compress", "t.pth", "p.pth", "photos/3.png", "3.tok")
     Path("t.pth").unlink()
     Path("p.pth").unlink()
-    said = call("info", "a.tok").stdout
-    assert "6 images" in said and "patches of 5" in said and "whole numbers" in said and "44 x 11" in said
-    assert f"{Path('a.tok').stat().st_size:,} bytes" in said and "5.png" in said
-    said, size = call("info", "3.tok").stdout, Path("3.tok").stat().st_size
-    assert "one image of 44x11 pixels" in said and "9x3 tokens" in said and f"{8 * size / 44 / 11:.4f} bits a pixel" in said
-    assert f"{int.from_bytes(Path('3.tok').read_bytes()[-4:], 'little'):08x}" in said
+    text = call("info", "a.tok").stdout
+    assert "6 images" in text and "patches of 5" in text and "on integers" in text and "44 x 11" in text
+    assert f"{Path('a.tok').stat().st_size:,} bytes" in text and "5.png" in text
+    text, size = call("info", "3.tok").stdout, Path("3.tok").stat().st_size
+    assert "one image of 44x11 pixels" in text and "9x3 tokens" in text and f"{8 * size / 44 / 11:.4f} bits a pixel" in text
+    assert f"{int.from_bytes(Path('3.tok').read_bytes()[-4:], 'little'):08x}" in text
+    assert "format 2," in text and "format 1," in call("info", ROOT / "tests" / "golden" / "temple.hwi").stdout
+    strangers = {"homework.bsq", "homework.ae", "homework.autoregressive", "homework.codec.integer_layers"}
     code = ("import sys; sys.argv = ['compress', 'info', '3.tok']; import runpy; runpy.run_module('homework.compress', "
-            "run_name='__main__'); print({'homework.bsq', 'homework.ae', 'homework.exact'} & set(sys.modules))")  # fmt: skip
+            f"run_name='__main__'); print({strangers} & set(sys.modules))")  # fmt: skip
     done = run("-c", code, cwd=folder)
     assert done.stdout.endswith("set()\n"), done.stderr
 
@@ -403,10 +493,10 @@ def test_a_reader_that_has_seen_enough_ends_a_command_quietly(call, folder):
 
 def test_info_of_a_checkpoint_is_what_files_say_of_it(call, folder):
     call("compress", "t.pth", "p.pth", "photos", "a.tok")
-    said = call("info", "a.tok").stdout
+    text = call("info", "a.tok").stdout
     for path, role in ("t.pth", "tokenizer"), ("p.pth", "prior"):
-        told = call("info", path).stdout
-        assert told.startswith(f"{path}: {role} ") and told.split(": ")[1].split(", ")[0] in said
+        message = call("info", path).stdout
+        assert message.startswith(f"{path}: {role} ") and message.split(": ")[1].split(", ")[0] in text
     checkpoint.save(build("PatchAutoEncoder"), "ae.pth")
     assert "ae.pth holds a PatchAutoEncoder" in sentence(call("info", "ae.pth"))
 
@@ -414,27 +504,27 @@ def test_info_of_a_checkpoint_is_what_files_say_of_it(call, folder):
 # --- mistakes -------------------------------------------------------------------------------------------------------------
 
 SPOILED = {
-    "is no file that": lambda data: b"\x89PNG" + data,
+    "is not a file that": lambda data: b"\x89PNG" + data,
     "is cut short": lambda data: data[: len(data) - 3],
     "is longer than": lambda data: data + b"more",
-    "newer version": lambda data: data[:2] + bytes([2 + 16 * 13]) + data[3:],
+    "newer version": lambda data: data[:2] + bytes([3 + 16 * 12]) + data[3:],
     "is damaged: its header": lambda data: data[:6] + bytes([data[6] ^ 16]) + data[7:],
     "is damaged": lambda data: data[:34] + bytes([data[34] ^ 128]) + data[35:] if data[1:2] == b"N" else data[:-1] + b"x",
 }
 
 
-@pytest.mark.parametrize("told", SPOILED)
+@pytest.mark.parametrize("message", SPOILED)
 @pytest.mark.parametrize("source, output", [("photos", "back"), ("photos/0.png", "back.png")])
-def test_spoiled_files_are_told_and_nothing_is_written(call, folder, source, output, told):
+def test_spoiled_files_are_reported_and_nothing_is_written(call, folder, source, output, message):
     call("compress", "t.pth", "p.pth", source, "a.tok")
-    Path("a.tok").write_bytes(SPOILED[told](Path("a.tok").read_bytes()))
+    Path("a.tok").write_bytes(SPOILED[message](Path("a.tok").read_bytes()))
     before = files(folder)
-    said = sentence(call("decompress", "t.pth", "p.pth", "a.tok", output))
-    assert told in said and said.startswith("a.tok") and files(folder) == before and not Path(output).exists()
+    text = sentence(call("decompress", "t.pth", "p.pth", "a.tok", output))
+    assert message in text and text.startswith("a.tok") and files(folder) == before and not Path(output).exists()
 
 
 @pytest.mark.parametrize("role", ["tokenizer", "prior"])
-def test_files_of_another_model_are_told_and_nothing_is_written(call, folder, role):
+def test_files_of_another_model_are_reported_and_nothing_is_written(call, folder, role):
     call("compress", "t.pth", "p.pth", "photos", "a.tok")
     name = {"tokenizer": "BSQPatchAutoEncoder", "prior": "AutoregressiveModel"}[role]
     checkpoint.save(build(name, seed=1), "other.pth")
@@ -450,8 +540,8 @@ def test_one_damaged_image_in_an_archive_leaves_no_picture_but_the_others_can_be
     data = bytearray(Path("a.tok").read_bytes())
     data[reader.starts[4]] ^= 64
     Path("a.tok").write_bytes(data)
-    said = sentence(call("decompress", "t.pth", "p.pth", "a.tok", "back", "--batch_size", 1))
-    assert f"image {reader.names[4]}, is damaged" in said
+    text = sentence(call("decompress", "t.pth", "p.pth", "a.tok", "back", "--batch_size", 1))
+    assert f"image {reader.names[4]}, is damaged" in text
     assert not Path("back").exists()
     assert call("decompress", "t.pth", "p.pth", "a.tok", "one.png", "--only", reader.names[0]).returncode == 0
 
@@ -468,25 +558,25 @@ def test_damaged_pictures_are_named(call, folder):
     assert not Path("b.tok").exists()
 
 
-def test_wrong_arguments_are_told_and_nothing_is_written(call, folder):
+def test_wrong_arguments_are_reported_and_nothing_is_written(call, folder):
     call("compress", "t.pth", "p.pth", "photos", "a.tok")
     call("compress", "t.pth", "p.pth", "photos/0.png", "0.tok")
     checkpoint.save(build("PatchAutoEncoder"), "ae.pth")
     (folder / "diary").write_text("of one who forgot what comes last")
     before = {name: (folder / name).read_bytes() for name in files(folder)}
-    for told, name, *arguments in [
+    no_such = "t.pth", "p.pth", "photos", "b.tok", "--no_such", 1
+    for message, name, *arguments in [
         ("Name the image", "compress", "t.pth", "p.pth"),
         ("Name the image", "compress", "t.pth", "p.pth", "photos"),
         ("0.png", "compress", "t.pth", "p.pth", "photos/1.png", "photos/0.png"),
         ("photos", "compress", "t.pth", "p.pth", "photos/1.png", "photos"),
-        ("no file of homework.compress", "compress", "t.pth", "p.pth", "photos", "diary"),
+        ("not a file of homework.compress", "compress", "t.pth", "p.pth", "photos", "diary"),
         ("none", "compress", "t.pth", "p.pth", "none", "b.tok"),
         ("twice", "compress", "t.pth", "p.pth", "photos/1.png", folder / "photos/1.png", "b.tok"),
         ("is needed", "compress", "ae.pth", "p.pth", "photos", "b.tok"),
         ("batch_size", "compress", "t.pth", "p.pth", "photos", "b.tok", "--batch_size", 0),
         ("--verify", "compress", "t.pth", "p.pth", "photos", "--verify", "b.tok"),
-        ("There is no option --no_such. See python -m homework.compress compress --help", "compress", "t.pth", "p.pth",
-         "photos", "b.tok", "--no_such", 1),
+        ("There is no option --no_such. See python -m homework.compress compress --help", "compress", *no_such),
         ("There is no command compres. See python -m homework.compress --help", "compres", "t.pth"),
         ("none.tok", "decompress", "t.pth", "p.pth", "none.tok", "back"),
         ("folder", "decompress", "t.pth", "p.pth", "a.tok", "a.png"),
@@ -496,11 +586,11 @@ def test_wrong_arguments_are_told_and_nothing_is_written(call, folder):
         ("7.png; it holds 0.png, 1.png, 2.png, ...", "decompress", "t.pth", "p.pth", "a.tok", "b.png", "--only", "7.png"),
         ("one image", "decompress", "t.pth", "p.pth", "0.tok", "b.png", "--only", "0.png"),
         ("none.tok", "info", "none.tok"),
-        ("no file that", "info", "diary"),
+        ("not a file that", "info", "diary"),
     ]:
-        said = sentence(call(name, *arguments))
-        assert told in said, said
-        assert {name: (folder / name).read_bytes() for name in files(folder)} == before, told
+        text = sentence(call(name, *arguments))
+        assert message in text, text
+        assert {name: (folder / name).read_bytes() for name in files(folder)} == before, message
 
 
 def test_a_full_disk_leaves_nothing(call, folder):
@@ -516,9 +606,9 @@ def test_a_full_disk_leaves_nothing(call, folder):
 def test_help_describes_every_argument(call, name):
     import inspect
 
-    said = call(name, "--help").stdout
+    text = call(name, "--help").stdout
     for argument in inspect.signature(getattr(compress, name)).parameters:
-        assert argument.upper() in said or f"--{argument}=" in said, argument
+        assert argument.upper() in text or f"--{argument}=" in text, argument
         assert f"    {argument}: " in getattr(compress, name).__doc__
 
 
@@ -536,7 +626,7 @@ def png(path: Path, pixels: np.ndarray, colour: int, *more: tuple[bytes, bytes])
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparent_places_are_white(tmp_path, mode):
+def test_transparent_pixels_are_white(tmp_path, mode):
     alpha = np.zeros(SIZE, np.uint8)
     alpha[:10] = 255
     image = Image.new("L", SIZE[::-1], 60)

@@ -17,20 +17,28 @@ from homework.codec.format import ARCHIVE, IMAGE, Models
 from homework.codec.range_coder import TOTAL, BatchDecoder
 
 K = 16
-MODELS = Models(bytes(range(32)), bytes(range(100, 132)), 5, True)
+TOKENIZER, PRIOR = bytes(range(32)), bytes(range(100, 132))
+
+
+def models_of(tokenizer: bytes = TOKENIZER, prior: bytes = PRIOR, patch: int = 5, exact: bool = True) -> Models:
+    """Files of either format know both models by the same hashes."""
+    return Models({1: (tokenizer, prior), 2: (tokenizer, prior)}, patch, exact)
+
+
+MODELS = models_of()
 
 
 # --- a cheap prior: the frequencies of a token depend on the one before it ------------------------------------------------
 
 
-def whole_weights(p: np.ndarray) -> np.ndarray:
+def integer_weights(p: np.ndarray) -> np.ndarray:
     """Any positive numbers (n,K) -> weights (n,K) in their proportion, as a prior has to return them."""
     w = np.floor(p / p.sum(axis=1, keepdims=True) * (TOTAL - p.shape[1]))
     w[:, 0] += TOTAL - p.shape[1] - w.sum(axis=1)
     return w.astype(np.float32)
 
 
-TABLE = whole_weights(np.random.default_rng(0).dirichlet(np.full(K, 0.3), K + 1) + 1e-9)
+TABLE = integer_weights(np.random.default_rng(0).dirichlet(np.full(K, 0.3), K + 1) + 1e-9)
 
 
 def code(grid: np.ndarray) -> bytes:
@@ -89,17 +97,17 @@ def grids_in(data: bytes, steps: list | None = None) -> list[tuple]:
 
 @st.composite
 def coded_tokens(draw, n_tokens=st.sampled_from([1, 2, 3, 4, 16, 1000])):
-    """(weights (N,K), tokens (N)): drawn from the weights, any, the likeliest or the least likely."""
+    """(weights (N,K), tokens (N)): drawn from the weights, any, the most probable or the least probable."""
     random, n = np.random.default_rng(draw(st.integers(0, 2**32 - 1))), draw(n_tokens)
     N = draw(st.integers(1, 40))
-    weights = whole_weights(random.dirichlet(np.full(n, draw(st.sampled_from([0.01, 0.3, 10]))), N) + 1e-30)
-    how = draw(st.sampled_from(["drawn", "any", "likeliest", "least likely", "first", "last"]))
+    weights = integer_weights(random.dirichlet(np.full(n, draw(st.sampled_from([0.01, 0.3, 10]))), N) + 1e-30)
+    how = draw(st.sampled_from(["drawn", "any", "most probable", "least probable", "first", "last"]))
     if how == "drawn":
         tokens = np.array([random.choice(n, p=(w.astype(float) + 1) / TOTAL) for w in weights])
     elif how == "any":
         tokens = random.integers(n, size=N)
-    elif how in ("likeliest", "least likely"):
-        tokens = weights.argmax(axis=1) if how == "likeliest" else weights.argmin(axis=1)
+    elif how in ("most probable", "least probable"):
+        tokens = weights.argmax(axis=1) if how == "most probable" else weights.argmin(axis=1)
     else:
         tokens = np.full(N, 0 if how == "first" else n - 1)
     return weights, tokens
@@ -116,10 +124,10 @@ def test_tokens_come_back(drawn):
 def test_intervals_are_sums_of_frequencies(drawn):
     weights, tokens = drawn
     frequencies = weights.astype(np.int64) + 1
-    below, own = range_coder.intervals(weights, tokens)
+    cumulative, frequency = range_coder.intervals(weights, tokens)
     assert (frequencies.sum(axis=1) == TOTAL).all()
-    assert below.tolist() == [f[:t].sum() for f, t in zip(frequencies, tokens, strict=True)]
-    assert own.tolist() == [f[t] for f, t in zip(frequencies, tokens, strict=True)]
+    assert cumulative.tolist() == [f[:t].sum() for f, t in zip(frequencies, tokens, strict=True)]
+    assert frequency.tolist() == [f[t] for f, t in zip(frequencies, tokens, strict=True)]
 
 
 @given(coded_tokens(st.sampled_from([2, 3, 16, 1000])))
@@ -129,9 +137,9 @@ def test_the_coder_uses_our_integers_and_no_others(drawn):
     coder = range_coder.RangeEncoder()
     coder.encode(tokens.astype(np.int32), range_coder.Categorical(perfect=False), weights)
     lower, width, words = 0, 2**64 - 1, 0
-    for below, own in zip(*(x.tolist() for x in range_coder.intervals(weights, tokens)), strict=True):
+    for cumulative, frequency in zip(*(x.tolist() for x in range_coder.intervals(weights, tokens)), strict=True):
         share = width // TOTAL
-        lower, width = lower + share * below, share * own
+        lower, width = lower + share * cumulative, share * frequency
         if width < 2**32:
             lower, width, words = lower * 2**32, width * 2**32, words + 1
     assert coder.pos() == (words, (lower % 2**64, width))
@@ -156,7 +164,7 @@ def test_a_payload_is_as_long_as_its_tokens_are_unlikely(drawn):
 def test_streams_in_lockstep_are_those_one_by_one(S, T, seed):
     """S payloads, of each T tokens at a time."""
     random = np.random.default_rng(seed)
-    weights = whole_weights(random.dirichlet(np.ones(K), 6 * S * T)).reshape(6, S, T, K)
+    weights = integer_weights(random.dirichlet(np.ones(K), 6 * S * T)).reshape(6, S, T, K)
     tokens = random.integers(K, size=(6, S, T))
     parts = [range_coder.intervals(weights[:, s].reshape(-1, K), tokens[:, s].flatten()) for s in range(S)]
     streams = BatchDecoder([range_coder.encode(*part) for part in parts], [""] * S)
@@ -167,10 +175,10 @@ def test_streams_in_lockstep_are_those_one_by_one(S, T, seed):
 @given(*[st.integers(1, 90)] * 2, *[st.integers(1, 20)] * 2)
 def test_tiles_cover_a_grid_once(h, w, height, width):
     covered, sizes = np.zeros((h, w), int), []
-    for (a, b), places in tiles.tiles((h, w), (height, width)):
-        assert 1 <= a <= height and 1 <= b <= width and 1 <= len(places) <= tiles.TILES
+    for (a, b), corners in tiles.tiles((h, w), (height, width)):
+        assert 1 <= a <= height and 1 <= b <= width and 1 <= len(corners) <= tiles.TILES
         sizes += [(a, b)] * (not sizes or sizes[-1] != (a, b))
-        for top, left in places:
+        for top, left in corners:
             assert top + a <= h and left + b <= w
             covered[top : top + a, left : left + b] += 1
     assert (covered == 1).all() and len(sizes) == len(set(sizes)) <= 4
@@ -183,8 +191,8 @@ image_sizes |= st.tuples(st.integers(1, 8192), st.integers(1, 8192))
 
 
 @given(image_sizes, st.binary(max_size=300), st.integers(0, 2**32 - 1), st.integers(1, 127), st.booleans())
-def test_a_file_says_what_was_put_in(size, payload, crc, patch, exact):
-    models = Models(MODELS.tokenizer, MODELS.prior, patch, exact)
+def test_a_file_holds_what_was_put_in(size, payload, crc, patch, exact):
+    models = models_of(patch=patch, exact=exact)
     data = format.image_file(models, size, payload, crc)
     reader = Reader(io.BytesIO(data))
     reader.check(models)
@@ -214,7 +222,7 @@ safe_names = st.text(st.characters(exclude_characters="\0/\\:", exclude_categori
 safe_names = st.lists(safe_names.filter(lambda name: name not in (".", "..")), min_size=1, max_size=3).map("/".join)
 
 
-def is_writable(name: str) -> bool:  # a lone surrogate is how Python shows a byte that is no UTF-8; others no file can have
+def is_writable(name: str) -> bool:  # a lone surrogate is how Python shows a byte that is not UTF-8; no file has others
     try:
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape") == name
     except UnicodeError:
@@ -222,7 +230,7 @@ def is_writable(name: str) -> bool:  # a lone surrogate is how Python shows a by
 
 
 @given(st.lists(safe_names.filter(is_writable), unique=True, min_size=1, max_size=9), st.data())
-def test_an_archive_says_what_was_put_in(names, data):
+def test_an_archive_holds_what_was_put_in(names, data):
     contents = st.tuples(image_sizes, st.binary(max_size=20), st.integers(0, 2**32 - 1))
     images = [(name, *data.draw(contents)) for name in names]
     file, chunks = io.BytesIO(), []
@@ -311,15 +319,15 @@ def test_every_shorter_file_is_cut_short(kind):
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_every_longer_file_is_told(kind):
+def test_every_longer_file_is_reported(kind):
     for n in (1, 2, 100):
         with pytest.raises(ValueError, match="longer than it says"):
             Reader(io.BytesIO(FILES[kind] + bytes(n)))
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_every_flipped_bit_is_told(kind):
-    right, reader, told = grids_in(FILES[kind]), Reader(io.BytesIO(FILES[kind])), 0
+def test_every_flipped_bit_is_reported(kind):
+    right, reader, reported = grids_in(FILES[kind]), Reader(io.BytesIO(FILES[kind])), 0
     for i in range(8 * len(FILES[kind])):
         data = bytearray(FILES[kind])
         data[i // 8] ^= 1 << i % 8
@@ -327,21 +335,21 @@ def test_every_flipped_bit_is_told(kind):
             assert grids_in(bytes(data)) == right  # the last bits of a payload may have changed within what means the same
             assert any(0 <= i // 8 - start < length for start, length in zip(reader.starts, reader.lengths, strict=True))
         except ValueError as error:
-            assert ("is no file" if i < 16 else "is damaged") in str(error), (i, error)
-            told += 1
-    assert told > 8 * len(FILES[kind]) - 30
+            assert ("is not a file" if i < 16 else "is damaged") in str(error), (i, error)
+            reported += 1
+    assert reported > 8 * len(FILES[kind]) - 30
 
 
 @pytest.mark.parametrize("start", [b"x", b"\x89PNG\r\n\x1a\n" + bytes(99), b"\xff\xd8\xff\xe0", b"PK\3\4", bytes(50)])
-def test_foreign_files_are_told(start):
-    with pytest.raises(ValueError, match="is no file that homework.compress wrote"):
+def test_foreign_files_are_reported(start):
+    with pytest.raises(ValueError, match="is not a file that homework.compress wrote"):
         Reader(io.BytesIO(start))
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_newer_files_are_told(kind):
-    with pytest.raises(ValueError, match="newer version.*format 2"):
-        Reader(io.BytesIO(FILES[kind][:2] + bytes([2 + 16 * 13]) + b"nobody knows what comes here"))
+def test_newer_files_are_reported(kind):
+    with pytest.raises(ValueError, match="newer version.*format 3"):
+        Reader(io.BytesIO(FILES[kind][:2] + bytes([3 + 16 * 12]) + b"nobody knows what comes here"))
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -352,22 +360,22 @@ def test_there_is_no_format_0(kind):
 
 @pytest.mark.parametrize("kind", FILES)
 @pytest.mark.parametrize(
-    "other, told",
+    "other, message",
     [
-        (Models(bytes(32), MODELS.prior, 5, True), "another tokenizer.*begins with 0001.*begins with 0000"),
-        (Models(MODELS.tokenizer, bytes(32), 5, True), "another prior.*begins with 6465"),
-        (Models(MODELS.tokenizer, MODELS.prior, 6, True), "another patch size"),
-        (Models(MODELS.tokenizer, MODELS.prior, 5, False), "arithmetic"),
+        (models_of(tokenizer=bytes(32)), "another tokenizer.*begins with 0001.*begins with 0000"),
+        (models_of(prior=bytes(32)), "another prior.*begins with 6465"),
+        (models_of(patch=6), "another patch size"),
+        (models_of(exact=False), "arithmetic"),
     ],
 )
-def test_other_models_are_told(kind, other, told):
-    with pytest.raises(ValueError, match=told):
+def test_other_models_are_reported(kind, other, message):
+    with pytest.raises(ValueError, match=message):
         Reader(io.BytesIO(FILES[kind])).check(other)
 
 
-def test_hashes_that_begin_alike_are_told_apart_by_the_checksum():
+def test_hashes_that_begin_alike_are_distinguished_by_the_checksum():
     reader = Reader(io.BytesIO(FILES["image"]))
-    alike = Models(MODELS.tokenizer[:2] + bytes(30), MODELS.prior, 5, True)
+    alike = models_of(tokenizer=TOKENIZER[:2] + bytes(30))
     reader.check(alike)
     with pytest.raises(ValueError, match="checksum"):
         reader.check_tokens(0, alike, draw_grid((2, 3), 0))
@@ -385,7 +393,7 @@ def test_a_message_names_the_file_and_the_image():
 # --- bounded time and memory ----------------------------------------------------------------------------------------------
 
 
-def test_a_lying_header_cannot_make_decoding_long():
+def test_a_wrong_header_cannot_make_decoding_long():
     """It claims 2.7 million tokens, of which its few bytes can hold some dozens."""
     size = (8192, 8192)
     data, steps = format.image_file(MODELS, size, b"some bytes", 0), []
@@ -394,10 +402,9 @@ def test_a_lying_header_cannot_make_decoding_long():
     assert len(steps) < 2000
 
 
-def lying_archive(index: bytes) -> bytes:
+def wrong_archive(index: bytes) -> bytes:
     """With all checksums right."""
-    form = ArchiveWriter.HEADER
-    header = form.pack(MODELS.head(ARCHIVE), form.size + 4, form.size + 8 + len(index))
+    header = archive.HEADER.pack(MODELS.head(ARCHIVE), archive.HEADER.size + 4, archive.HEADER.size + 8 + len(index))
     return header + struct.pack("<I", zlib.crc32(header)) + index + struct.pack("<I", zlib.crc32(index))
 
 
@@ -417,8 +424,8 @@ def lying_archive(index: bytes) -> bytes:
     ],
     ids=range(10),
 )
-def test_a_lying_index_takes_little_memory(index):
-    data = io.BytesIO(lying_archive(index))
+def test_a_wrong_index_takes_little_memory(index):
+    data = io.BytesIO(wrong_archive(index))
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match="damaged"):
@@ -449,34 +456,33 @@ def mutate(data: bytes, draw: np.random.Generator) -> bytes:
 
 
 def repaired(data: bytes, draw: np.random.Generator) -> bytes:
-    """A mutated header with all the checksums in it put right: it lies, and nothing but the tokens can tell."""
+    """A mutated header with all the checksums in it put right: it is wrong, and nothing but the tokens shows it."""
     if data[:2] == IMAGE:
         size = (int(draw.integers(1, 20)), int(draw.integers(1, 2 ** draw.integers(1, 20))))
         header = data[:7] + bytes([5 if draw.integers(4) else draw.integers(256)])
         header += b"".join(map(format.leb128, (*size, int(draw.integers(12)) if draw.integers(2) else len(data) - 16)))
         return header + bytes([format.crc8(header)]) + data[12:]
-    form = ArchiveWriter.HEADER
-    _, at, length = form.unpack_from(data)
+    _, at, length = archive.HEADER.unpack_from(data)
     index = mutate(zlib.decompress(data[at:-4]), draw)
     index = zlib.compress(index)
-    header = form.pack(data[:8], at, at + len(index) + 4)
+    header = archive.HEADER.pack(data[:8], at, at + len(index) + 4)
     return header + struct.pack("<I", zlib.crc32(header)) + data[32:at] + index + struct.pack("<I", zlib.crc32(index))
 
 
 @pytest.mark.parametrize("n, change", [(90_000, mutate), (12_000, repaired)], ids=["mutated", "repaired"])
 def test_no_mutation_gives_a_wrong_grid(n, change):
-    """More than 100 000 random ones: each ends in a ValueError, or says exactly what the file said before."""
+    """More than 100 000 random ones: each ends in a ValueError, or says exactly what the file text before."""
     draw = np.random.default_rng(0)
-    whole = [image_bytes(seed=i) for i in range(4)] + [image_bytes((3, 9)), archive_bytes([(10, 15), (7, 3)])]
-    right = [grids_in(data) for data in whole]
+    originals = [image_bytes(seed=i) for i in range(4)] + [image_bytes((3, 9)), archive_bytes([(10, 15), (7, 3)])]
+    right = [grids_in(data) for data in originals]
     refused, steps = 0, []
-    for k in draw.integers(len(whole), size=n).tolist():
-        data = change(whole[k], draw)
+    for k in draw.integers(len(originals), size=n).tolist():
+        data = change(originals[k], draw)
         try:
             found = grids_in(data, steps)
         except ValueError:
             refused += 1
-        else:  # a lying index may have other names, or an image twice; but a grid is always one that was coded, at its size
+        else:  # a wrong index may have other names, or an image twice; but a grid is always one that was coded, at its size
             assert {image[1:] for image in found} <= {image[1:] for image in right[k]}
             assert change is repaired or found == right[k]
     assert refused > 0.9 * n
@@ -486,15 +492,40 @@ def test_no_mutation_gives_a_wrong_grid(n, change):
 # --- files of before ------------------------------------------------------------------------------------------------------
 
 
-def test_golden_files_still_mean_the_same():
-    assert grids_in(bytes.fromhex(GOLDEN_IMAGE)) == [("", (10, 15), draw_grid((2, 3), 0).tobytes())]
-    assert image_bytes().hex() == GOLDEN_IMAGE
+@pytest.mark.parametrize("version", [1, 2])
+def test_golden_files_still_mean_the_same(version):
+    image, two_images = map(bytes.fromhex, GOLDEN[version])
+    assert grids_in(image) == [("", (10, 15), draw_grid((2, 3), 0).tobytes())]
     two = [("0.png", (10, 15), draw_grid((2, 3), 0).tobytes()), ("1.png", (7, 3), draw_grid((2, 1), 1).tobytes())]
-    assert grids_in(bytes.fromhex(GOLDEN_ARCHIVE)) == two
+    assert grids_in(two_images) == two
+    assert Reader(io.BytesIO(image)).version == Reader(io.BytesIO(two_images)).version == version
 
 
-GOLDEN_IMAGE = "b531e100016465050f0a03a6a433c7631c4507"
-GOLDEN_ARCHIVE = (
-    "b54ee10001646505200000000000000051000000000000009498e4eba433c78378da6362606060026"
-    "246462e760630e06786d0cc8c103a7992cc06d718f627067a0579e90c862012004bf006c24bbcae6d"
-)
+def test_files_are_written_as_the_golden_ones_of_this_version():
+    assert image_bytes().hex() == GOLDEN[format.FORMAT][0]
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_files_of_either_version_know_their_models_by_the_hashes_of_their_own(kind):
+    """Models with other hashes for the other version read the file; those with others for its own do not."""
+    own, other = (TOKENIZER, PRIOR), (bytes(32), bytes(32))
+    reader = Reader(io.BytesIO(FILES[kind]))
+    reader.check(Models({1: other, 2: own}, 5, True))
+    reader.check_tokens(0, Models({1: other, 2: own}, 5, True), draw_grid((2, 3), 0))
+    for check in reader.check, lambda models: reader.check_tokens(0, models, draw_grid((2, 3), 0)):
+        with pytest.raises(ValueError, match="another tokenizer|checksum"):
+            check(Models({1: own, 2: other}, 5, True))
+
+
+GOLDEN = {
+    1: (
+        "b531e100016465050f0a03a6a433c7631c4507",
+        "b54ee10001646505200000000000000051000000000000009498e4eba433c78378da6362606060026"
+        "246462e760630e06786d0cc8c103a7992cc06d718f627067a0579e90c862012004bf006c24bbcae6d",
+    ),
+    2: (
+        "b531d200016465050f0a03a5a433c7631c4507",
+        "b54ed200016465052000000000000000510000000000000056edf4f3a433c78378da6362606060026"
+        "246462e760630e06786d0cc8c103a7992cc06d718f627067a0579e90c862012004bf006c24bbcae6d",
+    ),
+}

@@ -8,23 +8,23 @@ from typing import BinaryIO
 
 import numpy as np
 
-from homework.codec.format import ARCHIVE, FORMAT, IMAGE, Models, check_size, crc8, read_leb128
+from homework.codec.format import ARCHIVE, FORMAT, IMAGE, Models, check_size, crc8, crc32, read_leb128
 from homework.codec.range_coder import damaged
 
 MAX_INDEX = 2**24  # bytes of an archive's index, unpacked
 MAX_CHUNK = 255  # images that are coded together
+HEADER = struct.Struct("<8sQQ")  # of an archive: head, start of the index, length of the file; a CRC-32 follows
+FIRST = HEADER.size + 4  # where the first payload starts
 
 
 class ArchiveWriter:
-    """Writes an archive chunk by chunk to a ``file`` that can seek; :meth:`close` makes it whole."""
-
-    HEADER = struct.Struct("<8sQQ")  # head, place of the index, length of the file; a CRC-32 follows
+    """Writes an archive chunk by chunk to a ``file`` that can seek; :meth:`close` completes it."""
 
     def __init__(self, file: BinaryIO, models: Models):
         self.file, self.models = file, models
         self.chunks, self.names, self.columns = [], [], []
         self.index_size = 8
-        file.write(bytes(self.HEADER.size + 4))
+        file.write(bytes(FIRST))
 
     def add(self, names: Sequence[str], sizes: Sequence, payloads: Sequence[bytes], crcs: Sequence[int]) -> None:
         """Appends images that were coded together, at most MAX_CHUNK: their names, (H,W), payloads and CRC-32.
@@ -38,47 +38,40 @@ class ArchiveWriter:
         self.index_size += sum(map(len, self.names[-len(names) :])) + 17 * len(names) + 1
         if self.index_size > MAX_INDEX:
             raise ValueError(f"These are too many images for one archive ({len(self.names):,}); make several of them.")
-        for payload in payloads:
-            self.file.write(payload)
+        self.file.writelines(payloads)
 
     def close(self) -> None:
         """Writes the index, and then the header. ValueError if a name occurs twice."""
         if len(set(self.names)) < len(self.names):
             raise ValueError("An archive cannot hold two images of one name.")
-        at = self.file.tell()
+        start = self.file.tell()
         counts = struct.pack("<II", len(self.names), len(self.chunks)) + bytes(self.chunks)
         columns = np.array(self.columns, "<u4").T.copy()  # (4,n)
         planes = columns.view(np.uint8).reshape(4, -1, 4).transpose(0, 2, 1)  # (4,4n) -> (4,n,4) -> (4,4,n)
         index = zlib.compress(counts + planes.tobytes() + b"\0".join(self.names), 9)  # like bytes side by side pack better
-        self.file.write(index + struct.pack("<I", zlib.crc32(index)))
-        header = self.HEADER.pack(self.models.head(ARCHIVE), at, self.file.tell())
+        self.file.write(index + crc32(index))
+        header = HEADER.pack(self.models.head(ARCHIVE), start, self.file.tell())
         self.file.seek(0)
-        self.file.write(header + struct.pack("<I", zlib.crc32(header)))
+        self.file.write(header + crc32(header))
 
 
 def check_name(name: str) -> None:
-    """ValueError if ``name`` could lead out of the folder that an archive is unpacked into, or stands for the same file as
+    """ValueError if ``name`` could lead out of the folder that an archive is unpacked into, or means the same file as
     another (``./a`` and ``a``)."""
     for path in (PurePosixPath(name), PurePath(name)):  # on Windows the second also knows drives and backslashes
         if path.as_posix() != name or not path.parts or path.anchor or ".." in path.parts or "\0" in name:
             raise ValueError(f"{name!r} cannot be a name in an archive: it must be a relative path without '..'.")
 
 
-# --- reading --------------------------------------------------------------------------------------------------------------
-
-
 class Reader:
-    """A file of either kind, checked but for the payloads, of which none has been read; one image is an archive of one.
+    """A file of either kind, checked but for the payloads, which stay unread; one image is an archive of one.
 
-    Attributes: ``kind`` (IMAGE or ARCHIVE), ``head`` (8 bytes), ``patch``, ``exact``, ``length`` of the file in bytes; and a
-    list each of ``names`` (one image has the name ""), ``sizes`` (H,W), ``lengths`` of the payloads in bytes, ``starts``,
-    ``crcs``, and ``chunks``, ranges of images that were coded together.
+    Attributes: ``kind`` (IMAGE or ARCHIVE), ``head`` (8 bytes), ``version`` of the format, ``patch``, ``exact``, ``length``
+    of the file in bytes; and a list each of ``names`` (one image has the name ""), ``sizes`` (H,W), ``lengths`` of the
+    payloads in bytes, ``starts``, ``crcs``, and ``chunks``, ranges of images that were coded together.
 
-    Args:
-        file: opened for reading bytes; must be able to seek.
-        name: what messages call it.
-    Raises:
-        ValueError: it is none of this package, of a newer version, cut short, too long, or damaged: the message says which.
+    ``file`` must be able to seek; messages call it ``name``. ValueError if another program or a newer version wrote it, or
+    if it is cut short, too long, or damaged.
     """
 
     def __init__(self, file: BinaryIO, name: str = "The file"):
@@ -86,23 +79,21 @@ class Reader:
         self.length = file.seek(0, 2)
         file.seek(0)
         start = file.read(64)  # a header has at most 28
-        self.kind, self.head, form = start[:2], start[:8], start[2:3]
+        self.kind, self.head, version = start[:2], start[:8], start[2:3]
         if not any(magic.startswith(self.kind) for magic in (IMAGE, ARCHIVE)):
-            raise ValueError(f"{name} is no file that homework.compress wrote.")
-        if form and (form[0] // 16 != 15 - form[0] % 16 or not form[0] % 16):
-            raise damaged(name, "its header is not as it was written")
-        self.form = form[0] % 16 if form else FORMAT
-        if self.form > FORMAT:
-            raise ValueError(
-                f"{name} was written by a newer version of this package: it is of format {self.form}, but this version "
-                f"reads up to {FORMAT}; update it."
-            )
+            raise ValueError(f"{name} is not a file that homework.compress wrote.")
+        if version and (version[0] // 16 != 15 - version[0] % 16 or not version[0] % 16):
+            raise self._changed("header")
+        self.version = version[0] % 16 if version else FORMAT
+        if self.version > FORMAT:
+            raise ValueError(f"{name} was written by a newer version of this package: it is of format {self.version}, but "
+                             f"this version reads up to {FORMAT}; update it.")  # fmt: skip
         self.patch, self.exact = (start[7] % 128, start[7] < 128) if len(start) > 7 else (0, False)
         self._read_image(start) if self.kind == IMAGE else self._read_archive(start)
         for size in self.sizes:
             check_size(self.name, size)
         if not self.patch:
-            raise damaged(name, "its header is not as it was written")
+            raise self._changed("header")
 
     def _read_image(self, start: bytes) -> None:
         data = iter(start[8:])
@@ -113,7 +104,7 @@ class Reader:
             raise self._cut_short() from None
         at = len(start) - len(list(data))
         if crc8(start[: at - 1]) != check:
-            raise damaged(self.name, "its header is not as it was written")
+            raise self._changed("header")
         self._check_length(at + length + 4)
         self.file.seek(at + length)
         self.names, self.sizes, self.lengths, self.starts = [""], [(height, width)], [length], [at]
@@ -121,25 +112,24 @@ class Reader:
         self.chunks = [range(1)]
 
     def _read_archive(self, start: bytes) -> None:
-        form = ArchiveWriter.HEADER
-        if len(start) < form.size + 4:
+        if len(start) < FIRST:
             raise self._cut_short()
-        if struct.pack("<I", zlib.crc32(start[: form.size])) != start[form.size : form.size + 4]:
-            raise damaged(self.name, "its header is not as it was written")
-        _, at, length = form.unpack_from(start)
+        if crc32(start[: HEADER.size]) != start[HEADER.size : FIRST]:
+            raise self._changed("header")
+        _, at, length = HEADER.unpack_from(start)
         self._check_length(length)
-        if not form.size + 4 <= at <= length - 4 or length - at > 2 * MAX_INDEX:
-            raise damaged(self.name, "its header is not as it was written")
+        if not FIRST <= at <= length - 4 or length - at > 2 * MAX_INDEX:
+            raise self._changed("header")
         self.file.seek(at)
         packed = self.file.read(length - at)
-        if struct.pack("<I", zlib.crc32(packed[:-4])) != packed[-4:]:
-            raise damaged(self.name, "its index is not as it was written")
+        if crc32(packed[:-4]) != packed[-4:]:
+            raise self._changed("index")
         try:
-            self._read_index(_unzip(packed[:-4]), form.size + 4, at)
+            self._read_index(_unzip(packed[:-4]), at)
         except (ValueError, struct.error, zlib.error) as error:
-            raise damaged(self.name, f"its index is none ({error})") from None
+            raise damaged(self.name, f"its index cannot be read ({error})") from None
 
-    def _read_index(self, index: bytes, first: int, end: int) -> None:
+    def _read_index(self, index: bytes, end: int) -> None:
         n, n_chunks = struct.unpack_from("<II", index)
         counts = np.frombuffer(index, np.uint8, n_chunks, 8).astype(np.int64)
         planes = np.frombuffer(index, np.uint8, 16 * n, 8 + n_chunks).reshape(4, 4, n)
@@ -147,7 +137,7 @@ class Reader:
         self.names = index[8 + n_chunks + 16 * n :].decode("utf-8", "surrogateescape").split("\0")
         height, width, self.lengths, self.crcs = columns.tolist()
         self.sizes = list(zip(height, width, strict=True))
-        ends = first + np.cumsum(columns[2])
+        ends = FIRST + np.cumsum(columns[2])
         self.starts = (ends - columns[2]).tolist()
         stops = np.cumsum(counts).tolist()
         self.chunks = [range(a, b) for a, b in zip([0, *stops], stops, strict=False)]
@@ -157,28 +147,35 @@ class Reader:
         for name in self.names:
             check_name(name)
 
-    def _check_length(self, said: int) -> None:
-        if self.length < said:
-            raise self._cut_short(said)
-        if self.length > said:
-            raise ValueError(f"{self.name} is longer than it says: it has {self.length:,} bytes, not {said:,}.")
+    def _check_length(self, claimed: int) -> None:
+        if self.length < claimed:
+            raise self._cut_short(claimed)
+        if self.length > claimed:
+            raise ValueError(f"{self.name} is longer than it says: it has {self.length:,} bytes, not {claimed:,}.")
 
-    def _cut_short(self, said: int | None = None) -> ValueError:
-        of = f" of {said:,}" if said else ""
+    def _cut_short(self, claimed: int | None = None) -> ValueError:
+        of = f" of {claimed:,}" if claimed else ""
         return ValueError(f"{self.name} is cut short: it has {self.length:,}{of} bytes.")
 
-    def check(self, models: dict[int, Models]) -> None:
-        """ValueError, saying which, if the file was written with another tokenizer, prior or arithmetic than ``models``,
-        which has those that files of each format know."""
-        own = models[self.form].head(self.kind)
+    def _changed(self, part: str) -> ValueError:
+        return damaged(self.name, f"its {part} is not as it was written")
+
+    def check(self, models: Models) -> None:
+        """ValueError, saying which, if the file was written with another tokenizer, prior or arithmetic than ``models``."""
+        wanted = models.head(self.kind, self.version)
         for what, part in ("tokenizer", slice(3, 5)), ("prior", slice(5, 7)):
-            if own[part] != self.head[part]:
+            if wanted[part] != self.head[part]:
                 raise ValueError(
-                    f"{self.name} was written with another {what}, whose hash begins with {self.head[part].hex()}; "
-                    f"that of the one given begins with {own[part].hex()}; name the {what} that wrote it."
+                    f"{self.name} was written with another {what}, whose fingerprint begins with {self.head[part].hex()}; "
+                    f"that of the one given begins with {wanted[part].hex()}; name the {what} that wrote it."
                 )
-        if own != self.head:
+        if wanted != self.head:
             raise ValueError(f"{self.name} was written with another patch size or arithmetic than that of the models given.")
+
+    def check_tokens(self, i: int, models: Models, tokens: np.ndarray) -> None:
+        """ValueError if ``tokens`` (h,w) are not those that image ``i`` was written with."""
+        if models.crc(self.sizes[i], tokens, self.version) != self.crcs[i]:
+            raise ValueError(f"{self.label(i)} is damaged, or of other models: the checksum of its tokens is wrong.")
 
     def grid(self, i: int) -> tuple[int, int]:
         """(h,w) in tokens of image ``i``."""
@@ -192,11 +189,6 @@ class Reader:
         """The coded tokens of image ``i``; only they are read."""
         self.file.seek(self.starts[i])
         return self.file.read(self.lengths[i])
-
-    def check_tokens(self, i: int, models: dict[int, Models], tokens: np.ndarray) -> None:
-        """ValueError if ``tokens`` (h,w) are not those that image ``i`` was written with."""
-        if models[self.form].crc(self.sizes[i], tokens) != self.crcs[i]:
-            raise ValueError(f"{self.label(i)} is damaged, or of other models: the checksum of its tokens is wrong.")
 
 
 def _unzip(data: bytes) -> bytes:

@@ -1,6 +1,6 @@
 """A cascade's grids as range-coded payloads."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -8,32 +8,27 @@ from torch import Tensor
 
 from homework.codec import range_coder
 from homework.codec.entropy import quantize_probabilities
+from homework.core.model import ordinary_tensors
 from homework.priors.cascade import Cascade
 
 
 class CascadeCoder:
-    """Codes the grids of all scales of an image into one payload: float steps on the same path in both directions, as for
-    any prior in floats.
-
-    Args:
-        cascade: whose grids to code.
-    """
+    """Codes the grids of all scales of an image into one payload: both directions take the same float steps, as for any
+    prior in floats."""
 
     def __init__(self, cascade: Cascade):
         self.cascade = cascade
 
-    def _step(self, k: int, coarse: Tensor | None, B: int) -> Callable[[np.ndarray], np.ndarray]:
-        """What gives the range coder the (B,K) weights of the next token of grid k, given grid k-1."""
+    def _step(self, k: int, coarse: Tensor | None, B: int) -> range_coder.Step:
+        """Over B grids of codebook k, given those of codebook k-1."""
         cascade, K = self.cascade, self.cascade.codebooks[k].n_tokens
         if k:
             stage, size, device = cascade.stages[k - 1], cascade.sizes[k], cascade.device
-            step = quantize_probabilities(lambda: stage.steps(coarse, *size, device), K, device)
-            return lambda tokens: step(torch.from_numpy(tokens)).numpy()
+            return quantize_probabilities(lambda: stage.steps(coarse, *size, device), K, device)
         uniform = np.full((B, K), range_coder.TOTAL // K - 1, np.float32)
         uniform[:, 0] += range_coder.TOTAL % K
         return lambda tokens: uniform
 
-    @torch.no_grad()
     def compress(self, grids: Sequence[Tensor]) -> list[bytes]:
         """Grids (B,h,w) int64 of all codebooks -> B payloads, which :meth:`decompress` needs together: floats are repeated
         only in the batch in which they were coded."""
@@ -41,10 +36,9 @@ class CascadeCoder:
         for k, grid in enumerate(grids):
             step = self._step(k, grids[k - 1] if k else None, len(grid))
             parts.append(range_coder.intervals_by_steps(step, grid.flatten(1).cpu().numpy()))  # (B,h,w) -> (B,N)
-        cumulative, frequency = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
-        return [range_coder.encode(*image) for image in zip(cumulative, frequency, strict=True)]
+        return [range_coder.encode(*image) for image in np.concatenate(parts, axis=2).swapaxes(0, 1)]  # (2,B,N) -> (B,2,N)
 
-    @torch.no_grad()
+    @ordinary_tensors
     def decompress(self, payloads: Sequence[bytes]) -> list[Tensor]:
         """The grids of payloads, all that were coded together. ValueError if one cannot be decoded; but most damage gives
         other grids silently, for a payload, unlike a file, has no checksum."""

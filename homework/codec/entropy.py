@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -9,34 +10,33 @@ from homework.autoregressive import AutoregressiveModel
 from homework.codec.integer_layers import LOGIT, exp2_table, export, floor_divide_, look_up
 from homework.codec.integer_steps import ExactSteps, softmax
 from homework.codec.precision import full_precision
-from homework.codec.range_coder import TOTAL
+from homework.codec.range_coder import TOTAL, Step
 from homework.core.fingerprint import digest, fingerprint, legacy_digest, legacy_fingerprint, legacy_options
-from homework.priors.base import Prior
+from homework.priors.base import Prior, Steps
 
 
 def entropy_model(prior: Prior) -> "ExactPrior | FloatPrior":
-    """What codes grids under ``prior``: whole numbers where it is a transformer that can be exported to them, else floats.
+    """What codes grids under ``prior``: on integers where it is a transformer that can be exported to them, else in floats.
 
     Both have ``n_tokens`` (K), ``exact``, ``height`` and ``width`` (of the largest grid), ``fingerprints`` (32 bytes by
-    which files of each format know it) and ``steps``; in whole numbers also ``weights``, of whole grids. A place's weights
-    are K whole numbers of at least 0 as float32; they sum to 2^24 - K, and token k has the frequency weight + 1 of 2^24.
+    version of the file format) and ``steps``; on integers also ``weights``, of complete grids. Both give weights for the
+    range coder, see :mod:`homework.codec.range_coder`, from arrays of tokens.
     """
     if isinstance(prior, AutoregressiveModel):
         try:
             return ExactPrior(prior)
-        except OverflowError:  # its shape or weights leave whole numbers too few bits
+        except OverflowError:  # its shape or weights leave integers too few bits
             pass
     return FloatPrior(prior)
 
 
 class ExactPrior:
-    """A transformer prior in whole numbers, see :func:`entropy_model`. The whole grid at once and step by step, it gives the
-    same weights to the last bit: in any batch, with any number of threads, on the CPU and on CUDA (MPS has no float64, so
-    there the CPU computes).
+    """A transformer prior on integers, see :func:`entropy_model`. It gives the same weights to the last bit at once and step
+    by step, in any batch, with any number of threads, on the CPU and on CUDA (MPS has no float64: there the CPU computes).
 
     Args:
         prior: the model; it stays as it is.
-        carrier: dtype that holds the whole numbers: float32, the fastest, float64 or int64.
+        carrier: dtype that holds the integers: float32, the fastest, float64 or int64.
     Raises:
         OverflowError: the model has no room for all of its parts below 2^24.
     """
@@ -44,8 +44,7 @@ class ExactPrior:
     exact = True
 
     def __init__(self, prior: AutoregressiveModel, carrier: torch.dtype = torch.float32):
-        device = prior.device
-        self.device = torch.device("cpu") if device.type == "mps" else device
+        self.device = torch.device("cpu") if prior.device.type == "mps" else prior.device
         self.model = export(prior, carrier).to(self.device)
         self.n_tokens, self.height, self.width = (prior.config[k] for k in ("n_tokens", "height", "width"))
         tensors = self.model.state_dict()
@@ -56,73 +55,72 @@ class ExactPrior:
             raise OverflowError(f"{self.n_tokens} codes are too many for frequencies out of 2^24.")
         table = torch.tensor(exp2_table(bits, LOGIT), dtype=torch.float64)
         self.table = (table * (TOTAL - self.n_tokens)).to(self.device)
-        self.in_numpy = self.device.type == "cpu" and carrier == torch.float32  # what can be: it is faster
+        # a tensor, since CUDA multiplies by the reciprocal of a number
         self.free = torch.tensor(TOTAL - self.n_tokens, dtype=torch.float64, device=self.device)
+        self.in_numpy = self.device.type == "cpu" and carrier == torch.float32  # what can be: it is faster
 
-    def weights(self, grids: Tensor) -> Tensor:
-        """(B,h,w) int64 in [0,K) -> (B,N,K) float32 on the CPU, in one parallel pass."""
+    def weights(self, grids: np.ndarray) -> np.ndarray:
+        """(B,h,w) int64 in [0,K) -> (B,N,K) float32, in one parallel pass."""
         with full_precision(self.device):
-            return self._weights(self.model(grids.to(self.device))[0].flatten(1, 2))  # (B,h,w,K) -> (B,N,K)
+            logits, _ = self.model(torch.from_numpy(grids).to(self.device))
+            return self._weights(logits.flatten(1, 2))  # (B,h,w,K) -> (B,N,K)
 
-    def steps(self, B: int, h: int, w: int) -> Callable[[Tensor], Tensor]:
-        """Takes the (B,n) int64 tokens of the next n places (any n at first, then 1), returns (B,K) float32 on the CPU for
-        the place behind them."""
+    def steps(self, B: int, h: int, w: int) -> Step:
+        """Takes the (B,n) int64 tokens of the next n positions (any n at first, then 1), returns (B,K) float32 for the
+        position after them."""
         with full_precision(self.device):
             steps = ExactSteps(self.model, B, h, w) if self.in_numpy else self.model.steps(B, h, w, self.device)
 
-        def step(tokens: Tensor) -> Tensor:
+        def step(tokens: np.ndarray) -> np.ndarray:
             with full_precision(self.device):
-                return self._weights(steps(tokens.to(self.device)))
+                return self._weights(steps(torch.from_numpy(tokens).to(self.device)))
 
         return step
 
-    def _weights(self, logits: Tensor) -> Tensor:
-        """Softmax of (...,K) logits in whole numbers: the table has p_k (2^24 - K), which is divided by the sum of p."""
+    def _weights(self, logits: Tensor) -> np.ndarray:
+        """Softmax of (...,K) logits on integers: the table has p_k (2^24 - K), which is divided by the sum of p."""
         if self.in_numpy:
             softmax(logits.view(-1, self.n_tokens).numpy(), self.table.numpy(), TOTAL - self.n_tokens)  # (...,K) -> (R,K)
-            return logits
-        behind = logits.amax(dim=-1, keepdim=True) - logits
-        scaled = look_up(self.table, behind)  # float64: sums are up to 2^52
-        weights = floor_divide_(scaled, scaled.sum(dim=-1, keepdim=True).div_(self.free)).float()
-        weights[..., 0] += TOTAL - self.n_tokens - weights.sum(dim=-1)  # what the floors left over, less than K
-        return weights.cpu()
+            return logits.numpy()
+        scaled = look_up(self.table, logits.amax(dim=-1, keepdim=True) - logits)  # float64: sums are up to 2^52
+        return rounded(floor_divide_(scaled, scaled.sum(dim=-1, keepdim=True).div_(self.free)))
 
 
 class FloatPrior:
-    """Any prior with an incremental form, in floats, see :func:`entropy_model`. Its weights may differ in other batches and
-    on other machines, so encoder and decoder both take steps, in batches of the same size and order, on the same kind of
-    machine."""
+    """Any prior in floats, see :func:`entropy_model`. Its weights may differ in other batches and on other machines, so
+    encoder and decoder both take steps, in batches of the same size and order, on the same kind of machine."""
 
     exact = False
 
     def __init__(self, prior: Prior):
-        self.model = prior.eval()
-        self.device = prior.device
-        self.n_tokens = prior.n_tokens
+        self.model, self.device, self.n_tokens = prior.eval(), prior.device, prior.n_tokens
         self.height, self.width = prior.grid_size or (64, 64)
         self.fingerprints = {1: legacy_fingerprint(prior), 2: fingerprint(prior)}
 
-    def steps(self, B: int, h: int, w: int) -> Callable[[Tensor], Tensor]:
+    def steps(self, B: int, h: int, w: int) -> Step:
         """As :meth:`ExactPrior.steps`."""
         return quantize_probabilities(lambda: self.model.steps(B, h, w, self.device), self.n_tokens, self.device)
 
 
-def quantize_probabilities(
-    begin: Callable[[], Callable[[Tensor], Tensor]], n_tokens: int, device: torch.device
-) -> Callable[[Tensor], Tensor]:
-    """An incremental form on ``device`` that gives weights for the range coder, (B,K) float32 on the CPU, where the one that
-    ``begin`` makes gives logits; both in full precision, for a model may compute as soon as it is begun."""
+def quantize_probabilities(begin: Callable[[], Steps], n_tokens: int, device: torch.device) -> Step:
+    """Steps that give weights where those that ``begin`` makes on ``device`` give logits; both in full precision, for a
+    model may compute as soon as it begins."""
     with full_precision(device):
         steps = begin()
 
-    def step(tokens: Tensor) -> Tensor:
+    def step(tokens: np.ndarray) -> np.ndarray:
         with full_precision(device):
-            p = steps(tokens.to(device)).float().softmax(dim=-1).cpu().double()
+            p = steps(torch.from_numpy(tokens).to(device)).float().softmax(dim=-1).cpu().double()
             total = p.sum(dim=-1, keepdim=True)
             if not total.isfinite().all():
                 raise ValueError("The prior gives probabilities that are not numbers, so nothing can be coded under it.")
-            weights = (p / total * (TOTAL - n_tokens)).floor_().float()
-            weights[..., 0] += TOTAL - n_tokens - weights.sum(dim=-1)
-            return weights
+            return rounded((p / total * (TOTAL - n_tokens)).floor_())
 
     return step
+
+
+def rounded(weights: Tensor) -> np.ndarray:
+    """(...,K) float64 integers -> float32 ones that sum to TOTAL - K: token 0 gets what the floors left over."""
+    weights = weights.float()
+    weights[..., 0] += TOTAL - weights.shape[-1] - weights.sum(dim=-1)
+    return weights.cpu().numpy()

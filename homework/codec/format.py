@@ -1,10 +1,10 @@
-"""The file format: tokens as range-coded bytes, one image's file, an archive of many; no models and no images in here.
+"""The file format: the head that all files begin with, and one image's file; no models and no images in here.
 
 ::
 
     one image   head, width, height, length of the payload, CRC-8 | payload | CRC-32
-    archive     head, place of the index, file's length,   CRC-32 | payload, payload, ... | zlib(index), CRC-32
-    head        magic (2), format (1), hash of the tokenizer (2), of the prior (2), arithmetic and patch side (1)
+    archive     head, start of the index, file's length,   CRC-32 | payload, payload, ... | zlib(index), CRC-32
+    head        magic (2), version (1), fingerprint of the tokenizer (2), of the prior (2), arithmetic and patch side (1)
 
 Numbers are little-endian; width, height and length are LEB128 (seven bits a byte, the lowest first, the top bit says that
 another byte follows). The grid has ceil(H/P) x ceil(W/P) tokens for patches of side P.
@@ -19,45 +19,61 @@ from collections.abc import Iterator
 
 import numpy as np
 
-FORMAT = 2  # 1 is laid out the same, but knows its models by legacy_digest
+FORMAT = 2  # 1 has the same layout, but knows models by their legacy fingerprints
 IMAGE, ARCHIVE = b"\xb51", b"\xb5N"  # no text begins with \xb5: in UTF-8 it only continues a character
 MAX_PIXELS = 2**26  # of an image: what a header may claim must be bounded
 
 
-# --- what both kinds of file begin with -----------------------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """What wrote a file, and is needed to read it: sha256 of the tokenizer and of the prior (32 bytes each; in a file's head
-    the first two), the side P of a patch in pixels (1 to 127), and whether the prior's arithmetic is on integers, and the
-    format, which says how the hashes are computed."""
+    """What wrote a file, and is needed to read it.
 
-    tokenizer: bytes
-    prior: bytes
+    Args:
+        fingerprints: of the tokenizer and of the prior, 32 bytes each, by the version of the format that knows them so.
+        patch: side P of a patch in pixels, 1 to 127.
+        exact: whether the prior's arithmetic is on integers.
+    """
+
+    fingerprints: dict[int, tuple[bytes, bytes]]
     patch: int
     exact: bool
-    form: int = FORMAT
 
-    def head(self, magic: bytes) -> bytes:
+    def head(self, magic: bytes, version: int = FORMAT) -> bytes:
+        """The first 8 bytes of a file. ValueError if it cannot say the patch size."""
         if not 1 <= self.patch <= 127:
             raise ValueError(f"Patches have a side of {self.patch} pixels, but a file can say 1 to 127; use a tokenizer "
                              "with smaller ones.")  # fmt: skip
-        # the format's number in the low four bits and, for check, 15 minus it in the high ones
-        form = self.form + 16 * (15 - self.form)
-        return magic + bytes([form]) + self.tokenizer[:2] + self.prior[:2] + bytes([self.patch + 128 * (not self.exact)])
+        tokenizer, prior = self.fingerprints[version]
+        # the version is in the low four bits and, as a check, 15 minus it in the high ones
+        last = self.patch + 128 * (not self.exact)
+        return magic + bytes([version + 16 * (15 - version), *tokenizer[:2], *prior[:2], last])
 
-    def crc(self, size: tuple[int, int], tokens: np.ndarray) -> int:
-        """CRC-32 of an image's tokens, (h,w) in raster order as uint32, behind all that they depend on: both whole hashes,
-        the head's last byte, and the height and width in pixels, as uint32."""
-        start = zlib.crc32(self.tokenizer + self.prior + self.head(IMAGE)[-1:] + struct.pack("<II", *size))
-        return zlib.crc32(np.ascontiguousarray(tokens, "<u4"), start)
+    def crc(self, size: tuple[int, int], tokens: np.ndarray, version: int = FORMAT) -> int:
+        """CRC-32 of an image's tokens, (h,w) in raster order as uint32, after all that they depend on: both complete
+        fingerprints, the head's last byte, and the height and width in pixels as uint32."""
+        known = b"".join(self.fingerprints[version]) + self.head(IMAGE, version)[-1:]
+        return zlib.crc32(np.ascontiguousarray(tokens, "<u4"), zlib.crc32(known + struct.pack("<II", *size)))
+
+
+def image_file(models: Models, size: tuple[int, int], payload: bytes, crc: int) -> bytes:
+    """One image's file: 16 to 22 bytes more than its payload. ValueError if ``size`` (H,W) is too large."""
+    check_size("The image", size)
+    header = models.head(IMAGE) + leb128(size[1]) + leb128(size[0]) + leb128(len(payload))
+    return header + bytes([crc8(header)]) + payload + struct.pack("<I", crc)
 
 
 def check_size(name: str, size: tuple[int, int]) -> None:
     """ValueError if an image of ``size`` (H,W) is larger than a file may hold."""
     if min(size) < 1 or math.prod(size) > MAX_PIXELS:
         raise ValueError(f"{name} has {size[0]}x{size[1]} pixels (height x width), but 1 to {MAX_PIXELS:,} are allowed.")
+
+
+def may_replace(path: str) -> bool:
+    """Whether there is no file at ``path``, an empty one, or one that begins as ours do."""
+    if not os.path.isfile(path):
+        return True
+    with open(path, "rb") as file:
+        return file.read(2) in (b"", IMAGE, ARCHIVE)
 
 
 def crc8(data: bytes) -> int:
@@ -68,6 +84,10 @@ def crc8(data: bytes) -> int:
         for _ in range(8):
             crc = 2 * crc ^ (0x107 if crc & 0x80 else 0)
     return crc
+
+
+def crc32(data: bytes) -> bytes:
+    return struct.pack("<I", zlib.crc32(data))
 
 
 def leb128(number: int) -> bytes:
@@ -84,21 +104,3 @@ def read_leb128(data: Iterator[int]) -> int:
         if byte < 128:
             break
     return number
-
-
-# --- writing --------------------------------------------------------------------------------------------------------------
-
-
-def image_file(models: Models, size: tuple[int, int], payload: bytes, crc: int) -> bytes:
-    """One image's file: 16 to 22 bytes more than its payload. ValueError if ``size`` (H,W) is too large."""
-    check_size("The image", size)
-    header = models.head(IMAGE) + leb128(size[1]) + leb128(size[0]) + leb128(len(payload))
-    return header + bytes([crc8(header)]) + payload + struct.pack("<I", crc)
-
-
-def may_replace(path: str) -> bool:
-    """Whether there is no file at ``path``, an empty one, or one that begins as ours do."""
-    if not os.path.isfile(path):
-        return True
-    with open(path, "rb") as file:
-        return file.read(2) in (b"", IMAGE, ARCHIVE)

@@ -1,11 +1,11 @@
-"""Image files to coded chunks, and files back to images."""
+"""Image files to a compressed file, and compressed files back to images."""
 
 import contextlib
 import os
 import shutil
-import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +13,52 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from homework.codec import archive, format
+from homework.codec import format
+from homework.codec.archive import ArchiveWriter, Reader
 from homework.codec.compressor import Compressor
 from homework.codec.parallel import groups, in_parallel, pieces
 from homework.core import files
-from homework.datasets.image_files import decoded, n_pixels
+from homework.datasets.image_files import decoded, n_pixels, report_bad_images
 from homework.datasets.images import to_float, to_uint8
 
 PIXELS_READ_AT_ONCE = 2**24  # of image files that are read ahead
 LOSSLESS = {".png": "PNG", ".bmp": "BMP", ".ppm": "PPM", ".tif": "TIFF", ".tiff": "TIFF"}
-# --- files ----------------------------------------------------------------------------------------------------------------
+Chunk = tuple[list[str], tuple[int, int], np.ndarray]  # paths, (H,W), pixels (B,H,W,3) uint8, or grids (B,h,w)
 
-Coded = tuple[list[str], tuple[int, int], np.ndarray, list[bytes]]  # paths, (H,W), grids (B,h,w), payloads: one chunk
+
+def compress_files(compressor: Compressor, paths: list[str], output: str, *, pack: bool, scaled: tuple[int, int] | None,
+                   skip_bad: bool, verify: bool) -> tuple[int, int]:  # fmt: skip
+    """Compresses image files, ``scaled`` to that (H,W) if it is given, to ``output``: an archive if ``pack``, else the one
+    image's file. ``skip_bad`` leaves out those that are damaged; ``verify`` decodes what was written and compares tokens.
+    Returns how many images there are in it, and the bytes of their own files. ValueError if images are bad or have one path,
+    or the file does not decode; then nothing is written."""
+    names, kept, original = dict(zip(paths, names_below(paths), strict=True)), [], 0
+    with files.replacing(output) as temporary, open(temporary, "wb") as file:
+        bad, writer = [], ArchiveWriter(file, compressor.models) if pack else None
+        with tqdm(total=len(paths), desc="compressing", unit="img") as bar:
+            chunks = _same_size(compressor, paths, bad, bar, scaled)
+            for (part, size, grids), payloads in in_parallel(partial(_encode, compressor), chunks, compressor.workers):
+                crcs = [compressor.models.crc(size, grid) for grid in grids]
+                if writer:
+                    writer.add([names[path] for path in part], [size] * len(part), payloads, crcs)
+                else:
+                    file.write(format.image_file(compressor.models, size, payloads[0], crcs[0]))
+                kept += list(grids.astype(np.int32)) if verify else []
+                original += sum(map(os.path.getsize, part))
+                bar.update(len(part))
+                bar.set_postfix_str(f"{file.tell():,} bytes")
+        report_bad_images(bad, len(paths), skip_bad)
+        if writer:
+            writer.close()
+        file.flush()
+        os.fsync(file.fileno())
+        if verify:
+            try:
+                _verify(compressor, temporary, kept)
+            except ValueError as error:
+                what = f"{output} is not written, for it would not decode to the tokens that were coded"
+                raise ValueError(f"{what}: {error}") from error
+    return len(paths) - len(bad), original
 
 
 def names_below(paths: list[str]) -> list[str]:
@@ -36,26 +70,17 @@ def names_below(paths: list[str]) -> list[str]:
     return [Path(os.path.relpath(path, base)).as_posix() for path in full]
 
 
-def encode_files(
-    compressor: Compressor, paths: list[str], bad: dict[str, str], bar: tqdm, scaled: tuple[int, int] | None = None
-) -> Iterator[Coded]:
-    """The chunks that image files become, ``scaled`` to that (H,W) if it is given; ``bad`` gets a sentence about each that
-    cannot be one."""
-
-    def work(part: tuple[list[str], tuple[int, int], np.ndarray]) -> Coded:
-        names, size, pixels = part
-        grids = compressor.to_tokens(to_float(torch.from_numpy(pixels)))  # (B,H,W,3)
-        return names, size, grids, compressor.encode(grids)
-
-    for chunk in in_parallel(work, _same_size(compressor, paths, bad, bar, scaled), compressor.workers):
-        yield chunk
-        bar.update(len(chunk[0]))
+def _encode(compressor: Compressor, chunk: Chunk) -> tuple[Chunk, list[bytes]]:
+    """A chunk with grids in place of pixels, and its payloads."""
+    part, size, pixels = chunk
+    grids = compressor.to_tokens(to_float(torch.from_numpy(pixels)))  # (B,H,W,3)
+    return (part, size, grids), compressor.encode(grids)
 
 
 def _same_size(
-    compressor: Compressor, paths: list[str], bad: dict[str, str], bar: tqdm, scaled: tuple[int, int] | None
-) -> Iterator[tuple]:
-    """Paths, their (H,W) and pixels (B,H,W,3) uint8, of as many images as are coded together."""
+    compressor: Compressor, paths: list[str], bad: list[str], bar: tqdm, scaled: tuple[int, int] | None
+) -> Iterator[Chunk]:
+    """As many images of one size as are coded together; ``bad`` gets a sentence about each that cannot be one."""
     at_once = min(compressor.batch_size, -(-len(paths) // compressor.workers))
     for batch, images in decoded(_read_ahead(paths, at_once), scaled):
         good = {}
@@ -66,7 +91,7 @@ def _same_size(
                 format.check_size(path, image.shape[:2])
                 good[path] = image
             except ValueError as error:
-                bad[path] = str(error)
+                bad.append(str(error))
         for size, some in groups(good, [image.shape[:2] for image in good.values()]):
             for part in pieces(some, compressor.images_at_once(compressor.grid(size))):
                 yield part, size, np.stack([good[path] for path in part])
@@ -86,23 +111,11 @@ def _read_ahead(paths: list[str], n: int) -> Iterator[list[str]]:
     yield batch
 
 
-def _tell_bad(bad: dict[str, str], n: int, skip_bad: bool) -> None:
-    if not bad:
-        return
-    if n == 1:
-        raise ValueError(*bad.values())
-    named = "\n  ".join(list(bad.values())[:10] + [f"and {len(bad) - 10} more"] * (len(bad) > 10))
-    if len(bad) == n or not skip_bad:
-        remedy = "there are no others" if len(bad) == n else "pass --skip_bad to leave them out"
-        raise ValueError(f"{len(bad)} of {n} images cannot be used; {remedy}:\n  {named}")
-    print(f"Left out {len(bad)} of {n} images:\n  {named}", file=sys.stderr)
-
-
 def _verify(compressor: Compressor, path: Path, kept: list[np.ndarray]) -> None:
     """ValueError, which calls the file "it", unless it decodes to the grids ``kept``, in the order of its images."""
     n_bytes = 0
     with open(path, "rb") as file, tqdm(total=len(kept), desc="verifying", unit="img") as bar:
-        reader = archive.Reader(file, "it")
+        reader = Reader(file, "it")
         for grids in compressor.read([(reader, i) for i in range(len(kept))]):
             for i, grid in grids.items():
                 if not np.array_equal(grid, kept[i]):
@@ -112,25 +125,31 @@ def _verify(compressor: Compressor, path: Path, kept: list[np.ndarray]) -> None:
             bar.set_postfix_str(f"{n_bytes:,} bytes")
 
 
-def _write(compressor: Compressor, reader: archive.Reader, paths: dict[int, Path], form: str) -> None:
-    """Writes the images of a file that have a path."""
-    items, n_bytes = [(reader, i) for i in paths], 0
-
-    def save(grids: dict[int, np.ndarray]) -> list[int]:
-        places = [items[k][1] for k in grids]
-        images = compressor.to_images(list(grids.values()), [reader.sizes[i] for i in places])
-        return [_save(to_uint8(image).cpu().numpy(), paths[i], form) for i, image in zip(places, images, strict=True)]
-
-    with tqdm(total=len(paths), desc="decompressing", unit="img") as bar:
-        for lengths in compressor.read(items, save):
-            n_bytes += sum(lengths)
-            bar.update(len(lengths))
-            bar.set_postfix_str(f"{n_bytes:,} bytes")
+# --- decompressing --------------------------------------------------------------------------------------------------------
 
 
-def _save(image: np.ndarray, path: Path, form: str) -> int:
+def decompress_file(compressor: Compressor, reader: Reader, wanted: Sequence[int], target: Path, folder: bool) -> None:
+    """Writes the ``wanted`` images of a file as PNG files in the folder ``target``, or one image as ``target`` itself, in
+    the lossless format of its suffix. ValueError if any is damaged or of other models; then nothing is written."""
+    reader.check(compressor.models)  # before any folder is made
+    items, n_bytes = [(reader, i) for i in wanted], 0
+    with _complete_folder(target) if folder else files.replacing(target) as temporary:
+        names = [temporary / name for name in png_names(reader.names)] if folder else [temporary] * len(reader.names)
+        kind = "PNG" if folder else LOSSLESS[target.suffix.lower()]
+
+        def save(k: int, image: torch.Tensor) -> int:
+            return _save(to_uint8(image).cpu().numpy(), names[wanted[k]], kind)
+
+        with tqdm(total=len(wanted), desc="decompressing", unit="img") as bar:
+            for lengths in compressor.read_images(items, save):
+                n_bytes += sum(lengths.values())
+                bar.update(len(lengths))
+                bar.set_postfix_str(f"{n_bytes:,} bytes")
+
+
+def _save(image: np.ndarray, path: Path, kind: str) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path, format=form, compress_level=1)  # of PNG: as large as with 6, nearly, in half the time
+    Image.fromarray(image).save(path, format=kind, compress_level=1)  # of PNG: as large as with 6, nearly, in half the time
     return path.stat().st_size
 
 
@@ -141,7 +160,7 @@ def png_names(names: list[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _whole_folder(path: Path) -> Iterator[Path]:
+def _complete_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder, whose files are in ``path`` after the block, or nowhere after an error in it."""
     temporary = (path if path.is_dir() else path.parent) / f"{path.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:

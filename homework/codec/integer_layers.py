@@ -1,20 +1,23 @@
-"""A prior in whole numbers, for entropy coding: the same distributions on every machine, in every batch, at every speed.
+"""A prior in integer arithmetic, for entropy coding: the same distributions on every machine and in every batch.
 
 The decoder of a compressed file must see exactly the probabilities that the encoder saw: one other last bit, and the rest of
 the image is noise. Sums of floats do not give that, since their last bits depend on the order of summation, and that on the
-batch, the threads and the machine. Sums of whole numbers do. So :class:`ExactPrior` computes with whole numbers alone, in
-tensors of float32, which hold them exactly below 2^24 and multiply them fast:
+batch, the threads and the machine. Sums of integers do. So everything here is an integer, in tensors of float32, which hold
+integers exactly below 2^24 and multiply them fast; "Q.n" is a fixed-point number with n fractional bits, the integer x 2^-n:
 
-- every weight row is rounded to as many bits as keep |inputs| x |weights| + |bias| below 2^24 for all inputs, which are
-  clamped; so no partial sum is ever rounded, in whatever order it is made;
-- what goes on is divided by a power of two and floored; all scales are powers of two;
-- norms and attention divide whole numbers and floor; a quotient of whole numbers below 2^24 is floored rightly even after
-  it was rounded to float32, and the one square root is taken half-way between whole numbers, where no rounding can carry it
-  across one;
-- powers of two with fractional exponents come from tables that were made with Python's whole numbers.
+    norms Q.6    hidden layer (ReLU) Q.8, squared Q.5    logits Q.5    residual stream Q.4 to Q.12, see :func:`export`
+    queries Q.(b-2), keys Q.(b-4), values Q.(b-3) of b bits each    scores Q.(2b-6)    attention weights Q.8
+    weights of a linear layer: Q.n with an n for each row
+
+- Every weight row is rounded to as many bits as keep |inputs| x |weights| + |bias| below 2^24 for all inputs, which are
+  clamped; so no partial sum is ever rounded, in whatever order it is made.
+- Results are divided by a power of two and floored; all scales are powers of two.
+- Norms and attention divide integers and floor; a quotient of integers below 2^24 is floored rightly even after it was
+  rounded to float32, and the one square root is taken half-way between integers, where no rounding can carry it across one.
+- Powers of two with fractional exponents come from tables that were made with Python's integers.
 
 That entropy models need integer networks is from Balle, Johnston and Minnen, "Integer Networks for Data Compression with
-Latent-Variable Models" (ICLR 2019). Their name for numbers with a fixed place of the point is fixed-point numbers.
+Latent-Variable Models" (ICLR 2019).
 """
 
 import copy
@@ -27,69 +30,68 @@ from torch import Tensor, nn
 from homework.autoregressive import AutoregressiveModel
 from homework.nn.transformer import Attention
 
-EXACT = 2**24  # float32 holds every whole number up to here
-NORMED, HIDDEN, LOGIT = 6, 5, 5  # binary digits behind the point of: norms, squared ReLUs, logits
+EXACT = 2**24  # float32 holds every integer up to here
+NORMED, UP, HIDDEN, LOGIT = 6, 8, 5, 5  # fractional bits of: norms, the hidden layer, its squares, logits
 NORMED_LIMIT, U_LIMIT, HIDDEN_LIMIT = 511, 2**11 - 1, 1023  # what norms, ReLUs and their squares are clamped to
 WEIGHT_BITS = 8  # of an attention weight before it is normalised
-BLOCK = 64  # places of a grid whose queries attend at once on a CPU: what is made of them fits its cache
+BLOCK = 64  # positions of a grid whose queries attend at once on a CPU: what is made of them fits its cache
 
 
-def exp2_table(bits: int, digits: int) -> list[int]:
-    """2^bits * 2^(-i / 2^digits), rounded, for i = 0, 1, ... until it is 0: by whole numbers, the same on every machine."""
+def exp2_table(bits: int, fractional: int) -> list[int]:
+    """2^bits * 2^(-i / 2^fractional), rounded, for i = 0, 1, ... until it is 0: by integers, the same on every machine."""
     table = []
     while not table or table[-1]:
-        power = 2 ** ((bits + 1) * 2**digits - len(table)) if len(table) <= (bits + 1) * 2**digits else 0
-        for _ in range(digits):  # the 2^digits-th root; roots of floored roots are floored rightly
+        power = 2 ** ((bits + 1) * 2**fractional - len(table)) if len(table) <= (bits + 1) * 2**fractional else 0
+        for _ in range(fractional):  # the 2^fractional-th root; roots of floored roots are floored rightly
             power = math.isqrt(power)
         table.append((power + 1) // 2)  # one bit more than wanted, to round by
     return table
 
 
 def floor_divide_(x: Tensor, by: Tensor) -> Tensor:
-    """Divides whole numbers (...) by positive ones, towards minus infinity, in place."""
+    """Divides integers (...) by positive ones, towards minus infinity, in place."""
     return x.div_(by).floor_() if x.is_floating_point() else x.div_(by, rounding_mode="floor")
 
 
 def look_up(table: Tensor, i: Tensor) -> Tensor:
-    """``table`` (n) at whole numbers i (...) of at least 0, its last entry beyond its end; i is changed."""
+    """``table`` (n) at integers i (...) of at least 0, its last entry beyond its end; i is changed."""
     return table.index_select(0, i.clamp_max_(len(table) - 1).int().flatten()).view(i.shape)  # (m) -> (...)
 
 
 class ExactLinear(nn.Module):
-    """A linear layer in whole numbers: floor((W x + b) / 2^s + 1/2), with a power of two for every row of W.
+    """A linear layer on integers: floor((W x + b) / 2^s + 1/2), with an s for every row of W.
 
     Args:
         weight, bias: (out,in) and (out), real numbers, float64.
-        digits: binary digits behind the point of the inputs.
-        limit: inputs are from -limit to limit.
-        out_digits: binary digits behind the point of the outputs, for all or for each (out).
+        in_bits, limit: inputs are Q.in_bits, from -limit to limit.
+        out_bits: outputs are Q.out_bits, all or each (out).
         carrier: dtype of the tensors.
-        floored: whether the inputs were floored, not rounded: then they stand for values that are half a unit higher.
+        floored: whether the inputs were floored, not rounded: then they represent values that are half a unit higher.
     Raises:
         OverflowError: some row has no room for weights of at least the outputs' precision.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, digits: int, limit: int, out_digits: int | Tensor,
+    def __init__(self, weight: Tensor, bias: Tensor, in_bits: int, limit: int, out_bits: int | Tensor,
                  carrier: torch.dtype, floored: bool = False):  # fmt: skip
         super().__init__()
         if floored:
-            bias = bias + weight.sum(dim=1) * 2.0 ** -(digits + 1)
-        scale = torch.full((len(weight),), 20)  # digits behind the point of a row's weights: as many as there is room for
+            bias = bias + weight.sum(dim=1) * 2.0 ** -(in_bits + 1)
+        scale = torch.full((len(weight),), 20)  # fractional bits of a row's weights: as many as there is room for
         while True:
-            w, shift = (weight * 2.0 ** scale[:, None]).round(), scale + digits - out_digits
-            b = (bias * 2.0 ** (scale + digits)).round() + (2.0 ** (shift - 1)).floor()  # a half, to round by
+            w, shift = (weight * 2.0 ** scale[:, None]).round(), scale + in_bits - out_bits
+            b = (bias * 2.0 ** (scale + in_bits)).round() + (2.0 ** (shift - 1)).floor()  # a half, to round by
             largest = w.abs().sum(dim=1) * limit + b.abs()
             if (largest < EXACT).all():
                 break
             scale = scale - (largest >= EXACT).long()
             if (shift < 1).any():
-                raise OverflowError("The weights are too large for whole numbers below 2^24.")
+                raise OverflowError("The weights are too large for integers below 2^24.")
         self.bound = int((largest / 2.0**shift).max()) + 1  # of the outputs
         self.register_buffer("weight", w.to(carrier))
         self.register_buffer("bias", b.to(carrier))
         self.register_buffer("divisor", (2.0**shift).to(carrier))
         self.limit = limit
-        if carrier != torch.int64:  # floats need no division: whole numbers times powers of two are as exact as they are
+        if carrier != torch.int64:  # floats need no division: integers times powers of two are as exact as they are
             scaled = (w / 2.0 ** shift[:, None]).T.to(carrier)  # (in,out), which is faster for few rows
             self.register_buffer("scaled", scaled.contiguous(), persistent=False)
             self.register_buffer("scaled_bias", (b / 2.0**shift).to(carrier), persistent=False)
@@ -102,7 +104,7 @@ class ExactLinear(nn.Module):
 
 
 class ExactNorm(nn.Module):
-    """Divides (...,D) whole numbers by the root of the mean of their squares; NORMED digits behind the point, floored."""
+    """Divides (...,D) integers by the root of the mean of their squares, floored: Q.6."""
 
     def __init__(self, D: int, carrier: torch.dtype):
         super().__init__()
@@ -113,13 +115,13 @@ class ExactNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mean = floor_divide_(x.to(self.D.dtype, copy=True).square_().sum(dim=-1, keepdim=True), self.D)
-        # mean + 1 is a whole number; a half more, and no rounding of the root can take it across one
+        # mean + 1 is an integer; a half more, and no rounding of the root can take it across one
         root = mean.double().add_(1.5).sqrt_().floor_().to(x.dtype)
         return floor_divide_(x * self.one, root).clamp_(-NORMED_LIMIT, NORMED_LIMIT)
 
 
 class ExactAttention(Attention):
-    """:class:`homework.transformer.Attention` in whole numbers; ``gain`` (D) is that of the norm before it."""
+    """:class:`homework.nn.transformer.Attention` on integers, Q.6 -> Q.stream; ``gain`` (D) is the norm's before it."""
 
     mask_value = -(2**25)  # added to a score of up to 2^23: far enough below the least one, -2^23 - 2^22, for a weight of 0
 
@@ -131,18 +133,18 @@ class ExactAttention(Attention):
         # sums of d products of queries and keys stay below 2^23, those of ``window`` weights and values below 2^24
         self.limit = min(2 ** ((23 - (d - 1).bit_length()) // 2) - 1, EXACT // (self.window * 2**WEIGHT_BITS) - 1)
         if self.limit < 63:
-            raise OverflowError("Heads are too wide, or the window too long, for whole numbers below 2^24.")
+            raise OverflowError("Heads are too wide, or the window too long, for integers below 2^24.")
         bits = self.limit.bit_length()
-        digits = torch.tensor([bits - 2, bits - 4, bits - 3])  # queries reach to about 4, keys to 16, values to 8
+        fractional = torch.tensor([bits - 2, bits - 4, bits - 3])  # queries reach to about 4, keys to 16, values to 8
         scale = torch.tensor([d**-0.5 * math.log2(math.e), 1, 1]).double().repeat_interleave(D)  # attention in powers of 2
         weight, bias = attention.qkv.weight * gain * scale[:, None], attention.qkv.bias * scale
-        rows = digits.repeat_interleave(D)
+        rows = fractional.repeat_interleave(D)
         self.qkv = ExactLinear(weight, bias, NORMED, NORMED_LIMIT, rows, carrier, floored=True)
         self.out = ExactLinear(attention.out.weight, attention.out.bias, bits - 3, self.limit, stream, carrier, floored=True)
-        score_digits = 2 * bits - 6
-        bias = (attention.bias.flip(1) * math.log2(math.e) * 2.0**score_digits).round().clamp(-(2**22), 2**22)
-        self.register_buffer("bias", bias.to(carrier))  # (heads,window), the own place last
-        self.register_buffer("step", torch.tensor(2 ** (score_digits - 4), dtype=carrier))  # 16 entries for a factor of 2
+        score_bits = 2 * bits - 6
+        bias = (attention.bias.flip(1) * math.log2(math.e) * 2.0**score_bits).round().clamp(-(2**22), 2**22)
+        self.register_buffer("bias", bias.to(carrier))  # (heads,window), the own position last
+        self.register_buffer("step", torch.tensor(2 ** (score_bits - 4), dtype=carrier))  # 16 entries for a factor of 2
         self.register_buffer("table", torch.tensor(exp2_table(WEIGHT_BITS, 4), dtype=carrier))
 
     def project(self, x: Tensor) -> Tensor:
@@ -156,7 +158,7 @@ class ExactAttention(Attention):
             return super().attend_all(q, k, v)
         n, reach, y = q.shape[2], min(self.window, q.shape[2]) - 1, []
         padded = F.pad(self.last_biases(reach + 1), (BLOCK - 1, BLOCK - 1), value=self.mask_value)
-        biases = padded.unfold(1, reach + BLOCK, 1).flip(1)  # (heads,c,reach+c): query i, key j is i + reach - j places back
+        biases = padded.unfold(1, reach + BLOCK, 1).flip(1)  # (heads,c,reach+c): key j is i + reach - j before query i
         for start in range(0, n, BLOCK):
             first, stop = max(0, start - reach), min(n, start + BLOCK)
             bias = biases[:, : stop - start, first - start + reach : stop - start + reach]
@@ -166,23 +168,23 @@ class ExactAttention(Attention):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         """Queries (...,n,d), keys and values (...,m,d) -> weighted means of the values (...,n,d), floored."""
         scores = (q @ k.transpose(-1, -2)).add_(bias)  # (...,n,m)
-        behind = torch.sub(scores.amax(dim=-1, keepdim=True), scores, out=scores)
-        weights = look_up(self.table, floor_divide_(behind, self.step))
+        below_max = torch.sub(scores.amax(dim=-1, keepdim=True), scores, out=scores)
+        weights = look_up(self.table, floor_divide_(below_max, self.step))
         return floor_divide_(weights @ v, weights.sum(dim=-1, keepdim=True))
 
 
 class ExactLayer(nn.Module):
-    """:class:`homework.transformer.Layer` in whole numbers, on a residual stream with ``stream`` digits."""
+    """:class:`homework.nn.transformer.Layer` on integers, Q.stream -> Q.stream."""
 
     def __init__(self, layer: nn.Module, stream: int, carrier: torch.dtype):
         super().__init__()
         up, down, D = layer.up, layer.down, layer.up.in_features
         self.attention = ExactAttention(layer.attention, layer.norm1.weight, stream, carrier)
         self.norm = ExactNorm(D, carrier)
-        self.up = ExactLinear(up.weight * layer.norm2.weight, up.bias, NORMED, NORMED_LIMIT, 8, carrier, floored=True)
+        self.up = ExactLinear(up.weight * layer.norm2.weight, up.bias, NORMED, NORMED_LIMIT, UP, carrier, floored=True)
         self.down = ExactLinear(down.weight, down.bias, HIDDEN, HIDDEN_LIMIT, stream, carrier)
-        self.register_buffer("rounding", torch.tensor(2 ** (15 - HIDDEN), dtype=carrier))  # squares of 8 digits have 16
-        self.register_buffer("divisor", 2 * self.rounding)
+        self.register_buffer("rounding", torch.tensor(2 ** (2 * UP - 1 - HIDDEN), dtype=carrier))
+        self.register_buffer("divisor", 2 * self.rounding)  # from squares, Q.16, to Q.5
         self.u_limit = U_LIMIT
         self.bound = self.attention.out.bound + self.down.bound  # of what it adds to the stream
 
@@ -195,26 +197,26 @@ class ExactLayer(nn.Module):
 
 
 def export(prior: AutoregressiveModel, carrier: torch.dtype = torch.float32) -> AutoregressiveModel:
-    """The same model with its parts exchanged for their twins in whole numbers: its forward pass and its steps give logits
-    in powers of 2 with LOGIT binary digits behind the point. OverflowError if there is no room for some part, ValueError for
-    weights that are no numbers."""
+    """The same model with its parts exchanged for their integer twins: its forward pass and its steps give logits in powers
+    of 2, Q.5. OverflowError if there is no room for some part, ValueError for weights that are NaN or infinite."""
     if not all(t.isfinite().all() for t in prior.state_dict().values() if t.is_floating_point()):
         raise ValueError("The prior has weights that are not numbers; was set_codes forgotten, or did it diverge?")
     wide = copy.deepcopy(prior).cpu().eval().requires_grad_(False).double()
-    D, entering = wide.config["d_latent"], [name for name in ("row", "column", "place") if hasattr(wide, name)]
+    D, positions = wide.config["d_latent"], {"2d": ("row", "column"), "1d": ("place",), "none": ()}[wide.position]
     wide.embedding = nn.Embedding.from_pretrained(wide.table())
     wide.config = wide.config | {"code_dim": 0}  # code vectors have become rows of the table
-    for stream in range(12, 3, -1):  # digits of the residual stream: as many as there is room for, whatever is added up
+    for stream in range(12, 3, -1):  # fractional bits of the residual stream: as many as there is room for in all sums
         model = copy.deepcopy(wide)
-        for p in (model.embedding.weight, *(getattr(model, name) for name in entering)):
+        entering = [getattr(model, name) for name in positions]
+        for p in (model.embedding.weight, *entering):
             p.data = (p * 2.0**stream).round()
         model.layers = nn.ModuleList(ExactLayer(layer, stream, carrier) for layer in wide.layers)
         bound = int(model.embedding.weight.abs().max()) * len(model.neighbours) + sum(layer.bound for layer in model.layers)
-        bound += sum(int(getattr(model, name).abs().max()) for name in entering)
+        bound += sum(int(p.abs().max()) for p in entering)
         if bound * 2**NORMED < EXACT and bound**2 * D < 2**53:
             break
     else:
-        raise OverflowError("The embeddings or layers add up to too much for whole numbers below 2^24.")
+        raise OverflowError("The embeddings or layers add up to too much for integers below 2^24.")
     weight, bias = wide.head.weight * wide.norm.weight * math.log2(math.e), wide.head.bias * math.log2(math.e)
     model.head = ExactLinear(weight, bias, NORMED, NORMED_LIMIT, LOGIT, carrier, floored=True)
     model.norm = ExactNorm(D, carrier)

@@ -1,4 +1,4 @@
-"""The steps of :mod:`homework.exact` on a CPU in float32: the same whole numbers, in less than half of the time.
+"""The steps of :mod:`homework.codec.integer_layers` on a CPU in float32: the same integers, in less than half of the time.
 
 A step of one image is so little work that most of its time goes into calling functions. So here torch makes the products
 alone, with as many threads as it may use, into memory that stays; numpy, whose calls cost a third of torch's, does the rest
@@ -13,24 +13,18 @@ ROWS = 128  # of logits that become weights at once: with many more, memory cost
 
 
 def softmax(logits: np.ndarray, table: np.ndarray, free: int) -> None:
-    """Turns (R,K) float32 logits, in place, into the weights of :class:`homework.exact.ExactPrior`, which sum to ``free``.
-
-    ``table`` (n) float64: powers of two by how far a logit is behind the largest, times ``free``; the last one is 0.
-    """
-    shape = min(ROWS, len(logits)), logits.shape[1]
-    index, scaled = np.empty(shape, np.intp), np.empty(shape)
+    """Turns (R,K) float32 logits, Q.5, in place into the weights of :class:`homework.codec.entropy.ExactPrior`, which sum to
+    ``free``. ``table`` (n) float64: powers of two by how far a logit is below the largest, times ``free``; the last is 0."""
     for start in range(0, len(logits), ROWS):
         x = logits[start : start + ROWS]
-        i, p = index[: len(x)], scaled[: len(x)]
-        np.copyto(i, np.subtract(np.maximum.reduce(x, 1, keepdims=True), x, x), casting="unsafe")
-        table.take(i, mode="clip", out=p)
-        p /= np.add.reduce(p, 1, keepdims=True) / free
-        np.copyto(x, np.floor(p, p), casting="same_kind")
-        x[:, 0] += free - np.add.reduce(x, 1)  # what the floors left over, less than K
+        p = table.take((x.max(axis=1, keepdims=True) - x).astype(np.intp), mode="clip")
+        p /= p.sum(axis=1, keepdims=True) / free
+        x[:] = np.floor(p, p)
+        x[:, 0] += free - x.sum(axis=1)  # what the floors left over, less than K
 
 
 class LinearStep:
-    """:class:`homework.exact.ExactLinear` of B rows: the result is in ``out`` (B,out) and, the same memory, ``array``."""
+    """:class:`ExactLinear` of B rows: the result is in ``out`` (B,out) and, the same memory, ``array``."""
 
     def __init__(self, linear: nn.Module, B: int):
         self.weight, self.bias = linear.scaled, linear.scaled_bias  # (in,out), (out)
@@ -43,7 +37,7 @@ class LinearStep:
 
 
 class NormStep:
-    """:class:`homework.exact.ExactNorm` of (B,D) rows: (B,D), the same memory each time."""
+    """:class:`ExactNorm` of (B,D) rows: (B,D), the same memory each time."""
 
     def __init__(self, norm: nn.Module, B: int):
         self.D, self.one, self.limit = norm.D.numpy(), norm.one.double().numpy(), norm.limit
@@ -60,10 +54,10 @@ class NormStep:
 
 
 class LayerStep:
-    """:class:`homework.exact.ExactLayer` at place after place of B grids of N places.
+    """:class:`ExactLayer` at position after position of B grids of N positions.
 
-    Of the last c = min(window, N) places it keeps keys and values, those of place n in slot n % c. The slots that are still
-    empty take part too, with zeros and a bias that makes their weights 0.
+    Of the last c = min(window, N) positions it keeps keys and values, those of position n in slot n % c. Slots that are
+    still empty take part too, with zeros and a bias that makes their weights 0.
     """
 
     def __init__(self, layer: nn.Module, norm: NormStep, B: int, N: int):
@@ -75,8 +69,8 @@ class LayerStep:
         heads, self.c, step = attention.n_heads, min(attention.window, N), attention.step
         self.table, self.per_step = attention.table.numpy(), (1 / step).numpy()
         bias = attention.last_biases(self.c) / step
-        unseen = torch.full_like(bias, attention.mask_value / float(step))
-        self.bias = torch.cat([bias, bias, unseen], dim=1).numpy()  # (heads,3c)
+        masked = torch.full_like(bias, attention.mask_value / float(step))
+        self.bias = torch.cat([bias, bias, masked], dim=1).numpy()  # (heads,3c)
         d = norm.out.shape[1] // heads
         self.k, self.v = torch.zeros(2, B * heads, self.c, d, dtype=torch.float32)
         self.q, self.scores, self.y = (torch.empty(B * heads, 1, n, dtype=torch.float32) for n in (d, self.c, d))
@@ -85,7 +79,7 @@ class LayerStep:
         self.arrays = [a.reshape(B, heads, *a.shape[1:]) for a in arrays]  # (B*heads,...) -> (B,heads,...)
 
     def __call__(self, x: np.ndarray, n: int) -> None:
-        """Adds to ``x`` (B,D), at place n, what the layer does."""
+        """Adds to ``x`` (B,D), at position n, what the layer does."""
         self.qkv(self.norm(x))
         x += self.out(self.attend(n))
         u = self.up(self.norm(x))
@@ -97,13 +91,13 @@ class LayerStep:
         x += self.down(self.up.out.clamp_max_(self.h_limit))
 
     def attend(self, n: int) -> Tensor:
-        """The means (B,D) of the values that place n sees; its projections are in ``qkv``."""
+        """The means (B,D) of the values that position n sees; its projections are in ``qkv``."""
         self.qkv.out.clamp_(-self.limit, self.limit)
         q, k, v, scores, y = self.arrays
         np.multiply(self.new[0], self.per_step, q[:, :, 0])  # so scores count in entries of the table
         k[:, :, n % self.c], v[:, :, n % self.c] = self.new[1:]
         torch.bmm(self.q, self.k.transpose(1, 2), out=self.scores)
-        # the biases end with distance 0: to be that of the own slot, they go round; at first, behind it is what is unseen
+        # the biases end with distance 0: to be that of the own slot, they go round; at first, masked ones follow it
         start = self.c - 1 - n % self.c + (self.c if n < self.c else 0)
         scores += self.bias[:, None, start : start + self.c]  # (heads,1,c)
         np.subtract(np.maximum.reduce(scores, 3, keepdims=True), scores, scores)
@@ -115,36 +109,31 @@ class LayerStep:
 
 
 class ExactSteps:
-    """As :class:`homework.autoregressive.Steps`, but many tokens at first are taken one by one too.
-
-    Args:
-        model: what :func:`homework.exact.export` made in float32, on the CPU.
-        B, h, w: batch and grid size.
-    """
+    """Steps over B grids of h x w, as of :class:`homework.priors.base.Steps`, of a model that :func:`export` made in float32
+    on the CPU; many tokens at first are taken one by one too."""
 
     def __init__(self, model: nn.Module, B: int, h: int, w: int):
-        self.n, self.done = 0, 0  # n tokens are known, done places computed
+        self.n, self.done = 0, 0  # n tokens are known, done positions computed
         own, around = model._lookup(h, w, torch.device("cpu"))
         self.own, self.around = own.tolist(), around.numpy()  # (N), (N,m)
-        # (B,h+2,w+4) -> (B,(h+2)*(w+4))
-        self.padded = model._pad(torch.full((B, h, w), model.n_tokens)).flatten(1).numpy()
+        self.padded = model._pad(torch.full((B, h, w), model.n_tokens)).flatten(1).numpy()  # (B,h+2,w+4) -> (B,(h+2)*(w+4))
         self.table, self.first_rows = model.table().numpy(), np.arange(around.shape[1]) * (model.n_tokens + 1)
         self.positions = (torch.zeros(h * w, 1) + model._positions(h, w)).numpy()  # (N,D), or (N,1) if there are none
         self.norm, self.head = NormStep(model.norm, B), LinearStep(model.head, B)
         self.layers = [LayerStep(layer, self.norm, B, h * w) for layer in model.layers]
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Takes the (B,n) int64 tokens of the next n places, n >= 0, returns the (B,K) logits of the place behind them."""
-        for place, column in enumerate(tokens.numpy().T, self.n):
-            self.padded[:, self.own[place]] = column
+        """The (B,n) int64 tokens of the next n positions, n >= 0 -> the (B,K) logits of the position after them, Q.5."""
+        for n, column in enumerate(tokens.numpy().T, self.n):
+            self.padded[:, self.own[n]] = column
         self.n += tokens.shape[1]
-        for place in range(self.done, self.n + 1):
-            x = self.compute(place)
+        for n in range(self.done, self.n + 1):
+            x = self.compute(n)
         self.done = self.n + 1
         return torch.from_numpy(self.head(self.norm(x)).copy())
 
     def compute(self, n: int) -> np.ndarray:
-        """(B,D) behind the last layer at place n; all places before it have been computed."""
+        """(B,D) after the last layer at position n; all positions before it have been computed."""
         rows = self.padded.take(self.around[n], 1) + self.first_rows  # (B,m)
         x = np.add.reduce(self.table.take(rows, 0), 1) + self.positions[n]  # (B,m,D) -> (B,D)
         for layer in self.layers:

@@ -1,7 +1,9 @@
-"""Work shared out to threads."""
+"""Work divided among threads."""
 
 import collections
-from collections.abc import Callable, Iterable, Iterator
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -15,24 +17,40 @@ def groups(things: Iterable, keys: Iterable) -> list[tuple]:
     return list(found.items())
 
 
-def pieces(things: list, n: int) -> list[list]:
-    """``things``, at most ``n`` in each list."""
+def pieces(things: Sequence, n: int) -> list:
+    """``things``, at most ``n`` in each piece."""
     return [things[i : i + n] for i in range(0, len(things), n)]
 
 
 def in_parallel(f: Callable, things: Iterable, n: int) -> Iterator:
     """``f`` of each thing, in their order, ``n`` of them at a time in as many threads. Each computes with one torch thread,
-    since many small steps of which each waits for all cores take longer than many at the same time."""
-    before, pending = torch.get_num_threads(), collections.deque()
-    torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        for thing in things:
-            pending.append(pool.submit(f, thing))
-            if len(pending) > n:
+    since many small steps that each wait for all cores take longer than many at the same time."""
+    pending = collections.deque()
+    with one_torch_thread():
+        pool = ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            for thing in things:
+                pending.append(pool.submit(f, thing))
+                if len(pending) > n:
+                    yield pending.popleft().result()
+            while pending:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, what has not begun is left
+
+
+_lock, _before = threading.Lock(), []  # the number of threads before the first of the blocks that are open, for each of them
+
+
+@contextlib.contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """One torch thread within the block. New threads start with the number that any thread has set last, so blocks that
+    overlap in time all restore the number from before the first."""
+    with _lock:
+        _before.append(_before[0] if _before else torch.get_num_threads())
+        torch.set_num_threads(1)
+    try:
+        yield
     finally:
-        pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, what has not begun is left
-        torch.set_num_threads(before)
+        with _lock:
+            torch.set_num_threads(_before.pop())

@@ -1,4 +1,4 @@
-"""Matrix products with all bits of float32, whatever the caller has allowed."""
+"""Matrix products with all bits of float32."""
 
 import contextlib
 import threading
@@ -6,26 +6,25 @@ from collections.abc import Iterator
 
 import torch
 
+_lock, _before = threading.Lock(), []  # the settings from before the first of the blocks that are open, for each of them
+
 
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Matrix products with all bits of float32, whatever the caller has allowed (TF32, bfloat16, autocast). What is allowed
-    is one setting for all threads: the first to come in changes it, the last to go out changes it back."""
+    """Inference mode, and matrix products with all bits of float32, whatever the caller has allowed (TF32, bfloat16,
+    autocast). What is allowed is one setting for all threads: the first block changes it, the last one changes it back."""
     autocast = torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else None
     with _lock:
-        _inside.append(_allowed() if not _inside else _inside[0])
+        _before.append(_before[0] if _before else _allowed())
         torch.set_float32_matmul_precision("highest")
     try:
         with torch.inference_mode(), autocast or contextlib.nullcontext():
             yield
     finally:
         with _lock:
-            allowed = _inside.pop()
-            if not _inside:
+            allowed = _before.pop()
+            if not _before:
                 _allow(*allowed)
-
-
-_lock, _inside = threading.Lock(), []
 
 
 def _allowed() -> tuple[str | None, list]:
@@ -34,7 +33,7 @@ def _allowed() -> tuple[str | None, list]:
     own = [(backend, backend.fp32_precision) for backend in backends if hasattr(backend, "fp32_precision")]
     try:
         return torch.get_float32_matmul_precision(), own
-    except RuntimeError:  # torch's word for a mix of both
+    except RuntimeError:  # torch reports a mix of both so
         return None, own
 
 

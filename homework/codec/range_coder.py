@@ -1,4 +1,10 @@
-"""Tokens as range-coded bytes, under a prior's integer frequencies."""
+"""Tokens as range-coded bytes, under a prior's integer frequencies.
+
+A prior says how probable token k is by an integer weight[k] >= 0; the weights of all K tokens sum to TOTAL - K, and the
+frequency of k is weight[k] + 1 out of TOTAL. constriction gets the weights as float32: its fixed-point model spreads
+TOTAL - K over the tokens in proportion and then adds 1 to each, so here its scale is exactly 1. Every partial sum is an
+integer below 2^24, which float32 holds exactly, so what it codes with are our integers and nothing else.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,77 +14,54 @@ from constriction import stream
 
 Categorical, RangeEncoder, RangeDecoder = stream.model.Categorical, stream.queue.RangeEncoder, stream.queue.RangeDecoder
 TOTAL = 2**24  # the frequencies of all tokens together: the precision of the range coder
+Step = Callable[[np.ndarray], np.ndarray]  # (R,n) tokens since its last call, 0 and then 1 -> weights (R,K) of the next one
 SLACK = 64  # bits by which tokens may cost more than their payload has; the coder's own loss is below 33
 
 
-# --- range-coded tokens ---------------------------------------------------------------------------------------------------
-#
-# A prior says how likely token k is by a whole number weight[k] >= 0; the weights of all K tokens sum to TOTAL - K, and the
-# frequency of k is weight[k] + 1 of TOTAL. constriction gets the weights as float32. Its fixed-point model spreads
-# TOTAL - K over the tokens in proportion and then adds 1 to each, so here its scale is exactly 1, every partial sum is a
-# whole number below 2^24, which float32 holds exactly, and what it codes with are our integers and nothing else.
-
-
-def intervals(weights: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What a coder has to know of each token: its share of [0, TOTAL).
-
-    Args:
-        weights: float32 (N,K), whole numbers >= 0 that sum to TOTAL - K in each row.
-        tokens: int64 (N) in [0,K).
-    Returns:
-        below (N), own (N) int64: the frequencies of all smaller tokens together, and the token's own.
-    """
+def intervals(weights: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Each token's share of [0, TOTAL): weights (N,K) float32 (integers >= 0, rows sum to TOTAL - K) and tokens (N) int64 in
+    [0,K) -> (2,N) int64, the cumulative frequency of all smaller tokens, and the token's own."""
     N, K = weights.shape
     start = np.arange(N) * K
     flat = np.ascontiguousarray(weights).reshape(-1)  # (N,K) -> (N*K)
     cuts = np.stack([start, start + tokens], axis=1).reshape(-1)  # (N,2) -> (2N)
-    below = np.add.reduceat(flat, cuts)[::2].astype(np.int64)  # sums of [start, token), of [token, next start), and so on
-    below[tokens == 0] = 0  # reduceat takes an empty range for one number
-    return below + tokens, flat[start + tokens].astype(np.int64) + 1
+    cumulative = np.add.reduceat(flat, cuts)[::2].astype(np.int64)  # sums of [start, token), [token, next start), and so on
+    cumulative[tokens == 0] = 0  # reduceat takes an empty range for one number
+    return np.stack([cumulative + tokens, flat[start + tokens].astype(np.int64) + 1])
 
 
-def intervals_by_steps(step: Callable[[np.ndarray], np.ndarray], tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The intervals (R,N), (R,N) of tokens (R,N) int64, place by place as :meth:`BatchDecoder.decode` finds them again.
-
-    Args:
-        step: takes the (R,n) tokens since its last call, n = 0 at first and then 1, and returns the weights (R,K) of the
-            place behind them.
-    """
+def intervals_by_steps(step: Step, tokens: np.ndarray) -> np.ndarray:
+    """The intervals (2,R,N) of tokens (R,N) int64, position by position, as :meth:`BatchDecoder.decode` repeats them."""
     parts = [intervals(step(tokens[:, max(0, n - 1) : n]), tokens[:, n]) for n in range(tokens.shape[1])]
-    below, own = (np.stack(part, axis=1) for part in zip(*parts, strict=True))  # N x (R) -> (R,N)
-    return below, own
+    return np.stack(parts, axis=-1)  # N x (2,R) -> (2,R,N)
 
 
-def encode(below: np.ndarray, own: np.ndarray) -> bytes:
-    """The payload of a stream of tokens, given their intervals (N), (N) as :func:`intervals` makes them.
+def encode(cumulative: np.ndarray, frequency: np.ndarray) -> bytes:
+    """The payload of a stream of tokens, given their :func:`intervals` (N), (N).
 
-    Each token is coded as the middle one of three symbols, below, own and above, which gives the same bytes as coding it
+    Each token is coded as the middle one of three symbols, smaller, own and larger, which gives the same bytes as coding it
     among all K, at the price of three numbers a token and not K. The payload is the shortest that a decoder which reads
-    zeros behind its end takes for these tokens, but for zero bytes that say how much has been coded.
+    zeros after its end takes for these tokens, but for zero bytes that say how much has been coded.
     """
-    above = TOTAL - below - own
-    first, last = below == 0, above == 0
+    larger = TOTAL - cumulative - frequency
+    first, last = cumulative == 0, larger == 0
+    parts = np.stack([cumulative, frequency, larger], axis=1)  # (N,3)
     encoder = RangeEncoder()
-    if (first & (above < 2) | last & (below < 2)).any():  # one or two tokens in all, too few for three symbols
-        for parts in np.stack([below, own, above], axis=1):
-            if (parts > 0).sum() > 1:
-                encoder.encode(int(parts[0] > 0), Categorical(as_weights(parts[parts > 0]), perfect=False))
-    else:
-        parts = np.stack([below, own, above], axis=1)  # (N,3); where nothing is below or above, the other side is split
-        parts[first] = np.stack([own, above - 1, np.ones_like(own)], axis=1)[first]
-        parts[last] = np.stack([np.ones_like(own), below - 1, own], axis=1)[last]
-        symbols = (1 - first + last).astype(np.int32)
-        encoder.encode(symbols, Categorical(perfect=False), as_weights(parts))
+    if (first & (larger < 2) | last & (cumulative < 2)).any():  # one or two tokens in all, too few for three symbols
+        for row in parts:
+            if (row > 0).sum() > 1:
+                encoder.encode(int(row[0] > 0), Categorical((row[row > 0] - 1).astype(np.float32), perfect=False))
+    else:  # where nothing is smaller or larger, the other side is split
+        one = np.ones_like(frequency)
+        parts[first] = np.stack([frequency, larger - 1, one], axis=1)[first]
+        parts[last] = np.stack([one, cumulative - 1, frequency], axis=1)[last]
+        encoder.encode((1 - first + last).astype(np.int32), Categorical(perfect=False), (parts - 1).astype(np.float32))
     return _shortest(encoder)
 
 
-def as_weights(frequencies: np.ndarray) -> np.ndarray:
-    return (frequencies - 1).astype(np.float32)
-
-
 def _shortest(encoder: RangeEncoder) -> bytes:
-    """Any number in the interval that the encoder arrived at tells its tokens; takes one whose last bytes are zero."""
-    words, (lower, width) = encoder.pos()  # finished 32-bit words, and the interval in units of the 64 bits behind them
+    """Any number in the interval that the encoder arrived at decodes to its tokens; takes one whose last bytes are zero."""
+    words, (lower, width) = encoder.pos()  # finished 32-bit words, and the interval in units of the 64 bits after them
     n = 4 * words
     sealed = int.from_bytes(encoder.get_compressed().astype(">u4").tobytes().ljust(n + 8, b"\0"), "big")  # one such number
     lower = sealed - (sealed - lower) % 2**64
@@ -91,7 +74,7 @@ def _shortest(encoder: RangeEncoder) -> bytes:
 
 
 class BatchDecoder:
-    """Decodes payloads in lockstep, a token or several of each at a time.
+    """Decodes payloads in lockstep, one or several tokens of each at a time.
 
     Args:
         payloads: what :func:`encode` returned, S of them.
@@ -105,8 +88,8 @@ class BatchDecoder:
         self.bits_left = np.array([8.0 * len(payload) + SLACK for payload in payloads])
 
     def next(self, weights: np.ndarray) -> np.ndarray:
-        """Takes weights (S*T,K) as in :func:`intervals`, T rows for the next T tokens of each stream, and returns the tokens
-        (S*T) int64. ValueError, naming the first of them, if a payload cannot hold what has been read from it."""
+        """Weights (S*T,K) as in :func:`intervals`, T rows for the next T tokens of each stream -> the tokens (S*T) int64.
+        ValueError, naming the payload, if one cannot hold what has been read from it."""
         R, K = weights.shape
         S, tokens = len(self.decoders), []
         try:
@@ -115,15 +98,14 @@ class BatchDecoder:
         except Exception:  # an AssertionError today: the bytes point outside of every token's interval
             raise damaged(self.names[row * S // R], "its tokens cannot be decoded") from None
         tokens = np.array(tokens or [0] * R)
-        own = weights[np.arange(R), tokens].astype(np.float64) + 1
-        self.bits_left -= (math.log2(TOTAL) - np.log2(own)).reshape(S, -1).sum(axis=1)  # (S*T) -> (S,T)
+        frequency = weights[np.arange(R), tokens].astype(np.float64) + 1
+        self.bits_left -= (math.log2(TOTAL) - np.log2(frequency)).reshape(S, -1).sum(axis=1)  # (S*T) -> (S,T)
         if (self.bits_left < 0).any():  # so the time is bounded by the payload, whatever size a header claims
             raise damaged(self.names[self.bits_left.argmin()], "its tokens take more bits than it has")
         return tokens
 
-    def decode(self, step: Callable[[np.ndarray], np.ndarray], R: int, N: int) -> np.ndarray:
-        """The next N tokens of R rows, S*T as of :meth:`next`, place by place: (R,N) int64. ``step`` as of
-        :func:`intervals_by_steps`. ValueError as of :meth:`next`."""
+    def decode(self, step: Step, R: int, N: int) -> np.ndarray:
+        """The next N tokens (R,N) int64 of R = S*T rows, position by position. ValueError as in :meth:`next`."""
         tokens = np.empty((R, N), np.int64)
         for n in range(N):
             tokens[:, n] = self.next(step(tokens[:, max(0, n - 1) : n]))

@@ -4,6 +4,7 @@ import collections
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
 from multiprocessing.pool import ThreadPool
@@ -162,6 +163,18 @@ def check_size(path: str, image: np.ndarray, first_path: str, size: tuple[int, i
             f"{path} is {image.shape[0]}x{image.shape[1]} but {first_path} is {size[0]}x{size[1]} (height x width); "
             "pass --image_size HxW to scale and crop all of them."
         )
+
+
+def report_bad_images(bad: list[str], n: int, skip_bad: bool) -> None:
+    """Says on stderr which of ``n`` images are left out: ``bad`` holds a sentence about each. ValueError, naming up to 10,
+    unless ``skip_bad`` and some are left."""
+    lines = bad[:10] + [f"and {len(bad) - 10} more"] * (len(bad) > 10)
+    named = f" {bad[0]}" if len(bad) == 1 else "".join(f"\n  {line}" for line in lines)
+    if bad and (len(bad) == n or not skip_bad):
+        remedy = "there are no others" if len(bad) == n else "pass --skip_bad to leave them out"
+        raise ValueError(f"{len(bad)} of {n} images cannot be used; {remedy}:{named}")
+    if bad:
+        print(f"Left out {len(bad)} of {n} images:{named}", file=sys.stderr)
 
 
 def decoded(
