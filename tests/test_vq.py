@@ -185,7 +185,7 @@ def test_weights_change_after_the_update_alone(ema_decay):
 
     made(x)
     assert not changed()
-    made.notes = None
+    made.statistics = None
     made.eval()(x)
     with torch.no_grad():
         made.train()(x)
@@ -250,7 +250,7 @@ def test_dead_entries_are_restarted_at_data(ema_decay):
     if ema_decay:  # of its averages nothing is left: the next ones start from the new place
         target = draw(1, 3, seed=9)
         at = made.codebook[1].clone()
-        made._note(target, torch.tensor([1]))
+        made.accumulate_statistics(target, torch.tensor([1]))
         made.after_update()
         N = 0.9 / 6 + 0.1
         assert torch.allclose(made.codebook[1], (0.9 / 6 * at + 0.1 * target[0]) / N, atol=1e-5)
@@ -353,25 +353,25 @@ def test_measures_of_a_batch_are_those_of_its_tokens(name):
 def test_rates_are_probabilities_given_earlier_codes():
     """At every place, 2^-bits of all codes sum to one; and a code moves the bits of later places and its own alone."""
     torch.manual_seed(0)
-    predictor, entries = RatePredictor(5, 3), 3 * draw(5, 3)
+    predictor, entries = RatePredictor(3, 5), 3 * draw(5, 3)
     torch.nn.init.normal_(predictor.bias)
     grid = torch.randint(5, (1, 4, 5), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        before = predictor(entries[grid], grid, entries)
+        before = predictor.bits_of_entries(entries[grid], grid, entries)
         assert before.shape == grid.shape and (before > 0).all()
         for n in range(20):
             total = 0
             for k in range(5):
                 other = grid.clone()
                 other[0, n // 5, n % 5] = k
-                bits = predictor(entries[other], other, entries).flatten()
+                bits = predictor.bits_of_entries(entries[other], other, entries).flatten()
                 assert torch.allclose(bits[:n], before.flatten()[:n], atol=1e-5), n
                 total += 2 ** -bits[n]
             assert math.isclose(total, 1, rel_tol=1e-4)
     code = entries[grid].requires_grad_()
-    (g,) = torch.autograd.grad(predictor(code, grid, entries)[0, 0, 0], code)
+    (g,) = torch.autograd.grad(predictor.bits_of_entries(code, grid, entries)[0, 0, 0], code)
     with torch.no_grad():  # at the first place, which has no context: (p - 1) times the prediction, in bits
-        prediction, p = predictor.look(code)[0, 0, 0], 2 ** -before[0, 0, 0]
+        prediction, p = predictor.predict(code)[0, 0, 0], 2 ** -before[0, 0, 0]
     assert torch.allclose(g[0, 0, 0], (p - 1) * prediction / math.log(2), atol=1e-6) and g[0, 1:].abs().sum() == 0
 
 
@@ -426,7 +426,7 @@ def test_a_code_for_a_whole_image_makes_only_so_many_pictures():
         assert grid.shape == (40, 1, 1) and x_hat.shape == x.shape and model.encode_index(x[0]).shape == (1, 1)
         assert torch.equal(model.decode_index(grid), x_hat)
         assert 2 <= len(x_hat.unique(dim=0)) <= 3
-    assert -(-SIZE[0] // model.patch_size) == -(-SIZE[1] // model.patch_size) == 1  # a grid of one, for who asks so
+    assert model.patch_size == model.patch_shape == SIZE  # a grid of one, for who asks so
 
 
 def test_a_size_that_the_stride_does_not_divide():

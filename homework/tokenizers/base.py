@@ -47,7 +47,7 @@ class Tokenizer(Model):
     def code_table(self) -> Tensor:
         """(K,d) float: the vector of every code. ValueError for more than 2^20 codes."""
         if self.n_tokens > 2**20:
-            raise ValueError(f"The tokenizer has {self.n_tokens} codes, too many for a table of vectors; the limit is 2^20.")
+            raise ValueError(f"The tokenizer has {self.n_tokens} codes, too many for a table of vectors (at most 2^20); leave --codes out.")
         index = torch.arange(self.n_tokens, device=next(self.parameters()).device)
         return self.code_vectors(index[:, None, None])[:, 0, 0]  # (K,1,1,d) -> (K,d)
 
