@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from homework import FeatureDataset, ImageDataset
 from homework import features as module
 from homework.core import checkpoint, fingerprint
-from homework.datasets.features import shard_path
+from homework.datasets.features import FeatureModel, shard_path
 from homework.datasets.kinds import DATASETS
 from homework.features import features, write_index, write_shard
 
@@ -89,7 +89,7 @@ def test_it_is_a_data_set_for_the_training_loop(folder, autoencoder):
     spec = {"model": "PatchAutoEncoder", "config": model.config}
     assert dataset.model_defaults() == {"autoencoder": spec, "height": GRID[0], "width": GRID[1]}
 
-    class Model:
+    class Model(FeatureModel):
         def set_autoencoder(self, autoencoder):
             self.state = autoencoder.state_dict()
 

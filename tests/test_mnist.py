@@ -247,7 +247,7 @@ def test_download(tmp_path, serve):
 def test_download_says_what_is_wrong(tmp_path, serve):
     source = write_mnist(tmp_path / "source")
     (source / f"{TEST}.gz").write_bytes(b"<html>Please log in</html>")
-    with pytest.raises(ValueError, match=f"{TEST}.gz.* is no IDX file"):
+    with pytest.raises(ValueError, match=f"{TEST}.gz.* is not an IDX file"):
         download.mnist(tmp_path / "data", serve(source))
     assert not files(tmp_path / "data")
     (source / f"{TEST}.gz").unlink()

@@ -54,7 +54,7 @@ def test_units_that_are_left_stay_where_they_stood(shape, kept):
         ("3x4", 2, [1, 0], "rising"),
         ("3x4", 2, [0, 12], "12"),
         ("3x4", 2, [0, 1, 2], "n_codes = 2"),
-        ("3x4", 2, [0, "1"], "whole numbers"),
+        ("3x4", 2, [0, "1"], "list of integers"),
     ],
 )
 def test_a_lattice_that_cannot_be_is_named(shape, n, kept, words):
@@ -300,7 +300,7 @@ def test_pruning_nothing_leaves_the_file_and_its_tokens_as_they_are(features, co
     done = command("som", "fit", "features", "whole.pth", "--n_codes", 4, "--passes", 2, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     done = command("som", "prune", "whole.pth", "features", "--threshold", 1, "--output", "same.pth")
-    assert done.returncode == 0 and "0 of 4 units removed; tokens of the old one are still its own" in done.stdout
+    assert done.returncode == 0 and "0 of 4 units removed; the old one's tokens remain valid" in done.stdout
     one, other = checkpoint.load("whole.pth"), checkpoint.load("same.pth")
     assert one.config == other.config and torch.equal(one.codebook, other.codebook)
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from homework import ImageDataset
 from homework.core import checkpoint, files
-from homework.tokenizers.base import usage
-from homework.tokenizers.vq import VQVAE, RatePredictor, VectorQuantizer, VQPatchAutoEncoder, nearest
+from homework.tokenizers.base import RatePredictor, usage
+from homework.tokenizers.vector_quantizer import VectorQuantizer, nearest
+from homework.tokenizers.vq import VQVAE, VQPatchAutoEncoder
 from homework.training.loop import Run
 
 VQ = "VQPatchAutoEncoder"
@@ -296,7 +297,7 @@ def test_all_entries_of_a_bad_start_come_into_use():
 TWO = """
 import sys, torch
 from homework.training import distributed
-from homework.tokenizers.vq import VectorQuantizer
+from homework.tokenizers.vector_quantizer import VectorQuantizer
 
 distributed.setup(torch.device("cpu"))
 rank, world = distributed.rank(), distributed.world_size()
