@@ -271,7 +271,7 @@ def test_what_cannot_be_split_is_told(tmp_path):
         image_paths("train", tmp_path)
     picture(tmp_path / "0.png")
     for root in (tmp_path, dataset_json(tmp_path / "dataset.json", ["0.png"])):
-        with pytest.raises(ValueError, match="one image alone in"):
+        with pytest.raises(ValueError, match="only one image in"):
             image_paths("valid", root)
 
 
@@ -433,7 +433,7 @@ def test_damaged_zip_leaves_nothing(tmp_path):
     flipped[whole.index(b"1.png") + 60] ^= 1  # in the second image's pixels: only its CRC tells
     for broken in (b"", b"no zip", whole[: len(whole) // 2], bytes(flipped)):
         (tmp_path / "a.zip").write_bytes(broken)
-        with pytest.raises(ValueError, match="a.zip is no zip, or a damaged one"):
+        with pytest.raises(ValueError, match="a.zip is not a zip, or a damaged one"):
             download.import_(tmp_path / "a.zip", tmp_path / "data")
         assert not (tmp_path / "data").exists() or os.listdir(tmp_path / "data") == []
 
