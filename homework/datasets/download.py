@@ -140,11 +140,9 @@ def _read_block(response) -> bytes:
 
 def _idx_files(source: Path) -> dict[str, Path]:
     """MNIST's files in a folder, at any depth, by name, plain ones and ".gz"."""
-    found = {}
-    for path in sorted(source.rglob("*-ubyte*")):
-        if path.name.removesuffix(".gz") in idx.FILES and path.is_file():
-            found.setdefault(path.name.removesuffix(".gz"), path)
-    return found
+    paths = sorted(source.rglob("*-ubyte*"), reverse=True)  # of several, the first by name stays
+    found = {path.name.removesuffix(".gz"): path for path in paths if path.is_file()}
+    return {name: found[name] for name in idx.FILES if name in found}
 
 
 def _put_idx(files: dict[str, Path], folder: Path, replace: bool) -> None:

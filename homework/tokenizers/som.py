@@ -286,4 +286,4 @@ class SOM(FeatureModel, Tokenizer):
     def u_matrix_picture(self) -> Tensor:
         """(3,rows,columns) in [0,1]: each unit's mean distance from its neighbours, as grey; black where there is none."""
         distances = self.lattice.on_sheet(u_matrix(self.codebook, self.positions))
-        return (distances / distances.max().clamp_min(1e-12)).expand(3, -1, -1)
+        return (distances / distances.max().clamp_min(1e-12)).repeat(3, 1, 1)
