@@ -103,20 +103,9 @@ class BSQPatchAutoEncoder(QuantizedAutoEncoder):
     architecture = "BSQ patch auto-encoder 1"
     training_options = frozenset({"commitment_weight", "entropy_weight", "gamma", "inverse_temperature", "rate_weight"})
 
-    def __init__(
-        self,
-        patch_size: int = 5,
-        latent_dim: int = 128,
-        codebook_bits: int = 10,
-        encoder_blocks: int = 2,
-        decoder_blocks: int = 4,
-        detail: int = 16,
-        commitment_weight: float = 0.0,
-        entropy_weight: float = 0.0,
-        gamma: float = 1.0,
-        inverse_temperature: float = 100.0,
-        rate_weight: float = 0.0,
-    ):
+    def __init__(self, patch_size: int = 5, latent_dim: int = 128, codebook_bits: int = 10, encoder_blocks: int = 2,
+                 decoder_blocks: int = 4, detail: int = 16, commitment_weight: float = 0.0, entropy_weight: float = 0.0,
+                 gamma: float = 1.0, inverse_temperature: float = 100.0, rate_weight: float = 0.0):  # fmt: skip
         networks = patch_networks(patch_size, latent_dim, latent_dim, encoder_blocks, decoder_blocks, detail)
         super().__init__(patch_size, *networks)
         checks.not_negative(commitment_weight=commitment_weight, entropy_weight=entropy_weight, gamma=gamma)

@@ -15,16 +15,8 @@ from homework.datasets.images import to_float
 from homework.tokenizers.base import AutoEncoder, Tokenizer
 
 
-def features(
-    autoencoder: str,
-    images: str,
-    output: str,
-    image_size: str | None = None,
-    batch_size: int = 64,
-    shard: int = 1024,
-    replace: bool = False,
-    device: str = "auto",
-) -> None:
+def features(autoencoder: str, images: str, output: str, image_size: str | None = None, batch_size: int = 64,
+             shard: int = 1024, replace: bool = False, device: str = "auto") -> None:  # fmt: skip
     """Writes the feature maps of images, sorted by path, into a folder that FeatureDataset reads.
 
     The same command resumes an unfinished run: complete shards that are there are kept.

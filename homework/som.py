@@ -14,19 +14,10 @@ from homework.tokenizers.som import SOM
 from homework.tokenizers.som_fit import evaluate_codebook, fit_in_passes, pruned
 from homework.training import resume
 
-def fit(
-    features: str,
-    output: str,
-    n_codes: int = 1024,
-    patch: int | str = 1,
-    lattice: str = "plane",
-    passes: int = 20,
-    radius_start: float = 0.0,
-    radius_end: float = 1.0,
-    limit: int | None = None,
-    batch_size: int = 64,
-    device: str = "auto",
-) -> None:
+
+def fit(features: str, output: str, n_codes: int = 1024, patch: int | str = 1, lattice: str = "plane", passes: int = 20,
+        radius_start: float = 0.0, radius_end: float = 1.0, limit: int | None = None, batch_size: int = 64,
+        device: str = "auto") -> None:  # fmt: skip
     """Trains a SOM in batch steps: a pass over all features finds every patch's best unit, and then all units move.
     Curves and pictures are in logs/{date}_SOM/.
 
@@ -79,14 +70,8 @@ def check_output(path: str) -> None:
         raise ValueError(f"The output is {path}, but must be a .pth file.")
 
 
-def prune(
-    model: str,
-    features: str,
-    threshold: int,
-    output: str | None = None,
-    batch_size: int = 64,
-    device: str = "auto",
-) -> None:
+def prune(model: str, features: str, threshold: int, output: str | None = None, batch_size: int = 64,
+          device: str = "auto") -> None:  # fmt: skip
     """Removes the units of a SOM that are the best for fewer patches than a threshold; the others keep their positions.
 
     Tokens have to be made again: those of the SOM as it was mean other units.

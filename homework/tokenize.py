@@ -21,19 +21,9 @@ MOST = 16  # copies are moved by fewer pixels than these
 Result = tuple[tuple[int, int], np.ndarray] | str  # the image's (H, W) and its grid (h, w), or what is wrong with it
 
 
-def tokenize(
-    tokenizer: str,
-    output: str,
-    *images: str,
-    batch_size: int = 16,
-    image_size: str | None = None,
-    copies: int = 0,
-    shift: int | None = None,
-    split: str | None = None,
-    skip_bad: bool = False,
-    codes: bool = False,
-    device: str = "auto",
-) -> None:
+def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, image_size: str | None = None, copies: int = 0,
+             shift: int | None = None, split: str | None = None, skip_bad: bool = False, codes: bool = False,
+             device: str = "auto") -> None:  # fmt: skip
     """Writes the tokens of images, sorted by path, to a file that TokenDataset reads.
 
     Args:
@@ -120,17 +110,10 @@ def encode_dataset(model: Tokenizer, data: FeatureDataset | MnistImages, batch_s
 
 
 @torch.inference_mode()
-def encode_files(
-    model: Tokenizer,
-    paths: list[str],
-    batch_size: int,
-    image_size: tuple[int, int] | None = None,
-    device: torch.device | str = "cpu",
-    copies: int = 0,
-    shift: int = 0,
-) -> dict[str, Result]:
-    """The grids of this process's share of ``paths``: complete batches, so that several processes get exactly what one would.
-    Copy k of an image is called PATH#k, and moved by at most ``shift`` pixels."""
+def encode_files(model: Tokenizer, paths: list[str], batch_size: int, image_size: tuple[int, int] | None = None,
+                 device: torch.device | str = "cpu", copies: int = 0, shift: int = 0) -> dict[str, Result]:  # fmt: skip
+    """The grids of this process's share of ``paths``: complete batches, so that several processes get exactly what one
+    would. Copy k of an image is called PATH#k, and moved by at most ``shift`` pixels."""
     batches = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
     batches = batches[distributed.rank() :: distributed.world_size()]
     results = {}

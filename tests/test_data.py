@@ -317,9 +317,7 @@ def test_tokens_of_any_integer_type(tmp_path, dtype):
     if dtype == torch.uint16 and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
         pytest.skip("this torch cannot save uint16")
     tokens = torch.arange(24).reshape(4, 2, 3)
-    write(
-        {"tokens": tokens.to(dtype), "n_tokens": 99, "names": list("abcd")}, tmp_path / "tokenized_train.pth"
-    )
+    write({"tokens": tokens.to(dtype), "n_tokens": 99, "names": list("abcd")}, tmp_path / "tokenized_train.pth")
     dataset = TokenDataset("train", root=tmp_path)
     assert len(dataset) == 4 and dataset.names == list("abcd")
     assert dataset.model_defaults() == {"n_tokens": 99, "height": 2, "width": 3}

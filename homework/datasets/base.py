@@ -13,8 +13,8 @@ Indices = np.ndarray | Tensor | Sequence[int]
 
 
 class Dataset:
-    """Samples that a model is trained on. The loop calls the constructor as ``(split, root=..., **options)``, with a split of
-    "train" or "valid", the folder that ``--data`` names, and those of its options that the class has.
+    """Samples that a model is trained on. The loop calls the constructor as ``(split, root=..., **options)``, with a split
+    of "train" or "valid", the folder that ``--data`` names, and those of its options that the class has.
 
     A class becomes available as ``--dataset NAME`` by ``homework.datasets.kinds.DATASETS[NAME] = CLASS``.
 
@@ -40,7 +40,7 @@ class Dataset:
         raise NotImplementedError
 
     def augment(self, batch: Any, generator: torch.Generator, indices: Tensor | None = None) -> Any:
-        """A batch of the samples at ``indices``, changed at random by draws from a CPU ``generator``; unchanged by default."""
+        """A batch of the samples at ``indices``, changed by draws from a CPU ``generator``; unchanged by default."""
         return batch
 
     def model_defaults(self) -> dict[str, Any]:

@@ -184,7 +184,8 @@ def _by_split(entries: Entries, source: Path, valid_every: int) -> dict[str, Ope
 
 def _share_out(entries: Entries, valid_every: int) -> dict[str, Opener]:
     """One entry in ``valid_every`` goes into valid, the others into train; numbered, for a name may occur twice."""
-    return {f"{SPLITS[i % valid_every == 0]}/{i:06d}_{path.name}": opener for i, (path, opener) in enumerate(entries, start=1)}
+    numbered = enumerate(entries, start=1)
+    return {f"{SPLITS[i % valid_every == 0]}/{i:06d}_{path.name}": opener for i, (path, opener) in numbered}
 
 
 def _put(members: dict[str, Opener], folder: Path, replace: bool) -> None:

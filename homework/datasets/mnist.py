@@ -34,8 +34,8 @@ def read_idx(path: str | Path, known_as: str | Path | None = None) -> np.ndarray
         content, intact = _unpack_damaged(path), False
     path = known_as or path
     if len(content) < 4 or content[:3] != b"\0\0\x08" or not 1 <= content[3] <= 4 or len(content) < 4 + 4 * content[3]:
-        raise ValueError(f"{path} is not an IDX file of bytes, or its header is cut off ({len(content)} bytes); get it again with "
-                         f"{HOW_TO_GET}.")  # fmt: skip
+        raise ValueError(f"{path} is not an IDX file of bytes, or its header is cut off ({len(content)} bytes); get it "
+                         f"again with {HOW_TO_GET}.")  # fmt: skip
     shape = np.frombuffer(content, ">u4", content[3], offset=4).tolist()
     head, wanted = 4 + 4 * len(shape), math.prod(shape)
     if len(content) != head + wanted:
@@ -86,7 +86,8 @@ def binary(digits: np.ndarray, how: float | str = 0) -> np.ndarray:
 
     Args:
         digits: (N,28,28) uint8.
-        how: a threshold in [0, 1): ink is brighter than it, black being 0 and white 1. Or "sample": ink with a probability of the brightness, by a fixed seed.
+        how: a threshold in [0, 1): ink is brighter than it, black being 0 and white 1. Or "sample": ink with a probability
+            of the brightness, by a fixed seed.
     Returns:
         (N,28,28) uint8 of 0 and 1.
     Raises:

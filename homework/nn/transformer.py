@@ -32,13 +32,13 @@ class Attention(nn.Module):
         if start:
             first = max(0, start + 1 - self.window)
             k, v = (kept[:, :, first : start + 1] for kept in cache)
-            y = self.attend(q, k, v, self.last_biases(start + 1 - first)[:, None])  # (heads,1,m): the own position is the last
+            y = self.attend(q, k, v, self.last_biases(start + 1 - first)[:, None])  # (heads,1,m): the own one is the last
         else:
             y = self.attend_all(q, k, v)
         return self.out(y.transpose(1, 2).reshape(B, n, D))  # (B,heads,n,d) -> (B,n,D)
 
     def attend_all(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Queries, keys and values of all positions (B,heads,n,d) -> each position's mean of the values it sees, likewise."""
+        """Queries, keys and values of all positions (B,heads,n,d) -> each one's mean of the values it sees."""
         n = q.shape[2]
         q, k, v = (in_blocks(t, self.window) for t in (q, k, v))  # (B,heads,n,d) -> (B,heads,b,c,d)
         k, v = (with_previous(t) for t in (k, v))  # (B,heads,b,2c,d)
@@ -119,8 +119,8 @@ def initialise(reading: list[nn.Linear], writing: list[nn.Linear], n_layers: int
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention to all positions of a sequence (Vaswani et al., arXiv 1706.03762, section 3.2): a decoder's to the
-    encoder's output, or an encoder's to its own."""
+    """Multi-head attention to all positions of a sequence (Vaswani et al., arXiv 1706.03762, section 3.2): a decoder's to
+    the encoder's output, or an encoder's to its own."""
 
     def __init__(self, D: int, n_heads: int):
         super().__init__()
@@ -198,8 +198,8 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, modulation: Tensor, keys_values: Tensor | None = None,
                 cache: tuple[Tensor, Tensor] | None = None, start: int = 0) -> Tensor:  # fmt: skip
-        """(B,n,D), :attr:`modulation` of each position's condition (B,n,4D), and :meth:`CrossAttention.read` of the encoder's
-        output -> (B,n,D). ``cache`` and ``start`` as of :class:`Attention`."""
+        """(B,n,D), :attr:`modulation` of each position's condition (B,n,4D), and :meth:`CrossAttention.read` of the
+        encoder's output -> (B,n,D). ``cache`` and ``start`` as of :class:`Attention`."""
         shift, scale, last_shift, last_scale = modulation.chunk(4, dim=-1)
         x = x + self.dropout(self.attention(torch.addcmul(shift, self.norm(x), scale), cache, start))
         if self.cross_attention:

@@ -47,9 +47,10 @@ class Tokenizer(Model):
     def code_table(self) -> Tensor:
         """(K,d) float: the vector of every code. ValueError for more than 2^20 codes."""
         if self.n_tokens > 2**20:
-            raise ValueError(f"The tokenizer has {self.n_tokens} codes, too many for a table of vectors (at most 2^20); leave "
-                             "--codes out.")  # fmt: skip
-        return self.code_vectors(torch.arange(self.n_tokens, device=self.device)[:, None, None])[:, 0, 0]  # (K,1,1,d) -> (K,d)
+            raise ValueError(f"The tokenizer has {self.n_tokens} codes, too many for a table of vectors (at most 2^20); "
+                             "leave --codes out.")  # fmt: skip
+        index = torch.arange(self.n_tokens, device=self.device)
+        return self.code_vectors(index[:, None, None])[:, 0, 0]  # (K,1,1,d) -> (K,d)
 
 
 class AutoEncoder(Model):
@@ -110,10 +111,7 @@ def to_pictures(x: Tensor) -> Tensor:
 
 class QuantizedAutoEncoder(AutoEncoder, Tokenizer):
     """An auto-encoder with a quantizer in its bottleneck: codes (...,h,w,d), one of K at each position, and their indices.
-
-    A subclass has ``n_tokens``, K, and ``decode(code) -> x_hat``, ``encode_index(x) -> index``,
-    ``code_vectors(index) -> code`` and :meth:`quantize`.
-    """
+    A subclass has ``n_tokens``, ``encode_index(x) -> index``, ``code_vectors(index) -> code`` and :meth:`quantize`."""
 
     def latent(self, x: Tensor) -> Tensor:
         """(...,H,W,3) -> (...,h,w,C): what is to be quantized."""
@@ -132,7 +130,7 @@ class QuantizedAutoEncoder(AutoEncoder, Tokenizer):
         return self.decode(self.code_vectors(index))
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(...,H,W,3) -> (x_hat (...,H,W,3), measures: :func:`usage` over the batch, and the weighted losses that are on)."""
+        """(...,H,W,3) -> (x_hat (...,H,W,3), measures: :func:`usage` over the batch, and the weighted losses)."""
         code, measures = self.quantize(self.latent(x))
         return self.decode(code)[..., : x.shape[-3], : x.shape[-2], :], measures
 

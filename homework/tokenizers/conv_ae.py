@@ -26,8 +26,8 @@ class Residual(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """(B,H,W,3) -> (B,h,w,out): each layer halves height and width, and a residual block follows; grey images are the mean of the
-    three channels. H, W multiples of 2 ** len(channels)."""
+    """(B,H,W,3) -> (B,h,w,out): each layer halves height and width, and a residual block follows; grey images are the mean
+    of the three channels. H, W multiples of 2 ** len(channels)."""
 
     def __init__(self, image_channel: int, channels: list[int], out: int, hidden: type[nn.Module], final: nn.Module):
         super().__init__()
@@ -111,20 +111,10 @@ class ConvAutoEncoder(AutoEncoder):
     architecture = "convolutional auto-encoder 1"
     training_options = frozenset({"model_lr"})
 
-    def __init__(
-        self,
-        model_lr: float = 1e-3,
-        image_channel: int = 3,
-        min_channel: int = 32,
-        max_channel: int = 128,
-        num_layers: int = 2,
-        latent_channel: int = 8,
-        hidden_activation_type: str = "silu",
-        use_final_enc_activation: bool = False,
-        encoder_activation_type: str = "tanh",
-        use_final_dec_activation: bool = False,
-        decoder_activation_type: str = "sigmoid",
-    ):
+    def __init__(self, model_lr: float = 1e-3, image_channel: int = 3, min_channel: int = 32, max_channel: int = 128,
+                 num_layers: int = 2, latent_channel: int = 8, hidden_activation_type: str = "silu",
+                 use_final_enc_activation: bool = False, encoder_activation_type: str = "tanh",
+                 use_final_dec_activation: bool = False, decoder_activation_type: str = "sigmoid"):  # fmt: skip
         check(self.config)
         growth = (max_channel / min_channel) ** (1 / max(1, num_layers - 1))
         channels = [round(max_channel / growth**i) for i in reversed(range(num_layers))]

@@ -29,7 +29,7 @@ class Lattice:
         if not sides and shape not in ("line", "plane"):
             raise ValueError(f"lattice is {shape!r}, but must be line, plane or ROWSxCOLUMNS, as in 32x32.")
         if not sides and kept is not None:
-            raise ValueError(f"kept is {kept}, so lattice must be ROWSxCOLUMNS, of the lattice before pruning, not {shape!r}.")
+            raise ValueError(f"kept is {kept}, so lattice must be ROWSxCOLUMNS, as before pruning, not {shape!r}.")
         if sides:
             self.rows, self.columns = sides
         else:

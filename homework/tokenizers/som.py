@@ -61,7 +61,7 @@ class SOM(FeatureModel, Tokenizer):
 
     Args:
         n_codes: K, units, from 1 to 8192.
-        patch: P, the side of a patch in positions of the feature map; or "HEIGHTxWIDTH"; or "map" for one code for all of it.
+        patch: P, the side of a patch in positions of the feature map; or "HEIGHTxWIDTH"; or "map", all of it.
         lattice: "line", "plane" or "ROWSxCOLUMNS", see :class:`homework.tokenizers.lattice.Lattice`.
         height, width: of the feature map.
         radius_start: the neighbourhood's first radius in steps of the lattice; 0 for half of its longer side.
@@ -74,18 +74,9 @@ class SOM(FeatureModel, Tokenizer):
 
     learning_rate = 5e-3
 
-    def __init__(
-        self,
-        n_codes: int = 1024,
-        patch: int | str = 1,
-        lattice: str = "plane",
-        height: int = 20,
-        width: int = 30,
-        radius_start: float = 0.0,
-        radius_end: float = 1.0,
-        autoencoder: dict | None = None,
-        kept: list[int] | None = None,
-    ):
+    def __init__(self, n_codes: int = 1024, patch: int | str = 1, lattice: str = "plane", height: int = 20, width: int = 30,
+                 radius_start: float = 0.0, radius_end: float = 1.0, autoencoder: dict | None = None,
+                 kept: list[int] | None = None):  # fmt: skip
         super().__init__()
         checks.integer(1, MOST_CODES, n_codes=n_codes)
         checks.integer(1, 4096, height=height, width=width)
@@ -185,8 +176,8 @@ class SOM(FeatureModel, Tokenizer):
     # --- training ---------------------------------------------------------------------------------------------------------
 
     def statistics(self, x: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
-        """Of patches x (n,d) and their best units (n): how many patches each unit has (K), and their sums (K,d). A step needs
-        no more: the neighbourhood acts on units, not on patches."""
+        """Of patches x (n,d) and their best units (n): how many patches each unit has (K), and their sums (K,d). A step
+        needs no more: the neighbourhood acts on units, not on patches."""
         counts = torch.bincount(best, minlength=self.n_tokens).to(x.dtype)
         sums = x.new_zeros(self.codebook.shape).index_add_(0, best, x)
         return counts, sums

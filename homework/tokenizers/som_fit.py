@@ -15,8 +15,8 @@ from homework.tokenizers.vector_quantizer import nearest
 def fit_in_passes(
     model: SOM, data: FeatureDataset, order: Tensor, batch_size: int, passes: int, advance: Callable[[int], object]
 ) -> Iterator[dict[str, float]]:
-    """Lays out the units over patches of ``data``, then makes ``passes`` batch steps (Kohonen 2001, section 3.6): a pass over
-    the maps at ``order`` (n) finds each patch's best unit, and then all units move. The radius shrinks from pass to pass.
+    """Lays out the units over patches of ``data``, then makes ``passes`` batch steps, see :meth:`SOM.batch_step`, each over
+    the maps at ``order`` (n); the radius shrinks from one to the next.
 
     Yields after each pass its "mse" per number, the "radius", and :func:`usage_of` the units; calls ``advance`` with the
     number of maps in each batch.

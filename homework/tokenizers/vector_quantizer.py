@@ -127,7 +127,7 @@ class VectorQuantizer(nn.Module):
             return
         (hits, sums, x), self.statistics = self.statistics, None
         hits, u = distributed.add_up(hits), int(self.updates)
-        decay = min(self.ema_decay or 0.99, (1 + u) / (10 + u))  # while the encoder is young, old averages are soon worthless
+        decay = min(self.ema_decay or 0.99, (1 + u) / (10 + u))  # a young encoder soon outdates averages
         if u > 0:  # at the first one the entries are random, and who chose them says nothing
             n, share = hits.sum(), hits / hits.sum()
             self.frequency.lerp_(share, 1 - decay)

@@ -35,22 +35,10 @@ class VQPatchAutoEncoder(QuantizedAutoEncoder):
     architecture = "VQ patch auto-encoder 1"
     training_options = frozenset({"codebook_weight", "commitment_weight", "ema_decay", "restart_below", "rate_weight"})
 
-    def __init__(
-        self,
-        patch_size: int = 5,
-        latent_dim: int = 128,
-        n_tokens: int = 1024,
-        code_dim: int = 16,
-        encoder_blocks: int = 2,
-        decoder_blocks: int = 4,
-        detail: int = 16,
-        l2_norm: bool = True,
-        codebook_weight: float = 1.0,
-        commitment_weight: float = 0.25,
-        ema_decay: float = 0.0,
-        restart_below: float = 0.1,
-        rate_weight: float = 0.0,
-    ):
+    def __init__(self, patch_size: int = 5, latent_dim: int = 128, n_tokens: int = 1024, code_dim: int = 16,
+                 encoder_blocks: int = 2, decoder_blocks: int = 4, detail: int = 16, l2_norm: bool = True,
+                 codebook_weight: float = 1.0, commitment_weight: float = 0.25, ema_decay: float = 0.0,
+                 restart_below: float = 0.1, rate_weight: float = 0.0):  # fmt: skip
         quantizer = VectorQuantizer(n_tokens, code_dim, l2_norm, ema_decay, restart_below)
         checks.not_negative(codebook_weight=codebook_weight, commitment_weight=commitment_weight, rate_weight=rate_weight)
         networks = patch_networks(patch_size, latent_dim, code_dim, encoder_blocks, decoder_blocks, detail)
@@ -106,19 +94,9 @@ class VQVAE(VQPatchAutoEncoder):
 
     architecture = "VQ-VAE 1"
 
-    def __init__(
-        self,
-        height: int = 100,
-        width: int = 150,
-        latent_dim: int = 128,
-        n_tokens: int = 1024,
-        code_dim: int = 16,
-        stride: int = 10,
-        encoder_blocks: int = 2,
-        decoder_blocks: int = 4,
-        detail: int = 16,
-        ema_decay: float = 0.0,
-    ):
+    def __init__(self, height: int = 100, width: int = 150, latent_dim: int = 128, n_tokens: int = 1024, code_dim: int = 16,
+                 stride: int = 10, encoder_blocks: int = 2, decoder_blocks: int = 4, detail: int = 16,
+                 ema_decay: float = 0.0):  # fmt: skip
         checks.integer(1, 4096, height=height, width=width)
         checks.integer(1, 64, stride=stride)
         super().__init__(stride, latent_dim, n_tokens, code_dim, encoder_blocks, decoder_blocks, detail, ema_decay=ema_decay)
