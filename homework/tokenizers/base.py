@@ -12,7 +12,8 @@ from homework.nn.masked_conv import MaskedConv2d
 
 
 class Tokenizer(Model):
-    """The contract: an image becomes a grid of integers and comes back.
+    """The contract: an image becomes a grid of integers and comes back. A subclass defines :meth:`encode_index`,
+    :meth:`code_vectors`, and either ``decode``, (...,h,w,d) -> (...,h*P,w*Q,3), or :meth:`decode_index`.
 
     Attributes:
         n_tokens: K; tokens are in [0, K).
@@ -31,13 +32,24 @@ class Tokenizer(Model):
         """(...,H,W,3) float in [-0.5,0.5] -> (...,h,w) int64 in [0,K), h = ceil(H/P), w = ceil(W/Q)."""
         raise NotImplementedError
 
-    def decode_index(self, index: Tensor) -> Tensor:
-        """(...,h,w) integers in [0,K) -> (...,h*P,w*Q,3)."""
-        raise NotImplementedError
-
     def code_vectors(self, index: Tensor) -> Tensor:
         """(...,h,w) integers in [0,K) -> (...,h,w,d): the vector of each token."""
         raise NotImplementedError
+
+    def encode(self, x: Tensor) -> Tensor:
+        """(...,H,W,3) -> (...,h,w,d): the vector of each token."""
+        return self.code_vectors(self.encode_index(x))
+
+    def decode_index(self, index: Tensor) -> Tensor:
+        """(...,h,w) integers in [0,K) -> (...,h*P,w*Q,3)."""
+        return self.decode(self.code_vectors(index))
+
+    def check_single(self, code: Tensor) -> None:
+        """For a tokenizer with one code for an image: ValueError if ``code``, (...,h,w,d), has more."""
+        if code.shape[-3:-1] != (1, 1):
+            H, W = self.patch_shape
+            raise ValueError(f"This {type(self).__name__} has one code for an image of {H}x{W}, but this grid has "
+                             f"{code.shape[-3]}x{code.shape[-2]}; use --image_size {H}x{W}.")  # fmt: skip
 
     def encode_features(self, z: Tensor) -> Tensor:
         """Feature maps (B,h,w,C) -> (B,h,w) int64, for a tokenizer that reads them. ValueError for the others."""
@@ -109,7 +121,7 @@ def to_pictures(x: Tensor) -> Tensor:
     return (x + 0.5).clamp(0, 1).permute(0, 3, 1, 2)
 
 
-class QuantizedAutoEncoder(AutoEncoder, Tokenizer):
+class QuantizedAutoEncoder(Tokenizer, AutoEncoder):
     """An auto-encoder with a quantizer in its bottleneck: codes (...,h,w,d), one of K at each position, and their indices.
     A subclass has ``n_tokens``, ``encode_index(x) -> index``, ``code_vectors(index) -> code`` and :meth:`quantize`."""
 
@@ -120,14 +132,6 @@ class QuantizedAutoEncoder(AutoEncoder, Tokenizer):
     def quantize(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(...,h,w,C) -> (code (...,h,w,d) with a gradient to z, measures: usage, and the weighted losses)."""
         raise NotImplementedError
-
-    def encode(self, x: Tensor) -> Tensor:
-        """(...,H,W,3) -> code (...,h,w,d)."""
-        return self.code_vectors(self.encode_index(x))
-
-    def decode_index(self, index: Tensor) -> Tensor:
-        """(...,h,w) integers in [0,K) -> (...,h*P,w*P,3)."""
-        return self.decode(self.code_vectors(index))
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(...,H,W,3) -> (x_hat (...,H,W,3), measures: :func:`usage` over the batch, and the weighted losses)."""

@@ -135,10 +135,6 @@ class SOM(FeatureModel, Tokenizer):
         z = self.to_patches(self.autoencoder.encode(padded))
         return z.view(*x.shape[:-3], *z.shape[1:])  # (B,h,w,d) -> (...,h,w,d)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """(...,H,W,3) -> (...,h,w,d): the best units' vectors."""
-        return self.code_vectors(self.encode_index(x))
-
     def encode_index(self, x: Tensor) -> Tensor:
         """(...,H,W,3) float in [-0.5,0.5] -> (...,h,w) int64 in [0,K): best units."""
         return self.best_units(self.latent(x))
@@ -157,16 +153,10 @@ class SOM(FeatureModel, Tokenizer):
 
     def decode(self, code: Tensor) -> Tensor:
         """(...,h,w,d) -> (...,H,W,3): complete patches. ValueError for several codes where one is for the entire map."""
-        if self.config["patch"] == "map" and code.shape[-3:-1] != (1, 1):
-            H, W = self.patch_shape
-            raise ValueError(f"This SOM has one code for an image of {H}x{W}, but this grid has {code.shape[-3]}x"
-                             f"{code.shape[-2]}; use --image_size {H}x{W}.")  # fmt: skip
+        if self.config["patch"] == "map":
+            self.check_single(code)
         x = self.autoencoder.decode(self.to_features(code.reshape(-1, *code.shape[-3:])))  # (...,h,w,d) -> (B,h,w,d)
         return x.view(*code.shape[:-3], *x.shape[1:])  # (B,H,W,3) -> (...,H,W,3)
-
-    def decode_index(self, index: Tensor) -> Tensor:
-        """(...,h,w) integers in [0,K) -> (...,H,W,3): complete patches."""
-        return self.decode(self.code_vectors(index))
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(...,H,W,3) -> (x_hat (...,H,W,3), measures: :func:`homework.tokenizers.base.usage` over the batch)."""

@@ -116,9 +116,6 @@ class VQVAE(VQPatchAutoEncoder):
 
     def decode(self, code: Tensor) -> Tensor:
         """(...,1,1,d) -> (...,height,width,3). ValueError for a larger grid."""
-        if code.shape[-3:-1] != (1, 1):
-            H, W = self.size
-            raise ValueError(f"A VQVAE has one code for an image of {H}x{W}, but this grid has {code.shape[-3]}x"
-                             f"{code.shape[-2]}; use --image_size {H}x{W}.")  # fmt: skip
+        self.check_single(code)
         z = self.up(code[..., 0, 0, :]).unflatten(-1, self.grid)  # (...,h*w*d) -> (...,h,w,d)
         return super().decode(z)[..., : self.size[0], : self.size[1], :]
