@@ -202,7 +202,7 @@ def test_commitment_loss_is_the_distance_to_the_corner_of_the_sphere():
 
 
 def test_rates_are_probabilities_given_earlier_codes():
-    """At every place, 2^-bits of all codes sum to one; and a code moves the bits of later places and its own alone."""
+    """At every position, 2^-bits of all codes sum to one; and a code moves the bits of later positions and its own alone."""
     torch.manual_seed(0)
     L, (h, w) = 2, (6, 7)
     predictor = RatePredictor(L).double()
@@ -221,7 +221,7 @@ def test_rates_are_probabilities_given_earlier_codes():
             assert math.isclose(total, 1, rel_tol=1e-9)
         other = grid.clone()
         other[0, 2, 3] *= -1
-        assert (predictor.bits_of_signs(other) - before)[0, 3, 3].abs() > 1e-6  # the place below sees it
+        assert (predictor.bits_of_signs(other) - before)[0, 3, 3].abs() > 1e-6  # the position below sees it
 
 
 def test_rate_loss_is_the_bits_of_a_token():
@@ -268,7 +268,7 @@ def test_reconstruction_gradient_reaches_the_encoder_through_the_signs():
 
 
 def test_no_bit_shifts_of_tensors():
-    """They are wrong on Apple's MPS (PyTorch issue 147889). A shift of plain Python numbers is no such thing."""
+    """They are wrong on Apple's MPS (PyTorch issue 147889). A shift of plain Python numbers is allowed."""
     for path in (ROOT / "homework").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             name = getattr(node, "attr", None) or getattr(node, "id", "")

@@ -248,7 +248,7 @@ def test_dead_entries_are_restarted_at_data(ema_decay):
     assert torch.equal(made.codebook[4], before[4]) and torch.equal(expected.codebook[1], before[1])
     index = made.encode_index(x[rows_of(made.codebook[1:2], x)])
     assert index.tolist() == [1]  # and is chosen from now on
-    if ema_decay:  # of its averages nothing is left: the next ones start from the new place
+    if ema_decay:  # of its averages nothing is left: the next ones start from the new position
         target = draw(1, 3, seed=9)
         at = made.codebook[1].clone()
         made.accumulate_statistics(target, torch.tensor([1]))
@@ -352,7 +352,7 @@ def test_measures_of_a_batch_are_those_of_its_tokens(name):
 
 
 def test_rates_are_probabilities_given_earlier_codes():
-    """At every place, 2^-bits of all codes sum to one; and a code moves the bits of later places and its own alone."""
+    """At every position, 2^-bits of all codes sum to one; and a code moves the bits of later positions and its own alone."""
     torch.manual_seed(0)
     predictor, entries = RatePredictor(3, 5), 3 * draw(5, 3)
     torch.nn.init.normal_(predictor.bias)
@@ -371,7 +371,7 @@ def test_rates_are_probabilities_given_earlier_codes():
             assert math.isclose(total, 1, rel_tol=1e-4)
     code = entries[grid].requires_grad_()
     (g,) = torch.autograd.grad(predictor.bits_of_entries(code, grid, entries)[0, 0, 0], code)
-    with torch.no_grad():  # at the first place, which has no context: (p - 1) times the prediction, in bits
+    with torch.no_grad():  # at the first position, which has no context: (p - 1) times the prediction, in bits
         prediction, p = predictor.predict(code)[0, 0, 0], 2 ** -before[0, 0, 0]
     assert torch.allclose(g[0, 0, 0], (p - 1) * prediction / math.log(2), atol=1e-6) and g[0, 1:].abs().sum() == 0
 
@@ -437,14 +437,14 @@ def test_a_size_that_the_stride_does_not_divide():
 
 
 @pytest.mark.parametrize("shape", [(2, 20, 31, 3), (30, 20, 3)])
-def test_an_image_of_another_size_is_told_with_the_remedy(shape):
+def test_an_image_of_another_size_is_named_with_the_remedy(shape):
     with pytest.raises(ValueError, match=f"{shape[-3]}x{shape[-2]}.*20x30.*--height {shape[-3]} --width {shape[-2]}"):
         build("VQVAE").encode_index(torch.zeros(shape))
 
 
 @both
 @pytest.mark.parametrize("shape", [(20, 30), (20, 30, 1), (3,)])
-def test_what_is_no_image_is_named(name, shape):
+def test_what_is_not_an_image_is_named(name, shape):
     with pytest.raises(ValueError, match=str(shape).replace("(", r"\(").replace(")", r"\)")):
         build(name).encode_index(torch.zeros(shape))
 
@@ -511,12 +511,12 @@ def test_tokenize_writes_indices_and_the_vector_of_each_code(command, data, tmp_
         assert torch.equal(stored["codes"][stored["tokens"].long()], model.code_vectors(stored["tokens"]))
 
 
-def test_codes_that_are_too_many_and_a_flag_with_a_value_are_told(command, data, tmp_path):
+def test_codes_that_are_too_many_and_a_flag_with_a_value_are_refused(command, data, tmp_path):
     checkpoint.save(build("BSQPatchAutoEncoder", codebook_bits=21), tmp_path / "t.pth")
-    told = sentence(command("tokenize", tmp_path / "t.pth", tmp_path / "out.pth", data / "valid", "--codes"))
-    assert str(2**21) in told and "--codes" in told and not (tmp_path / "out.pth").exists()
-    told = sentence(command("tokenize", tmp_path / "t.pth", tmp_path / "out.pth", "--codes", data / "valid"))
-    assert "--codes takes no value" in told
+    message = sentence(command("tokenize", tmp_path / "t.pth", tmp_path / "out.pth", data / "valid", "--codes"))
+    assert str(2**21) in message and "--codes" in message and not (tmp_path / "out.pth").exists()
+    message = sentence(command("tokenize", tmp_path / "t.pth", tmp_path / "out.pth", "--codes", data / "valid"))
+    assert "--codes takes no value" in message
 
 
 @both
