@@ -30,15 +30,8 @@ class PatchAutoEncoder(AutoEncoder):
 
     architecture = "patch auto-encoder 1"
 
-    def __init__(
-        self,
-        patch_size: int = 25,
-        latent_dim: int = 128,
-        bottleneck: int = 128,
-        encoder_blocks: int = 2,
-        decoder_blocks: int = 3,
-        detail: int = 16,
-    ):
+    def __init__(self, patch_size: int = 25, latent_dim: int = 128, bottleneck: int = 128, encoder_blocks: int = 2,
+                 decoder_blocks: int = 3, detail: int = 16):  # fmt: skip
         checks.integer(1, 4096, bottleneck=bottleneck)
         networks = patch_networks(patch_size, latent_dim, bottleneck, encoder_blocks, decoder_blocks, detail)
         super().__init__(patch_size, *networks)

@@ -30,13 +30,12 @@ def binary_entropy(p: Tensor) -> Tensor:
 
 
 class BSQ(nn.Module):
-    """Quantizes vectors to the corners of a hypercube: one bit for the sign of each of L coordinates on a sphere.
+    """Quantizes vectors to the corners of a hypercube, one bit for the sign of each of L coordinates on the unit sphere:
+    code = sign(u), u = down(x) / |down(x)| (section 3 of the paper, whose factor 1/sqrt(L) is left to ``up``).
 
     ::
 
-        (...,D) -> linear -> (...,L) -> L2 norm -> u -> sign -> code in {-1,1}^L -> linear -> (...,D)
-
-    (The paper's code is sign(u) / sqrt(L), a corner on the sphere; here that factor is left to the second linear layer.)
+        (...,D) -> down, linear -> (...,L) -> L2 norm -> u -> sign -> code in {-1,1}^L -> up, linear -> (...,D)
 
     Args:
         codebook_bits: L, from 1 to 62; there are K = 2^L codes.
@@ -83,7 +82,7 @@ class BSQ(nn.Module):
 
 
 class BSQPatchAutoEncoder(QuantizedAutoEncoder):
-    """A tokenizer: the patch auto-encoder with BSQ in its waist.
+    """A tokenizer: the patch auto-encoder with BSQ in its bottleneck.
 
     ::
 
@@ -93,31 +92,20 @@ class BSQPatchAutoEncoder(QuantizedAutoEncoder):
         patch_size, latent_dim, encoder_blocks, decoder_blocks, detail: see :class:`homework.ae.PatchAutoEncoder`.
         codebook_bits: L, bits kept of a patch, from 1 to 62.
         commitment_weight: of the commitment loss |u - sign(u)/sqrt(L)|^2 (the paper's section 4); 0 for none.
-        entropy_weight: of the entropy loss E[H(q(u))] - gamma H(E[q(u)]) in nats, which wants sure bits, all of them used,
-            with both entropies summed over bits, as if these were independent; 0 for none.
+        entropy_weight: of the entropy loss E[H(q(u))] - gamma H(E[q(u)]) in nats (section 4), which favours bits that are
+            certain for each vector and balanced over all; both entropies are sums over independent bits; 0 for none.
         gamma: weight of its second term.
-        rate_weight: of the bits of a token that a RatePredictor cannot foretell, beside the mean squared error: trades
-            error for tokens that are cheaper under a prior (entropy-constrained quantization); 0 for none.
+        rate_weight: of the bits of a token under a RatePredictor, beside the mean squared error: trades error for tokens
+            that are cheaper under a prior (entropy-constrained quantization); 0 for none.
         inverse_temperature: tau, how sharply q(bit = 1 | u) = sigmoid(2 tau u / sqrt(L)) follows u.
     """
 
     architecture = "BSQ patch auto-encoder 1"
     training_options = frozenset({"commitment_weight", "entropy_weight", "gamma", "inverse_temperature", "rate_weight"})
 
-    def __init__(
-        self,
-        patch_size: int = 5,
-        latent_dim: int = 128,
-        codebook_bits: int = 10,
-        encoder_blocks: int = 2,
-        decoder_blocks: int = 4,
-        detail: int = 16,
-        commitment_weight: float = 0.0,
-        entropy_weight: float = 0.0,
-        gamma: float = 1.0,
-        inverse_temperature: float = 100.0,
-        rate_weight: float = 0.0,
-    ):
+    def __init__(self, patch_size: int = 5, latent_dim: int = 128, codebook_bits: int = 10, encoder_blocks: int = 2,
+                 decoder_blocks: int = 4, detail: int = 16, commitment_weight: float = 0.0, entropy_weight: float = 0.0,
+                 gamma: float = 1.0, inverse_temperature: float = 100.0, rate_weight: float = 0.0):  # fmt: skip
         networks = patch_networks(patch_size, latent_dim, latent_dim, encoder_blocks, decoder_blocks, detail)
         super().__init__(patch_size, *networks)
         checks.not_negative(commitment_weight=commitment_weight, entropy_weight=entropy_weight, gamma=gamma)

@@ -15,19 +15,11 @@ from homework.datasets.images import to_float
 from homework.tokenizers.base import AutoEncoder, Tokenizer
 
 
-def features(
-    autoencoder: str,
-    images: str,
-    output: str,
-    image_size: str | None = None,
-    batch_size: int = 64,
-    shard: int = 1024,
-    replace: bool = False,
-    device: str = "auto",
-) -> None:
+def features(autoencoder: str, images: str, output: str, image_size: str | None = None, batch_size: int = 64,
+             shard: int = 1024, replace: bool = False, device: str = "auto") -> None:  # fmt: skip
     """Writes the feature maps of images, sorted by path, into a folder that FeatureDataset reads.
 
-    An unfinished run is taken up by the same command: whole shards that are there are kept.
+    The same command resumes an unfinished run: complete shards that are there are kept.
 
     Args:
         autoencoder: checkpoint of a model that makes maps of numbers, as homework/ConvAutoEncoder.pth.
@@ -67,7 +59,7 @@ def features(
 
 
 @torch.inference_mode()
-def plan(model: torch.nn.Module, names: list[str], image_size: tuple[int, int], shard: int) -> dict:
+def plan(model: AutoEncoder, names: list[str], image_size: tuple[int, int], shard: int) -> dict:
     """The index of the maps of ``names``, images of ``image_size`` (H, W), ``shard`` in a file; see :func:`read_index`."""
     size = model.encode(torch.zeros(1, *image_size, 3)).shape[1:]
     return {
@@ -84,21 +76,21 @@ def plan(model: torch.nn.Module, names: list[str], image_size: tuple[int, int], 
 def prepare(folder: Path, index: dict, replace: bool) -> list[int]:
     """Makes ``folder`` ready for the shards of ``index``, and returns those that are still to be made.
 
-    ValueError if other feature maps are there, unless ``replace`` allows to remove them, or if one is damaged.
+    ValueError if other feature maps are there, which ``replace`` removes, or if one is damaged.
     """
     there = sorted(folder.glob("features_*.npy"))
     if replace:
-        (folder / INDEX).unlink(missing_ok=True)  # first, for without it nobody takes what is left for a whole
+        (folder / INDEX).unlink(missing_ok=True)  # first: without it, what is left is not taken for complete
         for path in there:
             path.unlink()
     elif (folder / INDEX).is_file():
-        known = read_index(folder)
-        other = [k for k in index if known[k] != index[k]]
+        found = read_index(folder)
+        other = [k for k in index if found[k] != index[k]]
         if other:
             raise ValueError(f"{folder} has feature maps already, whose {' and '.join(other)} differ; name another folder, "
-                             "or pass --replace to make them anew.")  # fmt: skip
+                             "or pass --replace to make them again.")  # fmt: skip
     elif there:
-        raise ValueError(f"{folder} has feature maps, but no {INDEX}; pass --replace to make them anew.")
+        raise ValueError(f"{folder} has feature maps, but no {INDEX}; pass --replace to make them again.")
     for path in folder.glob("*.tmp"):  # what a killed run left
         path.unlink()
     missing = [i for i in range(len(index["shards"])) if not shard_path(folder, i).is_file()]
@@ -109,10 +101,10 @@ def prepare(folder: Path, index: dict, replace: bool) -> list[int]:
 
 @torch.inference_mode()
 def encode_shards(
-    model: torch.nn.Module, index: dict, missing: list[int], batch_size: int, image_size: tuple[int, int] | None, bar: tqdm
+    model: AutoEncoder, index: dict, missing: list[int], batch_size: int, image_size: tuple[int, int] | None, bar: tqdm
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """The shards ``missing``, one after the other: (i, float16 (n, h, w, C)). Batches never reach over the end of a shard,
-    so that a shard is the same whether others were there already or not.
+    """The shards ``missing``, one after the other: (i, float16 (n, h, w, C)). Batches end with a shard, so that it is the
+    same whether others were there already or not.
 
     ValueError, naming the image, if one is damaged or of another size, or its map has numbers too large for float16.
     """
@@ -139,12 +131,14 @@ def encode_shards(
 
 
 def write_shard(path: Path, maps: np.ndarray) -> None:
+    """Writes maps (n, h, w, C) as a .npy file."""
     with files.replacing(path) as temporary, open(temporary, "wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(maps))
-        file.write(maps.tobytes())  # on a full disk OSError tells so, which np.save's own error does not
+        file.write(maps.tobytes())  # on a full disk an OSError, unlike np.save's own error, says so
 
 
 def write_index(folder: Path, index: dict, finished: bool) -> None:
+    """Writes the index, see :func:`read_index`."""
     with files.replacing(folder / INDEX) as temporary:
         temporary.write_text(json.dumps(index | {"finished": finished}, indent=1), "utf-8")
 

@@ -1,7 +1,6 @@
 """Images to grids of tokens: ``python -m homework.tokenize TOKENIZER OUTPUT IMAGES...``, also under torchrun."""
 
 import collections
-import sys
 import zlib
 from pathlib import Path
 
@@ -10,32 +9,21 @@ import torch
 from tqdm import tqdm
 
 from homework.core import cli, devices, files, fingerprint
-from homework.datasets.features import INDEX, FeatureDataset
-from homework.datasets.image_files import decoded, image_paths
+from homework.datasets.features import INDEX, FeatureDataset, FeatureModel
+from homework.datasets.image_files import decoded, image_paths, report_bad_images
 from homework.datasets.images import to_float
 from homework.datasets.mnist import FILES, MnistImages, find
 from homework.priors.pairs import load_tokenizer
 from homework.tokenizers.base import Tokenizer
-from homework.tokenizers.som import SOM
 from homework.training import distributed
 
 MOST = 16  # copies are moved by fewer pixels than these
 Result = tuple[tuple[int, int], np.ndarray] | str  # the image's (H, W) and its grid (h, w), or what is wrong with it
 
 
-def tokenize(
-    tokenizer: str,
-    output: str,
-    *images: str,
-    batch_size: int = 16,
-    image_size: str | None = None,
-    copies: int = 0,
-    shift: int | None = None,
-    split: str | None = None,
-    skip_bad: bool = False,
-    codes: bool = False,
-    device: str = "auto",
-) -> None:
+def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, image_size: str | None = None, copies: int = 0,
+             shift: int | None = None, split: str | None = None, skip_bad: bool = False, codes: bool = False,
+             device: str = "auto") -> None:  # fmt: skip
     """Writes the tokens of images, sorted by path, to a file that TokenDataset reads.
 
     Args:
@@ -44,13 +32,12 @@ def tokenize(
         images: files, folders or dataset.json files; or MNIST's folder; or, for a SOM, one that homework.features wrote.
         batch_size: images that go through the model at once.
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped; as they are by default.
-        copies: also as many randomly mirrored and shifted copies of each image, so that a prior has more to learn from.
-        shift: pixels by which copies are moved at most; by default less than a patch, and than 16. Grids of several
-            tokenizers that are to go together, coarse and fine, need the same.
+        copies: also as many randomly mirrored and shifted copies of each image, from which a prior learns more.
+        shift: pixels by which copies are moved at most; by default less than a patch, and than 16. Coarse and fine
+            grids of a cascade need the same.
         split: of MNIST: train, valid or test.
-        skip_bad: leave out images that are damaged or of another size than most; otherwise they are an error.
-        codes: also write the vector of each code, under "codes": one table (K,d) for all images, since a token's vector
-            depends on nothing but the token.
+        skip_bad: leave out images that are damaged or of another size than most; they are an error by default.
+        codes: also write the table (K,d) of the vectors of all codes, under "codes".
         device: auto, cpu, cuda or mps.
     """
     tokenizer, output, *images = map(str, (tokenizer, output, *images))  # Fire takes 2026 for a number
@@ -67,15 +54,15 @@ def tokenize(
     model = load_tokenizer(tokenizer)
     if shift is None:
         shift = min(*model.patch_shape, MOST) - 1
-    known = {"tokenizer": fingerprint.identity(model), "shift": shift if copies else 0}
+    fields = {"tokenizer": fingerprint.identity(model), "shift": shift if copies else 0}
     if codes:
-        known["codes"] = model.code_table().clone()  # a clone, for a view would be saved with all that it views
+        fields["codes"] = model.code_table().clone()  # a clone, for a view would be saved with all that it views
     data = open_folder(images[0], split) if len(images) == 1 else None
     if data:
         if copies or size:
             raise ValueError("--copies and --image_size are for files of images; digits and feature maps stay as they are.")
         results = encode_dataset(model.to(devices.pick_device(device)), data, batch_size)
-        _write(results, model.n_tokens, output, skip_bad, known)
+        _write(results, model.n_tokens, output, skip_bad, fields)
         return
     if split is not None:
         raise ValueError("--split is for MNIST's folder alone, named mnist; leave it out, and name a folder of images.")
@@ -87,53 +74,46 @@ def tokenize(
     finally:
         distributed.cleanup()
     if results is not None:
-        _write(dict(item for part in results for item in part.items()), model.n_tokens, output, skip_bad, known)
+        _write(dict(item for part in results for item in part.items()), model.n_tokens, output, skip_bad, fields)
 
 
 def open_folder(folder: str, split: str | None) -> FeatureDataset | MnistImages | None:
-    """The feature maps, or the digits of MNIST's ``split``, that lie in ``folder``; None if it holds neither. ValueError
-    without a split for the digits."""
+    """The feature maps, or the digits of MNIST's ``split``, in ``folder``; None if it holds neither. ValueError for MNIST
+    without a split."""
     if (Path(folder) / INDEX).is_file():
         return FeatureDataset(folder)
     folder = Path(folder).resolve()
     if folder.name != "mnist" or not any(find(folder, name) for name in FILES):
         return None
     if split is None:
-        raise ValueError(f"{folder} holds MNIST; say of which digits to make tokens, by --split train, valid or test.")
+        raise ValueError(f"{folder} holds MNIST; name the digits by --split train, valid or test.")
     return MnistImages(split, root=folder.parent)
 
 
 @torch.inference_mode()
 def encode_dataset(model: Tokenizer, data: FeatureDataset | MnistImages, batch_size: int) -> dict[str, Result]:
-    """The grids of all of ``data``. ValueError for feature maps if the tokenizer reads none, or those of another
-    auto-encoder."""
+    """The grids of all of ``data``. ValueError for feature maps that the tokenizer does not read, or that another
+    auto-encoder made."""
     encode = model.encode_index
-    if data.holds == "features":
-        if isinstance(model, SOM) and not fingerprint.is_of(data.fingerprint, model.autoencoder):
+    if isinstance(data, FeatureDataset):
+        if isinstance(model, FeatureModel) and not fingerprint.is_of(data.fingerprint, model.autoencoder):
             raise ValueError("These feature maps are of another auto-encoder than the tokenizer's; make them with its own, "
                              "or name images.")  # fmt: skip
         encode = model.encode_features
     device, results = model.device, {}
     with tqdm(total=len(data), desc="tokenizing", unit="img") as bar:
-        for places in torch.arange(len(data)).split(batch_size):
-            grids = encode(data.batch(places, device)).cpu().numpy().astype(smallest_type(model.n_tokens))
-            results |= {data.names[i]: (data.size[:2], grid) for i, grid in zip(places.tolist(), grids, strict=True)}
-            bar.update(len(places))
+        for indices in torch.arange(len(data)).split(batch_size):
+            grids = _stored(encode(data.batch(indices, device)), model.n_tokens)
+            results |= {data.names[i]: (data.size[:2], grid) for i, grid in zip(indices.tolist(), grids, strict=True)}
+            bar.update(len(indices))
     return results
 
 
 @torch.inference_mode()
-def encode_files(
-    model: Tokenizer,
-    paths: list[str],
-    batch_size: int,
-    image_size: tuple[int, int] | None = None,
-    device: torch.device | str = "cpu",
-    copies: int = 0,
-    shift: int = 0,
-) -> dict[str, Result]:
-    """This process's share of ``paths``: whole batches, so that several processes get exactly what one would get.
-    Copy k of an image is called PATH#k, and moved by at most ``shift`` pixels."""
+def encode_files(model: Tokenizer, paths: list[str], batch_size: int, image_size: tuple[int, int] | None = None,
+                 device: torch.device | str = "cpu", copies: int = 0, shift: int = 0) -> dict[str, Result]:  # fmt: skip
+    """The grids of this process's share of ``paths``: complete batches, so that several processes get exactly what one
+    would. Copy k of an image is called PATH#k, and moved by at most ``shift`` pixels."""
     batches = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
     batches = batches[distributed.rank() :: distributed.world_size()]
     results = {}
@@ -150,7 +130,7 @@ def encode_files(
                 for copy in range(1 + copies):
                     draws = torch.Generator().manual_seed(zlib.crc32(f"{batch[0]}#{copy}".encode()))
                     x = to_float(mirrored_and_shifted(pixels, shift, draws) if copy else pixels)
-                    grids = model.encode_index(x).cpu().numpy().astype(smallest_type(model.n_tokens))
+                    grids = _stored(model.encode_index(x), model.n_tokens)
                     names = [f"{path}#{copy}" if copy else path for path in group]
                     results |= {name: (size, grid) for name, grid in zip(names, grids, strict=True)}
             bar.update(len(batch))
@@ -158,7 +138,7 @@ def encode_files(
 
 
 def mirrored_and_shifted(x: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
-    """(B,H,W,3) images, each mirrored or not, and moved by up to ``most`` pixels in both directions, where the edge is
+    """(B,H,W,3) images, each mirrored or not, and moved by up to ``most`` pixels in both directions, with the edge
     repeated. (Grids themselves can be neither mirrored nor moved by part of a patch.)"""
     B, H, W, _ = x.shape
     down, right = torch.randint(-most, most + 1, (2, B, 1), generator=generator).to(x.device)
@@ -169,6 +149,11 @@ def mirrored_and_shifted(x: torch.Tensor, most: int, generator: torch.Generator)
     return x[torch.arange(B, device=x.device)[:, None, None], rows[:, :, None], columns[:, None]]
 
 
+def _stored(grids: torch.Tensor, n_tokens: int) -> np.ndarray:
+    """(B,h,w) int64 -> the same in the smallest type that holds ``n_tokens`` values."""
+    return grids.cpu().numpy().astype(smallest_type(n_tokens))
+
+
 def smallest_type(n_tokens: int) -> type:
     """The smallest numpy type for 0 ... ``n_tokens`` - 1; unsigned up to 16 bits, beyond which it saves nothing."""
     types = {8: np.uint8, 16: np.uint16, 31: np.int32, 63: np.int64}
@@ -177,24 +162,20 @@ def smallest_type(n_tokens: int) -> type:
     return next(t for bits, t in types.items() if n_tokens <= 1 << bits)
 
 
-def _write(results: dict[str, Result], n_tokens: int, output: str, skip_bad: bool, known: dict) -> None:
+def _write(results: dict[str, Result], n_tokens: int, output: str, skip_bad: bool, fields: dict) -> None:
+    """Writes the grids of the images of the most frequent size; ValueError if there are others, unless ``skip_bad``."""
     results = dict(sorted(results.items()))
     sizes = collections.Counter(r[0] for r in results.values() if not isinstance(r, str))
-    size = max(sizes, key=sizes.get, default=None)  # the size of most of them is the right one
+    size = max(sizes, key=sizes.get, default=None)
     bad = [
         r if isinstance(r, str) else f"{path} is {r[0][0]}x{r[0][1]}, most are {size[0]}x{size[1]} (see --image_size)"
         for path, r in results.items()
         if isinstance(r, str) or r[0] != size
     ]
-    named = "\n  ".join(bad[:10] + [f"and {len(bad) - 10} more"] * (len(bad) > 10))
-    if bad and not (skip_bad and len(bad) < len(results)):
-        remedy = "pass --skip_bad to leave them out" if len(bad) < len(results) else "there are no others"
-        raise ValueError(f"{len(bad)} of {len(results)} images cannot be used; {remedy}:\n  {named}")
-    if bad:
-        print(f"Left out {len(bad)} of {len(results)} images:\n  {named}", file=sys.stderr)
+    report_bad_images(bad, len(results), skip_bad)
     grids = {path: r[1] for path, r in results.items() if not isinstance(r, str) and r[0] == size}
     tokens = torch.from_numpy(np.stack(list(grids.values())))  # (N, h, w)
-    files.write({"tokens": tokens, "n_tokens": n_tokens, "names": list(grids)} | known, output)
+    files.write({"tokens": tokens, "n_tokens": n_tokens, "names": list(grids)} | fields, output)
     used = len(np.unique(tokens.numpy()))
     print(f"{output}: {len(grids)} grids of {tokens.shape[1]}x{tokens.shape[2]} tokens, {used} of {n_tokens} codes used")
 

@@ -1,4 +1,4 @@
-"""The patch auto-encoder: shapes for every patch size and image size, padding, patches in their places."""
+"""The patch auto-encoder: shapes for every patch size and image size, padding, patches at their positions."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_padding_repeats_the_last_row_and_column(P, size):
 
 
 @given(st.integers(1, 6), st.tuples(*[st.integers(1, 5)] * 3), st.integers(1, 3))
-def test_unpatch_puts_each_patch_in_its_place(P, shape, C):
+def test_unpatch_puts_each_patch_at_its_position(P, shape, C):
     B, h, w = shape
     x = torch.arange(B * h * w * P * P * C).view(B, h, w, P * P * C)
     pixels = unpatch(x, P)
@@ -91,7 +91,7 @@ def test_its_parts_by_their_course_names_and_defaults():
 
 
 @pytest.mark.parametrize("shape", [(20, 30), (20, 30, 1), (2, 20, 30, 4), (3,)])
-def test_what_is_no_image_is_named(shape):
+def test_what_is_not_an_image_is_named(shape):
     with pytest.raises(ValueError, match=str(shape).replace("(", r"\(").replace(")", r"\)")):
         build("PatchAutoEncoder").encode(torch.zeros(shape))
 

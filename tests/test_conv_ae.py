@@ -59,7 +59,7 @@ def test_each_layer_halves_and_channels_grow_geometrically(num_layers):
 
 def test_moving_the_image_by_a_place_moves_the_map_away_from_the_borders():
     model, x = awake(build(NAME)).eval(), image(1, 40, 48)
-    moved = x.roll((4, 8), dims=(1, 2))  # one place down, two to the right
+    moved = x.roll((4, 8), dims=(1, 2))  # one position down, two to the right
     inner = (slice(None), slice(4, -4), slice(5, -5))
     with torch.no_grad():
         z, other = model.encode(x), model.encode(moved)

@@ -196,7 +196,7 @@ def test_processes_may_make_the_cache_at_once(tmp_path):
     assert len(list((tmp_path / "data" / ".cache").iterdir())) == 1
 
 
-def test_a_file_that_vanishes_while_old_caches_are_looked_for_is_no_error(tmp_path, monkeypatch):
+def test_a_file_that_vanishes_while_old_caches_are_looked_for_raises_nothing(tmp_path, monkeypatch):
     """Another process renames its temporary file between our listing of the folder and our look at it."""
     picture(tmp_path / "train" / "0.png")
     ImageDataset("train", root=tmp_path)
@@ -241,7 +241,7 @@ def test_other_json_is_refused(tmp_path, text):
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(2, 65), st.sampled_from(["folder", "json"]))
-def test_a_folder_without_splits_is_split_by_place(n, form):
+def test_a_folder_without_splits_is_split_by_position(n, form):
     with tempfile.TemporaryDirectory() as folder:
         root, names = Path(folder), [f"{i:03}.png" for i in range(n)]
         for i, name in enumerate(names):
@@ -251,7 +251,7 @@ def test_a_folder_without_splits_is_split_by_place(n, form):
         train, valid = ([Path(p).name for p in image_paths(split, root)] for split in ("train", "valid"))
         assert valid == names[::20] and sorted(train + valid) == names and train == sorted(train)
         datasets = {split: ImageDataset(split, root=root) for split in ("train", "valid")}
-        for split, dataset in datasets.items():  # neither's cache has taken the other's place
+        for split, dataset in datasets.items():  # neither's cache has replaced the other's
             assert np.array_equal(ImageDataset(split, root=root).images, dataset.images)
             assert np.array_equal(dataset[0].numpy(), read_image(dataset.names[0]))
         assert len(list(Path(folder, ".cache").iterdir())) == 2
@@ -265,13 +265,13 @@ def test_splits_win_over_images_beside_them(tmp_path):
         image_paths("valid", tmp_path)
 
 
-def test_what_cannot_be_split_is_told(tmp_path):
+def test_what_cannot_be_split_is_named(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(FileNotFoundError, match="no folder .*train, nor are there images in .* itself; get the images with"):
         image_paths("train", tmp_path)
     picture(tmp_path / "0.png")
     for root in (tmp_path, dataset_json(tmp_path / "dataset.json", ["0.png"])):
-        with pytest.raises(ValueError, match="one image alone in"):
+        with pytest.raises(ValueError, match="only one image in"):
             image_paths("valid", root)
 
 
@@ -317,9 +317,7 @@ def test_tokens_of_any_integer_type(tmp_path, dtype):
     if dtype == torch.uint16 and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
         pytest.skip("this torch cannot save uint16")
     tokens = torch.arange(24).reshape(4, 2, 3)
-    write(
-        {"tokens": tokens.to(dtype), "n_tokens": 99, "names": list("abcd")}, tmp_path / "tokenized_train.pth"
-    )
+    write({"tokens": tokens.to(dtype), "n_tokens": 99, "names": list("abcd")}, tmp_path / "tokenized_train.pth")
     dataset = TokenDataset("train", root=tmp_path)
     assert len(dataset) == 4 and dataset.names == list("abcd")
     assert dataset.model_defaults() == {"n_tokens": 99, "height": 2, "width": 3}
@@ -387,7 +385,7 @@ def test_import_of_a_zip_or_folder(tmp_path, unpacked):
         assert Path(tmp_path, "data", *Path(name).parts[2:]).read_bytes() == contents[name]
 
 
-def test_import_replaces_only_when_told(tmp_path):
+def test_import_replaces_only_when_asked_to(tmp_path):
     elsewhere = picture(tmp_path / "elsewhere" / "9.png").parent
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train").symlink_to(elsewhere)
@@ -433,7 +431,7 @@ def test_damaged_zip_leaves_nothing(tmp_path):
     flipped[whole.index(b"1.png") + 60] ^= 1  # in the second image's pixels: only its CRC tells
     for broken in (b"", b"no zip", whole[: len(whole) // 2], bytes(flipped)):
         (tmp_path / "a.zip").write_bytes(broken)
-        with pytest.raises(ValueError, match="a.zip is no zip, or a damaged one"):
+        with pytest.raises(ValueError, match="a.zip is not a zip, or a damaged one"):
             download.import_(tmp_path / "a.zip", tmp_path / "data")
         assert not (tmp_path / "data").exists() or os.listdir(tmp_path / "data") == []
 

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from homework import FeatureDataset, ImageDataset
 from homework import features as module
 from homework.core import checkpoint, fingerprint
-from homework.datasets.features import shard_path
+from homework.datasets.features import FeatureModel, shard_path
 from homework.datasets.kinds import DATASETS
 from homework.features import features, write_index, write_shard
 
-N, C = 24, 3  # images in train/, numbers at a place
+N, C = 24, 3  # images in train/, numbers at a position
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_shards_are_memory_mapped_half_precision(folder):
 
 
 @given(st.lists(st.integers(0, 9), max_size=20), st.lists(st.integers(1, 4), min_size=1, max_size=4))
-def test_batches_over_shards_of_any_sizes(tmp_path_factory, places, sizes):
+def test_batches_over_shards_of_any_sizes(tmp_path_factory, drawn, sizes):
     """In the order asked for, with repetitions."""
     folder, n = tmp_path_factory.mktemp("shards"), sum(sizes)
     maps = np.arange(n * 4, dtype=np.float16).reshape(n, 1, 2, 2)
@@ -75,7 +75,7 @@ def test_batches_over_shards_of_any_sizes(tmp_path_factory, places, sizes):
     write_index(folder, index | {"autoencoder": "0", "names": [f"{i}" for i in range(n)]}, finished=True)
     for i, end in enumerate(np.cumsum(sizes)):
         write_shard(shard_path(folder, i), maps[end - sizes[i] : end])
-    wanted = np.array(places, dtype=np.int64) % n
+    wanted = np.array(drawn, dtype=np.int64) % n
     batch = FeatureDataset(folder).batch(torch.from_numpy(wanted))
     assert batch.dtype == torch.float32 and np.array_equal(batch.numpy(), maps[wanted])
 
@@ -89,7 +89,7 @@ def test_it_is_a_data_set_for_the_training_loop(folder, autoencoder):
     spec = {"model": "PatchAutoEncoder", "config": model.config}
     assert dataset.model_defaults() == {"autoencoder": spec, "height": GRID[0], "width": GRID[1]}
 
-    class Model:
+    class Model(FeatureModel):
         def set_autoencoder(self, autoencoder):
             self.state = autoencoder.state_dict()
 
@@ -99,7 +99,7 @@ def test_it_is_a_data_set_for_the_training_loop(folder, autoencoder):
 
 
 @pytest.mark.parametrize("after", [1, 2, 3, 5])
-def test_what_was_interrupted_goes_on_to_the_same_bytes(folder, autoencoder, data, tmp_path, monkeypatch, after):
+def test_what_was_interrupted_resumes_to_the_same_bytes(folder, autoencoder, data, tmp_path, monkeypatch, after):
     """The run ends with the ``after``-th batch of 7; shards of 3, 3 and 1 batches."""
     options = {"batch_size": 4, "shard": 10, "device": "cpu"}
     calls, to_float = [], module.to_float
@@ -158,8 +158,8 @@ def test_other_maps_are_refused_or_replaced(folder, autoencoder, data, tmp_path,
         ((autoencoder, data / "train", folder, *given, "--image_size", "10x15"), "size and image_size differ"),
         ((autoencoder, data / "train", folder), "shards differ"),
     ]:
-        said = sentence(command("features", *arguments))
-        assert what in said and "name another folder, or pass --replace" in said
+        message = sentence(command("features", *arguments))
+        assert what in message and "name another folder, or pass --replace" in message
     assert contents(folder) == before
     (folder / "index.json").unlink()
     assert "but no index.json" in sentence(command("features", autoencoder, data / "train", folder, *given))
@@ -201,7 +201,7 @@ def test_another_auto_encoder_beside_the_maps_is_noticed(folder):
         FeatureDataset(folder).model_defaults()
 
 
-def test_missing_maps_are_told_how_to_make(tmp_path):
+def test_missing_maps_are_named_with_the_command_that_makes_them(tmp_path):
     with pytest.raises(FileNotFoundError, match="homework.features AUTOENCODER IMAGES .*valid"):
         FeatureDataset("valid", root=tmp_path)
     dataset = FeatureDataset.__new__(FeatureDataset)

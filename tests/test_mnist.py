@@ -69,7 +69,7 @@ def test_idx_round_trip(tmp_path_factory, shape, zipped):
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("kept", [0, 3, 15, 16, 17, 100, 2000])
-def test_a_file_cut_short_is_told_in_bytes(tmp_path, kept, zipped):
+def test_a_file_cut_short_is_described_in_bytes(tmp_path, kept, zipped):
     """Zipped, its head can always be read: gzip's own end is what is missing as well."""
     whole = idx(digits(3))
     path = tmp_path / ("a.gz" if zipped else "a")
@@ -81,7 +81,7 @@ def test_a_file_cut_short_is_told_in_bytes(tmp_path, kept, zipped):
     assert kept < 16 or str(len(whole)) in message
 
 
-def test_a_gzip_file_cut_short_is_told_in_bytes(tmp_path):
+def test_a_gzip_file_cut_short_is_described_in_bytes(tmp_path):
     whole = gzip.compress(idx(digits(3)))
     for kept in (len(whole) // 2, len(whole) - 4):
         (tmp_path / "a.gz").write_bytes(whole[:kept])
@@ -247,7 +247,7 @@ def test_download(tmp_path, serve):
 def test_download_says_what_is_wrong(tmp_path, serve):
     source = write_mnist(tmp_path / "source")
     (source / f"{TEST}.gz").write_bytes(b"<html>Please log in</html>")
-    with pytest.raises(ValueError, match=f"{TEST}.gz.* is no IDX file"):
+    with pytest.raises(ValueError, match=f"{TEST}.gz.* is not an IDX file"):
         download.mnist(tmp_path / "data", serve(source))
     assert not files(tmp_path / "data")
     (source / f"{TEST}.gz").unlink()
@@ -313,23 +313,23 @@ def test_digits_become_tokens(small, tmp_path, split):
 
 
 @pytest.mark.parametrize(
-    "folder, options, told",
+    "folder, options, message",
     [
-        ("data/mnist", {}, "say of which digits .* --split train, valid or test"),
+        ("data/mnist", {}, "holds MNIST; name the digits by --split train, valid or test"),
         ("data/mnist", {"split": "dev"}, "the splits train, valid and test, but not 'dev'"),
         ("data/mnist", {"split": "test", "copies": 1}, "digits .* stay as they are"),
         ("data", {"split": "test"}, "--split is for MNIST's folder"),
     ],
 )
-def test_digits_that_cannot_become_tokens(small, tmp_path, folder, options, told):
+def test_digits_that_cannot_become_tokens(small, tmp_path, folder, options, message):
     checkpoint.save(build("BSQPatchAutoEncoder", patch_size=4), tmp_path / "bsq.pth")
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         tokenize(tmp_path / "bsq.pth", tmp_path / "tokens.pth", tmp_path / folder, **options)
     assert not (tmp_path / "tokens.pth").exists()
 
 
 @pytest.mark.parametrize(
-    "model, options, told",
+    "model, options, message",
     [
         ("BSQPatchAutoEncoder", {"dataset": "mnist"}, "--dataset is 'mnist', but BSQ.* trained on images: .*mnist_images"),
         ("PixelCNN", {"dataset": "mnist_images"}, "trained on grids: tokens, mnist"),
@@ -340,8 +340,8 @@ def test_digits_that_cannot_become_tokens(small, tmp_path, folder, options, told
         ("GatedPixelCNN", {"dataset": "mnist", "n_tokens": 3}, "for 3 different tokens, but this data has 2"),
     ],
 )
-def test_what_does_not_suit_is_told(train, tmp_path, model, options, told):
-    assert re.search(told, sentence(train(model, **options)))
+def test_what_does_not_suit_is_named(train, tmp_path, model, options, message):
+    assert re.search(message, sentence(train(model, **options)))
     assert not (tmp_path / "checkpoints").exists()
 
 

@@ -28,7 +28,7 @@ shapes = st.sampled_from([(1, 12, "line"), (3, 4, "plane"), (2, 6, "2x6"), (12, 
 
 
 @given(shape=shapes)
-def test_units_stand_in_raster_order(shape):
+def test_units_are_in_raster_order(shape):
     rows, columns, name = shape
     lattice = Lattice(name, 12)
     assert (lattice.rows, lattice.columns) == (rows, columns)
@@ -37,7 +37,7 @@ def test_units_stand_in_raster_order(shape):
 
 
 @given(shape=shapes, kept=st.sets(st.integers(0, 11), min_size=1))
-def test_units_that_are_left_stay_where_they_stood(shape, kept):
+def test_units_that_are_left_keep_their_positions(shape, kept):
     rows, columns, _ = shape
     lattice = Lattice(f"{rows}x{columns}", len(kept), sorted(kept))
     assert torch.equal(lattice.positions, Lattice(f"{rows}x{columns}", 12).positions[sorted(kept)])
@@ -54,7 +54,7 @@ def test_units_that_are_left_stay_where_they_stood(shape, kept):
         ("3x4", 2, [1, 0], "rising"),
         ("3x4", 2, [0, 12], "12"),
         ("3x4", 2, [0, 1, 2], "n_codes = 2"),
-        ("3x4", 2, [0, "1"], "whole numbers"),
+        ("3x4", 2, [0, "1"], "list of integers"),
     ],
 )
 def test_a_lattice_that_cannot_be_is_named(shape, n, kept, words):
@@ -169,11 +169,11 @@ def test_the_radius_shrinks_to_its_end():
         model.set_progress(f)
         radii.append(model.radius)
     assert radii[0] == 3 and radii[-1] == pytest.approx(0.5) and radii == sorted(radii, reverse=True)
-    usual = build("SOM", lattice="2x8")
-    assert usual.radius == 4 and usual.radius_end == 1  # from half of the longer side to one unit
+    default = build("SOM", lattice="2x8")
+    assert default.radius == 4 and default.radius_end == 1  # from half of the longer side to one unit
 
 
-def test_units_are_laid_out_over_the_first_batch_and_no_later_one():
+def test_units_start_spread_over_the_first_batch_and_no_later_one():
     model = build("SOM").train()
     z = batch_for(model, B=8) + 5
     model.loss(z)
@@ -258,7 +258,7 @@ def test_pictures_show_the_codebook_and_its_distances(som):
 # --- pruning ------------------------------------------------------------------------------------------------------------
 
 
-def test_pruning_keeps_the_rest_in_order_and_where_it_stood(som):
+def test_pruning_keeps_the_order_and_the_positions_of_the_rest(som):
     som.eval()
     left = [0, 3, 4, 9, 15]
     smaller = pruned(som, left)
@@ -300,7 +300,7 @@ def test_pruning_nothing_leaves_the_file_and_its_tokens_as_they_are(features, co
     done = command("som", "fit", "features", "whole.pth", "--n_codes", 4, "--passes", 2, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     done = command("som", "prune", "whole.pth", "features", "--threshold", 1, "--output", "same.pth")
-    assert done.returncode == 0 and "0 of 4 units removed; tokens of the old one are still its own" in done.stdout
+    assert done.returncode == 0 and "0 of 4 units removed; the old one's tokens remain valid" in done.stdout
     one, other = checkpoint.load("whole.pth"), checkpoint.load("same.pth")
     assert one.config == other.config and torch.equal(one.codebook, other.codebook)
 
@@ -382,12 +382,12 @@ def test_batch_steps_prune_and_tokens_of_the_old_codebook(features, data, comman
     size = f"{SIZE[0]}x{SIZE[1]}"
     assert command("generation", "fitted.pth", "prior.pth", 1, "new", "--image_size", size).returncode == 0
     assert np.asarray(Image.open("new/generation_0.png")).shape == (*SIZE, 3)
-    said = sentence(command("generation", "fitted_pruned.pth", "prior.pth", 1, "new", "--image_size", size))
-    assert "fitted_pruned.pth" in said and "train" in said
+    message = sentence(command("generation", "fitted_pruned.pth", "prior.pth", 1, "new", "--image_size", size))
+    assert "fitted_pruned.pth" in message and "train" in message
     # as many codes, but another codebook
     assert fit(command, "--radius_end", 0.5).returncode == 0
-    said = sentence(command("generation", "fitted.pth", "prior.pth", 1, "new", "--image_size", size))
-    assert "trained on the grids of another tokenizer than fitted.pth" in said
+    message = sentence(command("generation", "fitted.pth", "prior.pth", 1, "new", "--image_size", size))
+    assert "trained on the grids of another tokenizer than fitted.pth" in message
 
 
 @pytest.mark.parametrize(

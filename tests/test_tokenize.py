@@ -101,8 +101,8 @@ def test_skip_bad_writes_the_rest_and_names_the_others(tmp_path, tokenizer, imag
     tokenize(tokenizer, tmp_path / "out.pth", images, skip_bad=True)
     good, rest = TokenDataset(tmp_path / "good.pth"), TokenDataset(tmp_path / "out.pth")
     assert rest.names == good.names and np.array_equal(rest.tokens, good.tokens)
-    said = capsys.readouterr().err
-    assert "Left out 2 of 9" in said and "0_odd.png" in said and "3_bad.jpg" in said
+    message = capsys.readouterr().err
+    assert "Left out 2 of 9" in message and "0_odd.png" in message and "3_bad.jpg" in message
 
 
 def test_many_bad_images_are_counted(tmp_path, tokenizer, images):

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from homework import ImageDataset
 from homework.core import checkpoint, files
-from homework.tokenizers.base import usage
-from homework.tokenizers.vq import VQVAE, RatePredictor, VectorQuantizer, VQPatchAutoEncoder, nearest
+from homework.tokenizers.base import RatePredictor, usage
+from homework.tokenizers.vector_quantizer import VectorQuantizer, nearest
+from homework.tokenizers.vq import VQVAE, VQPatchAutoEncoder
 from homework.training.loop import Run
 
 VQ = "VQPatchAutoEncoder"
@@ -185,7 +186,7 @@ def test_weights_change_after_the_update_alone(ema_decay):
 
     made(x)
     assert not changed()
-    made.notes = None
+    made.statistics = None
     made.eval()(x)
     with torch.no_grad():
         made.train()(x)
@@ -247,10 +248,10 @@ def test_dead_entries_are_restarted_at_data(ema_decay):
     assert torch.equal(made.codebook[4], before[4]) and torch.equal(expected.codebook[1], before[1])
     index = made.encode_index(x[rows_of(made.codebook[1:2], x)])
     assert index.tolist() == [1]  # and is chosen from now on
-    if ema_decay:  # of its averages nothing is left: the next ones start from the new place
+    if ema_decay:  # of its averages nothing is left: the next ones start from the new position
         target = draw(1, 3, seed=9)
         at = made.codebook[1].clone()
-        made._note(target, torch.tensor([1]))
+        made.accumulate_statistics(target, torch.tensor([1]))
         made.after_update()
         N = 0.9 / 6 + 0.1
         assert torch.allclose(made.codebook[1], (0.9 / 6 * at + 0.1 * target[0]) / N, atol=1e-5)
@@ -296,7 +297,7 @@ def test_all_entries_of_a_bad_start_come_into_use():
 TWO = """
 import sys, torch
 from homework.training import distributed
-from homework.tokenizers.vq import VectorQuantizer
+from homework.tokenizers.vector_quantizer import VectorQuantizer
 
 distributed.setup(torch.device("cpu"))
 rank, world = distributed.rank(), distributed.world_size()
@@ -351,27 +352,27 @@ def test_measures_of_a_batch_are_those_of_its_tokens(name):
 
 
 def test_rates_are_probabilities_given_earlier_codes():
-    """At every place, 2^-bits of all codes sum to one; and a code moves the bits of later places and its own alone."""
+    """At every position, 2^-bits of all codes sum to one; and a code moves the bits of later positions and its own alone."""
     torch.manual_seed(0)
-    predictor, entries = RatePredictor(5, 3), 3 * draw(5, 3)
+    predictor, entries = RatePredictor(3, 5), 3 * draw(5, 3)
     torch.nn.init.normal_(predictor.bias)
     grid = torch.randint(5, (1, 4, 5), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        before = predictor(entries[grid], grid, entries)
+        before = predictor.bits_of_entries(entries[grid], grid, entries)
         assert before.shape == grid.shape and (before > 0).all()
         for n in range(20):
             total = 0
             for k in range(5):
                 other = grid.clone()
                 other[0, n // 5, n % 5] = k
-                bits = predictor(entries[other], other, entries).flatten()
+                bits = predictor.bits_of_entries(entries[other], other, entries).flatten()
                 assert torch.allclose(bits[:n], before.flatten()[:n], atol=1e-5), n
                 total += 2 ** -bits[n]
             assert math.isclose(total, 1, rel_tol=1e-4)
     code = entries[grid].requires_grad_()
-    (g,) = torch.autograd.grad(predictor(code, grid, entries)[0, 0, 0], code)
-    with torch.no_grad():  # at the first place, which has no context: (p - 1) times the prediction, in bits
-        prediction, p = predictor.look(code)[0, 0, 0], 2 ** -before[0, 0, 0]
+    (g,) = torch.autograd.grad(predictor.bits_of_entries(code, grid, entries)[0, 0, 0], code)
+    with torch.no_grad():  # at the first position, which has no context: (p - 1) times the prediction, in bits
+        prediction, p = predictor.predict(code)[0, 0, 0], 2 ** -before[0, 0, 0]
     assert torch.allclose(g[0, 0, 0], (p - 1) * prediction / math.log(2), atol=1e-6) and g[0, 1:].abs().sum() == 0
 
 
@@ -426,7 +427,7 @@ def test_a_code_for_a_whole_image_makes_only_so_many_pictures():
         assert grid.shape == (40, 1, 1) and x_hat.shape == x.shape and model.encode_index(x[0]).shape == (1, 1)
         assert torch.equal(model.decode_index(grid), x_hat)
         assert 2 <= len(x_hat.unique(dim=0)) <= 3
-    assert -(-SIZE[0] // model.patch_size) == -(-SIZE[1] // model.patch_size) == 1  # a grid of one, for who asks so
+    assert model.patch_size == model.patch_shape == SIZE  # a grid of one, for who asks so
 
 
 def test_a_size_that_the_stride_does_not_divide():
@@ -436,14 +437,14 @@ def test_a_size_that_the_stride_does_not_divide():
 
 
 @pytest.mark.parametrize("shape", [(2, 20, 31, 3), (30, 20, 3)])
-def test_an_image_of_another_size_is_told_with_the_remedy(shape):
+def test_an_image_of_another_size_is_named_with_the_remedy(shape):
     with pytest.raises(ValueError, match=f"{shape[-3]}x{shape[-2]}.*20x30.*--height {shape[-3]} --width {shape[-2]}"):
         build("VQVAE").encode_index(torch.zeros(shape))
 
 
 @both
 @pytest.mark.parametrize("shape", [(20, 30), (20, 30, 1), (3,)])
-def test_what_is_no_image_is_named(name, shape):
+def test_what_is_not_an_image_is_named(name, shape):
     with pytest.raises(ValueError, match=str(shape).replace("(", r"\(").replace(")", r"\)")):
         build(name).encode_index(torch.zeros(shape))
 
@@ -510,12 +511,12 @@ def test_tokenize_writes_indices_and_the_vector_of_each_code(command, data, tmp_
         assert torch.equal(stored["codes"][stored["tokens"].long()], model.code_vectors(stored["tokens"]))
 
 
-def test_codes_that_are_too_many_and_a_flag_with_a_value_are_told(command, data, tmp_path):
+def test_codes_that_are_too_many_and_a_flag_with_a_value_are_refused(command, data, tmp_path):
     checkpoint.save(build("BSQPatchAutoEncoder", codebook_bits=21), tmp_path / "t.pth")
-    told = sentence(command("tokenize", tmp_path / "t.pth", tmp_path / "out.pth", data / "valid", "--codes"))
-    assert str(2**21) in told and "--codes" in told and not (tmp_path / "out.pth").exists()
-    told = sentence(command("tokenize", tmp_path / "t.pth", tmp_path / "out.pth", "--codes", data / "valid"))
-    assert "--codes takes no value" in told
+    message = sentence(command("tokenize", tmp_path / "t.pth", tmp_path / "out.pth", data / "valid", "--codes"))
+    assert str(2**21) in message and "--codes" in message and not (tmp_path / "out.pth").exists()
+    message = sentence(command("tokenize", tmp_path / "t.pth", tmp_path / "out.pth", "--codes", data / "valid"))
+    assert "--codes takes no value" in message
 
 
 @both

@@ -1,14 +1,22 @@
 """The contract of data sets: what the training loop asks of them."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from homework.core.model import Model
+
+Indices = np.ndarray | Tensor | Sequence[int]
+
 
 class Dataset:
-    """Samples that a model is trained on.
+    """Samples that a model is trained on. The loop calls the constructor as ``(split, root=..., **options)``, with a split
+    of "train" or "valid", the folder that ``--data`` names, and those of its options that the class has.
+
+    A class becomes available as ``--dataset NAME`` by ``homework.datasets.kinds.DATASETS[NAME] = CLASS``.
 
     Attributes:
         holds: what a sample is: "images", "grids", "pairs of grids" or "features". A model takes every data set that holds
@@ -19,25 +27,25 @@ class Dataset:
     """
 
     holds: ClassVar[str]
-    names: list[str]
+    names: Sequence[str] = ()
     meta: dict[str, Any] = {}
     codes: Tensor | None = None
 
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def batch(self, indices: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Any:
-        """The samples at ``indices`` (B), as a model takes them, on ``device``."""
+    def batch(self, indices: Indices, device: torch.device | str = "cpu") -> Any:
+        """The samples at ``indices`` (B), as a model takes them, on ``device``: (B,H,W,3) float32 in [-0.5,0.5] for images,
+        (B,h,w) int64 for grids, two of these for pairs, (B,h,w,C) float32 for features."""
         raise NotImplementedError
 
     def augment(self, batch: Any, generator: torch.Generator, indices: Tensor | None = None) -> Any:
-        """A batch of the samples at ``indices``, changed at random by draws from a CPU ``generator``; as it is by
-        default."""
+        """A batch of the samples at ``indices``, changed by draws from a CPU ``generator``; unchanged by default."""
         return batch
 
     def model_defaults(self) -> dict[str, Any]:
-        """Arguments of a model's constructor that follow from the data; those that it does not know are left out."""
+        """Arguments of a model's constructor that follow from the data; those that it does not have are left out."""
         return {}
 
-    def prepare(self, model: Any) -> None:
+    def prepare(self, model: Model) -> None:
         """Called once with each new model, before its first update."""

@@ -1,5 +1,6 @@
-"""Puts the data in place: the course's zip and MNIST from the network, or what the user already has."""
+"""Gets the data: the course's zip and MNIST from the network, or what the user already has."""
 
+import contextlib
 import os
 import shutil
 import stat
@@ -7,9 +8,11 @@ import tempfile
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path, PurePath, PureWindowsPath
+from typing import BinaryIO
 
 from tqdm import tqdm
 
@@ -19,16 +22,18 @@ from homework.datasets.image_files import SPLITS, is_image, read_dataset_json
 
 URL = "https://utexas.box.com/shared/static/qubjm5isldqvyimfj9rsmbnvnbezwcv4.zip"
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist"
+Opener = Callable[[], BinaryIO]
+Entries = list[tuple[PurePath, Opener]]  # the path of a file, and what opens it
 
 
 def download(dir: str = "data", url: str = URL, replace: bool = False) -> None:
     """Downloads the course's SuperTuxKart frames (about 500 MB) and unpacks them into DIR/train and DIR/valid.
 
-    A download that was cut off goes on where it stopped when the same command is run again.
+    The same command resumes a download that was cut off.
 
     Args:
         dir: the folder to unpack into.
-        url: where the zip lies.
+        url: the address of the zip.
         replace: replace the folders train and valid if they exist.
     """
     folder = Path(str(dir))  # Fire takes 2026 for a number
@@ -48,86 +53,19 @@ def mnist(dir: str = "data", url: str = MNIST_URL, replace: bool = False) -> Non
 
     Args:
         dir: the folder to put mnist into.
-        url: the address under which the four files lie.
+        url: the address of the folder with the four files.
         replace: replace the folder mnist if it exists.
     """
     folder = Path(str(dir))
     _check_free(folder, ["mnist"], replace)
-    parts = [folder / f"{name}.gz.part" for name in idx.FILES]
-    for name, part in zip(idx.FILES, parts, strict=True):
+    parts = {name: folder / f"{name}.gz.part" for name in idx.FILES}
+    for name, part in parts.items():
         fetch(f"{url}/{name}.gz", part, "FOLDER")
     try:
-        _put_idx({name: part for name, part in zip(idx.FILES, parts, strict=True)}, folder, replace)
+        _put_idx(parts, folder, replace)
     finally:
-        for part in parts:
+        for part in parts.values():
             part.unlink()
-
-
-def _idx_files(source: Path) -> dict[str, Path]:
-    """MNIST's files in a folder, at any depth, by name, plain ones and ".gz"."""
-    found = {}
-    for path in sorted(source.rglob("*-ubyte*")):
-        if path.name.removesuffix(".gz") in idx.FILES and path.is_file():
-            found.setdefault(path.name.removesuffix(".gz"), path)
-    return found
-
-
-def _put_idx(files: dict[str, Path], folder: Path, replace: bool) -> None:
-    """Puts MNIST's files into ``folder``/mnist as .gz, once all have been read without an error."""
-    _check_free(folder, ["mnist"], replace)
-    missing = [name for name in idx.FILES if "images" in name and name not in files]
-    if missing:
-        raise ValueError(f"MNIST's file {missing[0]} is not there, beside {next(iter(files.values()))}.")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".import-", dir=folder) as temporary:
-        new = Path(temporary, "mnist")
-        new.mkdir()
-        for name, path in files.items():
-            zipped = path.read_bytes()[:2] == b"\x1f\x8b"
-            shutil.copyfile(path, new / (f"{name}.gz" if zipped else name))
-            idx.read_idx(new / (f"{name}.gz" if zipped else name), path)
-        if os.path.lexists(folder / "mnist"):  # if it is a link, only the link goes
-            os.rename(folder / "mnist", Path(temporary, "old"))
-        os.rename(new, folder / "mnist")
-    print(f"{folder / 'mnist'}: {len(files)} files")
-
-
-def fetch(url: str, part: Path, what: str = "ZIP") -> None:
-    """Downloads ``url`` to the file ``part``, going on behind what it holds. OSError if it cannot be completed."""
-    have = part.stat().st_size if part.exists() else 0
-    advice = f"check the network, or get {url} by other means and run python -m homework.data import {what}."
-    try:
-        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-        response = urllib.request.urlopen(request, timeout=30)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing lies behind what is here: it is whole, or of another file
-            if error.headers.get("Content-Range") != f"bytes */{have}":
-                part.unlink()
-                fetch(url, part, what)
-            return
-        raise OSError(f"The server answered {error.code} {error.reason}; {advice}") from error
-    except (OSError, HTTPException, ValueError) as error:
-        raise OSError(f"There is no connection ({getattr(error, 'reason', error)}); {advice}") from error
-    part.parent.mkdir(parents=True, exist_ok=True)
-    with response:
-        if not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            have = 0  # the server knows no ranges and sends the file from its start
-        total = have + int(response.headers.get("Content-Length", 0))
-        bar = tqdm(total=total or None, desc="downloading", initial=have, unit="B", unit_scale=True)
-        with open(part, "ab" if have else "wb") as file, bar:
-            while block := _read_block(response):
-                file.write(block)
-                bar.update(len(block))
-            have = file.tell()
-    if have < total:
-        raise OSError(f"The connection broke after {have} of {total} bytes; run the same command again to go on.")
-
-
-def _read_block(response) -> bytes:
-    try:
-        return response.read1(1 << 16)
-    except (OSError, HTTPException):  # cut off, as the count of bytes will tell
-        return b""
 
 
 def import_(zip_or_folder: str, dir: str = "data", valid_every: int = 20, replace: bool = False) -> None:
@@ -146,70 +84,139 @@ def import_(zip_or_folder: str, dir: str = "data", valid_every: int = 20, replac
         raise FileNotFoundError(f"There is no file or folder {source}.")
     cli.at_least(2, valid_every=valid_every)
     if source.is_dir():
-        entries = [(path, path) for path in sorted(source.rglob("*")) if path.is_file()]
+        entries = [(path, partial(open, path, "rb")) for path in sorted(source.rglob("*")) if path.is_file()]
         if digits := _idx_files(source):
             _put_idx(digits, folder, replace)
-            if not any(is_image(path) for path, _ in entries):
-                return
-        _put(_by_split(entries, source, valid_every), lambda path: open(path, "rb"), folder, replace)
+        if not digits or any(is_image(path) for path, _ in entries):
+            _put(_by_split(entries, source, valid_every), folder, replace)
     elif source.suffix.lower() == ".json":
-        entries = [(Path(path), Path(path)) for path in read_dataset_json(source)]
-        _put(_share_out(entries, valid_every), lambda path: open(path, "rb"), folder, replace)
+        entries = [(Path(path), partial(open, path, "rb")) for path in read_dataset_json(source)]
+        _put(_share_out(entries, valid_every), folder, replace)
     else:
         try:
             with zipfile.ZipFile(source) as archive:
-                entries = [(PureWindowsPath(i.filename), i) for i in archive.infolist()]  # knows both / and \\
-                for path, info in entries:
-                    if path.anchor or ".." in path.parts or stat.S_ISLNK(info.external_attr >> 16):
-                        raise ValueError(f"{source} holds {info.filename!r}, which leads out of its folder; refused.")
-                _put(_by_split(entries, source, valid_every), archive.open, folder, replace)
+                _put(_by_split(_zip_entries(archive, source), source, valid_every), folder, replace)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-            raise ValueError(f"{source} is no zip, or a damaged one ({error}).") from error
+            raise ValueError(f"{source} is not a zip, or a damaged one ({error}).") from error
 
 
-Entries = list[tuple[PurePath, object]]  # the path of an image, and what opens it
+def fetch(url: str, part: Path, what: str = "ZIP") -> None:
+    """Downloads ``url`` to the file ``part``, resuming after the bytes that it holds. OSError if it cannot be completed."""
+    have = part.stat().st_size if part.exists() else 0
+    advice = f"check the network, or get {url} by other means and run python -m homework.data import {what}."
+    try:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+        response = urllib.request.urlopen(request, timeout=30)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and have:  # nothing follows what is here: it is complete, or of another file
+            if error.headers.get("Content-Range") != f"bytes */{have}":
+                part.unlink()
+                fetch(url, part, what)
+            return
+        raise OSError(f"The server answered {error.code} {error.reason}; {advice}") from error
+    except (OSError, HTTPException, ValueError) as error:
+        raise OSError(f"There is no connection ({getattr(error, 'reason', error)}); {advice}") from error
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with response:
+        if not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            have = 0  # the server ignores ranges and sends the file from its start
+        total = have + int(response.headers.get("Content-Length", 0))
+        bar = tqdm(total=total or None, desc="downloading", initial=have, unit="B", unit_scale=True)
+        with open(part, "ab" if have else "wb") as file, bar:
+            while block := _read_block(response):
+                file.write(block)
+                bar.update(len(block))
+            have = file.tell()
+    if have < total:
+        raise OSError(f"The connection broke after {have} of {total} bytes; run the same command again to resume.")
 
 
-def _by_split(entries: Entries, source: Path, valid_every: int) -> dict[str, object]:
-    """``{"train/name.jpg": entry}`` for the images that lie in a folder train or valid; if none does, for all images."""
-    entries = [(path, entry) for path, entry in entries if is_image(path)]
+def _read_block(response) -> bytes:
+    try:
+        return response.read1(1 << 16)
+    except (OSError, HTTPException):  # cut off, as the count of bytes will show
+        return b""
+
+
+def _idx_files(source: Path) -> dict[str, Path]:
+    """MNIST's files in a folder, at any depth, by name, plain ones and ".gz"."""
+    paths = sorted(source.rglob("*-ubyte*"), reverse=True)  # of several, the first by name stays
+    found = {path.name.removesuffix(".gz"): path for path in paths if path.is_file()}
+    return {name: found[name] for name in idx.FILES if name in found}
+
+
+def _put_idx(files: dict[str, Path], folder: Path, replace: bool) -> None:
+    """Copies MNIST's files into ``folder``/mnist, gzipped ones as .gz, once all have been read without an error."""
+    missing = [name for name in idx.FILES if "images" in name and name not in files]
+    if missing:
+        raise ValueError(f"MNIST's file {missing[0]} is not there, beside {next(iter(files.values()))}.")
+    with _new_folders(folder, ["mnist"], replace) as new:
+        for name, path in files.items():
+            zipped = path.read_bytes()[:2] == b"\x1f\x8b"
+            copy = new / "mnist" / (f"{name}.gz" if zipped else name)
+            shutil.copyfile(path, copy)
+            idx.read_idx(copy, path)
+    print(f"{folder / 'mnist'}: {len(files)} files")
+
+
+def _zip_entries(archive: zipfile.ZipFile, source: Path) -> Entries:
+    entries = [(PureWindowsPath(info.filename), info) for info in archive.infolist()]  # splits at both / and \\
+    for path, info in entries:
+        if path.anchor or ".." in path.parts or stat.S_ISLNK(info.external_attr >> 16):
+            raise ValueError(f"{source} holds {info.filename!r}, which leads out of its folder; refused.")
+    return [(path, partial(archive.open, info)) for path, info in entries]
+
+
+def _by_split(entries: Entries, source: Path, valid_every: int) -> dict[str, Opener]:
+    """``{"train/name.jpg": opener}`` for the images in folders train and valid; if there are none, for all images."""
+    entries = [(path, opener) for path, opener in entries if is_image(path)]
     members = {}
-    for path, entry in entries:
+    for path, opener in entries:
         if path.parent.name in SPLITS:
             name = f"{path.parent.name}/{path.name}"
             if name in members:
                 raise ValueError(f"{source} holds several {name} in different folders; import one of these folders.")
-            members[name] = entry
+            members[name] = opener
     if not entries:
         raise ValueError(f"{source} holds no images.")
     return members or _share_out(entries, valid_every)
 
 
-def _share_out(entries: Entries, valid_every: int) -> dict[str, object]:
+def _share_out(entries: Entries, valid_every: int) -> dict[str, Opener]:
     """One entry in ``valid_every`` goes into valid, the others into train; numbered, for a name may occur twice."""
-    return {f"{SPLITS[i % valid_every == 0]}/{i:06d}_{path.name}": entry for i, (path, entry) in enumerate(entries, start=1)}
+    numbered = enumerate(entries, start=1)
+    return {f"{SPLITS[i % valid_every == 0]}/{i:06d}_{path.name}": opener for i, (path, opener) in numbered}
 
 
-def _check_free(folder: Path, splits: Iterable[str], replace: bool) -> None:
-    for split in splits:
-        if os.path.lexists(folder / split) and not replace:
-            raise ValueError(f"{folder / split} exists already; pass --replace to replace it.")
-
-
-def _put(members: dict[str, object], opener: Callable, folder: Path, replace: bool) -> None:
-    """Writes ``{"train/name.jpg": entry}`` into ``folder``, each from ``opener(entry)``; after an error, none."""
+def _put(members: dict[str, Opener], folder: Path, replace: bool) -> None:
+    """Writes ``{"train/name.jpg": opener}`` into ``folder``; after an error, nothing."""
     splits = sorted({name.split("/")[0] for name in members})
-    _check_free(folder, splits, replace)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".import-", dir=folder) as temporary:
-        for split in splits:
-            Path(temporary, split).mkdir()
-        for name, entry in tqdm(members.items(), desc="copying", unit="img"):
-            with opener(entry) as read, open(Path(temporary, name), "wb") as written:
+    with _new_folders(folder, splits, replace) as new:
+        for name, opener in tqdm(members.items(), desc="copying", unit="img"):
+            with opener() as read, open(new / name, "wb") as written:
                 shutil.copyfileobj(read, written)
-        for split in splits:
-            if os.path.lexists(folder / split):  # if it is a link, only the link goes
-                os.rename(folder / split, Path(temporary, f"old-{split}"))
-            os.rename(Path(temporary, split), folder / split)
     for split in splits:
         print(f"{folder / split}: {sum(name.startswith(split) for name in members)} images")
+
+
+@contextlib.contextmanager
+def _new_folders(folder: Path, names: list[str], replace: bool) -> Iterator[Path]:
+    """Yields a temporary folder with empty folders ``names``; at the end, unless there was an error, these replace those of
+    the same names in ``folder``."""
+    _check_free(folder, names, replace)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".import-", dir=folder) as temporary:
+        new = Path(temporary)
+        for name in names:
+            (new / name).mkdir()
+        yield new
+        for name in names:
+            if os.path.lexists(folder / name):  # if it is a link, only the link goes
+                os.rename(folder / name, new / f"old-{name}")
+            os.rename(new / name, folder / name)
+
+
+def _check_free(folder: Path, names: list[str] | tuple[str, ...], replace: bool) -> None:
+    for name in names:
+        if os.path.lexists(folder / name) and not replace:
+            raise ValueError(f"{folder / name} exists already; pass --replace to replace it.")

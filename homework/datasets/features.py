@@ -5,14 +5,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from homework.core import checkpoint, fingerprint
-from homework.datasets.base import Dataset
+from homework.core.model import Model
+from homework.datasets.base import Dataset, Indices
 from homework.datasets.image_files import SPLITS
 
 FORMAT, VERSION = "homework features", 1
 INDEX, AUTOENCODER = "index.json", "autoencoder.pth"
+AGAIN = "the same python -m homework.features as before makes it again."
+
+
+class FeatureModel(Model):
+    """The contract of a model of feature maps that bears the ``autoencoder`` which made them."""
+
+    data = "features"
+    autoencoder: nn.Module
+
+    def set_autoencoder(self, model: nn.Module) -> None:
+        """Takes the weights of the auto-encoder. ValueError if it is of another kind than its own."""
+        raise NotImplementedError
 
 
 def shard_path(folder: Path, i: int) -> Path:
@@ -21,11 +34,11 @@ def shard_path(folder: Path, i: int) -> Path:
 
 
 def read_index(folder: Path) -> dict:
-    """What ``folder/index.json`` tells of the shards beside it.
+    """The description of the shards in ``folder``, from its index.json.
 
     Returns:
         {"format", "version", "size": [h, w, C], "image_size": [H, W] in pixels, "shards": the number of maps in each,
-        "autoencoder": its fingerprint, "names": the images' paths, "finished": whether all shards are there}.
+        "autoencoder": its identity, "names": the images' paths, "finished": whether all shards are there}.
     Raises:
         ValueError: the file is damaged, or holds something else.
         OSError: it cannot be read.
@@ -39,11 +52,11 @@ def read_index(folder: Path) -> dict:
         texts = [*index["names"], index["autoencoder"]]
         plain = all(type(n) is int and n > 0 for n in sizes) and all(type(t) is str for t in texts)
         if not plain or type(index["finished"]) is not bool or len(index["names"]) != sum(index["shards"]):
-            raise ValueError("values of other kinds, or numbers that do not go together")
+            raise ValueError("values of other types, or counts that contradict each other")
         if len(index["size"]) != 3 or len(index["image_size"]) != 2:
             raise ValueError("sizes of other dimensions")
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged, or no index of feature maps of this version; make the maps anew with "
+        raise ValueError(f"{path} is damaged, or not an index of feature maps of this version; make the maps again with "
                          "python -m homework.features ... --replace.") from error  # fmt: skip
     return index
 
@@ -54,13 +67,11 @@ def open_shard(folder: Path, index: dict, i: int) -> np.ndarray:
     try:
         maps = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing; the same python -m homework.features as before makes it again.") from error
-    except (ValueError, EOFError) as error:  # a header that is none, or less data than it tells of
-        raise ValueError(f"{path} is damaged; remove it, and the same python -m homework.features as before makes it again."
-                         ) from error  # fmt: skip
+        raise ValueError(f"{path} is missing; {AGAIN}") from error
+    except (ValueError, EOFError) as error:  # of a damaged header, or too few bytes after it
+        raise ValueError(f"{path} is damaged; remove it, and {AGAIN}") from error
     if not isinstance(maps, np.ndarray) or maps.shape != shape or maps.dtype != np.float16:
-        raise ValueError(f"{path} does not hold the {shape} float16 numbers that {INDEX} tells of; remove it, and the same "
-                         "python -m homework.features as before makes it again.")  # fmt: skip
+        raise ValueError(f"{path} does not hold the {shape} float16 numbers of {INDEX}; remove it, and {AGAIN}")
     return maps
 
 
@@ -68,20 +79,19 @@ class FeatureDataset(Dataset):
     """Feature maps of images, as an auto-encoder's ``encode`` gives them, rounded to float16, in memory-mapped shards.
 
     ``ds[i]`` is float32 (h, w, C); ``names`` are the images' paths; ``size`` is (h, w, C); ``autoencoder`` is the path of
-    the auto-encoder's checkpoint.
+    the auto-encoder's checkpoint, ``fingerprint`` its identity.
+
+    Args:
+        source: a split ("train", "valid": the folder ``root/{split}``) or a folder.
+        root: the folder of the splits.
+    Raises:
+        FileNotFoundError: there are no feature maps.
+        ValueError: they are unfinished or damaged; the file is named.
     """
 
     holds = "features"
 
     def __init__(self, source: str | Path = "train", root: str | Path = "features"):
-        """
-        Args:
-            source: a split ("train", "valid": the folder ``root/{split}``) or a folder.
-            root: the folder of the splits.
-        Raises:
-            FileNotFoundError: there are no feature maps.
-            ValueError: they are unfinished or damaged; the file is named.
-        """
         folder = Path(root) / source if source in SPLITS else Path(source)
         if not (folder / INDEX).is_file():
             raise FileNotFoundError(f"There are no feature maps in {folder}; make them with python -m homework.features "
@@ -89,7 +99,7 @@ class FeatureDataset(Dataset):
         index = read_index(folder)
         if not index["finished"]:
             raise ValueError(f"The feature maps in {folder} are unfinished; the same python -m homework.features as before "
-                             "goes on with them.")  # fmt: skip
+                             "resumes them.")  # fmt: skip
         self.names, self.size, self.autoencoder = index["names"], tuple(index["size"]), folder / AUTOENCODER
         self.fingerprint = index["autoencoder"]
         self.shards = [open_shard(folder, index, i) for i in range(len(index["shards"]))]  # each (n, h, w, C)
@@ -103,7 +113,7 @@ class FeatureDataset(Dataset):
             raise IndexError(i)
         return self.batch(np.array([i % len(self)]))[0]
 
-    def batch(self, indices: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
+    def batch(self, indices: Indices, device: torch.device | str = "cpu") -> Tensor:
         """The maps at ``indices`` (B) as float32 (B, h, w, C) on ``device``."""
         indices = np.asarray(indices)
         shard_of = np.searchsorted(self.ends, indices, side="right")
@@ -114,19 +124,20 @@ class FeatureDataset(Dataset):
         return torch.from_numpy(maps).to(device).float()  # moved in half precision: half of the traffic
 
     def model_defaults(self) -> dict:
-        """What a model's constructor should know of the data: the auto-encoder's name and configuration, h and w."""
+        """The auto-encoder's name and configuration, h and w."""
         model = self.load_autoencoder()
         spec = {"model": type(model).__name__, "config": model.config}
         return {"autoencoder": spec, "height": self.size[0], "width": self.size[1]}
 
-    def prepare(self, model: torch.nn.Module) -> None:
-        """Gives the auto-encoder to a new ``model``, by its ``set_autoencoder``."""
-        model.set_autoencoder(self.load_autoencoder())
+    def prepare(self, model: Model) -> None:
+        """Gives the auto-encoder to a new model that bears one."""
+        if isinstance(model, FeatureModel):
+            model.set_autoencoder(self.load_autoencoder())
 
-    def load_autoencoder(self) -> torch.nn.Module:
+    def load_autoencoder(self) -> Model:
         """The auto-encoder, in eval mode. ValueError if its file is damaged, or it is not the one that made the maps."""
         model = checkpoint.load(self.autoencoder)
         if not fingerprint.is_of(self.fingerprint, model):
             raise ValueError(f"{self.autoencoder} is not the auto-encoder that made the feature maps beside it; make them "
-                             "anew with python -m homework.features ... --replace.")  # fmt: skip
+                             "again with python -m homework.features ... --replace.")  # fmt: skip
         return model

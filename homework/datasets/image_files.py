@@ -16,12 +16,8 @@ from PIL import Image, ImageOps, features
 
 SPLITS = ("train", "valid")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
-
-
 if "avif" in features.modules and features.check("avif"):  # from Pillow 11.3 on, where it was built with libavif
     SUFFIXES += (".avif",)
-
-
 HELD_OUT = 20  # where there are no splits, one image of so many is for validation
 HOW_TO_GET = "python -m homework.data download, or python -m homework.data import ZIP_OR_FOLDER if you have the zip"
 Source = str | Path | Iterable[str | Path]
@@ -33,8 +29,8 @@ def image_paths(source: Source, root: str | Path = "data") -> list[str]:
     Args:
         source: a split ("train", "valid"), a folder (its own image files, not those of folders in it), an image file, a
             dataset.json, or several of these.
-        root: where the splits are: a folder with folders of their names; or a folder that has images itself, or a
-            dataset.json, of whose sorted images every 20th, from the first one on, is for validation.
+        root: of the splits: a folder with folders of their names; or a folder of images, or a dataset.json, of whose sorted
+            images every 20th, from the first one on, is for validation.
     Raises:
         FileNotFoundError: there is no such file or folder.
         ValueError: there are no images in it, a single one that is to be split, or a dataset.json is of another form.
@@ -55,7 +51,7 @@ def image_paths(source: Source, root: str | Path = "data") -> list[str]:
             raise FileNotFoundError(f"There is no file or folder {path}.")
         elif path.suffix.lower() != ".json":
             paths.add(str(path))
-        elif not path.name.endswith("_info.json"):  # notes that lie among the course's images
+        elif not path.name.endswith("_info.json"):  # notes among the course's images
             paths.update(read_dataset_json(path))
     if not paths:
         raise ValueError(f"There are no images in {', '.join(map(str, sources[:3])) or 'an empty list'}.")
@@ -68,20 +64,21 @@ def has_images(root: Path) -> bool:
 
 
 def split(paths: list[str], name: str, root: str | Path) -> list[str]:
-    """Of sorted paths every 20th, from the first one on, for "valid", and the others for "train"; always the same, and by
-    place, for frames of a film resemble their neighbours. ValueError, naming ``root``, if there is but one."""
+    """Of sorted paths every 20th, from the first one on, for "valid", and the others for "train". ValueError, naming
+    ``root``, if there is only one."""
     if len(paths) < 2:
-        raise ValueError(f"There is one image alone in {root}, but training and validation need one each.")
+        raise ValueError(f"There is only one image in {root}, but training and validation need one each.")
     held_out = paths[::HELD_OUT]
     return held_out if name == "valid" else sorted({*paths} - {*held_out})
 
 
 def is_image(path: PurePath) -> bool:
+    """Whether the name is one of an image file that is not hidden."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def not_read(folder: Path) -> str:
-    """What lies in a folder besides the images that :func:`image_paths` takes: "2 folders and 1 other file", or ""."""
+    """What is in a folder besides the images that :func:`image_paths` takes: "2 folders and 1 other file", or ""."""
     others = [p for p in folder.iterdir() if not is_image(p) and not p.name.startswith(".")]
     n_folders = sum(map(Path.is_dir, others))
     counts = (n_folders, "folder"), (len(others) - n_folders, "other file")
@@ -89,11 +86,11 @@ def not_read(folder: Path) -> str:
 
 
 def n_pixels(path: str) -> int:
-    """Of an image, as its file claims; 0 if it claims nothing that can be read."""
+    """The number of pixels of an image, as its file's header says; 0 if that cannot be read."""
     try:
         with Image.open(path) as file:
             return math.prod(file.size)
-    except Exception:  # as in read_image, which tells what is wrong with it
+    except Exception:  # as in read_image, whose error says what is wrong
         return 0
 
 
@@ -112,7 +109,7 @@ def read_dataset_json(path: Path) -> list[str]:
 
 
 def read_image(path: str | Path, image_size: tuple[int, int] | None = None) -> np.ndarray:
-    """One image file, upright; transparent places on white, 16 bits a channel cut down to the upper 8.
+    """One image file, upright; transparent pixels on white, 16 bits a channel cut down to the upper 8.
 
     Args:
         image_size: (H, W): scale until it covers this, then cut out the centre. None leaves the image as it is.
@@ -120,7 +117,7 @@ def read_image(path: str | Path, image_size: tuple[int, int] | None = None) -> n
         (H, W, 3) uint8 RGB.
     Raises:
         OSError: there is no such file, or it may not be read.
-        ValueError: the file is no image, a damaged one, one too large for Pillow, or one of floats or 32 bits a pixel.
+        ValueError: the file is not an image, is damaged, too large for Pillow, or has floats or 32 bits a pixel.
     """
     with open(path, "rb") as stream:  # given a path, Pillow maps grey TIFFs into memory, with sides that EXIF has swapped
         image = _decode(stream, path)
@@ -129,8 +126,8 @@ def read_image(path: str | Path, image_size: tuple[int, int] | None = None) -> n
     return np.asarray(image)
 
 
-class NoWhite(Exception):
-    """An image's numbers go up to any size."""
+class _UnknownWhite(Exception):
+    """An image's numbers have no known maximum."""
 
 
 def _decode(stream: BinaryIO, path: str | Path) -> Image.Image:
@@ -138,7 +135,7 @@ def _decode(stream: BinaryIO, path: str | Path) -> Image.Image:
     try:
         with Image.open(stream) as file:
             if file.mode == "F" or (file.mode == "I" and file.format not in ("PNG", "PPM")):  # those have 16 bits
-                raise NoWhite
+                raise _UnknownWhite
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip to white
                 grey, clear = np.asarray(image), image.info.get("transparency")
@@ -147,9 +144,9 @@ def _decode(stream: BinaryIO, path: str | Path) -> Image.Image:
             if image.has_transparency_data:  # as on a page; what convert() alone would show there is often black or noise
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             return image.convert("RGB")
-    except NoWhite as error:
-        raise ValueError(f"{path} cannot be read: it has floats or 32 bits a pixel, of which none is known to be white; "
-                         "convert it to 8 or 16 bits.") from error  # fmt: skip
+    except _UnknownWhite as error:
+        raise ValueError(f"{path} cannot be read: it has floats or 32 bits a pixel, whose white is unknown; convert it to 8 "
+                         "or 16 bits.") from error  # fmt: skip
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is too large: Pillow reads up to {2 * Image.MAX_IMAGE_PIXELS:,} pixels.") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
@@ -159,10 +156,8 @@ def _decode(stream: BinaryIO, path: str | Path) -> Image.Image:
 def check_size(path: str, image: np.ndarray, first_path: str, size: tuple[int, int]) -> None:
     """ValueError, naming both files, if ``image`` is not of ``size`` (H, W)."""
     if image.shape[:2] != tuple(size):
-        raise ValueError(
-            f"{path} is {image.shape[0]}x{image.shape[1]} but {first_path} is {size[0]}x{size[1]} (height x width); "
-            "pass --image_size HxW to scale and crop all of them."
-        )
+        raise ValueError(f"{path} is {image.shape[0]}x{image.shape[1]} but {first_path} is {size[0]}x{size[1]} (height x "
+                         "width); pass --image_size HxW to scale and crop all of them.")  # fmt: skip
 
 
 def report_bad_images(bad: list[str], n: int, skip_bad: bool) -> None:
@@ -180,8 +175,8 @@ def report_bad_images(bad: list[str], n: int, skip_bad: bool) -> None:
 def decoded(
     batches: Iterable[list[str]], image_size: tuple[int, int] | None = None
 ) -> Iterator[tuple[list[str], list[np.ndarray | str]]]:
-    """Every batch of paths with its images, as :func:`read_image` returns them, or what is wrong with one, a sentence in its
-    place. While a batch is being used, threads decode the next."""
+    """Every batch of paths with its images, as :func:`read_image` returns them; instead of one that cannot be read, a
+    sentence that says why. While a batch is being used, threads decode the next."""
     pending = collections.deque()
     with ThreadPool(os.cpu_count()) as pool:
         for batch in batches:
@@ -198,3 +193,14 @@ def _read(image_size: tuple[int, int] | None, path: str) -> np.ndarray | str:
         return read_image(path, image_size)
     except (ValueError, OSError) as error:
         return str(error)
+
+
+def report_bad_images(bad: list[str], n: int, skip_bad: bool) -> None:
+    """Says which of ``n`` images cannot be used, in sentences ``bad``, the first 10 of them in full: a ValueError, or, with
+    ``skip_bad`` and others left, a note on stderr."""
+    listed = "\n  ".join(bad[:10] + [f"and {len(bad) - 10} more"] * (len(bad) > 10))
+    if bad and not (skip_bad and len(bad) < n):
+        remedy = "pass --skip_bad to leave them out" if len(bad) < n else "there are no others"
+        raise ValueError(f"{len(bad)} of {n} images cannot be used; {remedy}:\n  {listed}")
+    if bad:
+        print(f"Left out {len(bad)} of {n} images:\n  {listed}", file=sys.stderr)

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from homework.core import files
-from homework.datasets.base import Dataset
+from homework.datasets.base import Dataset, Indices
 from homework.datasets.image_files import Source, check_size, image_paths, read_image
 
 
@@ -34,28 +34,23 @@ class ImageDataset(Dataset):
 
     ``ds[i]`` is uint8 (H, W, 3); ``names`` are the paths, sorted; ``size`` is (H, W).
 
-    Where ``root`` has no folders train/ and valid/, but images itself, or is a dataset.json, each 20th of its sorted images
-    is for validation, the first one included, and the others are for training.
+    The cache is in ``root/.cache`` (N*H*W*3 bytes; beside a dataset.json), or in a temporary folder where that cannot be
+    written. It is made again when a file's name, size or time changes.
 
-    The cache lies in ``root/.cache`` (N*H*W*3 bytes; beside a dataset.json), or in a temporary folder where that cannot be
-    written. It is made anew when a file's name, size or time changes.
+    Args:
+        source, root: which images, see :func:`image_paths`.
+        image_size: (H, W) to scale and crop to; None requires that all images have one size.
+    Raises:
+        FileNotFoundError: no such source.
+        ValueError: there are no images, one is damaged, or one does not fit (the first is named).
     """
 
-    holds = "images"  # what a model is fed with; a grid data set has "grids"
+    holds = "images"
 
     def __init__(self, source: Source = "train", image_size: tuple[int, int] | None = None, root: str | Path = "data"):
-        """
-        Args:
-            source: see :func:`image_paths`.
-            image_size: (H, W) to scale and crop to; None requires that all images have one size.
-            root: the folder of the splits, a folder of images, or a dataset.json.
-        Raises:
-            FileNotFoundError: no such source.
-            ValueError: there are no images, one is damaged, or one does not fit (the first is named).
-        """
         self.names = image_paths(source, root)
-        whole = str(source) if isinstance(source, str | Path) else self.names
-        self.images = np.load(_cache(self.names, whole, image_size, Path(root)), mmap_mode="r")  # (N, H, W, 3)
+        origin = str(source) if isinstance(source, str | Path) else self.names
+        self.images = np.load(_cache(self.names, origin, image_size, Path(root)), mmap_mode="r")  # (N, H, W, 3)
         self.size = self.images.shape[1:3]
 
     def __len__(self) -> int:
@@ -64,7 +59,7 @@ class ImageDataset(Dataset):
     def __getitem__(self, i: int) -> Tensor:
         return torch.from_numpy(np.array(self.images[i]))
 
-    def batch(self, indices: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
+    def batch(self, indices: Indices, device: torch.device | str = "cpu") -> Tensor:
         """The images at ``indices`` (B) as float32 (B, H, W, 3) in [-0.5, 0.5] on ``device``."""
         pixels = torch.from_numpy(np.asarray(self.images[np.asarray(indices)]))
         return to_float(pixels.to(device))  # moved as bytes: a quarter of the traffic
@@ -76,37 +71,38 @@ class ImageDataset(Dataset):
         return batch
 
 
-def _cache(names: list[str], source: str | list[str], image_size: tuple[int, int] | None, root: Path) -> Path:
-    """The .npy file (N, H, W, 3) uint8 of the images ``names``, made if need be; it replaces others of ``source``."""
-    source = hashlib.sha256(repr((os.getcwd(), str(root), source, image_size)).encode()).hexdigest()[:8]
+def _cache(names: list[str], origin: str | list[str], image_size: tuple[int, int] | None, root: Path) -> Path:
+    """The .npy file (N, H, W, 3) uint8 of the images ``names``, made if need be; it replaces others of ``origin``."""
+    prefix = hashlib.sha256(repr((os.getcwd(), str(root), origin, image_size)).encode()).hexdigest()[:8]
     content = hashlib.sha256()
     for name in names:
         stat = os.stat(name)
         content.update(os.fsencode(f"{os.path.abspath(name)}\0{stat.st_size}\0{stat.st_mtime_ns}\0"))
-    file_name = f"{source}-{content.hexdigest()[:24]}.npy"
+    file_name = f"{prefix}-{content.hexdigest()[:24]}.npy"
     temporary = Path(tempfile.gettempdir()) / f"homework-cache-{getattr(os, 'getuid', int)()}"
     beside = root.parent if root.is_file() else root
-    folders = [beside / ".cache", temporary] if beside.is_dir() else [temporary]
-    for folder in folders:
-        if (folder / file_name).is_file():
-            return folder / file_name
-    for folder in folders:
+    paths = [folder / file_name for folder in ([beside / ".cache"] if beside.is_dir() else []) + [temporary]]
+    made = next((path for path in paths if path.is_file()), None)
+    return made or _make_cache(names, image_size, paths, prefix)
+
+
+def _make_cache(names: list[str], image_size: tuple[int, int] | None, paths: list[Path], prefix: str) -> Path:
+    """Writes the cache to the first of ``paths`` that can be written, and removes others of its ``prefix`` there."""
+    for path in paths:
         try:
-            with files.replacing(folder / file_name) as path, open(path, "wb") as file:
+            with files.replacing(path) as temporary, open(temporary, "wb") as file:
                 _decode_all(names, image_size, file)
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and error.filename in names:
-                raise
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise OSError(f"The disk is full: the images need a cache in {folder}; make room there.") from error
-            if folder == folders[-1]:
+                raise OSError(f"The disk is full: the images need a cache in {path.parent}; make room there.") from error
+            if path == paths[-1] or error.filename in names:  # an image that is gone, not a read-only folder
                 raise
-            continue  # a read-only data folder
-        for old in folder.glob(f"{source}-*"):  # what this source was before, and what killed processes left
+            continue
+        for old in path.parent.glob(f"{prefix}-*"):  # what this source was before, and what killed processes left
             with contextlib.suppress(FileNotFoundError):  # another process that makes the same cache renames its own file
-                if old.name != file_name and (old.suffix == ".npy" or old.stat().st_mtime < time.time() - 3600):
+                if old != path and (old.suffix == ".npy" or old.stat().st_mtime < time.time() - 3600):
                     old.unlink()
-        return folder / file_name
+        return path
     raise AssertionError("unreachable")
 
 

@@ -1,7 +1,6 @@
-"""MNIST's files: the IDX format, where they lie, and the split."""
+"""MNIST: the IDX format of its files, the split, and the digits as grids and as images."""
 
 import contextlib
-import functools
 import gzip
 import math
 import zlib
@@ -11,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from homework.datasets.base import Dataset
+from homework.datasets.base import Dataset, Indices
 from homework.datasets.images import to_float
 
 FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
-N_TRAIN = 50_000  # of the first file; what lies behind these is for validation
+N_TRAIN = 50_000  # of the first file; the others of it are for validation
 HOW_TO_GET = "python -m homework.data mnist, or python -m homework.data import FOLDER if you have the files"
 
 
@@ -28,26 +27,26 @@ def read_idx(path: str | Path, known_as: str | Path | None = None) -> np.ndarray
         FileNotFoundError: there is no such file.
         ValueError: it is none of these, or not as long as it says.
     """
-    path, whole = Path(path), True
+    path, intact = Path(path), True
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, zlib.error, gzip.BadGzipFile):
-        content, whole = _all_that_unpacks(path), False
+        content, intact = _unpack_damaged(path), False
     path = known_as or path
     if len(content) < 4 or content[:3] != b"\0\0\x08" or not 1 <= content[3] <= 4 or len(content) < 4 + 4 * content[3]:
-        raise ValueError(f"{path} is no IDX file of bytes, or its head is cut off ({len(content)} bytes); get it again with "
-                         f"{HOW_TO_GET}.")  # fmt: skip
+        raise ValueError(f"{path} is not an IDX file of bytes, or its header is cut off ({len(content)} bytes); get it "
+                         f"again with {HOW_TO_GET}.")  # fmt: skip
     shape = np.frombuffer(content, ">u4", content[3], offset=4).tolist()
     head, wanted = 4 + 4 * len(shape), math.prod(shape)
     if len(content) != head + wanted:
         raise ValueError(f"{path} should hold {head + wanted} bytes (unpacked) but holds {len(content)}; get it again with "
                          f"{HOW_TO_GET}.")  # fmt: skip
-    if not whole:
+    if not intact:
         raise ValueError(f"{path} is damaged: its checksum is wrong; get it again with {HOW_TO_GET}.")
     return np.frombuffer(content, np.uint8, offset=head).reshape(shape)
 
 
-def _all_that_unpacks(path: Path) -> bytes:
+def _unpack_damaged(path: Path) -> bytes:
     """As much of a damaged gzip file as can be unpacked."""
     content = path.read_bytes()
     for part in (content, content[:-8]):  # the last 8 bytes hold a checksum, and zlib gives nothing if it is wrong
@@ -62,7 +61,7 @@ def find(folder: Path, name: str) -> Path | None:
 
 
 def read_split(split: str = "train", root: str | Path = "data") -> np.ndarray:
-    """Digits (N,28,28) uint8, 0 for the background, from ``root/mnist``: "train" has 50 000, "valid" the 10 000 behind them
+    """Digits (N,28,28) uint8, 0 for the background, from ``root/mnist``: "train" has 50 000, "valid" the 10 000 after them
     in the same file, "test" those of the other file.
 
     Raises:
@@ -87,8 +86,8 @@ def binary(digits: np.ndarray, how: float | str = 0) -> np.ndarray:
 
     Args:
         digits: (N,28,28) uint8.
-        how: a threshold in [0, 1): brightness, black being 0 and white 1, must be above it; 0 takes every pixel that is not
-            quite black. Or "sample": ink with a probability of the brightness, by a fixed seed.
+        how: a threshold in [0, 1): ink is brighter than it, black being 0 and white 1. Or "sample": ink with a probability
+            of the brightness, by a fixed seed.
     Returns:
         (N,28,28) uint8 of 0 and 1.
     Raises:
@@ -106,24 +105,22 @@ class MnistDataset(Dataset):
     """MNIST's digits as grids of two tokens: 1 where there is ink, 0 elsewhere.
 
     ``ds[i]`` is int64 (28, 28); ``size`` is (28, 28); ``n_tokens`` is 2.
+
+    Args:
+        split: "train" (50 000), "valid" (10 000) or "test" (10 000).
+        root: the folder with the folder mnist.
+        binarize: see :func:`binary`; with "sample", ``augment`` makes a new draw each time, and everything else sees one
+            draw, always the same.
+    Raises:
+        FileNotFoundError: the files are not there.
+        ValueError: a file is damaged, or binarize is something else.
     """
 
     holds, n_tokens, size = "grids", 2, (28, 28)
 
     def __init__(self, split: str = "train", root: str | Path = "data", binarize: float | str = 0):
-        """
-        Args:
-            split: "train" (50 000), "valid" (10 000) or "test" (10 000).
-            root: the folder in which mnist/ lies.
-            binarize: a threshold in [0, 1): ink is what is brighter than it, black being 0 and white 1. Or "sample": a
-                pixel is ink with a probability of its brightness; ``augment`` draws it afresh each time, and
-                everything else sees one draw, always the same.
-        Raises:
-            FileNotFoundError: the files are not there.
-            ValueError: a file is damaged, or binarize is something else.
-        """
         self.digits = read_split(split, root)  # uint8 (N,28,28)
-        self.drawn, self.meta = binarize == "sample", {"binarize": binarize}
+        self.sampled, self.meta = binarize == "sample", {"binarize": binarize}
         self.ink = binary(self.digits, binarize)
 
     def __len__(self) -> int:
@@ -132,36 +129,30 @@ class MnistDataset(Dataset):
     def __getitem__(self, i: int) -> Tensor:
         return torch.from_numpy(self.ink[i].astype(np.int64))
 
-    def batch(self, indices: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
+    def batch(self, indices: Indices, device: torch.device | str = "cpu") -> Tensor:
         """The digits at ``indices`` (B) as int64 (B, 28, 28) of 0 and 1 on ``device``."""
         return torch.from_numpy(self.ink[np.asarray(indices)]).to(device).long()
 
     def augment(self, batch: Tensor, generator: torch.Generator, indices: Tensor | None = None) -> Tensor:
-        """The batch as it is; with binarize="sample" a fresh draw of the digits at ``indices``, from a CPU ``generator``."""
-        if not self.drawn:
+        """The batch as it is; with binarize="sample" a new draw of the digits at ``indices``, from a CPU ``generator``."""
+        if not self.sampled:
             return batch
         digits = torch.from_numpy(self.digits[np.asarray(indices)])
         return (torch.randint(255, digits.shape, generator=generator, dtype=torch.uint8) < digits).long().to(batch.device)
 
     def model_defaults(self) -> dict:
-        """What a prior's constructor should know of the data."""
         return {"n_tokens": 2, "height": 28, "width": 28}
 
 
 class MnistImages(Dataset):
-    """MNIST's digits as images, for tokenizers: grey, the same in all three channels. ``ds[i]`` is uint8 (28, 28, 3)."""
+    """MNIST's digits as images, for tokenizers: grey, the same in all three channels. ``ds[i]`` is uint8 (28, 28, 3).
+    Arguments and errors as of :class:`MnistDataset`."""
 
     holds, size = "images", (28, 28)
 
     def __init__(self, split: str = "train", root: str | Path = "data"):
-        """``split``, ``root`` and errors as of :class:`MnistDataset`."""
         self.digits = read_split(split, root)  # uint8 (N,28,28)
-        self.split = split
-
-    @functools.cached_property
-    def names(self) -> list[str]:
-        """What a file of tokens calls the digits."""
-        return [f"{self.split}/{i:05}" for i in range(len(self))]
+        self.names = [f"{split}/{i:05}" for i in range(len(self.digits))]
 
     def __len__(self) -> int:
         return len(self.digits)
@@ -169,11 +160,10 @@ class MnistImages(Dataset):
     def __getitem__(self, i: int) -> Tensor:
         return torch.from_numpy(self.digits[i].copy())[..., None].expand(-1, -1, 3)
 
-    def batch(self, indices: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
+    def batch(self, indices: Indices, device: torch.device | str = "cpu") -> Tensor:
         """The digits at ``indices`` (B) as float32 (B, 28, 28, 3) in [-0.5, 0.5] on ``device``."""
         grey = torch.from_numpy(self.digits[np.asarray(indices)]).to(device)
         return to_float(grey)[..., None].repeat(1, 1, 1, 3)
 
     def model_defaults(self) -> dict:
-        """What a model's constructor should know of the data."""
         return {"height": 28, "width": 28}

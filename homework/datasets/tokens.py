@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from homework.core import files
-from homework.datasets.base import Dataset
+from homework.datasets.base import Dataset, Indices
 from homework.datasets.image_files import SPLITS
 
 
@@ -16,21 +16,21 @@ class TokenDataset(Dataset):
 
     ``ds[i]`` is int64 (h, w) in [0, n_tokens); ``names`` are the images' paths; ``size`` is (h, w); ``codes`` are the
     tokenizer's code vectors, float32 (n_tokens, d), or None if they were not kept; ``meta`` holds the tokenizer's
-    fingerprint, if it is known.
+    identity, if it is known.
+
+    Args:
+        source: a split ("train", "valid": ``root/tokenized_{split}.pth``) or a file, which holds
+            ``{"tokens": (N, h, w), "n_tokens": int, "names": [str], "codes": (n_tokens, d) or missing}`` or a plain
+            tensor (N, h, w).
+        root: the folder of the splits.
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file holds something else.
     """
 
     holds = "grids"
 
     def __init__(self, source: str | Path = "train", root: str | Path = "data"):
-        """
-        Args:
-            source: a split ("train", "valid": ``root/tokenized_{split}.pth``) or a file, which holds
-                ``{"tokens": (N, h, w), "n_tokens": int, "names": [str], "codes": (n_tokens, d) or missing}`` or a plain
-                tensor (N, h, w).
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: the file holds something else.
-        """
         path = Path(root) / f"tokenized_{source}.pth" if source in SPLITS else Path(source)
         if not path.is_file():
             images = Path(root) / source if source in SPLITS else "IMAGES"
@@ -41,18 +41,17 @@ class TokenDataset(Dataset):
         tokens = data.get("tokens") if isinstance(data, dict) else data
         if not isinstance(tokens, Tensor) or tokens.ndim != 3 or tokens.is_floating_point() or not tokens.numel():
             raise ValueError(f"{path} holds no grids of tokens (N, h, w); make it with python -m homework.tokenize.")
-        self.tokens = tokens.numpy()  # numpy, because torch can hardly do a thing with uint16
-        known = data if isinstance(data, dict) else {}
-        self.n_tokens = int(known.get("n_tokens", self.tokens.max() + 1))
-        self.names, self.shift = list(known.get("names", [])), known.get("shift")
-        self.meta = {"tokenizer": known["tokenizer"]} if "tokenizer" in known else {}
+        self.tokens = tokens.numpy()  # numpy, because torch has hardly any operations for uint16
+        fields = data if isinstance(data, dict) else {}
+        self.n_tokens = int(fields.get("n_tokens", self.tokens.max() + 1))
+        self.names, self.shift = list(fields.get("names", [])), fields.get("shift")
+        self.meta = {"tokenizer": fields["tokenizer"]} if "tokenizer" in fields else {}
         self.size = self.tokens.shape[1:]
         if self.tokens.min() < 0 or self.tokens.max() >= self.n_tokens:
             raise ValueError(f"{path} holds tokens outside of [0, {self.n_tokens}).")
-        self.codes = known.get("codes")
-        if self.codes is not None and (not isinstance(self.codes, Tensor) or self.codes.ndim != 2
-                                       or len(self.codes) != self.n_tokens):  # fmt: skip
-            raise ValueError(f"{path} holds code vectors that are no table of {self.n_tokens} rows; make it anew.")
+        self.codes = codes = fields.get("codes")
+        if codes is not None and (not isinstance(codes, Tensor) or codes.ndim != 2 or len(codes) != self.n_tokens):
+            raise ValueError(f"{path} holds code vectors that are not a table of {self.n_tokens} rows; make it again.")
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -60,12 +59,11 @@ class TokenDataset(Dataset):
     def __getitem__(self, i: int) -> Tensor:
         return torch.from_numpy(self.tokens[i].astype(np.int64))
 
-    def batch(self, indices: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
+    def batch(self, indices: Indices, device: torch.device | str = "cpu") -> Tensor:
         """The grids at ``indices`` (B) as int64 (B, h, w) on ``device``."""
         return torch.from_numpy(self.tokens[np.asarray(indices)].astype(np.int64)).to(device)
 
     def model_defaults(self) -> dict:
-        """What a prior's constructor should know of the data."""
         return {"n_tokens": self.n_tokens, "height": self.size[0], "width": self.size[1]}
 
 
@@ -73,23 +71,23 @@ class MultiscaleDataset(Dataset):
     """The same images as coarser and as finer grids of tokens, for the stages of a cascade.
 
     ``ds[i]`` are two int64 grids, the coarser one (hc, wc) and the finer one (h, w).
+
+    Args:
+        split: "train" or "valid": ``tokenized_{split}.pth`` in both folders.
+        root: the folder with the tokens of the finer grids.
+        coarse: the folder with those of the coarser ones.
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: ``coarse`` is missing, a file holds something else, or the two are not of the same images.
     """
 
     holds = "pairs of grids"
 
     def __init__(self, split: str = "train", root: str | Path = "data", coarse: str | Path | None = None):
-        """
-        Args:
-            split: "train" or "valid": ``tokenized_{split}.pth`` in both folders.
-            root: the folder with the tokens of the finer grids.
-            coarse: the folder with those of the coarser ones.
-        Raises:
-            FileNotFoundError: a file is not there.
-            ValueError: ``coarse`` is missing, a file holds something else, or the two are not of the same images.
-        """
         if coarse is None:
             raise ValueError("--coarse is missing: name the folder with the tokens of the coarser grids.")
         self.coarse, self.fine = (TokenDataset(split, folder) for folder in (coarse, root))
+        self.names = self.fine.names
         one, other = (f"{folder}/tokenized_{split}.pth" for folder in (coarse, root))
         if len(self.coarse) != len(self.fine) or self.coarse.names != self.fine.names:
             raise ValueError(f"{one} ({len(self.coarse)} grids) and {other} ({len(self.fine)} grids) are not of the same "
@@ -97,8 +95,8 @@ class MultiscaleDataset(Dataset):
         if self.coarse.shift != self.fine.shift:
             raise ValueError(f"The copies in {one} were moved by up to {self.coarse.shift} pixels, but those in {other} by "
                              f"up to {self.fine.shift}; make both with one --shift.")  # fmt: skip
-        self.meta = {f"{a}tokenizer": data.meta["tokenizer"] for a, data in (("coarse_", self.coarse), ("", self.fine))
-                     if data.meta}  # fmt: skip
+        self.meta = {f"{prefix}tokenizer": data.meta["tokenizer"]
+                     for prefix, data in (("coarse_", self.coarse), ("", self.fine)) if data.meta}  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.fine)
@@ -106,12 +104,10 @@ class MultiscaleDataset(Dataset):
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         return self.coarse[i], self.fine[i]
 
-    def batch(self, indices: np.ndarray | Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Indices, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """The grids at ``indices`` (B) as int64 (B, hc, wc) and (B, h, w) on ``device``."""
         return self.coarse.batch(indices, device), self.fine.batch(indices, device)
 
     def model_defaults(self) -> dict:
-        """What a stage's constructor should know of the data."""
-        coarse = {"coarse_tokens": self.coarse.n_tokens, "coarse_height": self.coarse.size[0],
-                  "coarse_width": self.coarse.size[1]}  # fmt: skip
+        coarse = {f"coarse_{k.removeprefix('n_')}": v for k, v in self.coarse.model_defaults().items()}
         return self.fine.model_defaults() | coarse

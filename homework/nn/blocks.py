@@ -14,8 +14,8 @@ class Conv(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """A ConvNeXt block (Liu et al., arXiv 2201.03545, figure 4): look around by a depthwise convolution, then think at
-    each place by a perceptron; (B,h,w,D) -> (B,h,w,D). Starts close to the identity."""
+    """A ConvNeXt block (Liu et al., arXiv 2201.03545, figure 4): a depthwise convolution, then an MLP at each position;
+    (B,h,w,D) -> (B,h,w,D). Starts close to the identity."""
 
     def __init__(self, D: int, kernel: int = 5, expansion: int = 4):
         super().__init__()
@@ -41,7 +41,7 @@ def pad_to_patches(x: Tensor, P: int, Q: int | None = None) -> Tensor:
 
 
 def unpatch(x: Tensor, P: int, Q: int | None = None) -> Tensor:
-    """Lays out patches: (B,h,w,P*Q*C) -> (B,h*P,w*Q,C); Q = P if None."""
+    """Joins patches: (B,h,w,P*Q*C) -> (B,h*P,w*Q,C); Q = P if None."""
     B, h, w, _ = x.shape
     Q = Q or P
     x = x.view(B, h, w, P, Q, -1).transpose(2, 3)  # (B,h,w,P*Q*C) -> (B,h,P,w,Q,C)

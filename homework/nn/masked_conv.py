@@ -1,4 +1,4 @@
-"""A convolution over a grid that sees no later place in raster order."""
+"""A convolution over a grid that sees no later position in raster order."""
 
 import torch
 import torch.nn.functional as F
@@ -8,15 +8,14 @@ from homework.core import checks
 
 
 class MaskedConv2d(nn.Conv2d):
-    """A k x k convolution, (B,C,H,W) -> (B,C',H,W), that sees no later place (arXiv 1601.06759, section 3.3).
-
-    Type A hides the place itself too, for the first layer; type B shows it, as by then it holds earlier places alone.
-    ``weight`` is stored whole, and masked whenever it is used. ValueError for another type, or an even kernel.
+    """A k x k convolution, (B,C,H,W) -> (B,C',H,W), that sees no later position (van den Oord et al., arXiv 1601.06759,
+    section 3.3). Type A hides the position itself too, for the first layer; type B shows it, as by then it depends on
+    earlier positions alone. ``weight`` is masked whenever it is used. ValueError for another type, or an even kernel.
     """
 
     def __init__(self, mask_type: str, c_in: int, c_out: int, kernel_size: int):
         if mask_type not in ("A", "B"):
-            raise ValueError(f"mask_type is {mask_type!r}, but must be A (the place itself hidden) or B (seen).")
+            raise ValueError(f"mask_type is {mask_type!r}, but must be A (the position itself hidden) or B (seen).")
         checks.odd(3, kernel_size=kernel_size)  # with a middle, and something around it
         super().__init__(c_in, c_out, kernel_size, padding=kernel_size // 2)
         self.mask_type, k = mask_type, kernel_size

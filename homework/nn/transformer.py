@@ -1,5 +1,5 @@
-"""Transformer layers: causal attention within a window, attention to another sequence, perceptrons, and the cache with which
-they go place by place."""
+"""Transformer layers: causal attention within a window, with a cache to go position by position, attention to another
+sequence, and MLPs."""
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +9,10 @@ from homework.nn.activations import ACTIVATIONS
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention (Vaswani et al., arXiv 1706.03762, section 3.2) to the last ``window`` places, the
+    """Causal multi-head self-attention (Vaswani et al., arXiv 1706.03762, section 3.2) to the last ``window`` positions, the
     own one included, with a learned bias for each distance (Raffel et al., arXiv 1910.10683, section 2.1), and a cache."""
 
-    mask_value = -torch.inf  # the bias of a place that must not be seen
+    mask_value = -torch.inf  # the bias of a position that must not be seen
 
     def __init__(self, D: int, n_heads: int, window: int):
         super().__init__()
@@ -22,8 +22,8 @@ class Attention(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_heads, window))
 
     def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int = 0) -> Tensor:
-        """(B,n,D) -> (B,n,D). With a ``cache`` of (B,heads,N,d) keys and values, x stands at places start, start+1, ...;
-        then either start is 0 or n is 1."""
+        """(B,n,D) -> (B,n,D). With a ``cache`` of (B,heads,N,d) keys and values, x is at positions start, start+1, ...; then
+        either start is 0 or n is 1."""
         B, n, D = x.shape
         q, k, v = self.project(x).view(B, n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)  # (B,n,3D) -> 3 x (B,heads,n,d)
         if cache is not None:
@@ -32,20 +32,20 @@ class Attention(nn.Module):
         if start:
             first = max(0, start + 1 - self.window)
             k, v = (kept[:, :, first : start + 1] for kept in cache)
-            y = self.attend(q, k, v, self.last_biases(start + 1 - first)[:, None])  # (heads,1,m): the own place is the last
+            y = self.attend(q, k, v, self.last_biases(start + 1 - first)[:, None])  # (heads,1,m): the own one is the last
         else:
             y = self.attend_all(q, k, v)
         return self.out(y.transpose(1, 2).reshape(B, n, D))  # (B,heads,n,d) -> (B,n,D)
 
     def attend_all(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Queries, keys and values of all places (B,heads,n,d) -> each place's mean of the values it sees, likewise."""
+        """Queries, keys and values of all positions (B,heads,n,d) -> each one's mean of the values it sees."""
         n = q.shape[2]
         q, k, v = (in_blocks(t, self.window) for t in (q, k, v))  # (B,heads,n,d) -> (B,heads,b,c,d)
         k, v = (with_previous(t) for t in (k, v))  # (B,heads,b,2c,d)
         return self.attend(q, k, v, self.biases(n)).flatten(2, 3)[:, :, :n]  # (B,heads,b,c,d) -> (B,heads,n,d)
 
     def biases(self, n: int) -> Tensor:
-        """(heads,b,c,2c): the biases of n places in blocks, :attr:`mask_value` where a place does not see the other."""
+        """(heads,b,c,2c): the biases of n positions in blocks, :attr:`mask_value` where one does not see the other."""
         distance, seen = block_distances(n, self.window, self.bias.device)
         biases = self.last_biases(self.window)[:, self.window - 1 - distance]  # (heads,c,2c)
         return biases[:, None].masked_fill(~seen, self.mask_value)
@@ -55,7 +55,7 @@ class Attention(nn.Module):
         return self.qkv(x)
 
     def last_biases(self, m: int) -> Tensor:
-        """(heads,m): the biases of the last m places, the own one last."""
+        """(heads,m): the biases of the last m positions, the own one last."""
         return self.bias[:, :m].flip(-1)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -64,21 +64,21 @@ class Attention(nn.Module):
 
 
 def in_blocks(x: Tensor, window: int) -> Tensor:
-    """Cuts (B,heads,n,d) into blocks of c = min(window, n) places, the last one filled up with zeros: (B,heads,b,c,d)."""
+    """Cuts (B,heads,n,d) into blocks of c = min(window, n) positions, the last one zero-padded: (B,heads,b,c,d)."""
     B, heads, n, d = x.shape
     c = min(window, n)
     return (F.pad(x, (0, 0, 0, -n % c)) if n % c else x).view(B, heads, -1, c, d)  # (B,heads,b*c,d) -> (B,heads,b,c,d)
 
 
 def with_previous(x: Tensor) -> Tensor:
-    """Every block behind the one before it, which holds all else that a window of c places reaches; a single block stays
+    """Joins every block to the one before it, which is as far as a window of c positions reaches; a single block stays
     alone: (B,heads,b,c,d) -> (B,heads,b,2c,d)."""
     return x if x.shape[2] == 1 else torch.cat([F.pad(x[:, :, :-1], (0, 0, 0, 0, 1, 0)), x], dim=3)
 
 
 def block_distances(n: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """How far each of a block's c places is from the 2c that stand with it (0 where it does not see them), int64 (c,2c),
-    and for every block which of these it sees, bool (b,c,2c)."""
+    """The distances of each of a block's c positions from the 2c of :func:`with_previous`, int64 (c,2c), 0 where it does not
+    see them; and for every block which of these it sees, bool (b,c,2c)."""
     c = min(window, n)
     b = -(-n // c)
     own = torch.arange(c, device=device)
@@ -90,9 +90,9 @@ def block_distances(n: int, window: int, device: torch.device) -> tuple[Tensor, 
 
 
 class Layer(nn.Module):
-    """A pre-norm transformer layer: attention across places, then a perceptron at each. Norms divide by the root mean square
-    (Zhang and Sennrich, arXiv 1910.07467), and the perceptron's activation is a squared ReLU (So et al., arXiv 2109.08668):
-    both are cheap in whole numbers, see :mod:`homework.exact`."""
+    """A pre-norm transformer layer: attention across positions, then an MLP at each. Norms divide by the root mean square
+    (Zhang and Sennrich, arXiv 1910.07467), and the MLP's activation is a squared ReLU (So et al., arXiv 2109.08668): both
+    are cheap in integer arithmetic, see :mod:`homework.codec.integer_layers`."""
 
     def __init__(self, D: int, n_heads: int, n_layers: int, window: int, dropout: float):
         super().__init__()
@@ -119,8 +119,8 @@ def initialise(reading: list[nn.Linear], writing: list[nn.Linear], n_layers: int
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention to all places of a sequence (Vaswani et al., arXiv 1706.03762, section 3.2), which may be another
-    one: a decoder's to what the encoder has read, or an encoder's to its own."""
+    """Multi-head attention to all positions of a sequence (Vaswani et al., arXiv 1706.03762, section 3.2): a decoder's to
+    the encoder's output, or an encoder's to its own."""
 
     def __init__(self, D: int, n_heads: int):
         super().__init__()
@@ -141,11 +141,11 @@ class CrossAttention(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """A pre-norm layer in which every place sees every other: attention, then a perceptron at each place.
+    """A pre-norm layer in which every position sees every other: attention, then an MLP at each position.
 
     Args:
-        D: width, n_heads: of the attention, hidden: width of the perceptron, activation: a name in ACTIVATIONS.
-        n_layers: how many such layers follow each other, for the starting weights.
+        D: width, n_heads: of the attention, hidden: width of the MLP, activation: a name in ACTIVATIONS.
+        n_layers: how many layers follow each other, for the starting weights.
         dropout: probability.
     """
 
@@ -164,13 +164,12 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """A pre-norm layer: causal attention within a window, attention to an encoder's output, then a perceptron.
+    """A pre-norm layer: causal attention within a window, attention to an encoder's output, then an MLP.
 
-    The norms before the causal attention and the perceptron have no weights of their own: what they are scaled and shifted
-    by is a linear function of a condition, which differs from place to place (adaLN, Peebles and Xie, arXiv 2212.09748,
-    section 3.2) and at first makes no difference. It is computed outside, by :attr:`modulation`, since it does not depend on
-    what the layer reads. The norm before the attention to the encoder's output is a usual one, as that brings in the
-    condition by itself.
+    The norms before the causal attention and the MLP have no weights of their own: their scales and shifts are a linear
+    function of each position's condition (adaLN, Peebles and Xie, arXiv 2212.09748, section 3.2), at first 1 and 0. The
+    caller computes them, by :attr:`modulation`, since they do not depend on what the layer reads. The norm before the
+    attention to the encoder's output has weights, as that brings in the condition by itself.
 
     Args:
         D: width, n_heads, window: of :class:`Attention`.
@@ -199,9 +198,8 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, modulation: Tensor, keys_values: Tensor | None = None,
                 cache: tuple[Tensor, Tensor] | None = None, start: int = 0) -> Tensor:  # fmt: skip
-        """(B,n,D), what :attr:`modulation` made of the condition of each place (B,n,4D), and what the attention to the
-        encoder's output has read -> (B,n,D). With a ``cache``, x stands at places start, start+1, ..., see
-        :class:`Attention`."""
+        """(B,n,D), :attr:`modulation` of each position's condition (B,n,4D), and :meth:`CrossAttention.read` of the
+        encoder's output -> (B,n,D). ``cache`` and ``start`` as of :class:`Attention`."""
         shift, scale, last_shift, last_scale = modulation.chunk(4, dim=-1)
         x = x + self.dropout(self.attention(torch.addcmul(shift, self.norm(x), scale), cache, start))
         if self.cross_attention:

@@ -12,11 +12,12 @@ from homework.nn.masked_conv import MaskedConv2d
 
 
 class Tokenizer(Model):
-    """The contract: an image becomes a grid of integers and comes back.
+    """The contract: an image becomes a grid of integers and comes back. A subclass defines :meth:`encode_index`,
+    :meth:`code_vectors`, and either ``decode``, (...,h,w,d) -> (...,h*P,w*Q,3), or :meth:`decode_index`.
 
     Attributes:
         n_tokens: K; tokens are in [0, K).
-        patch_size: the pixels that a token stands for: P for squares, (P, Q) for P rows and Q columns.
+        patch_size: the pixels of a token: P for squares, (P, Q) for P rows and Q columns.
     """
 
     n_tokens: int
@@ -24,20 +25,31 @@ class Tokenizer(Model):
 
     @property
     def patch_shape(self) -> tuple[int, int]:
-        """(rows, columns) of pixels that a token stands for."""
+        """``patch_size`` as (rows, columns)."""
         return self.patch_size if isinstance(self.patch_size, tuple) else (self.patch_size, self.patch_size)
 
     def encode_index(self, x: Tensor) -> Tensor:
         """(...,H,W,3) float in [-0.5,0.5] -> (...,h,w) int64 in [0,K), h = ceil(H/P), w = ceil(W/Q)."""
         raise NotImplementedError
 
-    def decode_index(self, index: Tensor) -> Tensor:
-        """(...,h,w) integers in [0,K) -> (...,h*P,w*Q,3)."""
+    def code_vectors(self, index: Tensor) -> Tensor:
+        """(...,h,w) integers in [0,K) -> (...,h,w,d): the vector of each token."""
         raise NotImplementedError
 
-    def code_vectors(self, index: Tensor) -> Tensor:
-        """(...,h,w) integers in [0,K) -> (...,h,w,d): the vector that stands for each token."""
-        raise NotImplementedError
+    def encode(self, x: Tensor) -> Tensor:
+        """(...,H,W,3) -> (...,h,w,d): the vector of each token."""
+        return self.code_vectors(self.encode_index(x))
+
+    def decode_index(self, index: Tensor) -> Tensor:
+        """(...,h,w) integers in [0,K) -> (...,h*P,w*Q,3)."""
+        return self.decode(self.code_vectors(index))
+
+    def check_single(self, code: Tensor) -> None:
+        """For a tokenizer with one code for an image: ValueError if ``code``, (...,h,w,d), has more."""
+        if code.shape[-3:-1] != (1, 1):
+            H, W = self.patch_shape
+            raise ValueError(f"This {type(self).__name__} has one code for an image of {H}x{W}, but this grid has "
+                             f"{code.shape[-3]}x{code.shape[-2]}; use --image_size {H}x{W}.")  # fmt: skip
 
     def encode_features(self, z: Tensor) -> Tensor:
         """Feature maps (B,h,w,C) -> (B,h,w) int64, for a tokenizer that reads them. ValueError for the others."""
@@ -47,8 +59,9 @@ class Tokenizer(Model):
     def code_table(self) -> Tensor:
         """(K,d) float: the vector of every code. ValueError for more than 2^20 codes."""
         if self.n_tokens > 2**20:
-            raise ValueError(f"The tokenizer has {self.n_tokens} codes, too many for a table of vectors; the limit is 2^20.")
-        index = torch.arange(self.n_tokens, device=next(self.parameters()).device)
+            raise ValueError(f"The tokenizer has {self.n_tokens} codes, too many for a table of vectors (at most 2^20); "
+                             "leave --codes out.")  # fmt: skip
+        index = torch.arange(self.n_tokens, device=self.device)
         return self.code_vectors(index[:, None, None])[:, 0, 0]  # (K,1,1,d) -> (K,d)
 
 
@@ -90,8 +103,8 @@ class AutoEncoder(Model):
         return self.decode(self.encode(x))[..., : x.shape[-3], : x.shape[-2], :], {}
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
-        """Mean squared error of (B,H,W,3) images, and "psnr" in dB for a peak of 1. What ``forward`` measures is logged
-        too; entries whose names end in "_loss" are added to the error."""
+        """Mean squared error of (B,H,W,3) images, "psnr" in dB for a peak of 1, and what ``forward`` measures, of which
+        the entries that end in "_loss" are added to the error."""
         x_hat, measures = self(x)
         mse = F.mse_loss(x_hat, x)
         extra = sum(v for k, v in measures.items() if k.endswith("_loss"))
@@ -100,16 +113,17 @@ class AutoEncoder(Model):
     @torch.no_grad()
     def images(self, x: Tensor) -> dict[str, Tensor]:
         """(B,H,W,3) -> {"input", "reconstruction"}: (B,3,H,W) in [0,1]."""
-        pictures = {"input": x, "reconstruction": self(x)[0]}
-        return {k: (v + 0.5).clamp(0, 1).permute(0, 3, 1, 2) for k, v in pictures.items()}  # (B,H,W,3) -> (B,3,H,W)
+        return {"input": to_pictures(x), "reconstruction": to_pictures(self(x)[0])}
 
 
-class QuantizedAutoEncoder(AutoEncoder, Tokenizer):
+def to_pictures(x: Tensor) -> Tensor:
+    """(B,H,W,3) in [-0.5,0.5] -> (B,3,H,W) in [0,1]."""
+    return (x + 0.5).clamp(0, 1).permute(0, 3, 1, 2)
+
+
+class QuantizedAutoEncoder(Tokenizer, AutoEncoder):
     """An auto-encoder with a quantizer in its bottleneck: codes (...,h,w,d), one of K at each position, and their indices.
-
-    A subclass has ``n_tokens``, K, and ``encode(x) -> code``, ``decode(code) -> x_hat``, ``encode_index(x) -> index``,
-    ``code_vectors(index) -> code`` and :meth:`quantize`.
-    """
+    A subclass has ``n_tokens``, ``encode_index(x) -> index``, ``code_vectors(index) -> code`` and :meth:`quantize`."""
 
     def latent(self, x: Tensor) -> Tensor:
         """(...,H,W,3) -> (...,h,w,C): what is to be quantized."""
@@ -119,13 +133,8 @@ class QuantizedAutoEncoder(AutoEncoder, Tokenizer):
         """(...,h,w,C) -> (code (...,h,w,d) with a gradient to z, measures: usage, and the weighted losses)."""
         raise NotImplementedError
 
-    def decode_index(self, index: Tensor) -> Tensor:
-        """(...,h,w) integers in [0,K) -> (...,h*P,w*P,3)."""
-        return self.decode(self.code_vectors(index))
-
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(...,H,W,3) -> (x_hat (...,H,W,3), measures): those of :func:`usage` over the batch, and the weighted losses
-        that are switched on."""
+        """(...,H,W,3) -> (x_hat (...,H,W,3), measures: :func:`usage` over the batch, and the weighted losses)."""
         code, measures = self.quantize(self.latent(x))
         return self.decode(code)[..., : x.shape[-3], : x.shape[-2], :], measures
 
@@ -145,12 +154,12 @@ def usage_of(counts: Tensor, n_tokens: int) -> dict[str, Tensor]:
 
 class RatePredictor(nn.Module):
     """Predicts each code from those at earlier positions, by a masked convolution (the context model of Minnen, Ballé and
-    Toderici, arXiv 1809.02736); stands in for a prior while a tokenizer is being trained.
+    Toderici, arXiv 1809.02736); takes the part of a prior while a tokenizer is being trained.
 
     Args:
         C: length of a code, (B,h,w,C).
-        n_tokens: K for codes out of a table, see :meth:`bits_of_entries`; 0 for codes of -1 and +1, see
-        :meth:`bits_of_signs`. hidden, kernel: width of the hidden layer, and size of the convolution, odd.
+        n_tokens: K for codes out of a table, see :meth:`bits_of_entries`; 0 for signs, see :meth:`bits_of_signs`.
+        hidden, kernel: width of the hidden layer, and size of the convolution, odd.
     """
 
     def __init__(self, C: int, n_tokens: int = 0, hidden: int = 64, kernel: int = 5):
@@ -165,8 +174,8 @@ class RatePredictor(nn.Module):
         return self.out(F.gelu(x.permute(0, 2, 3, 1)))  # (B,hidden,h,w) -> (B,h,w,hidden) -> (B,h,w,C)
 
     def bits_of_signs(self, code: Tensor) -> Tensor:
-        """(B,h,w,L) of -1 and +1 -> bits (B,h,w) that each code costs, with the prediction as log odds. The gradient, passed
-        on by a straight-through estimator, draws a bit that was not expected towards what was."""
+        """(B,h,w,L) of -1 and +1 -> bits (B,h,w) that each code costs, with the prediction as log odds. The gradient, which
+        a straight-through estimator passes on, draws an unexpected bit towards the expected value."""
         return F.softplus(-code * self.predict(code)).sum(dim=-1) / math.log(2)
 
     def bits_of_entries(self, code: Tensor, index: Tensor, entries: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A fully convolutional auto-encoder: any image becomes a map of a few numbers at every place, and comes back."""
+"""A fully convolutional auto-encoder: any image becomes a map of a few numbers at every position, and comes back."""
 
 from torch import Tensor, nn
 
@@ -10,7 +10,7 @@ from homework.tokenizers.base import AutoEncoder
 
 class Residual(nn.Module):
     """A bottleneck block (He et al., arXiv 1512.03385, figure 5): (B,h,w,D) -> (B,h,w,D), a quarter of D inside.
-    Starts close to the identity; nothing stands in the way of the sum, so that a network of these starts out linear."""
+    Starts close to the identity: no activation follows the sum, so that a network of these starts out linear."""
 
     def __init__(self, D: int, activation: type[nn.Module]):
         super().__init__()
@@ -26,8 +26,8 @@ class Residual(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """(B,H,W,3) -> (B,h,w,out): each layer halves height and width and then looks around; grey images are the mean of the
-    three channels. H, W multiples of 2 ** len(channels)."""
+    """(B,H,W,3) -> (B,h,w,out): each layer halves height and width, and a residual block follows; grey images are the mean
+    of the three channels. H, W multiples of 2 ** len(channels)."""
 
     def __init__(self, image_channel: int, channels: list[int], out: int, hidden: type[nn.Module], final: nn.Module):
         super().__init__()
@@ -45,8 +45,8 @@ class ConvEncoder(nn.Module):
 
 
 class Double(nn.Module):
-    """(B,h,w,inp) -> (B,2h,2w,out): a convolution to all four pixels of each place at once (Shi et al., arXiv 1609.05158,
-    section 3.2), which makes no checkerboards."""
+    """(B,h,w,inp) -> (B,2h,2w,out): a convolution to all four pixels of each position at once (Shi et al., arXiv
+    1609.05158, section 3.2), which makes no checkerboards."""
 
     def __init__(self, inp: int, out: int, kernel: int):
         super().__init__()
@@ -85,28 +85,25 @@ class ToPixels(nn.Module):
 
 
 class ConvAutoEncoder(AutoEncoder):
-    """Compresses images of any size to maps of ``latent_channel`` numbers at each place, and back.
+    """Compresses images of any size to maps of ``latent_channel`` numbers at each position, and back.
 
     ::
 
         x (...,H,W,3) -> edge-pad -> ConvEncoder -> z (...,h,w,latent_channel) -> ConvDecoder -> crop -> x_hat (...,H,W,3)
 
-    with one place for each square of 2 ** num_layers pixels: h = ceil(H / 2 ** num_layers), and w likewise.
+    with one position for each square of 2 ** num_layers pixels: h = ceil(H / 2 ** num_layers), and w likewise.
 
     Args:
-        model_lr: peak learning rate, above 0; a training takes it unless it is told another.
-        image_channel: 3, or 1 for grey. Images have three channels all the same: their mean is compressed, and comes back
-            in all three.
+        model_lr: peak learning rate of a training, above 0, unless --lr gives another.
+        image_channel: 3, or 1 for grey: then the mean of an image's channels is compressed, and comes back in all three.
         min_channel, max_channel: width of the first (finest) and of the last layer, from 1 to 4096; those between grow
             geometrically. A single layer has max_channel.
         num_layers: how often the resolution is halved, from 1 to 8.
-        latent_channel: numbers that are kept of a place.
-        hidden_activation_type: the non-linearity inside of the layers, one of ``ACTIVATIONS``.
-        use_final_enc_activation: whether encoder_activation_type, one of ``ACTIVATIONS``, is applied to z.
-        encoder_activation_type: see use_final_enc_activation; tanh keeps z in [-1,1].
-        use_final_dec_activation: whether decoder_activation_type, one of ``ACTIVATIONS``, is applied to x_hat; tanh and
-            sigmoid are then scaled and shifted to [-0.5,0.5], see :class:`ToPixels`.
-        decoder_activation_type: see use_final_dec_activation.
+        latent_channel: numbers at each position.
+        use_final_enc_activation: whether encoder_activation_type is applied to z; tanh keeps it in [-1,1].
+        use_final_dec_activation: whether decoder_activation_type is applied to x_hat, see :class:`ToPixels`.
+        hidden_activation_type, encoder_activation_type, decoder_activation_type: names in ``ACTIVATIONS``; the first one is
+            the non-linearity inside of the layers.
     Raises:
         ValueError: naming the argument and what is allowed.
     """
@@ -114,20 +111,10 @@ class ConvAutoEncoder(AutoEncoder):
     architecture = "convolutional auto-encoder 1"
     training_options = frozenset({"model_lr"})
 
-    def __init__(
-        self,
-        model_lr: float = 1e-3,
-        image_channel: int = 3,
-        min_channel: int = 32,
-        max_channel: int = 128,
-        num_layers: int = 2,
-        latent_channel: int = 8,
-        hidden_activation_type: str = "silu",
-        use_final_enc_activation: bool = False,
-        encoder_activation_type: str = "tanh",
-        use_final_dec_activation: bool = False,
-        decoder_activation_type: str = "sigmoid",
-    ):
+    def __init__(self, model_lr: float = 1e-3, image_channel: int = 3, min_channel: int = 32, max_channel: int = 128,
+                 num_layers: int = 2, latent_channel: int = 8, hidden_activation_type: str = "silu",
+                 use_final_enc_activation: bool = False, encoder_activation_type: str = "tanh",
+                 use_final_dec_activation: bool = False, decoder_activation_type: str = "sigmoid"):  # fmt: skip
         check(self.config)
         growth = (max_channel / min_channel) ** (1 / max(1, num_layers - 1))
         channels = [round(max_channel / growth**i) for i in reversed(range(num_layers))]
@@ -139,13 +126,13 @@ class ConvAutoEncoder(AutoEncoder):
         self.learning_rate = model_lr
         for name, weight in self.named_parameters():
             if "around" not in name and weight.ndim > 1:
-                nn.init.orthogonal_(weight)  # lengths survive the linear way from pixels to z and back
+                nn.init.orthogonal_(weight)  # the linear path from pixels to z and back keeps lengths
             elif "around" not in name:
                 nn.init.zeros_(weight)
 
 
 def check(config: dict) -> None:
-    """ValueError, naming the first argument of :class:`ConvAutoEncoder` that makes no sense, and what is allowed."""
+    """ValueError, naming the first wrong argument of :class:`ConvAutoEncoder`, and what is allowed."""
     checks.positive(model_lr=config["model_lr"])
     if type(config["image_channel"]) is not int or config["image_channel"] not in (1, 3):
         raise ValueError(f"image_channel is {config['image_channel']!r}, but must be 3, or 1 for grey images.")

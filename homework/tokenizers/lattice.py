@@ -1,4 +1,4 @@
-"""Where the units of a self-organizing map stand: on a line or on a plane, some of them removed."""
+"""Positions of the units of a self-organizing map: on a line or on a plane, some of them removed."""
 
 import math
 
@@ -9,7 +9,7 @@ from homework.core import checks
 
 
 class Lattice:
-    """The places of a map's units, in raster order.
+    """The positions of a map's units, in raster order.
 
     Attributes: ``rows`` and ``columns``, its sides (a line has one row); ``positions``, (n,2) float, row and column of each
     unit that is left.
@@ -24,12 +24,12 @@ class Lattice:
 
     def __init__(self, shape: str, n: int, kept: list[int] | None = None):
         if kept is not None and (not isinstance(kept, list) or any(type(k) is not int for k in kept)):
-            raise ValueError(f"kept is {kept!r}, but must be a list of whole numbers, the units that are left.")
+            raise ValueError(f"kept is {kept!r}, but must be a list of integers, the units that are left.")
         sides = checks.parse_size(shape)
         if not sides and shape not in ("line", "plane"):
             raise ValueError(f"lattice is {shape!r}, but must be line, plane or ROWSxCOLUMNS, as in 32x32.")
         if not sides and kept is not None:
-            raise ValueError(f"kept is {kept}, so lattice must be ROWSxCOLUMNS, of all that there were, not {shape!r}.")
+            raise ValueError(f"kept is {kept}, so lattice must be ROWSxCOLUMNS, as before pruning, not {shape!r}.")
         if sides:
             self.rows, self.columns = sides
         else:
@@ -47,7 +47,7 @@ class Lattice:
 
     @property
     def radius(self) -> float:
-        """Half of the longer side, at least 1: where a training's neighbourhood starts."""
+        """Half of the longer side, at least 1: a training's first radius."""
         return max(1.0, max(self.rows, self.columns) / 2)
 
     def name(self) -> str:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from homework.core import checkpoint
 from homework.core.fingerprint import is_of
-from homework.tokenizers.base import Tokenizer
+from homework.tokenizers.base import Tokenizer, to_pictures
 from homework.training.loop import shades_of_grey
 
 
@@ -29,5 +29,5 @@ def grid_decoder(path: str | Path, made_by: str | None, n_tokens: int, device: t
         tqdm.write(f"{path} did not make these tokens, so TensorBoard shows shades of grey; name the one that did as "
                    "--tokenizer.", sys.stderr)  # fmt: skip
     elif isinstance(model, Tokenizer) and model.n_tokens == n_tokens:
-        return lambda grids: (model.decode_index(grids) + 0.5).clamp(0, 1).permute(0, 3, 1, 2)  # (n,H,W,3) -> (n,3,H,W)
+        return lambda grids: to_pictures(model.decode_index(grids))
     return shades_of_grey(path, made_by, n_tokens, device)

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from homework.core import checks
 from homework.core.registry import build, model_class
+from homework.datasets.features import FeatureModel
 from homework.nn.blocks import pad_to_patches, unpatch
-from homework.tokenizers.base import AutoEncoder, Tokenizer, usage
+from homework.tokenizers.base import AutoEncoder, Tokenizer, to_pictures, usage
 from homework.tokenizers.lattice import Lattice, neighbourhood, u_matrix
-from homework.tokenizers.vq import chunked_distances, nearest
+from homework.tokenizers.vector_quantizer import chunked_distances, nearest
 from homework.training import distributed
 
 MOST_CODES = 8192  # a neighbourhood has the square of this many weights
@@ -24,7 +25,7 @@ def parse_patch(patch: int | str, height: int, width: int) -> tuple[int, int]:
         return height, width
     ph, pw = (patch, patch) if type(patch) is int else checks.parse_size(patch) or (0, 0)
     if ph < 1:
-        raise ValueError(f"patch is {patch!r}, but must be a whole number of at least 1, HEIGHTxWIDTH or map.")
+        raise ValueError(f"patch is {patch!r}, but must be an integer of at least 1, HEIGHTxWIDTH or map.")
     if height % ph or width % pw:
         common = math.gcd(height, width)
         sides = ", ".join(str(side) for side in range(1, common + 1) if common % side == 0)
@@ -40,11 +41,11 @@ def build_autoencoder(spec: dict) -> nn.Module:
         raise ValueError(f"autoencoder is {spec!r}, but must be of the form {form}.")
     model = build(model_class(spec["model"]), spec["config"], {})
     if not isinstance(model, AutoEncoder) or isinstance(model, Tokenizer):
-        raise ValueError(f"autoencoder is {spec!r}, but a {spec['model']} is no auto-encoder.")
+        raise ValueError(f"autoencoder is {spec!r}, but a {spec['model']} is not an auto-encoder of images.")
     return model.requires_grad_(False)
 
 
-class SOM(Tokenizer):
+class SOM(FeatureModel, Tokenizer):
     """A tokenizer: patches of an auto-encoder's feature map, each replaced by the nearest of a map's units.
 
     ::
@@ -52,16 +53,16 @@ class SOM(Tokenizer):
         x (...,H,W,3) -> auto-encoder -> features (...,h*P,w*P,C) -> patches (...,h,w,P*P*C) -> best unit -> index (...,h,w)
         index -> units' vectors -> features -> auto-encoder -> x_hat
 
-    Units stand on a lattice, and what a patch teaches its best unit it teaches that one's neighbours too, so that near units
-    come to stand for like patches. It is trained on features (``python -m homework.features``): by gradient, where a step
-    of Kohonen's rule is a step along the gradient of sum_k h(k, b(x)) |x - w_k|^2 with the best unit b(x) held fixed; or, by
+    Units have positions on a lattice, and a patch moves its best unit and that one's neighbours, so that near units come to
+    have similar vectors. It is trained on features (``python -m homework.features``): by gradient, where a step of Kohonen's
+    rule is a step along the gradient of sum_k h(k, b(x)) |x - w_k|^2 with the best unit b(x) held fixed; or, by
     ``python -m homework.som fit``, in batch steps, which put every w_k at once where that gradient is zero. The radius of
     the neighbourhood h shrinks exponentially.
 
     Args:
         n_codes: K, units, from 1 to 8192.
-        patch: P, the side of a patch in places of the feature map; or "HEIGHTxWIDTH"; or "map" for one code for all of it.
-        lattice: "line", "plane" or "ROWSxCOLUMNS", see :class:`homework.lattice.Lattice`.
+        patch: P, the side of a patch in positions of the feature map; or "HEIGHTxWIDTH"; or "map", all of it.
+        lattice: "line", "plane" or "ROWSxCOLUMNS", see :class:`homework.tokenizers.lattice.Lattice`.
         height, width: of the feature map.
         radius_start: the neighbourhood's first radius in steps of the lattice; 0 for half of its longer side.
         radius_end: its last one.
@@ -71,21 +72,11 @@ class SOM(Tokenizer):
         ValueError: naming the argument and what is allowed.
     """
 
-    data = "features"
     learning_rate = 5e-3
 
-    def __init__(
-        self,
-        n_codes: int = 1024,
-        patch: int | str = 1,
-        lattice: str = "plane",
-        height: int = 20,
-        width: int = 30,
-        radius_start: float = 0.0,
-        radius_end: float = 1.0,
-        autoencoder: dict | None = None,
-        kept: list[int] | None = None,
-    ):
+    def __init__(self, n_codes: int = 1024, patch: int | str = 1, lattice: str = "plane", height: int = 20, width: int = 30,
+                 radius_start: float = 0.0, radius_end: float = 1.0, autoencoder: dict | None = None,
+                 kept: list[int] | None = None):  # fmt: skip
         super().__init__()
         checks.integer(1, MOST_CODES, n_codes=n_codes)
         checks.integer(1, 4096, height=height, width=width)
@@ -110,7 +101,7 @@ class SOM(Tokenizer):
         self.first = None  # patches to lay them out over
 
     def set_autoencoder(self, model: nn.Module) -> None:
-        """Takes over the weights of the auto-encoder that made the features. ValueError if it is of another kind."""
+        """Copies the weights of the auto-encoder that made the features. ValueError if it is of another kind."""
         spec = {"model": type(model).__name__, "config": model.config}
         if spec != self.config["autoencoder"]:
             raise ValueError(f"This SOM is for {self.config['autoencoder']}, but the features were made by {spec}; train a "
@@ -133,20 +124,16 @@ class SOM(Tokenizer):
         return unpatch(code, *self.patch)
 
     def latent(self, x: Tensor) -> Tensor:
-        """(...,H,W,3) float in [-0.5,0.5] -> patches of its features (...,h,w,P*P*C). The image's edge is repeated until
-        whole patches cover it. ValueError for an image larger than the map, if that is one patch."""
+        """(...,H,W,3) float in [-0.5,0.5], edge-padded to complete patches -> patches of its features (...,h,w,P*P*C).
+        ValueError for an image larger than the map, if that is one patch."""
         H, W = x.shape[-3:-1]
         ph, pw = self.patch_shape
         if self.config["patch"] == "map" and (H > ph or W > pw):
             raise ValueError(f"The images are {H}x{W}, but this SOM has one code for images of up to {ph}x{pw}; use "
                              f"--image_size {ph}x{pw}.")  # fmt: skip
-        x_padded = pad_to_patches(x.reshape(-1, H, W, 3), ph, pw)  # (...,H,W,3) -> (B,H,W,3)
-        z = self.to_patches(self.autoencoder.encode(x_padded))
+        padded = pad_to_patches(x.reshape(-1, H, W, 3), ph, pw)  # (...,H,W,3) -> (B,H,W,3)
+        z = self.to_patches(self.autoencoder.encode(padded))
         return z.view(*x.shape[:-3], *z.shape[1:])  # (B,h,w,d) -> (...,h,w,d)
-
-    def encode(self, x: Tensor) -> Tensor:
-        """(...,H,W,3) -> (...,h,w,d): the units' vectors that stand for it."""
-        return self.code_vectors(self.encode_index(x))
 
     def encode_index(self, x: Tensor) -> Tensor:
         """(...,H,W,3) float in [-0.5,0.5] -> (...,h,w) int64 in [0,K): best units."""
@@ -165,28 +152,22 @@ class SOM(Tokenizer):
         return self.codebook[index.long()]
 
     def decode(self, code: Tensor) -> Tensor:
-        """(...,h,w,d) -> (...,H,W,3): whole patches. ValueError for more than one code where that is the whole map."""
-        if self.config["patch"] == "map" and code.shape[-3:-1] != (1, 1):
-            H, W = self.patch_shape
-            raise ValueError(f"This SOM has one code for an image of {H}x{W}, but this grid has {code.shape[-3]}x"
-                             f"{code.shape[-2]}; use --image_size {H}x{W}.")  # fmt: skip
+        """(...,h,w,d) -> (...,H,W,3): complete patches. ValueError for several codes where one is for the entire map."""
+        if self.config["patch"] == "map":
+            self.check_single(code)
         x = self.autoencoder.decode(self.to_features(code.reshape(-1, *code.shape[-3:])))  # (...,h,w,d) -> (B,h,w,d)
         return x.view(*code.shape[:-3], *x.shape[1:])  # (B,H,W,3) -> (...,H,W,3)
 
-    def decode_index(self, index: Tensor) -> Tensor:
-        """(...,h,w) integers in [0,K) -> (...,H,W,3): whole patches."""
-        return self.decode(self.code_vectors(index))
-
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(...,H,W,3) -> (x_hat (...,H,W,3), measures: those of :func:`homework.ae.usage` over the batch)."""
+        """(...,H,W,3) -> (x_hat (...,H,W,3), measures: :func:`homework.tokenizers.base.usage` over the batch)."""
         index = self.encode_index(x)
         return self.decode_index(index)[..., : x.shape[-3], : x.shape[-2], :], usage(index, self.n_tokens)
 
     # --- training ---------------------------------------------------------------------------------------------------------
 
     def statistics(self, x: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
-        """Of patches x (n,d) and their best units (n): how many each unit has won (K), and their sums (K,d). All that a step
-        needs: the neighbourhood acts on units, not on patches."""
+        """Of patches x (n,d) and their best units (n): how many patches each unit has (K), and their sums (K,d). A step
+        needs no more: the neighbourhood acts on units, not on patches."""
         counts = torch.bincount(best, minlength=self.n_tokens).to(x.dtype)
         sums = x.new_zeros(self.codebook.shape).index_add_(0, best, x)
         return counts, sums
@@ -204,8 +185,8 @@ class SOM(Tokenizer):
     def loss(self, z: Tensor) -> dict[str, Tensor]:
         """Of features (B,h*P,w*P,C): "loss", the neighbourhood-weighted squared error sum_k h(k, b(x)) |x - w_k|^2, per
         number of a patch; "mse" per number; "quantization_error", the mean distance |x - w_b|; "topographic_error", the
-        part of the patches whose second best unit is not beside the best one (Kiviluoto 1996); "radius"; and
-        :func:`homework.ae.usage`."""
+        fraction of patches whose second best unit is not beside the best one (Kiviluoto 1996); "radius"; and
+        :func:`homework.tokenizers.base.usage`."""
         x = self.to_patches(z).flatten(0, 2)  # (B,h,w,d) -> (n,d)
         if self.training and not self.placed:
             self.first = x
@@ -214,9 +195,8 @@ class SOM(Tokenizer):
             distances = (x - self.codebook[best]).square().sum(dim=-1)
         counts, sums = self.statistics(x, best)
         squares = x.new_zeros(self.n_tokens).index_add_(0, best, x.square().sum(dim=-1))
-        h = neighbourhood(self.positions, self.radius)
-        w = self.codebook
-        # sum_x sum_k h(k,b) |x - w_k|^2, with the patches of a winner added up
+        h, w = neighbourhood(self.positions, self.radius), self.codebook
+        # sum_x sum_k h(k,b) |x - w_k|^2, with the patches of each best unit added up
         error = (h @ squares).sum() - 2 * (w * (h @ sums)).sum() + ((h @ counts) * w.square().sum(dim=-1)).sum()
         return {
             "loss": error / x.numel(),
@@ -228,7 +208,7 @@ class SOM(Tokenizer):
         }
 
     def set_progress(self, f: float) -> None:
-        """The radius at the part f in [0,1] of a training, from radius_start to radius_end."""
+        """Sets the radius for the fraction f in [0,1] of a training, from radius_start to radius_end."""
         self.radius = self.radius_start * (self.radius_end / self.radius_start) ** f
 
     @torch.no_grad()
@@ -243,16 +223,16 @@ class SOM(Tokenizer):
 
     @torch.no_grad()
     def lay_out(self, x: Tensor) -> None:
-        """Puts the units where the lattice comes to lie if its sides follow the two main axes of patches (n,d), which is
-        near to where a training would bring it (Kohonen 2001, section 3.7: linear initialization)."""
+        """Puts the units on the lattice whose sides follow the two main axes of patches (n,d), which is near to the result
+        of a training (Kohonen 2001, section 3.7: linear initialization)."""
         x = x[:: max(1, len(x) // 2048)].float()
         mean = x.mean(dim=0)
         _, s, axes = torch.linalg.svd(x - mean, full_matrices=False)  # (r), (r,d)
         spread = 2 * s[:2] / len(x) ** 0.5  # two standard deviations along each
-        places = self.lattice.scaled().to(x.device)
+        positions = self.lattice.scaled().to(x.device)
         if self.lattice.rows < self.lattice.columns:
-            places = places.flip(-1)  # the longer side along the first axis
-        self.codebook.copy_(mean + (places[:, : len(spread)] * spread) @ axes[: len(spread)])
+            positions = positions.flip(-1)  # the longer side along the first axis
+        self.codebook.copy_(mean + (positions[:, : len(spread)] * spread) @ axes[: len(spread)])
         self.placed.fill_(True)
 
     @torch.no_grad()
@@ -268,14 +248,13 @@ class SOM(Tokenizer):
     @torch.no_grad()
     def images(self, z: Tensor) -> dict[str, Tensor]:
         """Features (B,h*P,w*P,C) -> {"features", "reconstruction"}, decoded from them and from their codes: (B,3,H,W) in
-        [0,1]; "codebook": the units decoded, where they stand on the lattice; "u_matrix": mean distances from neighbours."""
+        [0,1]; "codebook" and "u_matrix", (1,3,...) in [0,1], of the lattice."""
         pictures = {"features": self.autoencoder.decode(z), "reconstruction": self.decode_index(self.encode_features(z))}
-        pictures = {k: (v + 0.5).clamp(0, 1).permute(0, 3, 1, 2) for k, v in pictures.items()}  # (B,H,W,3) -> (B,3,H,W)
+        pictures = {k: to_pictures(v) for k, v in pictures.items()}
         return pictures | {"codebook": self.codebook_picture()[None], "u_matrix": self.u_matrix_picture()[None]}
 
-    @torch.no_grad()
     def codebook_picture(self) -> Tensor:
-        """(3,H,W) in [0,1]: each unit decoded by itself, where it stands on the lattice; with every second (third, ...) row
+        """(3,H,W) in [0,1]: each unit decoded by itself, at its position on the lattice; of every second (third, ...) row
         and column only, if it would be larger than SHEET pixels."""
         sides = (self.lattice.rows, self.lattice.columns)
         down, right = (-(-n * p // SHEET) for n, p in zip(sides, self.patch_shape, strict=True))
@@ -285,8 +264,7 @@ class SOM(Tokenizer):
         tiles[there] = (self.decode_index(units[there][:, None, None]) + 0.5).clamp(0, 1)  # (n,1,1) -> (n,ph,pw,3)
         return unpatch(tiles.flatten(2)[None], *self.patch_shape)[0].permute(2, 0, 1)  # (R,S,ph,pw,3) -> (3,R*ph,S*pw)
 
-    @torch.no_grad()
     def u_matrix_picture(self) -> Tensor:
         """(3,rows,columns) in [0,1]: each unit's mean distance from its neighbours, as grey; black where there is none."""
         distances = self.lattice.on_sheet(u_matrix(self.codebook, self.positions))
-        return (distances / distances.max().clamp_min(1e-12)).expand(3, -1, -1)
+        return (distances / distances.max().clamp_min(1e-12)).repeat(3, 1, 1)
