@@ -1,4 +1,7 @@
-"""What the site has beyond its Markdown, so that the same files read well on GitHub: pictures of bench/figures, links to modules."""
+"""What the site has beyond its Markdown: the pictures of bench/figures, and links from modules to their reference.
+
+With it the same files read well on GitHub, where a picture and a module are linked by their path in the repository.
+"""
 
 import re
 from pathlib import Path

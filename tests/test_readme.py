@@ -1,7 +1,7 @@
-"""README.md and docs/*.md are run as they are: their commands in their order, with smaller settings after them, and their Python.
+"""README.md and docs/*.md are run as they are: their commands in order, with smaller settings after them, and their Python.
 
-A command is in a ``bash`` block. All of them are checked to name a module, or a target of the Makefile, and options that exist.
-All are also run, in one folder for each document, but for those of NOT_RUN and of experiments.md, which is a log.
+A command is in a ``bash`` block. Each is checked to name a module, or a target of the Makefile, and options that exist. Each
+is also run, in one folder for each document, but for those of NOT_RUN, and of experiments.md, which is a log.
 """
 
 import inspect
@@ -69,8 +69,7 @@ CHECKS = {  # of what a document's Python leaves
     "assert logits.shape == (2, 1024)",
     "docs/architecture.md": "assert grids.shape == (2, 20, 30) and 750 < len(data) <= 770",
 }
-# reads [commands, [name, code] of Python], runs the Python and then the commands, all in this process; with "pages" instead
-# of code, prints the help page of each module
+# reads [commands, Python, whether to print what each command writes], runs the Python and then the commands in one process
 RUNNER = """
 import contextlib, io, json, os, runpy, shlex, sys, traceback
 sys.path.insert(0, os.environ["CHECKOUT"])
@@ -123,8 +122,9 @@ def python_command(command: str) -> str | None:
 
 def execute(commands: list[str], python: str, folder: Path, pages: bool = False) -> subprocess.CompletedProcess:
     environment = {**os.environ, "CHECKOUT": str(ROOT), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-W", "ignore::RuntimeWarning:runpy", "-c", RUNNER], cwd=folder, env=environment,
-                          input=json.dumps([commands, python, pages]), capture_output=True, text=True, timeout=600)  # fmt: skip
+    runner = [sys.executable, "-W", "ignore::RuntimeWarning:runpy", "-c", RUNNER]
+    what = json.dumps([commands, python, pages])
+    return subprocess.run(runner, cwd=folder, env=environment, input=what, capture_output=True, text=True, timeout=600)
 
 
 # --- what is written ------------------------------------------------------------------------------------------------------
@@ -137,11 +137,13 @@ def test_the_readme_is_short_and_shows_python_early():
     assert TEXT["README.md"].count("![") == 1
 
 
-def parts(command: str) -> str:
+PARTS = ("fit", "prune", "cascade", "compress", "decompress", "info", "import", "download", "mnist")
+
+
+def help_page(command: str) -> str:
     """The module of a command, and the part of it whose help page has the options."""
     words = shlex.split(command)
-    has_part = words[3:] and words[3] in ("fit", "prune", "cascade", "compress", "decompress", "info", "import", "download", "mnist")
-    return " ".join(words[:4] if has_part else words[:3])
+    return " ".join(words[:4] if words[3:] and words[3] in PARTS else words[:3])
 
 
 def test_every_command_names_a_module_and_options_that_exist():
@@ -166,12 +168,12 @@ def test_every_command_names_a_module_and_options_that_exist():
         path = ROOT / (words[1] if words[1] != "-m" else f"{module}.py")
         assert path.is_file() or (ROOT / module / "__main__.py").is_file(), command
     found = [c for c in found if c.startswith("python -m") and "bench.figures" not in c]  # bench.figures has no help page
-    done = execute(sorted({f"{parts(c)} --help" for c in found}), "", ROOT, pages=True)
+    done = execute(sorted({f"{help_page(c)} --help" for c in found}), "", ROOT, pages=True)
     assert done.returncode == 0, done.stderr
     pages = json.loads(done.stdout.splitlines()[-1])
     of_models = "".join(f" --{option}" for name in MODELS for option in inspect.signature(model_class(name)).parameters)
     for command in found:
-        page = pages[f"{parts(command)} --help"] + of_models * bool(re.search(r"homework\.(train|summary)", command))
+        page = pages[f"{help_page(command)} --help"] + of_models * bool(re.search(r"homework\.(train|summary)", command))
         for option in (word.split("=")[0] for word in shlex.split(command) if re.match(r"--?[a-z]", word)):
             if option not in ("-m", "--help"):  # -vv is -v twice; what must be given is in capitals
                 assert option[:2] in page if option[1] != "-" else option in page or option[2:].upper() in page, command
@@ -217,10 +219,10 @@ def workplace(tmp_path_factory) -> Path:
     my_pictures/, a few digits in data/mnist, the configurations in bench/."""
     folder = tmp_path_factory.mktemp("workplace")
     images = sorted((ROOT / "data/sample").glob("*.jpg"))
-    for place in ("data/train", "data/valid", "my_pictures", "source/data/train", "source/data/valid"):
-        (folder / place).mkdir(parents=True)
-        for i in range(20 if place == "my_pictures" else 8):
-            shutil.copy(images[i % len(images)], folder / place / f"{i:02}.jpg")
+    for part in ("data/train", "data/valid", "my_pictures", "source/data/train", "source/data/valid"):
+        (folder / part).mkdir(parents=True)
+        for i in range(20 if part == "my_pictures" else 8):
+            shutil.copy(images[i % len(images)], folder / part / f"{i:02}.jpg")
     shutil.make_archive(str(folder / "supertux_data"), "zip", folder / "source")
     shutil.copytree(ROOT / "data/sample", folder / "data/sample")
     shutil.copytree(ROOT / "bench/configs", folder / "bench/configs")
@@ -245,22 +247,24 @@ def small(command: str) -> str:
     return next((f"{command} {options}" for start, options in TINY.items() if f"homework.{start} " in command), command)
 
 
-RUN = [name for name, text in TEXT.items() if "```bash" in text or "```python" in text]
+def to_run(text: str) -> list[str]:
+    """The commands of a document that are run, see NOT_RUN."""
+    return [small(python_command(c)) for c in commands_of(text) if not c.startswith(tuple(NOT_RUN))]
 
 
-@pytest.mark.parametrize("name", [name for name in RUN if name not in ("docs/experiments.md", "docs/grader.md", "docs/benchmarks.md")])
+RUN = [name for name, text in TEXT.items() if name != "docs/experiments.md" and (to_run(text) or "```python" in text)]
+
+
+@pytest.mark.parametrize("name", RUN)
 def test_the_commands_and_the_python_run(name, workplace, tmp_path):
     folder = tmp_path / "work"
     shutil.copytree(workplace, folder)
     if name == "README.md":  # its path begins with nothing
-        for place in ("data/train", "data/valid"):
-            shutil.rmtree(folder / place)
-        for place in (folder / "data").glob("tokenized_*.pth"):
-            place.unlink()
+        for split in ("train", "valid"):
+            shutil.rmtree(folder / "data" / split)
+            (folder / f"data/tokenized_{split}.pth").unlink()
     python = "\n".join(block for language, block in BLOCK.findall(TEXT[name]) if language == "python")
-    wanted = [c for c in commands_of(TEXT[name]) if not c.startswith(tuple(NOT_RUN))]
-    commands = [small(python_command(c)) for c in wanted]
-    done = execute(commands, python + "\n" + CHECKS.get(name, ""), folder)
+    done = execute(to_run(TEXT[name]), python + "\n" + CHECKS.get(name, ""), folder)
     assert done.returncode == 0, f"{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
     if name == "README.md":
         check_the_path(folder)
