@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT, files
 
 from homework.core.registry import MODELS, model_class
 from homework.datasets import mnist
 
-ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXT = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in DOCUMENTS}
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -264,10 +264,23 @@ def test_the_commands_and_the_python_run(name, workplace, tmp_path):
             shutil.rmtree(folder / "data" / split)
             (folder / f"data/tokenized_{split}.pth").unlink()
     python = "\n".join(block for language, block in BLOCK.findall(TEXT[name]) if language == "python")
+    before = files(folder)
     done = execute(to_run(TEXT[name]), python + "\n" + CHECKS.get(name, ""), folder)
     assert done.returncode == 0, f"{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+    assert not not_ignored(files(folder) - before)
     if name == "README.md":
         check_the_path(folder)
+
+
+def not_ignored(paths: set[str]) -> set[str]:
+    """Those that git would show as new files of the checkout; none where this is not a checkout."""
+    if not (ROOT / ".git").exists() or not shutil.which("git"):
+        return set()
+    names = "\0".join(sorted(paths))
+    done = subprocess.run(
+        ["git", "check-ignore", "--no-index", "-z", "--stdin"], cwd=ROOT, input=names, capture_output=True, text=True
+    )
+    return paths - set(done.stdout.split("\0"))
 
 
 def check_the_path(folder: Path) -> None:
