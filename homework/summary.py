@@ -3,7 +3,6 @@
 import re
 
 import torch
-from torchinfo import summary as table
 
 from homework.core import cli
 from homework.core.registry import build, model_class
@@ -24,6 +23,8 @@ def summary(model: str, image_size: str | None = None, depth: int = 4, **options
         depth: how deep into nested layers to go.
         options: arguments of the model's constructor.
     """
+    from torchinfo import summary as table  # of the extra "report"
+
     cli.at_least(1, depth=depth)
     cls = model_class(str(model))
     H, W = cli.parse_image_size(image_size or SIZES[cls.data])

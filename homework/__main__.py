@@ -1,0 +1,52 @@
+"""The commands of the package: ``homework NAME ...`` does what ``python -m homework.NAME ...`` does. See ``homework --help``."""
+
+import ast
+import difflib
+import runpy
+import sys
+from pathlib import Path
+
+import homework
+
+COMMANDS = (
+    "train",
+    "tokenize",
+    "generation",
+    "compress",
+    "data",
+    "evaluate",
+    "sample",
+    "features",
+    "som",
+    "summary",
+    "receptive_field",
+    "demo",
+)
+
+
+def describe(name: str) -> str:
+    """What a command does: the first sentence of its module's docstring, which is read without importing the module."""
+    source = Path(__file__).with_name(f"{name}.py").read_text("utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").split(": ``")[0].splitlines()[0]
+
+
+def main() -> None:
+    """Runs the command that the command line names, or lists the commands; exits with 1 if there is no such command."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print("Usage: homework COMMAND ARGUMENTS, or python -m homework.COMMAND ARGUMENTS\n")
+        print("\n".join(f"  {command:<17}{describe(command)}." for command in COMMANDS))
+        print("\nOptions of a command: homework COMMAND --help. Version: homework --version.")
+    elif name == "--version":
+        print(f"homework {homework.__version__}")
+    elif name in COMMANDS:
+        sys.argv = [name, *arguments]  # runpy puts the path of the module in place of the name
+        runpy.run_module(f"homework.{name}", run_name="__main__", alter_sys=True)
+    else:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}."
+        sys.exit(f"error: There is no command {name!r}; {remedy}")
+
+
+if __name__ == "__main__":
+    main()
