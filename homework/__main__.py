@@ -1,4 +1,4 @@
-"""The commands of the package: ``homework NAME ...`` does what ``python -m homework.NAME ...`` does. See ``homework --help``."""
+"""The commands: ``homework NAME ...`` does what ``python -m homework.NAME ...`` does. See ``homework --help``."""
 
 import ast
 import difflib

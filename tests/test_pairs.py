@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -111,9 +112,7 @@ def test_a_prior_is_causal_and_cached_equals_naive(pair):
 
 def test_a_pair_is_graded_by_its_checkpoints(tmp_path, data):
     """The grader finds the other tokenizer and prior in the package, and names a file that is not there."""
-    (tmp_path / "homework").mkdir()
-    for source in (checkpoint.PACKAGE).glob("*.py"):
-        (tmp_path / "homework" / source.name).write_text(source.read_text())
+    shutil.copytree(checkpoint.PACKAGE, tmp_path / "homework", ignore=shutil.ignore_patterns("*.pth", "__pycache__"))
     tokenizer, prior = build("VQPatchAutoEncoder"), build("GatedPixelCNN")
     checkpoint.save(tokenizer, tmp_path / "homework/other.pth")
     checkpoint.save(prior, tmp_path / "homework/prior.pth")
@@ -127,7 +126,7 @@ def test_a_pair_is_graded_by_its_checkpoints(tmp_path, data):
     (tmp_path / "outside.pth").write_bytes((tmp_path / "homework/prior.pth").read_bytes())
     for file in "none.pth", "../outside.pth", tmp_path / "outside.pth", "homework/prior.pth":
         done = run("-m", "grader", "homework", *options, "--prior", file, cwd=tmp_path)
-        assert sentence(done).startswith(f"There is no {file} in the submission's homework folder; name a file as it lies")
+        assert sentence(done).startswith(f"There is no {file} in homework/ or homework/pretrained/ of the submission; name")
 
 
 @pytest.mark.parametrize("K_prior, grid", [(K + 1, GRID), (K, (2, 2))])

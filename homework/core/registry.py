@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from typing import Any
 
 MODELS = {
     "PatchAutoEncoder": "homework.ae",
@@ -24,7 +25,7 @@ def model_class(name: str) -> type:
     return getattr(importlib.import_module(MODELS[name]), name)  # imported late: the models import this layer
 
 
-def build(cls: type, options: dict, defaults: dict, base=None, others: tuple[str, ...] = ()):
+def build(cls: type, options: dict, defaults: dict, base: Any = None, others: tuple[str, ...] = ()) -> Any:
     """A model of ``cls`` with a user's options.
 
     Args:
