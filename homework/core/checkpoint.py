@@ -2,19 +2,17 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from homework.core.files import read, write
-from homework.core.model import Model
 from homework.core.registry import model_class
 
 PACKAGE = Path(__file__).parents[1]
 PRETRAINED = PACKAGE / "pretrained"
 
 
-def save(model: Model, path: str | Path, meta: dict | None = None, dtype: torch.dtype | None = None) -> None:
+def save(model: torch.nn.Module, path: str | Path, meta: dict | None = None, dtype: torch.dtype | None = None) -> None:
     """Writes ``{"model", "config", "state_dict", "meta"}``.
 
     Args:
@@ -30,7 +28,7 @@ def save(model: Model, path: str | Path, meta: dict | None = None, dtype: torch.
     write({"model": name, "config": dict(model.config), "state_dict": state, "meta": meta or {}}, path)
 
 
-def load(path: str | Path, name: str | None = None) -> Any:
+def load(path: str | Path, name: str | None = None) -> torch.nn.Module:
     """The model in ``path``, in eval mode, float32, on the CPU.
 
     Args:
@@ -72,6 +70,6 @@ def locate(path: str | Path) -> Path:
     return found
 
 
-def load_reference(name: str) -> Any:
+def load_reference(name: str) -> torch.nn.Module:
     """The model ``name`` that :func:`locate` finds, in eval mode."""
     return load(name, name)

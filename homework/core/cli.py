@@ -10,16 +10,14 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import fire
 
 from homework.core import checks
 
-REPORT_PACKAGES = ("jinja2", "matplotlib", "scipy", "torchinfo")  # the extra "report": commands import them when they are called
-
+REPORT_PACKAGES = ("jinja2", "matplotlib", "scipy", "torchinfo")  # of the extra "report"; commands import them late
 
 def parse_image_size(size: str | None) -> tuple[int, int] | None:
     """``"100x150"`` -> ``(100, 150)``: height and width in pixels; ``None`` stays ``None``. ValueError for anything else."""
@@ -31,12 +29,12 @@ def parse_image_size(size: str | None) -> tuple[int, int] | None:
     return sides
 
 
-def at_least(low: int, **options: object) -> None:
+def at_least(low: int, **options) -> None:
     """ValueError, naming the first of the ``options`` that is no whole number of at least ``low``."""
-    checks.integer(low, None, **{f"--{name}": value for name, value in options.items()})
+    checks.integer(low, **{f"--{name}": value for name, value in options.items()})
 
 
-def switches(**options: object) -> None:
+def switches(**options) -> None:
     """ValueError, naming the first of the ``options`` that is not True or False: Fire gave it the word behind it."""
     for name, value in options.items():
         if not isinstance(value, bool):
@@ -71,32 +69,31 @@ def with_config(arguments: list[str], parameters: Iterable[str]) -> list[str]:
     return rest + [f"--{k}={v!r}" for k, v in options.items() if k not in given]
 
 
-def main(name: str, command: Callable | dict[str, Callable]) -> None:
+def main(name: str, command) -> None:
     """Runs ``command`` (a function, or a dict of them by name) with the arguments of the command line.
 
     Fire only binds the arguments; the call itself happens outside of it, so that its errors are ours to word.
     Any ValueError or OSError becomes one sentence on stderr and exit code 1 (with HOMEWORK_DEBUG=1 in the environment,
     a traceback); Ctrl-C exits with 130.
     """
-    calls: list[Callable] = []
+    calls = []
 
-    def record(function: Callable) -> Callable:
+    def record(function):
         @functools.wraps(function)
-        def bound(*args: Any, **kwargs: Any) -> None:
+        def bound(*args, **kwargs):
             calls.append(functools.partial(function, *args, **kwargs))
 
         return bound
 
-    parts = command if isinstance(command, dict) else {}
-    recorded = record(command) if callable(command) else {key: record(f) for key, f in parts.items()}
+    recorded = {key: record(f) for key, f in command.items()} if isinstance(command, dict) else record(command)
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):  # Fire wants its own flags behind a lone "--"
-        arguments = [a for a in arguments[:1] if a in parts] + ["--", "--help"]
+        arguments = [a for a in arguments[:1] if isinstance(command, dict) and a in command] + ["--", "--help"]
     os.environ.setdefault("PAGER", "cat")
     fire.helptext.LINE_LENGTH = 240  # Fire cuts off defaults of half of this
     said = io.StringIO()
     try:
-        arguments = with_config(arguments, inspect.signature(command).parameters if callable(command) else ())
+        arguments = with_config(arguments, () if isinstance(command, dict) else inspect.signature(command).parameters)
         with contextlib.redirect_stderr(said):
             fire.Fire(recorded, command=arguments, name=name)
     except fire.core.FireExit as stop:
@@ -107,14 +104,14 @@ def main(name: str, command: Callable | dict[str, Callable]) -> None:
                 _close_stdout()
             return
         lines = said.getvalue().splitlines() or ["ERROR: wrong arguments"]
-        part = f" {arguments[0]}" if arguments and arguments[0] in parts else ""
+        part = f" {arguments[0]}" if isinstance(command, dict) and arguments[0] in command else ""
         what = lines[0].removeprefix("ERROR: ").rstrip(".").replace("Cannot find key:", "There is no command")
         what = what.replace("Could not consume arg:", "There is no option" if " --" in what else "There is no place for")
         _fail(f"{what}. See {name}{part} --help.")
     except (ValueError, OSError) as error:
         _fail(_sentence(error))
     if not calls:
-        _fail(f"Name a command: {', '.join(parts)}. See {name} --help.")
+        _fail(f"Name a command: {', '.join(command)}. See {name} --help.")
     if not os.environ.get("HOMEWORK_DEBUG"):  # who waits for a thread, as for TensorBoard's, gets its error too
         threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else threading.__excepthook__(args)
     try:

@@ -4,7 +4,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class Model(nn.Module):
     config: dict[str, Any]
     meta: dict[str, Any]
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+    def __new__(cls, *args: Any, **kwargs: Any):
         model = super().__new__(cls)
         arguments = inspect.signature(cls.__init__).bind_partial(model, *args, **kwargs)  # partial, for copy makes it bare
         arguments.apply_defaults()

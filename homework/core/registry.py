@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-from typing import Any
 
 MODELS = {
     "PatchAutoEncoder": "homework.ae",
@@ -25,7 +24,7 @@ def model_class(name: str) -> type:
     return getattr(importlib.import_module(MODELS[name]), name)  # imported late: the models import this layer
 
 
-def build(cls: type, options: dict, defaults: dict, base: Any = None, others: tuple[str, ...] = ()) -> Any:
+def build(cls: type, options: dict, defaults: dict, base=None, others: tuple[str, ...] = ()):
     """A model of ``cls`` with a user's options.
 
     Args:
