@@ -2,6 +2,7 @@
 
 import email
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from conftest import ROOT, run, sentence
 
 import homework
 from homework import __main__ as commands
+from homework.core import registry
+from homework.datasets.kinds import DATASETS
 
 FOLDERS = ("bench", "grader", "homework", "tests")
 PAIR = "BSQPatchAutoEncoder", "AutoregressiveModel"
@@ -175,3 +178,35 @@ def test_a_missing_package_of_an_extra_takes_one_sentence(tmp_path):
     (tmp_path / "torchinfo.py").write_text("raise ModuleNotFoundError('missing', name='torchinfo')")
     done = run("-m", "homework", "summary", "PixelCNN", cwd=tmp_path)
     assert sentence(done).startswith("This needs the package torchinfo; ") and "homework[report]" in done.stderr
+
+
+# --- CONTRIBUTING.md -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def contributed(monkeypatch) -> dict:
+    """The names that the examples define, with their classes registered."""
+    names, text = {"__name__": "contributed"}, (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        exec(block, names)
+    monkeypatch.setitem(DATASETS, "stripes", names["Stripes"])
+    yield names
+    for name in "GreyTokenizer", "Bigram":
+        registry.MODELS.pop(name)
+
+
+def test_the_examples_work_like_models_of_the_package(contributed, command, tmp_path, monkeypatch):
+    """Trained by the command, saved and loaded; the prior samples and codes the tokenizer's grids."""
+    monkeypatch.chdir(tmp_path)
+    options = "--dataset", "stripes", "--epochs", 1, "--batch_size", 8, "--device", "cpu", "--output", "grey.pth"
+    done = command("train", "GreyTokenizer", *options)
+    assert done.returncode == 0, done.stderr
+    tokenizer, prior = homework.load("grey.pth"), contributed["Bigram"](16).eval()
+    assert not tokenizer.levels.equal(contributed["GreyTokenizer"]().levels)
+    x = contributed["Stripes"]("valid").batch([0, 5])[:, :98, :147]
+    grids = tokenizer.encode_index(x)
+    assert grids.shape == (2, 20, 30) and tokenizer.encode_index(x[1]).equal(grids[1])
+    assert prior.generate(2, 20, 30).shape == (2, 20, 30)
+    compressor = homework.Compressor(tokenizer, prior)
+    again = compressor.decompress(compressor.compress(x[1]))
+    assert again.equal(tokenizer(x[1])[0].detach())
