@@ -3,7 +3,6 @@
 import io
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -125,14 +124,14 @@ class Compressor:
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """(h,w) of an image of ``size`` (H,W)."""
-        return -(-size[0] // self.models.patch), -(-size[1] // self.models.patch)
+        return tuple(-(-side // self.models.patch) for side in size)
 
     @torch.inference_mode()
     def to_tokens(self, x: Tensor) -> np.ndarray:
         """(B,H,W,3) float in [-0.5,0.5] -> grids (B,h,w) int64. ValueError if the tokenizer's grids have another size."""
         parts = x.split(max(1, PIXELS_AT_ONCE // (x.shape[1] * x.shape[2])))
         grids = np.concatenate([self.tokenizer.encode_index(part.to(self.device)).cpu().numpy() for part in parts])
-        if grids.shape[1:] != self.grid((x.shape[1], x.shape[2])):
+        if grids.shape[1:] != self.grid(x.shape[1:3]):
             raise ValueError(f"The tokenizer makes grids {grids.shape[1:]} of images {tuple(x.shape[1:3])}, which are not "
                              f"patches of {self.models.patch} pixels; a file cannot say so.")  # fmt: skip
         return grids
@@ -152,8 +151,7 @@ class Compressor:
 
     def encode(self, grids: np.ndarray) -> list[bytes]:
         """(B,h,w) int64 -> B payloads, which are a chunk: if the prior computes in floats, :meth:`decode` needs them all."""
-        below: list[np.ndarray] = []
-        own: list[np.ndarray] = []
+        below, own = [], []
         for (a, b), places in tiles.tiles(grids.shape[1:], (self.entropy_model.height, self.entropy_model.width)):
             cut = np.stack([grids[:, top : top + a, left : left + b] for top, left in places], axis=1)  # (B,T,a,b)
             for parts, part in zip((below, own), self.intervals(cut.reshape(-1, a, b)), strict=True):  # (B*T,a,b)
@@ -200,7 +198,7 @@ class Compressor:
             reader.check(self.models_by_format)
         places = {item: k for k, item in enumerate(items)}
 
-        def work(coded: tuple[list[Item], list[bytes]]) -> Any:
+        def work(coded: tuple[list[Item], list[bytes]]):
             batch, payloads = coded
             reader, i = batch[0]
             grids = self.decode(payloads, reader.grid(i), [reader.label(i) for reader, i in batch])
@@ -242,9 +240,8 @@ def image_size(x: Tensor) -> tuple[int, int]:
     """(H,W) of an image. ValueError if it is none."""
     if x.ndim != 3 or x.shape[-1] != 3 or not x.is_floating_point():
         raise ValueError(f"An image is a float tensor (H,W,3), but this is {tuple(x.shape)} of {x.dtype}.")
-    size = x.shape[0], x.shape[1]
-    format.check_size("The image", size)
-    return size
+    format.check_size("The image", x.shape[:2])
+    return tuple(x.shape[:2])
 
 
 def _single(files: Sequence[bytes]) -> list[Item]:

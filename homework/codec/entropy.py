@@ -1,7 +1,6 @@
 """What codes grids under a prior: integer frequencies, exact where the prior allows it."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -42,7 +41,7 @@ class ExactPrior:
         OverflowError: the model has no room for all of its parts below 2^24.
     """
 
-    exact: Literal[True] = True
+    exact = True
 
     def __init__(self, prior: AutoregressiveModel, carrier: torch.dtype = torch.float32):
         device = prior.device
@@ -94,7 +93,7 @@ class FloatPrior:
     on other machines, so encoder and decoder both take steps, in batches of the same size and order, on the same kind of
     machine."""
 
-    exact: Literal[False] = False
+    exact = False
 
     def __init__(self, prior: Prior):
         self.model = prior.eval()
