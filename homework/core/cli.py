@@ -17,7 +17,6 @@ import fire
 
 from homework.core import checks
 
-REPORT_PACKAGES = ("jinja2", "matplotlib", "scipy", "torchinfo")  # of the extra "report"; commands import them late
 
 def parse_image_size(size: str | None) -> tuple[int, int] | None:
     """``"100x150"`` -> ``(100, 150)``: height and width in pixels; ``None`` stays ``None``. ValueError for anything else."""
@@ -123,10 +122,6 @@ def main(name: str, command) -> None:
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         sys.exit(130)
-    except ModuleNotFoundError as error:
-        if error.name not in REPORT_PACKAGES:
-            raise
-        _fail(f"This needs the package {error.name}; install what reports need with pip install 'homework[report]'.")
     except (ValueError, OSError) as error:
         if os.environ.get("HOMEWORK_DEBUG"):
             raise
