@@ -23,10 +23,8 @@ def summary(model: str, image_size: str | None = None, depth: int = 4, **options
         depth: how deep into nested layers to go.
         options: arguments of the model's constructor.
     """
-    try:
-        from torchinfo import summary as table
-    except ImportError as error:
-        raise ValueError('This command needs the package torchinfo; pip install "homework[report]".') from error
+    from torchinfo import summary as table  # of the extra "report"
+
     cli.at_least(1, depth=depth)
     cls = model_class(str(model))
     H, W = cli.parse_image_size(image_size or SIZES[cls.data])
