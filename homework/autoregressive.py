@@ -49,8 +49,6 @@ class AutoregressiveModel(FromNeighbours, Prior):
     architecture = "raster transformer 1"
     training_options = frozenset({"dropout", "recompute"})
     reads_codes = True
-    codes: Tensor
-    embedding: nn.Linear | nn.Embedding
 
     def __init__(
         self,
