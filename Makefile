@@ -1,11 +1,10 @@
 # Needs Python 3.11 or newer and, the first time, a network: `make demo` on a fresh clone makes .venv, installs, and runs.
 PYTHON ?= python3
-DEVELOPMENT = pytest==9.2.0 pytest-xdist==3.8.0 hypothesis==6.170.15 ruff==0.17.6 pillow-jxl-plugin==1.3.8
 
 BIN = .venv/bin
 INSTALLED = .venv/.installed
 
-.PHONY: help demo test bench lint
+.PHONY: help demo test bench lint docs wheel clean
 .DEFAULT_GOAL := help
 
 help: ## list what can be made
@@ -17,16 +16,27 @@ demo: $(INSTALLED) ## show on one page, demo/index.html, what the shipped models
 test: $(INSTALLED) ## run every test
 	$(BIN)/python -m pytest tests -n auto --dist loadfile
 
-bench: $(INSTALLED) ## measure feeding, training, tokenizing, sampling and compressing, beside the plain ways
+bench: $(INSTALLED) ## measure feeding, training, tokenizing, sampling and compressing, against baselines
 	$(BIN)/python -m bench
 
-lint: $(INSTALLED) ## check the code's style
+lint: $(INSTALLED) ## check style, complexity and types
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
-# the stamp comes last, so that an installation that failed halfway is taken up again
-$(INSTALLED): requirements.txt Makefile
+docs: $(INSTALLED) ## build the documentation: open site/index.html
+	$(BIN)/mkdocs build --strict
+
+wheel: $(INSTALLED) ## build the wheel in dist/
+	$(BIN)/python -m pip wheel . --no-deps --wheel-dir dist
+
+clean: ## remove caches and what demo, docs and wheel make; data, checkpoints, logs and .venv stay
+	rm -rf build demo dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find bench grader homework tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# the stamp comes last, so that an installation that failed halfway is repeated
+$(INSTALLED): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "error: $(PYTHON) is not Python 3.11 or newer; install one, or name it: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -r requirements.txt $(DEVELOPMENT)
+	$(BIN)/python -m pip install -r requirements.txt -e '.[dev,docs]'
 	@touch $@

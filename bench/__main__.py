@@ -1,4 +1,4 @@
-"""Measures the fast ways beside the plain ones, in one run: ``python -m bench [PART ...]``. See ``--help``."""
+"""Measures our implementations against baselines, in one run: ``python -m bench [PART ...]``. See ``--help``."""
 
 import contextlib
 import io
@@ -24,7 +24,7 @@ N_IMAGES = 512
 
 
 def bench(*parts: str) -> None:
-    """Prints a table of images per second, beside the plain way of doing the same; on the CPU, about five minutes.
+    """Prints a table of images per second, ours and of a baseline for the same task; on the CPU, about five minutes.
 
     Args:
         parts: feeding, training, tokenizing, sampling or compressing; all by default.
@@ -32,7 +32,7 @@ def bench(*parts: str) -> None:
     for part in parts:
         if part not in PARTS:
             raise ValueError(f"There is no part {part!r}; the parts are {', '.join(PARTS)}.")
-    devices.pick_device("cpu")  # keeps memory, as in every command
+    devices.pick_device("cpu")  # also sets how freed memory is kept, as in every command
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads")
     for model in ("BSQPatchAutoEncoder", "AutoregressiveModel"):
         print(describe(model))
@@ -41,7 +41,7 @@ def bench(*parts: str) -> None:
         source = copy_images(data / "train", N_IMAGES)
         copy_images(data / "valid", training.BATCH)
         print(f"images: {N_IMAGES} from {source}\n")
-        print(f"{'images/s':<48}{'here':>10}{'plainly':>10}{'ratio':>8}   here | plainly", flush=True)
+        print(f"{'images/s':<48}{'ours':>10}{'baseline':>10}{'ratio':>8}   ours | baseline", flush=True)
         with contextlib.redirect_stderr(io.StringIO()):  # progress bars would run into the table
             for part in parts or PARTS:
                 for line in PARTS[part].measure(data):

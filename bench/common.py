@@ -1,4 +1,4 @@
-"""What the measurements share: a clock, the images and the models to measure with, and a line of the table."""
+"""Shared by the measurements: a clock, the images and models to measure with, and a line of the table."""
 
 import shutil
 import statistics
@@ -28,35 +28,34 @@ class Line:
 
 
 def compare(fast: Callable[[], object], plain: Callable[[], object], repeats: int = 5) -> tuple[float, float]:
-    """Median seconds of both, run in turn, so that a machine that slows down slows both; the first run does not count."""
-    times = [], []
+    """Median seconds of both, run in turn, so that a slower machine slows both; the first run does not count."""
+    times: tuple[list[float], list[float]] = [], []
     for _ in range(repeats + 1):
         for f, ts in zip((fast, plain), times, strict=True):
             start = time.perf_counter()
             f()
             ts.append(time.perf_counter() - start)
-    return tuple(statistics.median(ts[1:]) for ts in times)
+    return statistics.median(times[0][1:]), statistics.median(times[1][1:])
 
 
 def checkpoint_path(name: str) -> Path:
-    """Where the shipped model ``name`` would lie."""
+    """The path of the shipped model ``name``, which may not exist."""
     return checkpoint.PRETRAINED / f"{name}.pth"
 
 
 def load(name: str) -> nn.Module:
-    """The shipped model, or an untrained one of its class's defaults, in eval mode."""
-    path = checkpoint_path(name)
-    return checkpoint.load(path) if path.is_file() else model_class(name)().eval()
+    """The shipped model, or an untrained one with its class's defaults, in eval mode."""
+    return checkpoint.load(checkpoint_path(name)) if checkpoint_path(name).is_file() else model_class(name)().eval()
 
 
 def describe(name: str) -> str:
-    """Which model that is, for a reader of the table."""
+    """One line on the model that :func:`load` returns."""
     model, kind = load(name), "shipped" if checkpoint_path(name).is_file() else "untrained, of default size"
     return f"{name}: {kind}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
 
 
 def copy_images(folder: Path, n: int) -> Path:
-    """Copies ``n`` images of the first source there is into ``folder``, which must not exist; returns the source.
+    """Copies ``n`` images of the first of SOURCES that exists into ``folder``, which must not exist; returns that source.
 
     They are taken evenly from all of them, and several times if there are fewer. FileNotFoundError without any source.
     """

@@ -1,6 +1,6 @@
 """Grades a submission, a zip or folder that holds the package ``homework``, from outside: ``python -m grader ID.zip``.
 
-It uses the public interface of the submission alone, and every part of the grade runs in a process of its own:
+It uses only the public interface of the submission, and each part of the grade runs in its own process:
 
 - ``__main__.py``    the command line and the report
 - ``submission.py``  checks and unpacks the zip
@@ -8,5 +8,5 @@ It uses the public interface of the submission alone, and every part of the grad
 - ``parts.py``       the parts: what each is worth, how its figures turn into points
 - ``sandbox.py``     runs a function in a child process and survives whatever it does
 - ``confine.py``     what the child process may not do
-- ``measure.py``     what runs in there: takes the figures (the only file that knows torch)
+- ``measure.py``     what runs in there: measures (the only file that imports torch)
 """

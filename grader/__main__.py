@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import Never
 
 import numpy as np
 from tqdm import tqdm
@@ -17,8 +18,8 @@ from grader.parts import PARTS, Part
 
 
 class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # argparse would exit with 2
-        self.exit(1, f"error: {message}. See python -m grader --help.\n")
+    def error(self, message: str) -> Never:  # argparse would exit with 2
+        sys.exit(f"error: {message}. See python -m grader --help.")
 
 
 def positive(text: str) -> float:
@@ -40,11 +41,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("-v", dest="verbose", action="count", default=0,
                         help="progress, measures and time of each part; -vv: also the end of what it printed (default: "
                              "one line for each part, and why it has not all points)")  # fmt: skip
-    parser.add_argument("--json", metavar="FILE", help="also write the whole report to this file (default: none)")
+    parser.add_argument("--json", metavar="FILE", help="also write the report, with all measures, to FILE (default: none)")
     parser.add_argument("--data", metavar="FOLDER", default="data",
                         help="grades on the images of its valid/, or else of its sample/ (default: data)")  # fmt: skip
-    parser.add_argument("--tokenizer", metavar="FILE", help="another tokenizer of the submission's: a checkpoint in its "
-                        "homework/, which homework.load() reads (default: what homework.bsq.load() returns)")  # fmt: skip
+    parser.add_argument("--tokenizer", metavar="FILE", help="another tokenizer of the submission: a checkpoint in its "
+                        "homework/ or homework/pretrained/, which homework.load() reads (default: what homework.bsq.load() "
+                        "returns)")  # fmt: skip
     parser.add_argument("--prior", metavar="FILE", help="another prior, likewise (default: what "
                         "homework.autoregressive.load() returns)")  # fmt: skip
     parser.add_argument("--time_limit", metavar="SECONDS", type=positive, default=600.0,
@@ -56,25 +58,23 @@ def grade(args: argparse.Namespace) -> dict:
     """Grades, printing as it goes. Returns the report, plain data. ValueError or OSError if nothing can be graded."""
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise ValueError(f"There is no folder {Path(args.json).absolute().parent} to write the report to.")
-    # what is left behind by a submission must not keep the scratch folder from going
+    # files that a submission leaves must not prevent the removal of the scratch folder
     with tempfile.TemporaryDirectory(prefix="grader-", ignore_cleanup_errors=True) as scratch:
         package, data = Path(scratch, "submission"), Path(scratch, "data")
         package.mkdir()
         data.mkdir()
         submission.unpack(args.submission, package)
-        checkpoints = {"bsq": args.tokenizer, "autoregressive": args.prior}
-        checkpoints = {module: file for module, file in checkpoints.items() if file}
-        for file in checkpoints.values():
-            if Path(file).name != file or not (package / "homework" / file).is_file():
-                raise ValueError(f"There is no {file} in the submission's homework folder; name a file as it lies there, as "
-                                 "in VQPatchAutoEncoder.pth.")  # fmt: skip
+        named = {"bsq": args.tokenizer, "autoregressive": args.prior}
+        checkpoints = {module: submission.checkpoint(package, file) for module, file in named.items() if file}
+        models = submission.models(package)
         images, sizes, folder = frames.read(args.data)
         np.save(data / "frames.npy", images)
         np.save(data / "sizes.npy", sizes)
         official = folder.name == "valid"
-        print(f"{args.submission} on the {len(images)} images of {folder}\n")
+        print(f"{args.submission} on the {len(images)} images of {folder}")
+        print(f"models: {', '.join(models) or 'none'}\n")
         report = {"submission": str(args.submission), "data": str(folder), "images": len(images), "official": official,
-                  "checkpoints": checkpoints, "time_limit": args.time_limit, "parts": []}  # fmt: skip
+                  "models": models, "checkpoints": checkpoints, "time_limit": args.time_limit, "parts": []}  # fmt: skip
         for part in PARTS:
             with tqdm(desc=part.name, leave=False, disable=not args.verbose, unit="step") as bar:
 
@@ -115,7 +115,7 @@ def mark(part: Part, outcome: sandbox.Outcome) -> dict:
 
 
 def show(line: dict, verbose: int) -> None:
-    """Prints one line of the report, and what belongs to it."""
+    """Prints one line of the report, and its details."""
     points = f"{line['points']:+6.1f}" if line["extra"] else f"{line['points']:6.1f}"
     print(f"{line['name']:14}{points} / {line['out_of']:<3}   {line['figures']}".rstrip())
     indent = " " * 29
@@ -132,7 +132,7 @@ def show(line: dict, verbose: int) -> None:
 
 
 def write(report: dict, path: str) -> None:
-    """Writes the report as JSON, whole or not at all."""
+    """Writes the report as JSON, completely or not at all."""
     temporary = Path(f"{path}.{os.getpid()}.tmp")
     try:
         temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -142,7 +142,7 @@ def write(report: dict, path: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 when the grading went through, whatever the points; 1 when the submission is refused or the usage wrong."""
+    """0 for a complete grading, whatever the points; 1 for a refused submission or wrong usage."""
     args = arguments(argv)
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that scratch folder and children go

@@ -3,7 +3,7 @@
 Three layers, of different strength:
 
 - **Landlock and a network namespace**: the Linux kernel's own, where it has and allows them. They hold for C code too
-  and for every process that is forked: no writing outside the scratch folder, no program started, no signal to a
+  and for every forked process: no writing outside the scratch folder, no program started, no signal to a
   process outside, no network (of the namespace's own, not even loopback is up).
 - **An audit hook**, everywhere: the same for whatever Python itself opens, removes, starts or connects. It is a guard
   against accidents and plain mischief, not a jail: C code (``torch.save``, ctypes) does not pass it. On other systems
@@ -20,18 +20,19 @@ import mmap
 import os
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 try:
     import resource
 except ImportError:  # Windows
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 MAX_FORKS = 32
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
-# audit event -> the places of (path, dir_fd) among its arguments
-PATHS = {
+# audit event -> the positions of (path, dir_fd) among its arguments
+PATHS: dict[str, list[tuple[int, int | None]]] = {
     "os.chflags": [(0, None)],
     "os.chmod": [(0, 2)],
     "os.chown": [(0, 3)],
@@ -98,10 +99,10 @@ def _limit() -> None:
 def _landlock(libc: ctypes.CDLL, folder: Path) -> bool:
     """Restricts this process by Landlock (Linux 5.13 and later, https://docs.kernel.org/userspace-api/landlock.html).
 
-    Whatever right is handled and granted nowhere is denied everywhere. Returns whether the kernel agreed.
+    A right that is handled, and granted nowhere, is denied everywhere. Returns whether the kernel agreed.
     """
 
-    def call(number: int, *arguments) -> int:
+    def call(number: int, *arguments: int | bytes | None) -> int:
         return libc.syscall(number, *(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
 
     create_ruleset, add_rule, restrict_self = 444, 445, 446
@@ -130,8 +131,8 @@ def _landlock(libc: ctypes.CDLL, folder: Path) -> bool:
         os.close(ruleset)
 
 
-def _hook(folder: str):
-    forks = mmap.mmap(-1, 1)  # shared with all that is forked, so that it counts them together
+def _hook(folder: str) -> Callable[[str, tuple], None]:
+    forks = mmap.mmap(-1, 1)  # shared with every fork, which it counts together
 
     def check(path: str | bytes | int, dir_fd: int | None) -> None:
         if isinstance(path, int):  # a file that is open already

@@ -1,4 +1,4 @@
-"""Takes the figures of a submission, in the child process. Models get images as float32 (B,H,W,3) in [-0.5,0.5]."""
+"""Measures a submission, in the child process. Models get images as float32 (B,H,W,3) in [-0.5,0.5]."""
 
 import contextlib
 import importlib
@@ -21,24 +21,24 @@ CPU = torch.device("cpu")
 
 @dataclass
 class Data:
-    """Frames uint8 (N,H,W,3), the bytes of each one's JPEG file, int64 (N,), and whom to tell (done, total)."""
+    """Frames uint8 (N,H,W,3), bytes of their JPEG files int64 (N,), and what is called with (done, total)."""
 
     frames: np.ndarray
     sizes: np.ndarray
     progress: Callable[[int, int], None] = lambda done, total: None
 
     def batches(self, n: int | None = None) -> Iterator[tuple[slice, Tensor]]:
-        """The first n frames, all by default, in order: where they stand, and float32 (B,H,W,3)."""
+        """The first n frames, all by default, in order: a slice of indices, and float32 (B,H,W,3)."""
         n = len(self.frames) if n is None else min(n, len(self.frames))
         for start in range(0, n, BATCH):
-            places = slice(start, min(start + BATCH, n))
-            yield places, torch.from_numpy(self.frames[places].astype(np.float32)) / 255 - 0.5
-            self.progress(places.stop, n)
+            rows = slice(start, min(start + BATCH, n))
+            yield rows, torch.from_numpy(self.frames[rows].astype(np.float32)) / 255 - 0.5
+            self.progress(rows.stop, n)
 
 
 def run(part: str, data: str, progress: Callable[[int, int], None], checkpoints: dict[str, str] | None = None) -> dict:
-    """The measures of the part called ``part``; ``data`` is the folder of frames.npy and sizes.npy, ``checkpoints`` the
-    files in the package to load, by the module that they stand in for. Failed if none."""
+    """The measures of the part called ``part``; ``data`` is the folder of frames.npy and sizes.npy, ``checkpoints`` maps
+    a module to the file of the package to load in place of its model. Failed if the submission fails."""
     frames, sizes = (np.load(Path(data) / f"{name}.npy", mmap_mode="r") for name in ("frames", "sizes"))
     function, modules = MEASURES[part]
     torch.manual_seed(0)
@@ -53,7 +53,7 @@ def load(module: str, file: str | None = None) -> Any:
     with blaming(f"homework.load({file!r})" if file else f"homework.{module}.load()"):
         if file:
             package = importlib.import_module("homework")
-            model = package.load(Path(package.__file__).parent / file)
+            model = package.load(Path(package.__path__[0], file))
         else:
             model = importlib.import_module(f"homework.{module}").load()
         return model.eval() if isinstance(model, torch.nn.Module) else model
@@ -90,7 +90,7 @@ def autoencoder(model: Any, data: Data) -> dict:
 def tokenizer(model: Any, data: Data) -> dict:
     """MSE of decode_index(encode_index(x)): all images become integers before the first comes back."""
     tokens = encode(model, data)
-    error = sum(squared_error(decode(model, tokens[places], x), x) for places, x in data.batches())
+    error = sum(squared_error(decode(model, tokens[rows], x), x) for rows, x in data.batches())
     return {
         "mse": error / data.frames.size,
         "tokens": tokens[0].numel(),
@@ -114,11 +114,11 @@ def prior(tokenizer: Any, model: Any, data: Data) -> dict:
 
 
 def causality(tokenizer: Any, model: Any, data: Data) -> dict:
-    """Changes tokens at random, at least 100 times, and looks which logits move.
+    """Changes tokens at random, at least 100 times, and counts the changes after which logits move.
 
-    Every place is changed at least once, so that a leak at a single place is found, not hit by luck: with place n
-    goes either that token alone or all from there on, and the logits up to and including n must stay what they were.
-    That takes as many forward passes as there are tokens in an image, half as long as measuring the bits does.
+    Each position n is changed at least once, so that a leak at a single position is certainly found: either token n
+    only or all tokens from n on change, and the logits up to and including n must not. That takes as many forward
+    passes as an image has tokens, half the time of measuring the bits.
     """
     grids = encode(tokenizer, data, n=BATCH)
     grids = grids[: fitting(grids)]
@@ -135,40 +135,40 @@ def causality(tokenizer: Any, model: Any, data: Data) -> dict:
     rounds = math.ceil(100 / N)
     changed = torch.cat([torch.randperm(N, generator=random) for _ in range(rounds)])  # (M,)
     everything_after = torch.arange(len(changed)) % 2 == 1  # (M,)
-    place = torch.arange(N)
+    position = torch.arange(N)
     leaks, moved, largest, first_leak = 0, 0, 0.0, ""
     for start in range(0, len(changed), B):
         n = changed[start : start + B, None]  # (b,1)
         b = len(n)
         shift = torch.randint(1, K, (b, N), generator=random)  # never 0: a changed token is another one
-        change = (place == n) | (place > n) & everything_after[start : start + B, None]
+        change = (position == n) | (position > n) & everything_after[start : start + B, None]
         tokens = (grids[:b].flatten(1) + shift * change) % K  # (b,h,w) -> (b,N)
         after = predict(model, tokens.view(b, h, w))
         move = moves(before[:b], after)  # (b,N)
-        leak = (place <= n) & ~(move <= tolerance)
-        leaks += leak.any(1).sum().item()
-        moved += ((place > n) & (move > tolerance)).any(1).sum().item()
-        largest = max(largest, move[place <= n].max().item())
+        leak = (position <= n) & ~(move <= tolerance)
+        leaks += int(leak.any(1).sum())
+        moved += int(((position > n) & (move > tolerance)).any(1).sum())
+        largest = max(largest, move[position <= n].max().item())
         if leak.any() and not first_leak:
             row, at = leak.nonzero()[0].tolist()
             source = n[row].item()
             known = "its own token" if at == source else f"the later token at ({source // w}, {source % w})"
-            first_leak = f"the logits at row {at // w}, column {at % w} depend on {known} or one behind it"
+            first_leak = f"the logits at row {at // w}, column {at % w} depend on {known} or one after it"
         data.progress(start + b, len(changed))
     return {"perturbations": len(changed), "leaks": leaks, "moved": moved, "first_leak": first_leak,
             "largest_move": largest, "tolerance": tolerance}  # fmt: skip
 
 
 def generation(tokenizer: Any, model: Any, data: Data) -> dict:
-    """8 sampled frames of the size of the data's: how many are different, and how likely the model finds them."""
+    """8 sampled frames of the data's size: how many differ, and their mean negative log-likelihood in nats per token."""
     _, h, w = encode(tokenizer, data, n=1).shape
     with blaming("generate"):
         tokens = model.generate(8, h, w, CPU)
     tokens = integers(tokens, (8, h, w), "generate")
     frames = decode(tokenizer, tokens, torch.empty(8, *data.frames.shape[1:]))
-    pictures = {frame.numpy().tobytes() for frame in to_uint8(frames)}
+    different = {frame.numpy().tobytes() for frame in to_uint8(frames)}
     mean = nats(predict(model, tokens), tokens) / tokens.numel()
-    return {"frames": len(frames), "different": len(pictures), "nats": mean}
+    return {"frames": len(frames), "different": len(different), "nats": mean}
 
 
 def compression(tokenizer: Any, model: Any, data: Data, n: int = 16, Compressor: Any = None) -> dict:
@@ -186,7 +186,7 @@ def compression(tokenizer: Any, model: Any, data: Data, n: int = 16, Compressor:
         compressor = Compressor(tokenizer, model)
         for i, x in enumerate(images):
             files.append(compressor.compress(x.clone()))
-            expect(isinstance(files[-1], bytes) and files[-1], "compress", "bytes, at least one", files[-1])
+            expect(isinstance(files[-1], bytes) and len(files[-1]) > 0, "compress", "bytes, at least one", files[-1])
             data.progress(i + 1, 2 * len(images))
     error, difference = 0.0, 0.0
     compressor = Compressor(tokenizer, model)
@@ -210,7 +210,7 @@ def compression(tokenizer: Any, model: Any, data: Data, n: int = 16, Compressor:
 
 
 # part -> what measures it, and the modules whose models that takes
-MEASURES = {
+MEASURES: dict[str, tuple[Callable[..., dict], tuple[str, ...]]] = {
     "auto-encoder": (autoencoder, ("ae",)),
     "tokenizer": (tokenizer, ("bsq",)),
     "prior": (prior, ("bsq", "autoregressive")),
@@ -255,24 +255,24 @@ def predict(model: Any, tokens: Tensor) -> Tensor:
 
 
 def fitting(tokens: Tensor) -> int:
-    """How many grids (B,h,w) at once, so that their logits take about 128 MiB or are those of one."""
+    """Grids (B,h,w) in a batch: as many as have logits of about 128 MiB, at least one."""
     return max(1, min(BATCH, 2**25 // (tokens[0].numel() * (int(tokens.max()) + 1))))
 
 
 def nats(logits: Tensor, tokens: Tensor) -> float:
-    """Negative log-likelihood of all tokens (B,h,w) together, under logits (B,h,w,K)."""
+    """Sum of the negative log-likelihoods of tokens (B,h,w) under logits (B,h,w,K)."""
     total = F.cross_entropy(logits.flatten(0, 2), tokens.flatten(), reduction="none").double().sum()  # (B*N,K), (B*N,)
     return finite(total, "the log-likelihood").item()
 
 
 def moves(before: Tensor, after: Tensor) -> Tensor:
-    """By how much the logits (B,h,w,K) of each place differ at most: (B,N)."""
+    """(B,N): the largest change of a logit at each position, of (B,h,w,K)."""
     expect(before.shape == after.shape, "the prior's forward", f"logits {tuple(before.shape)}", after)
     return (before - after).abs().amax(-1).flatten(1)  # (B,h,w) -> (B,N)
 
 
 def integers(tokens: Any, shape: tuple, call: str) -> Tensor:
-    """Tokens as int64, through numpy: nothing but the integers themselves comes along."""
+    """Tokens as int64, through numpy, which keeps only the integers."""
     right = isinstance(tokens, Tensor) and tokens.ndim == len(shape)
     right = right and all(n == m for n, m in zip(tokens.shape, shape, strict=True) if isinstance(m, int))
     expect(right and tokens.numel() > 0, call, str(shape), tokens)
@@ -285,7 +285,7 @@ def integers(tokens: Any, shape: tuple, call: str) -> Tensor:
 
 
 def fit(images: Any, like: Tensor, call: str) -> Tensor:
-    """Images as finite float32, cut to the size of ``like`` (B,H,W,3): decoders return whole patches."""
+    """Images as finite float32, cut to the size of ``like`` (B,H,W,3): decoders return complete patches."""
     (B, H, W, C) = like.shape
     if isinstance(images, Tensor) and images.ndim == 4:
         images = images[:, :H, :W]

@@ -9,7 +9,7 @@ class Part:
     """One line of the report.
 
     Attributes:
-        name: also the key of what :mod:`grader.measure` does for it.
+        name: also the key in ``grader.measure.MEASURES``.
         out_of: points at most.
         figures: the measures in one line, a format string of their names.
         score: measures -> (fraction of the points in [0,1], why it is not 1 or "").
@@ -24,7 +24,7 @@ class Part:
 
 
 def linear(value: float, full: float, none: float) -> float:
-    """1 at ``full`` and better, 0 at ``none`` and worse, linear between; 0 for NaN. ``full`` may lie on either side."""
+    """1 at ``full`` and better, 0 at ``none`` and worse, linear between; 0 for NaN. Either may be the larger one."""
     fraction = (value - none) / (full - none)
     return min(fraction, 1.0) if fraction > 0 else 0.0
 

@@ -1,7 +1,7 @@
-"""Runs a function in a child process and brings back what it returns, whatever the code in there does.
+"""Runs a function in a child process and returns its result, whatever the code does.
 
-The child gets its task by stdin and leaves its answer in a file of its scratch folder, so that nothing it prints can
-disturb either. The process ends right behind the answer, without atexit handlers; a forked copy of it answers nothing.
+The child reads its task from stdin and writes its answer to a file of its scratch folder, so that its output cannot
+disturb either. The process ends right after the answer, without atexit handlers; a forked copy of it writes no answer.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from grader.confine import confine
 
@@ -33,10 +34,10 @@ class Failed(Exception):
 
 @dataclass
 class Outcome:
-    """What became of a run.
+    """The result of a run.
 
     Attributes:
-        value: what the function returned, None if it did not get that far.
+        value: what the function returned, None if it did not return.
         reason: why not, in one line; "" if it did.
         output: the end of what it printed.
         seconds: wall-clock time.
@@ -61,7 +62,7 @@ def run(
     time_limit: float,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Outcome:
-    """Calls ``target`` in a child process that may write in ``scratch`` alone.
+    """Calls ``target`` in a child process that may write only in ``scratch``.
 
     Args:
         target: "module:function"; it gets ``progress`` (a function of done and total, both int) and the arguments,
@@ -70,7 +71,7 @@ def run(
         submission: folder that goes first on the child's ``sys.path``.
         scratch: folder to make; the child's working directory.
         time_limit: seconds.
-        on_progress: called now and then with the latest that the function told its ``progress``.
+        on_progress: called now and then with the latest arguments of ``progress``.
     """
     submission, scratch = submission.resolve(), scratch.resolve()
     scratch.mkdir(parents=True)
@@ -84,6 +85,7 @@ def run(
         tail = bytearray()
         reader = threading.Thread(target=_drain, args=(process.stdout, tail), daemon=True)
         reader.start()
+        assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(task).encode())
             process.stdin.close()
@@ -105,7 +107,7 @@ def run(
         reason = f"stopped at the time limit of {time_limit:g} s"
     elif code < 0:
         name = signal.Signals(-code).name if -code in {*signal.Signals} else f"signal {-code}"
-        reason = f"crashed ({name}{', perhaps for want of memory' if name == 'SIGKILL' else ''})"
+        reason = f"crashed ({name}{', perhaps out of memory' if name == 'SIGKILL' else ''})"
     else:
         reason = f"ended before it reported (exit code {code})"
     answer = answer or {}
@@ -114,14 +116,14 @@ def run(
 
 
 def printable(text: str) -> str:
-    """``text`` without what could play with a terminal: control characters but for the line feed and the tab."""
+    """``text`` with "?" for control characters, which could disturb a terminal, except line feed and tab."""
     return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text.replace("\r", "\n"))
 
 
 def _environment(scratch: Path, token: str) -> dict[str, str]:
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     homes = dict.fromkeys(("HOME", "TMPDIR", "TEMP", "TMP", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR"), str(scratch))
-    # the same packages as here: those that the user installed for themselves would hang on HOME
+    # the same packages as here: HOME, under which a user may have installed some, is another one
     path = os.pathsep.join([str(Path(__file__).parent.parent), *map(os.path.abspath, sys.path)])
     return kept | homes | {
         MARK: token,
@@ -134,7 +136,7 @@ def _environment(scratch: Path, token: str) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _drain(pipe, tail: bytearray) -> None:
+def _drain(pipe: Any, tail: bytearray) -> None:
     while chunk := pipe.read1(65536):
         tail += chunk
         del tail[:-TAIL]
@@ -148,7 +150,7 @@ def _answer(path: Path) -> dict | None:
 
 
 def _kill(process: subprocess.Popen, token: str) -> None:
-    """Ends the child and all that it forked: its process group, and on Linux those too that left the group."""
+    """Ends the child and its forks: its process group, and on Linux also those that left the group."""
     with contextlib.suppress(OSError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
@@ -156,7 +158,7 @@ def _kill(process: subprocess.Popen, token: str) -> None:
             process.kill()
     process.wait()
     mark = f"{MARK}={token}".encode()
-    for _ in range(20):  # again, as one may fork while we look
+    for _ in range(20):  # again: one may fork during the search
         found = False
         for environment in Path("/proc").glob("[0-9]*/environ"):
             with contextlib.suppress(OSError):
@@ -175,7 +177,7 @@ def child() -> None:
     """The child process, from its first line to its last."""
     task = json.load(sys.stdin)
     pid, scratch = os.getpid(), Path(task["scratch"])
-    answer = {"guards": confine(scratch)}
+    answer: dict[str, Any] = {"guards": confine(scratch)}
     sys.path.insert(0, task["submission"])
 
     def progress(done: int, total: int) -> None:
@@ -185,7 +187,7 @@ def child() -> None:
         module, name = task["target"].split(":")
         function = getattr(importlib.import_module(module), name)
         answer["value"] = function(progress=progress, **task["arguments"])
-    except BaseException as error:  # noqa: B036  sys.exit and KeyboardInterrupt are failures of this part alone
+    except BaseException as error:  # noqa: B036  sys.exit and KeyboardInterrupt are failures of this part only
         answer["reason"] = describe(error)
         with contextlib.suppress(Exception):
             traceback.print_exception(error)

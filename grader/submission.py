@@ -1,4 +1,4 @@
-"""A submission on disk: checks a zip before anything of it is unpacked, and lays the package into a scratch folder."""
+"""A submission on disk: checks a zip before it is unpacked, copies the package to a scratch folder, lists its models."""
 
 import re
 import shutil
@@ -18,7 +18,7 @@ def unpack(source: str | Path, into: Path) -> None:
         source: a zip whose one top folder is ``homework``; or that folder, or a folder that holds it.
         into: an empty folder.
     Raises:
-        ValueError: the reason for which the submission is refused; nothing of a refused zip's paths has been used.
+        ValueError: why the submission is refused; no path of a refused zip has been used.
         FileNotFoundError: there is no such file or folder.
     """
     source = Path(source)
@@ -48,7 +48,7 @@ def _unzip(path: Path, into: Path) -> None:
             archive.extractall(into)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{path.name} is not a sound zip: {error}.") from error
-    except OSError as error:  # such as a file and a folder of one name
+    except OSError as error:  # for example a file and a folder of one name
         raise ValueError(f"{path.name} cannot be unpacked: {error.strerror or error}.") from error
     if not (into / PACKAGE).is_dir():
         raise ValueError(f"{path.name} holds no folder {PACKAGE}/.")
@@ -81,3 +81,21 @@ def check(entries: list[zipfile.ZipInfo]) -> None:
         raise ValueError(f"The zip has more than one top folder: {', '.join(tops[:5])}; only {PACKAGE}/ is allowed.")
     if tops != [PACKAGE]:
         raise ValueError(f"The top folder of the zip is {(tops or ['missing'])[0]!r}, but must be {PACKAGE!r}.")
+
+
+def models(folder: Path) -> list[str]:
+    """The checkpoints that the ``load()`` functions of ``folder / "homework"`` take, relative to it, sorted by model: a copy
+    that a training left, NAME.pth, comes before the shipped pretrained/NAME.pth."""
+    package = folder / PACKAGE
+    found = {path.name: path for part in ("pretrained", ".") for path in (package / part).glob("*.pth")}
+    return [path.relative_to(package).as_posix() for _, path in sorted(found.items())]
+
+
+def checkpoint(folder: Path, name: str) -> str:
+    """The path of the checkpoint called ``name`` in ``folder / "homework"`` or its pretrained/, relative to homework/.
+    ValueError if there is none."""
+    for file in (name, f"pretrained/{name}"):
+        if Path(name).name == name and (folder / PACKAGE / file).is_file():
+            return file
+    raise ValueError(f"There is no {name} in homework/ or homework/pretrained/ of the submission; name a file without its "
+                     f"folder, as in VQPatchAutoEncoder.pth. There are: {', '.join(models(folder)) or 'none'}.")  # fmt: skip

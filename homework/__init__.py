@@ -4,6 +4,7 @@ import importlib
 
 from homework.core.registry import MODELS
 
+__version__ = "2.0.0"  # read by pyproject.toml
 # every name that can be imported from the package itself, and its module; imported when first asked for (PEP 562)
 EXPORTS = MODELS | {
     "Compressor": "homework.codec.compressor",
@@ -22,7 +23,7 @@ EXPORTS = MODELS | {
 __all__ = list(EXPORTS)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name in ("ae", "autoregressive", "bsq"):
         return importlib.import_module(f"homework.{name}")
     if name not in EXPORTS:

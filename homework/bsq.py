@@ -42,6 +42,8 @@ class BSQ(nn.Module):
         embedding_dim: D of the vectors.
     """
 
+    powers: Tensor
+
     def __init__(self, codebook_bits: int, embedding_dim: int):
         super().__init__()
         checks.integer(1, 62, codebook_bits=codebook_bits)

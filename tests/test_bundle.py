@@ -2,16 +2,20 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from conftest import ROOT, build
 
-from grader import submission
+from grader import frames, sandbox, submission
+from homework.core import checkpoint
 
-SCRIPT = Path(__file__).parent.parent / "bundle.py"
+SCRIPT = ROOT / "bundle.py"
 
 
 def bundle(folder, *arguments):
@@ -39,6 +43,43 @@ def test_only_what_belongs_in(package):
         assert archive.read("homework/deep/model.py") == b"deep/model.py"
     assert all(name.removeprefix("homework/") in done.stdout for name in names) and "MB  ab123.zip" in done.stdout
     assert sorted(path.name for path in package.parent.iterdir()) == ["ab123.zip", "homework"]
+
+
+def test_a_trained_copy_replaces_the_shipped_model(package):
+    (package / "pretrained").mkdir()
+    for name in "X.pth", "Y.pth":
+        (package / "pretrained" / name).write_text("shipped")
+    done = bundle(package.parent, "homework", "id")
+    with zipfile.ZipFile(package.parent / "id.zip") as archive:
+        names = [name for name in archive.namelist() if name.endswith(".pth")]
+        assert names == ["homework/X.pth", "homework/pretrained/Y.pth"]
+        assert archive.read("homework/X.pth") == b"X.pth"
+    assert "X.pth: the trained copy is packed, the shipped pretrained/X.pth is not" in done.stdout.splitlines()
+    assert "Y.pth: " not in done.stdout
+
+
+@pytest.mark.parametrize("trained, channels", [(False, 128), (True, 6)])
+def test_the_shipped_package_is_packed_and_graded(tmp_path, trained, channels):
+    """It fits, and the auto-encoder that is graded is the trained copy where there is one, else the shipped model."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "homework", tmp_path / "homework", ignore=lambda folder, names: ignored(folder, names) | {
+        name for name in names if name.endswith(".pth") and Path(folder).name == "homework"})  # fmt: skip
+    if trained:
+        checkpoint.save(build("PatchAutoEncoder", patch_size=25), tmp_path / "homework/PatchAutoEncoder.pth")
+    done = bundle(tmp_path, "homework", "id")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "out").mkdir()
+    submission.unpack(tmp_path / "id.zip", tmp_path / "out")
+    assert (tmp_path / "out/homework/core/checkpoint.py").is_file() and (tmp_path / "out/homework/py.typed").is_file()
+    models = submission.models(tmp_path / "out")
+    assert ("PatchAutoEncoder.pth" in models, "pretrained/PatchAutoEncoder.pth" in models) == (trained, not trained)
+    images, sizes, _ = frames.read(ROOT / "data")
+    np.save(tmp_path / "frames.npy", images[:4])
+    np.save(tmp_path / "sizes.npy", sizes[:4])
+    task = {"part": "auto-encoder", "data": str(tmp_path)}
+    outcome = sandbox.run("grader.measure:run", task, tmp_path / "out", tmp_path / "scratch", 300)
+    assert outcome.reason == "" and outcome.value["channels"] == channels
+    assert trained or outcome.value["mse"] < 0.01
 
 
 def test_same_files_same_bytes(package):

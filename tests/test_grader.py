@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -16,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, build
 from PIL import Image
 
 from grader import frames, measure, parts, sandbox, submission
 from grader.measure import Data
 from grader.sandbox import Failed
-
-ROOT = Path(__file__).parent.parent
+from homework.core import checkpoint
 
 # --- a good submission in a few lines: frames are grey 5x5 squares, a token is a square's grey level ------------------
 
@@ -70,7 +71,7 @@ import torch
 class Prior(torch.nn.Module):
     K = 16
 
-    def forward(self, tokens):  # a place is likely to repeat the one before it
+    def forward(self, tokens):  # a token probably repeats the one before it
         flat = tokens.flatten(1)
         logits = torch.zeros(*flat.shape, self.K)
         logits[:, 1:] = 2.0 * torch.nn.functional.one_hot(flat[:, :-1], self.K)
@@ -210,7 +211,7 @@ def test_measures_against_formulas(data):
     assert found["bits"] == pytest.approx(bits.item(), rel=1e-5) and found["n_tokens"] == 16
 
 
-def test_images_that_are_no_whole_patches_are_cut():
+def test_images_of_incomplete_patches_are_cropped():
     data = Data(grey_squares(3)[:, :18, :27], np.full(3, 1000))
     padding = "x = torch.nn.functional.pad(x, (0, 0, 0, 3, 0, 2)); B, H, W, _ = x.shape"
     assert measure.autoencoder(built(AE.replace("B, H, W, _ = x.shape", padding)), data)["mse"] < 1e-12
@@ -251,7 +252,7 @@ def test_wrong_outputs_are_named(data, part, old, new, reason):
 
 
 class Leaking(torch.nn.Module):
-    """The fake prior, but the logits at flat place ``to`` look a little at the token at ``of``."""
+    """The fake prior, but the logits at flat position ``to`` depend a little on the token at ``of``."""
 
     def __init__(self, to, of, weight=0.01):
         super().__init__()
@@ -264,7 +265,7 @@ class Leaking(torch.nn.Module):
 
 
 @pytest.mark.parametrize("h, w", [(4, 6), (20, 30)])
-def test_a_leak_at_a_single_place_is_found(h, w):
+def test_a_leak_at_a_single_position_is_found(h, w):
     data = Data(grey_squares(2, h, w), np.full(2, 1000))
     assert measure.causality(built(BSQ), built(AUTOREGRESSIVE), data)["leaks"] == 0
     N = h * w
@@ -275,10 +276,10 @@ def test_a_leak_at_a_single_place_is_found(h, w):
         assert found["perturbations"] >= 100
 
 
-def test_a_dependence_on_the_past_alone_is_no_leak(data):
+def test_a_dependence_on_the_past_is_not_a_leak(data):
     assert measure.causality(built(BSQ), Leaking(9, 8), data)["leaks"] == 0
     found = measure.causality(built(BSQ), built(AUTOREGRESSIVE), data)
-    assert 0 < found["moved"] < found["perturbations"]  # nothing follows the last place
+    assert 0 < found["moved"] < found["perturbations"]  # nothing follows the last position
 
 
 def test_causality_of_odd_priors(data):
@@ -560,7 +561,7 @@ def test_ends(run, name, reason):
     assert (outcome.value, outcome.reason) == (None, reason)
 
 
-def test_failing_tells_one_line_and_shows_the_rest(run):
+def test_a_failure_reports_one_line_and_shows_the_rest(run):
     outcome = run("fail")
     assert outcome.reason == "ValueError: first line"
     assert "Traceback" in outcome.output and "second ?[31m line" in outcome.output
@@ -580,7 +581,7 @@ def test_prints_disturb_nothing(run):
     assert run("close").value == {"n": 1}
 
 
-def test_what_comes_behind_the_answer_is_cut_off(run):
+def test_what_comes_after_the_answer_is_cut_off(run):
     assert run("late").value == {"n": 1}
 
 
@@ -623,10 +624,10 @@ def test_no_network(run):
         assert "The grader does not allow the network" in run(name).reason
 
 
-def test_c_code_is_held_where_the_kernel_does_it(run, tmp_path):
+def test_c_code_is_confined_where_the_kernel_does_it(run, tmp_path):
     outcome = run("c_write", path=str(tmp_path / "by_c"))
     if "Landlock" not in outcome.guards:
-        pytest.skip("this kernel has no Landlock: C code is not held")
+        pytest.skip("this kernel has no Landlock: C code is not confined")
     assert outcome.value == {"stream": False} and not (tmp_path / "by_c").exists()
     assert run("c_shell").value["code"] != 0
 
@@ -650,7 +651,27 @@ def test_a_good_submission(tmp_path, images):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ab123.zip", "in", "report.json"]  # no scratch left
 
 
-def test_every_fault_costs_its_part_alone(tmp_path, images):
+def test_trained_copies_are_graded_before_shipped_models(tmp_path, images):
+    """A submission of this package: the report names the checkpoints that count, and options find those of both folders."""
+    shipped = tmp_path / "homework/pretrained"
+    shutil.copytree(checkpoint.PACKAGE, tmp_path / "homework", ignore=shutil.ignore_patterns("*.pth", "__pycache__"))
+    for name in "PatchAutoEncoder", "BSQPatchAutoEncoder", "AutoregressiveModel":
+        checkpoint.save(build(name), shipped / f"{name}.pth")
+    checkpoint.save(build("PatchAutoEncoder", bottleneck=5), tmp_path / "homework/PatchAutoEncoder.pth")
+    checkpoint.save(build("VQPatchAutoEncoder"), shipped / "VQPatchAutoEncoder.pth")
+    done = grade(tmp_path, ".", "--data", images, "--json", "report.json", "--tokenizer", "VQPatchAutoEncoder.pth")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    models = ["pretrained/AutoregressiveModel.pth", "pretrained/BSQPatchAutoEncoder.pth", "PatchAutoEncoder.pth",
+              "pretrained/VQPatchAutoEncoder.pth"]  # fmt: skip
+    assert report["models"] == models and f"models: {', '.join(models)}\n" in done.stdout
+    assert report["checkpoints"] == {"bsq": "pretrained/VQPatchAutoEncoder.pth"}
+    measures = {part["name"]: part["measures"] for part in report["parts"]}
+    assert measures["auto-encoder"]["channels"] == 5 and measures["prior"]["n_tokens"] == 16
+    assert all(part["points"] == part["out_of"] for part in report["parts"] if part["name"] in ("causality", "generation"))
+
+
+def test_every_fault_costs_only_its_part(tmp_path, images):
     """A crash, floods and forks and writing, a leak, an early end and a missing class, all in one submission."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data/sample").symlink_to(images / "sample")

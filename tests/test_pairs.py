@@ -127,7 +127,7 @@ def test_a_pair_is_graded_by_its_checkpoints(tmp_path, data):
     (tmp_path / "outside.pth").write_bytes((tmp_path / "homework/prior.pth").read_bytes())
     for file in "none.pth", "../outside.pth", tmp_path / "outside.pth", "homework/prior.pth":
         done = run("-m", "grader", "homework", *options, "--prior", file, cwd=tmp_path)
-        assert sentence(done).startswith(f"There is no {file} in the submission's homework folder; name a file as it lies")
+        assert sentence(done).startswith(f"There is no {file} in homework/ or homework/pretrained/ of the submission; name")
 
 
 @pytest.mark.parametrize("K_prior, grid", [(K + 1, GRID), (K, (2, 2))])

@@ -18,6 +18,7 @@ import fire
 
 from homework.core import checks
 
+REPORT_PACKAGES = ("jinja2", "matplotlib", "scipy", "torchinfo")  # of the extra "report"; commands import them late
 
 def parse_image_size(size: str | None) -> tuple[int, int] | None:
     """``"100x150"`` -> ``(100, 150)``: height and width in pixels; ``None`` stays ``None``. ValueError for anything else."""
@@ -92,6 +93,10 @@ def main(name: str, command: Command) -> None:
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        if error.name not in REPORT_PACKAGES:
+            raise
+        _fail(f'This command needs the package {error.name}; pip install "homework[report]".')
     except (ValueError, OSError) as error:
         if os.environ.get("HOMEWORK_DEBUG"):
             raise

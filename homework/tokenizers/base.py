@@ -79,6 +79,7 @@ class AutoEncoder(Model):
     """
 
     data = "images"
+    patch_size: int | tuple[int, int]
 
     def __init__(self, stride: int, encoder: nn.Module, decoder: nn.Module):
         super().__init__()

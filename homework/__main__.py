@@ -1,0 +1,62 @@
+"""The commands: ``homework NAME ...`` does what ``python -m homework.NAME ...`` does. See ``homework --help``."""
+
+import ast
+import difflib
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import homework
+
+COMMANDS = (
+    "train",
+    "tokenize",
+    "generation",
+    "compress",
+    "data",
+    "evaluate",
+    "sample",
+    "features",
+    "som",
+    "summary",
+    "receptive_field",
+    "demo",
+)
+
+
+def describe(name: str) -> str:
+    """What a command does: the first sentence of its module's docstring, which is read without importing the module."""
+    source = Path(__file__).with_name(f"{name}.py").read_text("utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").split(": ``")[0].splitlines()[0]
+
+
+def show_commands() -> None:
+    """Prints the commands with a line each; a reader that closes the pipe, as ``head`` does, ends it quietly."""
+    lines = [f"  {name:<17}{describe(name)}." for name in COMMANDS]
+    usage = "Usage: homework COMMAND ARGUMENTS, or python -m homework.COMMAND ARGUMENTS"
+    hint = "Options of a command: homework COMMAND --help. Version: homework --version."
+    try:
+        print(usage, "", *lines, "", hint, sep="\n", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would complain at exit
+
+
+def main() -> None:
+    """Runs the command that the command line names, or lists the commands; exits with 1 if there is no such command."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        show_commands()
+    elif name == "--version":
+        print(f"homework {homework.__version__}")
+    elif name in COMMANDS:
+        sys.argv = [name, *arguments]  # runpy puts the path of the module in place of the name
+        runpy.run_module(f"homework.{name}", run_name="__main__", alter_sys=True)
+    else:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}."
+        sys.exit(f"error: There is no command {name!r}; {remedy}")
+
+
+if __name__ == "__main__":
+    main()
