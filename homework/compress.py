@@ -132,7 +132,7 @@ def decompress(
         if not whole and (target.is_dir() or target.suffix.lower() not in LOSSLESS):
             raise ValueError(f"The output is {output}, but must be a picture: a file that ends in {', '.join(LOSSLESS)}.")
         compressor = _compressor(tokenizer, autoregressive, batch_size, device)
-        reader.check(compressor.models)  # before any folder is made
+        reader.check(compressor.models_by_format)  # before any folder is made
         with _whole_folder(target) if whole else files.replacing(target) as temporary:
             names = [temporary / name for name in png_names(reader.names)] if whole else [temporary] * len(reader.names)
             form = "PNG" if whole else LOSSLESS[target.suffix.lower()]

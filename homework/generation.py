@@ -120,7 +120,7 @@ def cascade(
         scale: how many times larger the sheet shows each pixel.
         device: auto, cpu, cuda or mps.
     """
-    from homework.coarse_to_fine import Cascade  # here, because others who import this file do without its models
+    from homework.priors.cascade import Cascade  # here, because others who import this file do without its models
 
     cli.at_least(1, num_images=num_images, batch_size=batch_size, scale=scale)
     cli.check_seed(seed)

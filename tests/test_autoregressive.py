@@ -201,9 +201,9 @@ def test_code_vectors_instead_of_embeddings(position):
         moved = (model(changed)[0].flatten(1, 2) - whole).abs().amax(dim=(0, 2))
         assert moved[: GRID[1] + 3].max() <= 1e-6 and moved[GRID[1] + 3] > 1e-6
     assert "codes" in model.state_dict() and "codes" not in dict(model.named_parameters())
-    with pytest.raises(ValueError, match="--code_dim 5"):
+    with pytest.raises(ValueError, match=r"\(16, 5\), but this prior reads 16 vectors of code_dim = 3"):
         model.set_codes(torch.zeros(K, 5))
-    with pytest.raises(ValueError, match="reads"):
+    with pytest.raises(ValueError, match="this prior reads none"):
         prior().set_codes(torch.zeros(K, 5))
 
 
@@ -220,7 +220,7 @@ def test_without_positions_a_grid_may_be_larger_than_the_constructor_said():
 def test_a_prefix_of_tokens_that_do_not_exist_is_told(wrong):
     prefix = grids(2)[:, :2].clone()
     prefix[1, 0, 1] = wrong
-    with pytest.raises(ValueError, match=f"grid to go on from holds token {wrong}, .* 0 to {K - 1}"):
+    with pytest.raises(ValueError, match=f"grid to continue holds token {wrong}, .* 0 to {K - 1}"):
         prior().generate(2, *GRID, prefix=prefix)
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from homework import CascadeStage
 from homework.core import checkpoint
-from homework.nn.transformer import ACTIVATIONS, DecoderLayer
+from homework.nn.activations import ACTIVATIONS
+from homework.nn.transformer import DecoderLayer
 from homework.priors import sampling
 
 N, HC, WC, KC = GRID[0] * GRID[1], 2, 3, 5
@@ -239,7 +240,7 @@ BAD = [
     ({"in_dim": 10, "cross_attn_heads": 3}, "in_dim is 10.*multiple of cross_attn_heads = 3.*change either"),
     ({"use_sliding_window": True, "sliding_window": 25}, "sliding_window is 25, a window longer than the grid.*1 to 24"),
     ({"use_sliding_window": True, "num_enc_layers": 0}, "use_sliding_window is true.*num_enc_layers = 0.*leave it out"),
-    ({"hidden_activation": "swish"}, "hidden_activation is 'swish'.*relu, relu2, gelu, silu"),
+    ({"hidden_activation": "swish"}, "hidden_activation is 'swish'.*relu, relu2, leaky_relu, elu, gelu, silu, tanh"),
     ({"neighbours": 9}, "neighbours is 9.*1 to 8"),
     ({"dropout": 1.0}, r"dropout is 1\.0.*below 1"),
     ({"model_lr": 0}, "model_lr is 0.*above 0"),
@@ -334,8 +335,8 @@ def test_activations(activation):
     model = build("CascadeStage", hidden_activation=activation)
     assert model(batch_for(model))[0].isfinite().all()
     x = torch.linspace(-2, 2, 9)
-    y = ACTIVATIONS[activation](x)
-    assert y[4] == 0 and (y[5:] > 0).all() and (activation == "tanh" or (y[:4] <= 0).all())
+    y, zero = ACTIVATIONS[activation]()(x), 0.5 if activation == "sigmoid" else 0
+    assert y[4] == zero and (y[5:] > zero).all() and (y[:4] <= zero).all()
 
 
 def test_a_condition_makes_no_difference_to_a_new_layer_s_norms():

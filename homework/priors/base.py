@@ -38,13 +38,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 class Prior(Model):
     """The contract: p(grid) = prod_n p(t_n | t_0 .. t_{n-1}), in raster order.
 
-    A subclass has ``n_tokens`` and ``forward``; ``steps`` is then the plain way, a pass over the grid for each token, until
-    the subclass has a faster one.
+    A subclass has ``n_tokens`` and ``forward``. Until it defines ``steps``, a token costs a pass over the whole grid.
 
     Attributes:
         n_tokens: K; tokens are in [0, K).
         reads_codes: whether it can read the tokenizer's code vectors in place of an embedding of its own: then its
-            constructor has an argument ``code_dim``, and it has ``set_codes`` and ``stored_codes``.
+            constructor has an argument ``code_dim``, and it defines ``stored_codes``.
     """
 
     data = "tokens"
@@ -60,16 +59,23 @@ class Prior(Model):
         """(B,h,w) int64 in [0,K) -> (logits (B,h,w,K), {}). The logits at n depend on tokens before n alone."""
         raise NotImplementedError
 
-    def set_codes(self, codes: Tensor) -> None:
-        """Stores the tokenizer's code vectors (K,code_dim) float. ValueError for a prior that reads none."""
-        raise ValueError(f"A {type(self).__name__} reads no code vectors.")
-
     def stored_codes(self) -> Tensor | None:
-        """The code vectors (K,code_dim) that it reads; None if it has an embedding of its own."""
+        """The code vectors (K,code_dim) that it reads, as a view; None if it has an embedding of its own."""
         return None
 
+    def set_codes(self, codes: Tensor) -> None:
+        """Stores the tokenizer's code vectors (K,code_dim) float; they are not trained. ValueError if it reads none, or those
+        of another shape."""
+        stored = self.stored_codes()
+        if stored is None or codes.shape != stored.shape:
+            wanted = "none" if stored is None else f"{len(stored)} vectors of code_dim = {stored.shape[1]}"
+            raise ValueError(f"The code vectors are {tuple(codes.shape)}, but this prior reads {wanted}; train one with "
+                             f"--inputs codes on the grids of this tokenizer.")  # fmt: skip
+        with torch.no_grad():
+            stored.copy_(codes)
+
     def steps(self, B: int, h: int, w: int, device: str | torch.device = "cpu") -> "Steps":
-        """The incremental form: the same function, token by token, over B grids of h x w; see :class:`Steps`."""
+        """The same function token by token, over B grids of h x w, for a model in eval mode on ``device``."""
         return NaiveSteps(self, B, h, w, device)
 
     def loss(self, tokens: Tensor) -> dict[str, Tensor]:
@@ -78,9 +84,8 @@ class Prior(Model):
 
     @ordinary_tensors
     def generate(self, B: int, h: int, w: int, device: str | torch.device = "cpu", **sampling_options: Any) -> Tensor:
-        """Samples (B,h,w) int64 grids, or searches for probable ones; options as in
-        :func:`homework.priors.sampling.generate` (temperature, top_k, top_p, generator, prefix, num_beam, beam_width,
-        beams). The model must be on ``device``."""
+        """Samples (B,h,w) int64 grids, or searches for probable ones, with the options of
+        :func:`homework.priors.sampling.generate`. The model must be on ``device``."""
         with evaluating(self):
             return sampling.generate(self.steps(B, h, w, device), B, h, w, **sampling_options)
 
@@ -92,8 +97,7 @@ class Prior(Model):
 
 
 class Steps:
-    """A prior fed token by token, in raster order. It computes without gradients, and what it returns is an ordinary
-    tensor."""
+    """A prior fed token by token, in raster order. It computes without gradients and returns ordinary tensors."""
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Takes the (B,n) int64 tokens of the next n positions, returns the (B,K) logits of the position after them.
@@ -111,23 +115,24 @@ class Steps:
         raise NotImplementedError
 
     def select(self, rows: Tensor) -> None:
-        """Continues with the grids ``rows`` (M,) int64 of the present batch, in this order; some may be there more than
-        once, others not at all. ValueError for a form that cannot."""
-        raise ValueError("This prior cannot continue one grid in several ways; leave num_beam and beams out.")
+        """Continues with the grids ``rows`` (M,) int64 of the present batch, in this order; a grid may be selected several
+        times, or not at all. ValueError from steps that cannot."""
+        raise ValueError("These steps cannot continue one grid in several ways; leave num_beam and beams out.")
 
 
 class NaiveSteps(Steps):
-    """The plain way, against which the faster ones are tested: a pass over the whole grid for each token."""
+    """The reference against which faster steps are tested: a pass over the whole grid for each token."""
 
     def __init__(self, model: Prior, B: int, h: int, w: int, device: str | torch.device = "cpu"):
         self.model, self.n = model, 0
         self.grid = torch.zeros(B, h, w, dtype=torch.int64, device=device)
 
     def advance(self, tokens: Tensor) -> Tensor:
-        self.grid = self.grid.clone()  # made outside of inference mode, or before a selection
-        self.grid.view(len(tokens), -1)[:, self.n : self.n + tokens.shape[1]] = tokens.to(self.grid.device)
-        self.n += tokens.shape[1]
-        return self.model(self.grid)[0].flatten(1, 2)[:, self.n]  # (B,h,w,K) -> (B,N,K) -> (B,K)
+        stop = self.n + tokens.shape[1]
+        self.grid.flatten(1)[:, self.n : stop] = tokens.to(self.grid.device)  # (B,h,w) -> (B,N), a view
+        self.n = stop
+        return self.model(self.grid)[0].flatten(1, 2)[:, stop]  # (B,h,w,K) -> (B,N,K) -> (B,K)
 
+    @torch.inference_mode()
     def select(self, rows: Tensor) -> None:
         self.grid = self.grid[rows.to(self.grid.device)]
