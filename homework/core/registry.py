@@ -17,6 +17,12 @@ MODELS = {
 }
 
 
+def register(cls: type) -> type:
+    """A class decorator that enters a model of one's own into the table, under the class's name."""
+    MODELS[cls.__name__] = cls.__module__
+    return cls
+
+
 def model_class(name: str) -> type:
     """The class called ``name``. ValueError, listing the known names, if there is none."""
     if name not in MODELS:

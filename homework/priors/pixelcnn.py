@@ -92,7 +92,8 @@ class PixelCNN(Prior):
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, dict]:
         """(B,h,w) int64 of 0 and 1 -> (logits (B,h,w,2), {}): 0, and the log odds of a 1, given earlier pixels."""
-        odds = self.net(tokens[:, None].float())[:, 0, :, :, None]  # (B,h,w) -> (B,1,h,w) -> (B,h,w,1)
+        x = tokens[:, None].to(self.first.weight.dtype)  # (B,h,w) -> (B,1,h,w)
+        odds = self.net(x)[:, 0, :, :, None]  # (B,1,h,w) -> (B,h,w,1)
         return self.to_logits(odds), {}
 
     @staticmethod
