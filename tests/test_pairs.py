@@ -111,9 +111,10 @@ def test_a_prior_is_causal_and_cached_equals_naive(pair):
 
 def test_a_pair_is_graded_by_its_checkpoints(tmp_path, data):
     """The grader finds the other tokenizer and prior in the package, and names a file that is not there."""
-    (tmp_path / "homework").mkdir()
-    for source in (checkpoint.PACKAGE).glob("*.py"):
-        (tmp_path / "homework" / source.name).write_text(source.read_text())
+    for source in checkpoint.PACKAGE.rglob("*.py"):
+        copy = tmp_path / "homework" / source.relative_to(checkpoint.PACKAGE)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(source.read_text())
     tokenizer, prior = build("VQPatchAutoEncoder"), build("GatedPixelCNN")
     checkpoint.save(tokenizer, tmp_path / "homework/other.pth")
     checkpoint.save(prior, tmp_path / "homework/prior.pth")
