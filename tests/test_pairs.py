@@ -17,7 +17,7 @@ from homework.datasets.tokens import TokenDataset
 from homework.priors.pairs import load_pair
 
 TOKENIZERS, PRIORS = ("BSQPatchAutoEncoder", "VQPatchAutoEncoder", "SOM"), ("AutoregressiveModel", "GatedPixelCNN")
-EXACT = "arithmetic exact, in whole numbers"
+EXACT = "arithmetic exact, "  # else "in floats"
 
 
 @pytest.fixture(scope="module", params=TOKENIZERS)
@@ -63,8 +63,8 @@ def test_nothing_is_coded_under_a_prior_that_gives_no_numbers(tmp_path, command,
     with torch.no_grad():
         prior.head[-1].bias.fill_(torch.nan)
     checkpoint.save(prior, tmp_path / "p.pth")
-    told = sentence(command("compress", tmp_path / "t.pth", tmp_path / "p.pth", data / "valid", tmp_path / "a.hwa"))
-    assert "probabilities that are not numbers" in told and not (tmp_path / "a.hwa").exists()
+    message = sentence(command("compress", tmp_path / "t.pth", tmp_path / "p.pth", data / "valid", tmp_path / "a.hwa"))
+    assert "probabilities that are not numbers" in message and not (tmp_path / "a.hwa").exists()
 
 
 def test_a_pair_trains_samples_compresses_and_evaluates(pair, data, command):

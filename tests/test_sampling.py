@@ -48,7 +48,7 @@ def test_many_small_probabilities_are_drawn_evenly():
 
 
 @given(logit_lists, st.integers(0, 2**32))
-def test_temperature_zero_takes_the_first_of_the_likeliest(values, seed):
+def test_temperature_zero_takes_the_first_of_the_most_probable(values, seed):
     logits = torch.tensor(values)
     token = sample(logits, temperature=0, generator=seeded(seed))
     assert token == values.index(max(logits.tolist())) if max(values) in values else True
@@ -56,7 +56,7 @@ def test_temperature_zero_takes_the_first_of_the_likeliest(values, seed):
 
 
 @given(logit_lists, st.sampled_from([1e-6, 1e-20, 1e-38, 1e-45, 1e-300]))
-def test_temperature_near_zero_takes_the_likeliest(values, temperature):
+def test_temperature_near_zero_takes_the_most_probable(values, temperature):
     logits = torch.tensor(values)
     second = logits.sort(descending=True).values[1:2]
     token = sample(logits, temperature=temperature, generator=seeded(0))
@@ -149,7 +149,7 @@ def test_top_p_keeps_the_smallest_nucleus(values, top_p):
     kept, p = out.isfinite(), logits.double().softmax(dim=-1)
     assert kept.any() and torch.equal(out[kept], logits[kept])
     assert p[kept].max() == p.max()
-    assert (~kept).all() or not (~kept).any() or p[~kept].max() <= p[kept].min() * (1 + 1e-6)  # the likeliest ones
+    assert (~kept).all() or not (~kept).any() or p[~kept].max() <= p[kept].min() * (1 + 1e-6)  # the most probable ones
     assert p[kept].sum() >= top_p - 1e-5  # enough of them
     assert p[kept].sum() - p[kept].min() < top_p + 1e-5  # and not one too many
 
@@ -196,7 +196,7 @@ def test_good_settings_pass(options):
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"num_beam": 2}, {"beams": 2}])
-def test_logits_that_are_no_numbers_are_told(options):
+def test_logits_that_are_not_numbers_are_refused(options):
     steps = lambda tokens: torch.full((len(tokens), 40), torch.nan)  # noqa: E731
     steps.select = lambda rows: None
     with pytest.raises(ValueError, match="not numbers"):
@@ -254,12 +254,12 @@ class Table:
     """A prior over 2x3 grids of 4 tokens, whose logits at n are sums over all tokens before; and its steps."""
 
     def __init__(self):
-        # by place, earlier place, and its token, of which 4 is before the first
+        # by position, earlier position, and its token, of which 4 is before the first
         self.weight = 2 * torch.randn(6, 7, 5, 4, generator=seeded(3), dtype=torch.float64)
         self.tokens = None
 
     def logits(self, images: list[int], tokens: torch.Tensor) -> torch.Tensor:
-        """Of the place behind (B,n) tokens, naively; of which images of the batch they are is for those that have any."""
+        """Of the position after (B,n) tokens, naively; of which images of the batch they are is for those that have any."""
         before = torch.nn.functional.pad(tokens, (1, 0), value=4)
         return sum(self.weight[tokens.shape[1], i, before[:, i]] for i in range(before.shape[1]))
 
@@ -314,7 +314,7 @@ def nats(prior, image: int, rows: list[list[int]]) -> list[float]:
 
 
 def naive_best_of(prior, known: list[list[int]], num_beam: int, beam_width: int, **options) -> list[list[int]]:
-    """All logits anew for each token; continuations as lists, and a loop over the images to choose."""
+    """All logits again for each token; continuations as lists, and a loop over the images to choose."""
     best = [list(row) for row in known]
     while len(best[0]) < 6:
         start = len(best[0])
@@ -370,7 +370,7 @@ def test_beam_search_is_its_naive_form(prior, prefix, beams):
 
 
 @every_prior
-def test_beam_search_with_all_beams_finds_the_likeliest_grid(prior):
+def test_beam_search_with_all_beams_finds_the_most_probable_grid(prior):
     """All 64 second rows of a grid whose first one is known."""
     prior = PRIORS[prior]()
     with torch.inference_mode():

@@ -64,8 +64,8 @@ class Prior(Model):
         return None
 
     def set_codes(self, codes: Tensor) -> None:
-        """Stores the tokenizer's code vectors (K,code_dim) float; they are not trained. ValueError if it reads none, or those
-        of another shape."""
+        """Stores the tokenizer's code vectors (K,code_dim) float; they are not trained. ValueError if it reads none, or
+        those of another shape."""
         stored = self.stored_codes()
         if stored is None or codes.shape != stored.shape:
             wanted = "none" if stored is None else f"{len(stored)} vectors of code_dim = {stored.shape[1]}"

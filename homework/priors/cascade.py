@@ -130,10 +130,9 @@ def check_sizes(configs: list[dict]) -> list[tuple[int, int]]:
     sizes = [(1, 1), *((c["height"], c["width"]) for c in configs)]
     for k, config in enumerate(configs):
         read = f"Stage {k} reads grids of {config['coarse_height']}x{config['coarse_width']}"
-        if (config["coarse_height"], config["coarse_width"]) == sizes[k]:
-            continue
-        if k == 0:
-            raise ValueError(f"{read}, but a cascade starts from one code for the whole image; name the stage that reads the "
-                             "codebook of whole maps first.")  # fmt: skip
-        raise ValueError(f"{read}, but stage {k - 1} makes those of {sizes[k][0]}x{sizes[k][1]}; train one on the other's.")
+        if (config["coarse_height"], config["coarse_width"]) != sizes[k]:
+            wanted = f"stage {k - 1} makes those of {sizes[k][0]}x{sizes[k][1]}; train one on the other's"
+            if k == 0:
+                wanted = "a cascade starts from one code for the whole image; name the stage that reads that codebook first"
+            raise ValueError(f"{read}, but {wanted}.")
     return sizes

@@ -46,8 +46,8 @@ class CascadeStage(FromNeighbours, Model):
         self_attn_heads: of the attention within either grid.
         cross_attn_heads: of the attention from the fine grid to the coarse one; unused by a decoder alone.
         hidden_activation: of the MLPs, a name in :mod:`homework.nn.activations`.
-        use_sliding_window: whether attention within the fine grid reaches back only ``sliding_window`` positions, the own one
-            included, in raster order. Not for a decoder alone, which has to see its prefix.
+        use_sliding_window: whether attention within the fine grid reaches back only ``sliding_window`` positions, the own
+            one included, in raster order. Not for a decoder alone, which has to see its prefix.
         sliding_window: from 1 to height * width.
         model_lr: the peak learning rate to train with.
         dropout, neighbours, recompute: as of :class:`homework.autoregressive.AutoregressiveModel`.
@@ -119,7 +119,7 @@ class CascadeStage(FromNeighbours, Model):
         """f(*args), with activation checkpointing if that was asked for."""
         return checkpoint(f, *args, use_reentrant=False) if self.recompute and self.training else f(*args)
 
-    # The condition of a position is c = memory[over] + row + column. A layer's scales and shifts are linear in it, so they are
+    # The condition of a position is memory[over] + row + column. A layer's scales and shifts are linear in it, so they are
     # computed for coarse positions, rows and columns, which are few, and summed at each position.
 
     def _by_position(self, row: Tensor, column: Tensor) -> Tensor:
@@ -167,9 +167,9 @@ class CascadeStage(FromNeighbours, Model):
 
     @ordinary_tensors
     def generate(self, coarse: Tensor, h: int, w: int, device: str | torch.device = "cpu", **sampling_options) -> Tensor:
-        """Samples fine grids (B,h,w) int64 given coarse ones (B,hc,wc) int64, or searches for probable ones, with the options
-        of :func:`homework.priors.sampling.generate`. The model must be on ``device``. ValueError for a grid of another size
-        or a token out of range."""
+        """Samples fine grids (B,h,w) int64 given coarse ones (B,hc,wc) int64, or searches for probable ones, with the
+        options of :func:`homework.priors.sampling.generate`. The model must be on ``device``. ValueError for a grid of
+        another size or a token out of range."""
         with evaluating(self):
             return sampling.generate(self.steps(coarse, h, w, device), len(coarse), h, w, **sampling_options)
 

@@ -3,9 +3,9 @@
 Only convolutions wider than 1x1 look at neighbours, so their inputs are kept. What they take from the rows above is computed
 for a whole row, when it begins; a position then costs a few products of vectors and matrices in each layer.
 
-For one image these are so small that most of the time goes into calling torch. So all memory stays, with views, made once, of
-what a position needs. The results of a row hold the bias, and what comes from above, before their positions are computed: to
-add a product to what is there takes torch half as long as to add a bias to a product.
+For one image these are so small that most of the time goes into calling torch. So all memory stays, with views, made once,
+of what a position needs. The results of a row hold the bias, and what comes from above, before their positions are computed:
+to add a product to what is there takes torch half as long as to add a bias to a product.
 """
 
 import torch
@@ -17,9 +17,9 @@ from homework.priors.base import Steps
 class ConvolutionSteps(Steps):
     """What the incremental forms of both models share.
 
-    A subclass adds its layers to ``parts``, in the order in which they begin a row, and has ``put(token (B,), row, column)``,
-    which stores the token of a position, and ``compute(column)``, which returns, once, the (B,C) that enters the head, all
-    positions before it being known.
+    A subclass adds its layers to ``parts``, in the order in which they begin a row, and has ``put(token (B,), row,
+    column)``, which stores the token of a position, and ``compute(column)``, which returns, once, the (B,C) that enters the
+    head, all positions before it being known.
 
     Args:
         model: the prior, in eval mode.
@@ -63,14 +63,14 @@ class ConvolutionSteps(Steps):
 
 
 def taps(weight: Tensor) -> Tensor:
-    """(C',C,rows,n), a kernel's weights for n positions in each of some rows -> (rows*n*C,C'), to multiply by these positions
-    side by side."""
+    """(C',C,rows,n), a kernel's weights for n positions in each of some rows -> (rows*n*C,C'), to multiply by these
+    positions side by side."""
     return weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()  # (rows,n,C,C') -> (rows*n*C,C')
 
 
 class Pointwise:
-    """A convolution at one position of a row after the other: (B,n*C), the n positions that the kernel sees, side by side, ->
-    (B,C'), which the caller may change in place.
+    """A convolution at one position of a row after the other: (B,n*C), the n positions that the kernel sees, side by side,
+    -> (B,C'), which the caller may change in place.
 
     Args:
         weight: (C',C,1,n), bias: (C').

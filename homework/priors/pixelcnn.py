@@ -12,8 +12,8 @@ from homework.priors.pixel_steps import GatedSteps, PixelSteps
 
 @torch.no_grad()
 def he_init(layer: nn.Module) -> None:
-    """Draws a convolution's weights from N(0, 2 / inputs), so that ReLU layers keep the variance (He et al., arXiv 1502.01852,
-    equation 10), where masked taps do not count as inputs; biases are 0. Leaves other layers alone."""
+    """Draws a convolution's weights from N(0, 2 / inputs), so that ReLU layers keep the variance (He et al., arXiv
+    1502.01852, equation 10), where masked taps do not count as inputs; biases are 0. Leaves other layers alone."""
     if isinstance(layer, nn.Conv2d):
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         nn.init.zeros_(layer.bias)

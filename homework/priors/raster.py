@@ -54,8 +54,8 @@ class RasterSteps(Steps):
     """A transformer fed token by token: keys and values of all positions so far are kept, so that a step costs the same at
     every position. The model must be in eval mode. ValueError if a token of the first call is not in [0,K).
 
-    A subclass has ``compute(start, stop)``, which returns the last layer's output (B,n,D) at positions start to stop - 1; all
-    positions before them have been computed.
+    A subclass has ``compute(start, stop)``, which returns the last layer's output (B,n,D) at positions start to stop - 1;
+    all positions before them have been computed.
 
     Args:
         model: has :class:`FromNeighbours`, ``layers`` with a causal ``attention``, ``norm`` and ``head``.

@@ -68,8 +68,8 @@ def restrict(logits: Tensor, top_k: int | None = None, top_p: float | None = Non
 
 def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
            generator: torch.Generator | None = None) -> Tensor:  # fmt: skip
-    """Draws one token from each distribution: inverts the cumulative distribution at one uniform number from a CPU generator,
-    so that a seed gives the same numbers for every device.
+    """Draws one token from each distribution: inverts the cumulative distribution at one uniform number from a CPU
+    generator, so that a seed gives the same numbers for every device.
 
     Args:
         logits: (..., K) float, natural logarithms up to a constant.
@@ -99,8 +99,8 @@ def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, t
 def generate(steps, B: int, h: int, w: int, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
              generator: torch.Generator | None = None, prefix: Tensor | None = None, num_beam: int = 1, beam_width: int = 1,
              beams: int = 1) -> Tensor:  # fmt: skip
-    """Fills whole grids in raster order: draws token by token, or draws several continuations and keeps the most probable one
-    again and again (``num_beam`` > 1), or searches without drawing (``beams`` > 1).
+    """Fills whole grids in raster order: draws token by token, or draws several continuations and keeps the most probable
+    one again and again (``num_beam`` > 1), or searches without drawing (``beams`` > 1).
 
     Args:
         steps: a prior's :class:`homework.priors.base.Steps`, before their first call.
@@ -144,14 +144,14 @@ def check_numbers(logits: Tensor) -> None:
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
-    """(..., K) logits -> natural logarithms of probabilities, in float64 (on MPS, which has none, in the type of the logits),
-    so that the sums of two grids differ even over hundreds of positions."""
+    """(..., K) logits -> natural logarithms of probabilities, in float64 (on MPS, which has none, in the type of the
+    logits), so that the sums of two grids differ even over hundreds of positions."""
     return (logits if logits.device.type == "mps" else logits.double()).log_softmax(dim=-1)
 
 
 def best_of(steps, known: Tensor, N: int, draw: Callable[[Tensor], Tensor], num_beam: int, beam_width: int) -> Tensor:
-    """Again and again draws ``num_beam`` continuations of ``beam_width`` tokens (or what is left) for each grid, and continues
-    from the one that the prior finds most probable, at temperature 1 and with all tokens; the first of equals.
+    """Again and again draws ``num_beam`` continuations of ``beam_width`` tokens (or what is left) for each grid, and
+    continues from the one that the prior finds most probable, at temperature 1 and with all tokens; the first of equals.
 
     Args:
         steps: see :func:`generate`; known: (B, n) int64 tokens; N: how many are to follow, at least 1.
