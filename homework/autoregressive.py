@@ -8,7 +8,7 @@ from homework.core import checks
 from homework.core.checkpoint import load_reference
 from homework.nn.transformer import Layer
 from homework.priors.base import Prior
-from homework.priors.raster import NEIGHBOURS, FromNeighbours, RasterSteps
+from homework.priors.raster import NEIGHBOURS, FromNeighbours, TransformerSteps
 
 
 def load() -> "AutoregressiveModel":
@@ -41,13 +41,12 @@ class AutoregressiveModel(FromNeighbours, Prior):
             and training leaves alone: tokens enter as these, through a linear map per neighbour.
         dropout: probability, during training only.
         recompute: activation checkpointing: recomputes layers in the backward pass, for less memory and more time.
-    Raises:
-        ValueError: naming the argument, what is allowed and the remedy.
     """
 
     architecture = "raster transformer 1"
     training_options = frozenset({"dropout", "recompute"})
     reads_codes = True
+    steps_class = TransformerSteps
 
     def __init__(self, d_latent: int = 128, n_tokens: int = 1024, n_layers: int = 2, n_heads: int = 2, window: int = 100,
                  height: int = 20, width: int = 30, position: str = "2d", neighbours: int = 8, code_dim: int = 0,
@@ -115,22 +114,3 @@ class AutoregressiveModel(FromNeighbours, Prior):
         for layer in self.layers:
             x = recompute(layer, x, use_reentrant=False) if self.recompute and self.training else layer(x)
         return self.head(self.norm(x)).view(B, h, w, self.n_tokens), {}  # (B,N,K) -> (B,h,w,K)
-
-    @torch.inference_mode()
-    def steps(self, B: int, h: int, w: int, device: str | torch.device = "cpu") -> "TransformerSteps":
-        return TransformerSteps(self, B, h, w, device)
-
-
-class TransformerSteps(RasterSteps):
-    """The prior fed token by token, see :class:`homework.priors.raster.RasterSteps`."""
-
-    def __init__(self, model: AutoregressiveModel, B: int, h: int, w: int, device: str | torch.device = "cpu"):
-        self.positions = model._positions(h, w)
-        super().__init__(model, B, h, w, device, model.config["d_latent"])
-
-    def compute(self, start: int, stop: int) -> Tensor:
-        positions = self.positions if isinstance(self.positions, float) else self.positions[start:stop]
-        x = self.model._embed(self.table, self.padded, self.lookup[start:stop], positions)
-        for layer, cache in zip(self.model.layers, self.cache, strict=True):
-            x = layer(x, cache, start)
-        return x

@@ -53,8 +53,6 @@ class CascadeStage(FromNeighbours, Model):
         dropout, neighbours, recompute: as of :class:`homework.autoregressive.AutoregressiveModel`.
         n_tokens, height, width: K, codes of the fine grid (tokens are in [0, K)), and its size in tokens.
         coarse_tokens, coarse_height, coarse_width: the same of the coarse grid.
-    Raises:
-        ValueError: naming the argument, what is allowed and the remedy.
     """
 
     architecture = "cascade stage 1"
@@ -97,8 +95,6 @@ class CascadeStage(FromNeighbours, Model):
         self.register_buffer("over", torch.cat([torch.arange(self.prefix), over]), persistent=False)
         self.register_buffer("around", self._lookup(height, width, over.device)[1], persistent=False)
 
-    # --- the coarse grid, and the condition of each position ------------------------------------------------------------
-
     def check_sizes(self, coarse: Tensor, h: int, w: int) -> None:
         """ValueError unless ``coarse`` (B,hc,wc) and the fine grid's h, w have the sizes that this stage was built for."""
         hc, wc, H, W = (self.config[k] for k in ("coarse_height", "coarse_width", "height", "width"))
@@ -131,11 +127,9 @@ class CascadeStage(FromNeighbours, Model):
         weight = layer.modulation.weight
         return layer.modulation(memory), self._by_position(F.linear(self.row, weight), F.linear(self.column, weight))
 
-    # --- the whole grid at once, and token by token --------------------------------------------------------------------
-
     def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict]:
-        """(coarse (B,hc,wc), fine (B,h,w)), int64 -> (logits (B,h,w,K), {}). The logits at n depend on the coarse grid and
-        on fine tokens before n alone. ValueError for grids of other sizes."""
+        """(coarse (B,hc,wc), fine (B,h,w)) -> (logits (B,h,w,K), {}). The logits at n depend on the coarse grid and on fine
+        tokens before n alone. ValueError for grids of other sizes."""
         coarse, fine = batch
         B, h, w = fine.shape
         self.check_sizes(coarse, h, w)
@@ -159,10 +153,8 @@ class CascadeStage(FromNeighbours, Model):
         """The same function token by token, for a model in eval mode. ValueError as from :class:`CascadeSteps`."""
         return CascadeSteps(self, coarse, h, w, device)
 
-    # --- training and sampling ------------------------------------------------------------------------------------------
-
     def loss(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """Of the fine grids, given the coarse ones: "loss" in nats per token, see :func:`homework.priors.base.measures`."""
+        """Of the fine grids, given the coarse ones, see :func:`homework.priors.base.measures`."""
         return measures(self(batch)[0], batch[1])
 
     @ordinary_tensors

@@ -63,14 +63,12 @@ class PixelCNN(Prior):
         c_hidden: channels of the hidden layers.
         num_res_block: residual blocks; 0 for none.
         kernel_size: of the first convolution, odd.
-    Raises:
-        ValueError: naming the argument and what is allowed.
     """
 
     architecture = "PixelCNN 1"
-    data = "mnist"
+    data, n_tokens = "mnist", 2
     learning_rate, warmup = 5e-4, 20
-    n_tokens = 2
+    steps_class = PixelSteps
 
     def __init__(self, c_in: int = 1, c_hidden: int = 128, num_res_block: int = 5, kernel_size: int = 7):
         super().__init__()
@@ -100,10 +98,6 @@ class PixelCNN(Prior):
     def to_logits(odds: Tensor) -> Tensor:
         """(...,1) log odds of a 1 -> (...,2) logits of 0 and 1."""
         return torch.cat((torch.zeros_like(odds), odds), dim=-1)
-
-    @torch.inference_mode()
-    def steps(self, B: int, h: int, w: int, device: str | torch.device = "cpu") -> PixelSteps:
-        return PixelSteps(self, B, h, w, device)
 
 
 class GatedLayer(nn.Module):
@@ -167,12 +161,11 @@ class GatedPixelCNN(Prior):
         embedding_dim: E, length of a token's embedding.
         code_dim: 0 to learn an embedding; otherwise the length of the tokenizer's code vectors, which ``set_codes`` stores.
         position: "2d" (row + column) or "none", for grids of any size.
-    Raises:
-        ValueError: naming the argument and what is allowed.
     """
 
     architecture = "Gated PixelCNN 1"
     reads_codes = True
+    steps_class = GatedSteps
 
     def __init__(self, c_hidden: int = 64, n_layers: int = 8, n_tokens: int = 1024, height: int = 20, width: int = 30,
                  kernel: int = 3, first_kernel: int = 7, embedding_dim: int = 32, code_dim: int = 0,
@@ -229,7 +222,3 @@ class GatedPixelCNN(Prior):
     def to_logits(x: Tensor) -> Tensor:
         """The head's output at a position, (B,K): logits already."""
         return x
-
-    @torch.inference_mode()
-    def steps(self, B: int, h: int, w: int, device: str | torch.device = "cpu") -> GatedSteps:
-        return GatedSteps(self, B, h, w, device)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from homework.priors.base import Steps
+from homework.priors.base import Prior, Steps
 
 # Already known neighbours whose embeddings a position starts from, as (rows up, columns left), nearest first. The first is
 # the token before it in raster order: to the left, or at the start of a row the last one of the row above.
@@ -96,3 +96,18 @@ class RasterSteps(Steps):
             for copy, kept in zip(copies, self.cache[i], strict=True):
                 copy[:, :, first:stop] = kept[rows, :, first:stop]
             self.cache[i] = copies
+
+
+class TransformerSteps(RasterSteps):
+    """The incremental form of a :class:`homework.autoregressive.AutoregressiveModel`."""
+
+    def __init__(self, model: Prior, B: int, h: int, w: int, device: str | torch.device = "cpu"):
+        self.positions = model._positions(h, w)
+        super().__init__(model, B, h, w, device, model.config["d_latent"])
+
+    def compute(self, start: int, stop: int) -> Tensor:
+        positions = self.positions if isinstance(self.positions, float) else self.positions[start:stop]
+        x = self.model._embed(self.table, self.padded, self.lookup[start:stop], positions)
+        for layer, cache in zip(self.model.layers, self.cache, strict=True):
+            x = layer(x, cache, start)
+        return x

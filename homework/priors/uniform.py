@@ -9,12 +9,27 @@ from homework.priors import sampling
 from homework.priors.base import Prior, Steps
 
 
+class UniformSteps(Steps):
+    """Logits of 0 at every position."""
+
+    def __init__(self, model: "Uniform", B: int, h: int, w: int, device: str | torch.device = "cpu"):
+        self.n_tokens, self.device = model.n_tokens, device
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        return torch.zeros(len(tokens), self.n_tokens, device=self.device)
+
+    def select(self, rows: Tensor) -> None:
+        """Does nothing: no state is kept."""
+
+
 class Uniform(Prior):
     """Each token is any of the K codes with the same probability, whatever the others are.
 
     Args:
         n_tokens: K.
     """
+
+    steps_class = UniformSteps
 
     def __init__(self, n_tokens: int):
         super().__init__()
@@ -24,9 +39,6 @@ class Uniform(Prior):
         """(B,h,w) int64 -> (logits (B,h,w,K), all 0, {})."""
         return torch.zeros(*tokens.shape, self.n_tokens, device=tokens.device), {}
 
-    def steps(self, B: int, h: int, w: int, device: str | torch.device = "cpu") -> "UniformSteps":
-        return UniformSteps(self.n_tokens, device)
-
     def generate(self, B: int, h: int, w: int, device: str | torch.device = "cpu", generator: torch.Generator | None = None,
                  prefix: Tensor | None = None, **sampling_options: Any) -> Tensor:  # fmt: skip
         """(B,h,w) int64 grids; the other options of :func:`homework.priors.sampling.generate` make no difference here."""
@@ -35,14 +47,3 @@ class Uniform(Prior):
         grids = torch.randint(self.n_tokens, (B, h, w), generator=generator).to(device)
         grids[:, : prefix.shape[1]] = prefix
         return grids
-
-
-class UniformSteps(Steps):
-    def __init__(self, n_tokens: int, device: str | torch.device):
-        self.n_tokens, self.device = n_tokens, device
-
-    def advance(self, tokens: Tensor) -> Tensor:
-        return torch.zeros(len(tokens), self.n_tokens, device=self.device)
-
-    def select(self, rows: Tensor) -> None:
-        """Nothing is kept."""
