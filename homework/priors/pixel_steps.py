@@ -15,15 +15,11 @@ from homework.priors.base import Steps
 
 
 class ConvolutionSteps(Steps):
-    """What the incremental forms of both models share.
+    """What the incremental forms of both models share, on B grids of h x w.
 
     A subclass adds its layers to ``parts``, in the order in which they begin a row, and has ``put(token (B,), row,
     column)``, which stores the token of a position, and ``compute(column)``, which returns, once, the (B,C) that enters the
     head, all positions before it being known.
-
-    Args:
-        model: the prior, in eval mode.
-        B, h, w: batch and grid size, device: where the model is.
     """
 
     def __init__(self, model: nn.Module, B: int, h: int, w: int, device: str | torch.device = "cpu"):
@@ -32,22 +28,18 @@ class ConvolutionSteps(Steps):
         self.parts = [part for part in self.head if part]
 
     def advance(self, tokens: Tensor) -> Tensor:
-        w = self.size[1]
-        if self.n < 0:
-            x = self.next_position()
-        for token in tokens.to(self.device).unbind(dim=1):
-            self.put(token, *divmod(self.n, w))
-            x = self.next_position()
+        start = [None] if self.n < 0 else []  # the first position comes after no token
+        for token in (*start, *tokens.to(self.device).unbind(dim=1)):
+            if token is not None:
+                self.put(token, *divmod(self.n, self.size[1]))
+            self.n += 1
+            column = self.n % self.size[1]
+            if column == 0:
+                self.begin_row()
+            x = self.compute(column)
         for layer in self.head:
-            x = layer(x, self.n % w) if layer else x.relu_()
+            x = layer(x, column) if layer else x.relu_()
         return self.model.to_logits(x.clone())  # the next row uses the memory again
-
-    def next_position(self) -> Tensor:
-        self.n += 1
-        column = self.n % self.size[1]
-        if column == 0:
-            self.begin_row()
-        return self.compute(column)
 
     def begin_row(self) -> None:
         for part in self.parts:
@@ -73,8 +65,7 @@ class Pointwise:
     -> (B,C'), which the caller may change in place.
 
     Args:
-        weight: (C',C,1,n), bias: (C').
-        B, w: number of grids, and their width.
+        weight: (C',C,1,n), bias: (C'), B, w: number of grids, and their width.
         row: memory for the results of a row, (w,B,C'); new memory if None.
     """
 
@@ -103,10 +94,9 @@ class RowCache:
         left: for each position, the n positions of the row that the kernel sees, side by side, (B,n*C).
 
     Args:
-        B, w, C: batch, width, channels.
+        B, w, C: batch, width, channels, like: a tensor of the same type and device.
         reach: how far the kernel reaches up, to the left and to the right.
         n: ``reach``, or one more if the kernel sees the position itself.
-        like: a tensor of the same type and device.
     """
 
     def __init__(self, B: int, w: int, C: int, reach: int, n: int, like: Tensor):
@@ -149,7 +139,7 @@ class Masked(Pointwise):
 
 
 class PixelSteps(ConvolutionSteps):
-    """The incremental form of a PixelCNN on B grids of h x w, see :class:`ConvolutionSteps`."""
+    """The incremental form of a PixelCNN."""
 
     def __init__(self, model: nn.Module, B: int, h: int, w: int, device: str | torch.device = "cpu"):
         super().__init__(model, B, h, w, device)
@@ -174,12 +164,7 @@ class PixelSteps(ConvolutionSteps):
 
 class Gated:
     """A gated layer: its vertical stack at one row after the other, its horizontal one at one position after the other.
-
-    Args:
-        layer: the layer.
-        B, w: number of grids, and their width.
-        row: memory for the results of a row, (w,B,C); new memory if None.
-    """
+    The results of a row go to ``row`` (w,B,C), or to new memory if it is None."""
 
     def __init__(self, layer: nn.Module, B: int, w: int, row: Tensor | None = None):
         self.first, self.gate, self.rows = layer.first, layer.gate, layer.vertical.kernel_size[0]
@@ -213,7 +198,7 @@ class Gated:
 
 
 class GatedSteps(ConvolutionSteps):
-    """The incremental form of a Gated PixelCNN on B grids of h x w, see :class:`ConvolutionSteps`."""
+    """The incremental form of a Gated PixelCNN."""
 
     def __init__(self, model: nn.Module, B: int, h: int, w: int, device: str | torch.device = "cpu"):
         super().__init__(model, B, h, w, device)

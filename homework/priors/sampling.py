@@ -112,8 +112,7 @@ def generate(steps, B: int, h: int, w: int, temperature: float = 1.0, top_k: int
     Returns:
         (B, h, w) int64.
     Raises:
-        ValueError: a setting makes no sense (see :func:`check`), the prefix does not fit, the steps cannot select, or the
-            logits are not numbers.
+        ValueError: a bad setting or prefix, steps that cannot select, or logits that are not numbers.
     """
     check(temperature, top_k, top_p, num_beam, beam_width, beams)
     prefix = check_prefix(prefix, B, h, w)
@@ -150,15 +149,9 @@ def log_probabilities(logits: Tensor) -> Tensor:
 
 
 def best_of(steps, known: Tensor, N: int, draw: Callable[[Tensor], Tensor], num_beam: int, beam_width: int) -> Tensor:
-    """Again and again draws ``num_beam`` continuations of ``beam_width`` tokens (or what is left) for each grid, and
-    continues from the one that the prior finds most probable, at temperature 1 and with all tokens; the first of equals.
-
-    Args:
-        steps: see :func:`generate`; known: (B, n) int64 tokens; N: how many are to follow, at least 1.
-        draw: (B, K) logits -> (B,) tokens.
-    Returns:
-        (B, N) int64.
-    """
+    """The N >= 1 tokens (B, N) int64 after (B, n) ``known`` ones: again and again draws ``num_beam`` continuations of
+    ``beam_width`` tokens (or what is left) for each grid, by ``draw`` from (B, K) logits, and continues from the one that
+    the prior finds most probable, at temperature 1 and with all tokens; the first of equals."""
     logits = steps(known)
     first = torch.arange(len(known), device=logits.device) * num_beam  # the rows of grid b are b * num_beam + i
     best, tokens = first // num_beam, logits.new_zeros(len(known), 0, dtype=torch.int64)
@@ -178,14 +171,9 @@ def best_of(steps, known: Tensor, N: int, draw: Callable[[Tensor], Tensor], num_
 
 
 def beam_search(steps, known: Tensor, N: int, beams: int) -> Tensor:
-    """Keeps the ``beams`` most probable partial grids of each image at every position (fewer while there are fewer different
-    ones), and returns the most probable at the end. It draws nothing.
-
-    Args:
-        steps: see :func:`generate`; known: (B, n) int64 tokens; N: how many are to follow, at least 1.
-    Returns:
-        (B, N) int64.
-    """
+    """The N >= 1 tokens (B, N) int64 after (B, n) ``known`` ones: keeps the ``beams`` most probable partial grids of each
+    image at every position (fewer while there are fewer different ones), and returns the most probable at the end. It draws
+    nothing."""
     logits = steps(known)
     B, K = logits.shape
     image = torch.arange(B, device=logits.device)[:, None]
