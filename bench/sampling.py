@@ -1,4 +1,4 @@
-"""Sampling by the incremental forms, beside the naive sampler, which computes the whole grid anew for each token."""
+"""Sampling by the incremental forms, and by the naive sampler, which computes the whole grid again for each token."""
 
 import statistics
 import time
@@ -19,13 +19,13 @@ CASES = (("AutoregressiveModel", 16, (20, 30)), ("AutoregressiveModel", 1, (20, 
 
 
 def naive(prior: Prior, grid: Tensor, n: int) -> None:
-    """Fills in the likeliest token at place ``n`` of (B,h,w) grids by one pass over all of them."""
+    """Fills in the most probable token at position ``n`` of (B,h,w) grids by one pass over all of them."""
     logits, _ = prior(grid)
     grid.flatten(1)[:, n] = sample(logits.flatten(1, 2)[:, n], temperature=0)  # (B,h,w,K) -> (B,N,K)
 
 
 def greedy(prior: Prior, B: int, h: int, w: int, n: int) -> Tensor:
-    """The first ``n`` likeliest tokens (B,n), by the incremental form."""
+    """The first ``n`` most probable tokens (B,n), by the incremental form."""
     steps, new, tokens = prior.steps(B, h, w), torch.zeros(B, 0, dtype=torch.int64), []
     for _ in range(n):
         new = sample(steps(new), temperature=0)[:, None]
@@ -52,6 +52,6 @@ def measure(data: Path) -> Iterator[Line]:
         fast, plain = statistics.median(runs), h * w * statistics.median(passes)
         notes = [
             f"{fast:.1f} s, and naively about {plain:.0f} s: {PASSES} of its passes were timed, and multiplied to {h * w}",
-            f"greedy tokens at the first {PASSES} places: {equal} of {B * PASSES} are those of the naive sampler",
+            f"greedy tokens at the first {PASSES} positions: {equal} of {B * PASSES} are those of the naive sampler",
         ]
         yield Line(f"sampling {name}, {B} at once", B / fast, B / plain, "incremental | whole grid for each token", notes)

@@ -8,7 +8,7 @@ from homework.core import checks
 from homework.core.checkpoint import load_reference
 from homework.nn.transformer import Layer
 from homework.priors.base import Prior
-from homework.priors.raster import NEIGHBOURS, FromNeighbours, RasterSteps
+from homework.priors.raster import NEIGHBOURS, FromNeighbours, TransformerSteps
 
 
 def load() -> "AutoregressiveModel":
@@ -21,73 +21,57 @@ class AutoregressiveModel(FromNeighbours, Prior):
 
     ::
 
-        tokens (B,h,w) --> embeddings of the known neighbours of each place, summed     (B,N,D)
+        tokens (B,h,w) --> embeddings of the known neighbours of each position, summed  (B,N,D)
                        --> + row and column embedding --> n_layers x Layer --> norm --> (B,N,D)
                        --> linear --> logits (B,h,w,K)
 
-    A place never sees its own token: what enters at n are the tokens left of it, above it and so on, each through an
-    embedding of its own, and "outside the grid" is one more token. So nothing has to be shifted, and at n = 0 every
-    neighbour is outside.
+    What enters at position n are the tokens left of it, above it and so on, each through an embedding of its own, and
+    "outside the grid" is one more token. So the input needs no shift: a position never sees its own token.
 
     Args:
         d_latent: D, the width; a multiple of n_heads.
         n_tokens: K, codes of the tokenizer; tokens are in [0, K).
         n_layers: number of transformer layers.
         n_heads: attention heads.
-        window: how many places attention reaches back in raster order, the own one included; layers add up.
+        window: how many positions attention reaches back in raster order, the own one included; layers add up.
         height, width: the largest grid, in tokens (for the position embedding "2d" each, for "1d" their product).
-        position: "2d" (row + column), "1d" (one vector for each place) or "none".
+        position: "2d" (row + column), "1d" (one vector for each position) or "none".
         neighbours: how many of NEIGHBOURS to embed, at least 1 (the token to the left).
-        code_dim: 0 for embeddings that are learned token by token; otherwise tokens enter through the tokenizer's own code
-            vectors of this size, which :meth:`set_codes` brings and training leaves alone, and a linear map per neighbour.
+        code_dim: 0 to learn an embedding; otherwise the size of the tokenizer's code vectors, which :meth:`set_codes` stores
+            and training leaves alone: tokens enter as these, through a linear map per neighbour.
         dropout: probability, during training only.
         recompute: activation checkpointing: recomputes layers in the backward pass, for less memory and more time.
-    Raises:
-        ValueError: naming the argument, what is allowed and the remedy.
     """
 
     architecture = "raster transformer 1"
     training_options = frozenset({"dropout", "recompute"})
     reads_codes = True
+    steps_class = TransformerSteps
 
-    def __init__(
-        self,
-        d_latent: int = 128,
-        n_tokens: int = 1024,
-        n_layers: int = 2,
-        n_heads: int = 2,
-        window: int = 100,
-        height: int = 20,
-        width: int = 30,
-        position: str = "2d",
-        neighbours: int = 8,
-        code_dim: int = 0,
-        dropout: float = 0.0,
-        recompute: bool = False,
-    ):
+    def __init__(self, d_latent: int = 128, n_tokens: int = 1024, n_layers: int = 2, n_heads: int = 2, window: int = 100,
+                 height: int = 20, width: int = 30, position: str = "2d", neighbours: int = 8, code_dim: int = 0,
+                 dropout: float = 0.0, recompute: bool = False):  # fmt: skip
         super().__init__()
         checks.integer(1, d_latent=d_latent, n_tokens=n_tokens, n_layers=n_layers, n_heads=n_heads, window=window)
         checks.integer(1, height=height, width=width)
+        checks.integer(0, code_dim=code_dim)
         checks.integer(1, len(NEIGHBOURS), neighbours=neighbours)
         checks.choice(("none", "1d", "2d"), position=position)
         checks.fraction(dropout=dropout)
         checks.boolean(recompute=recompute)
         if d_latent % n_heads:
             raise ValueError(f"d_latent is {d_latent}, but must be a multiple of n_heads = {n_heads}; change either.")
-        if type(code_dim) is not int or code_dim < 0:
-            raise ValueError(f"code_dim is {code_dim!r}, but must be 0 or the size of the tokenizer's code vectors.")
         D = d_latent
         self.n_tokens, self.position, self.recompute = n_tokens, position, recompute
         self.neighbours = NEIGHBOURS[:neighbours]
-        # one table for all neighbours: row i * (K+1) + t is token t at neighbour i, t = K is "outside the grid"
-        if code_dim:
-            self.register_buffer("codes", torch.zeros(n_tokens + 1, code_dim + 1))  # the last number marks "outside"
+        if code_dim:  # a row for each token and one for "outside the grid", which the last column marks
+            self.register_buffer("codes", torch.zeros(n_tokens + 1, code_dim + 1))
             self.codes[n_tokens, code_dim] = 1
             self.codes[:n_tokens, :code_dim] = torch.nan  # until set_codes, so that a forgotten call shows
             self.embedding = nn.Linear(code_dim + 1, neighbours * D, bias=False)
             nn.init.normal_(self.embedding.weight, std=(neighbours * code_dim) ** -0.5)
         else:
-            self.embedding = nn.Embedding(neighbours * (n_tokens + 1), D)
+            self.embedding = nn.Embedding(neighbours * (n_tokens + 1), D)  # see FromNeighbours.table
             nn.init.normal_(self.embedding.weight, std=neighbours**-0.5)
         if position == "2d":
             self.row, self.column = nn.Parameter(torch.zeros(height, D)), nn.Parameter(torch.zeros(width, D))
@@ -99,29 +83,19 @@ class AutoregressiveModel(FromNeighbours, Prior):
         nn.init.normal_(self.head.weight, std=0.5 * D**-0.5)
         nn.init.zeros_(self.head.bias)
 
-    # --- what a place starts from -------------------------------------------------------------------------------------
-
-    def set_codes(self, codes: Tensor) -> None:
-        """The tokenizer's code vectors (K, code_dim), for a model that reads them (code_dim > 0). ValueError for others."""
-        K, code_dim = self.n_tokens, self.config["code_dim"]
-        if not code_dim or codes.shape != (K, code_dim):
-            raise ValueError(f"These codes are {tuple(codes.shape)}, but this prior reads ({K}, {code_dim}); build it with "
-                             f"--n_tokens {len(codes)} --code_dim {codes.shape[-1]}.")  # fmt: skip
-        self.codes[:K, :code_dim] = codes
-
     def stored_codes(self) -> Tensor | None:
         K, code_dim = self.n_tokens, self.config["code_dim"]
         return self.codes[:K, :code_dim] if code_dim else None
 
     def table(self) -> Tensor:
-        """(neighbours * (K+1), D): what each token adds as each neighbour; row i * (K+1) + t is token t at neighbour i."""
+        """(m * (K+1), D), see :meth:`FromNeighbours.table`; code vectors pass through the linear maps first."""
         if not self.config["code_dim"]:
             return super().table()
         rows = self.embedding(self.codes).view(len(self.codes), len(self.neighbours), -1)  # (K+1,m*D) -> (K+1,m,D)
         return rows.transpose(0, 1).flatten(0, 1)  # (m,K+1,D) -> (m*(K+1),D)
 
     def _positions(self, h: int, w: int) -> Tensor | float:
-        """(N,D): the position embedding of every place of an h x w grid, or 0."""
+        """(N,D): the position embedding of an h x w grid, or 0. ValueError if that is larger than it was built for."""
         if self.position == "none":
             return 0.0
         H, W = self.config["height"], self.config["width"]
@@ -132,8 +106,6 @@ class AutoregressiveModel(FromNeighbours, Prior):
         raise ValueError(f"A {h}x{w} grid is larger than the {H}x{W} that this prior was built for; train one with "
                          f"--height {h} --width {w}, or with --position none.")  # fmt: skip
 
-    # --- the whole grid at once, and place by place --------------------------------------------------------------------
-
     def forward(self, tokens: Tensor) -> tuple[Tensor, dict]:
         """(B,h,w) int64 in [0,K) -> (logits (B,h,w,K), {}). The logits at n depend on tokens before n alone."""
         B, h, w = tokens.shape
@@ -142,27 +114,3 @@ class AutoregressiveModel(FromNeighbours, Prior):
         for layer in self.layers:
             x = recompute(layer, x, use_reentrant=False) if self.recompute and self.training else layer(x)
         return self.head(self.norm(x)).view(B, h, w, self.n_tokens), {}  # (B,N,K) -> (B,h,w,K)
-
-    @torch.inference_mode()
-    def steps(self, B: int, h: int, w: int, device: str | torch.device = "cpu") -> "TransformerSteps":
-        return TransformerSteps(self, B, h, w, device)
-
-
-class TransformerSteps(RasterSteps):
-    """The prior fed place by place, see :class:`homework.raster.RasterSteps`.
-
-    Args:
-        model: the prior, in eval mode.
-        B, h, w: batch and grid size, device: where the model is.
-    """
-
-    def __init__(self, model: AutoregressiveModel, B: int, h: int, w: int, device: str | torch.device = "cpu"):
-        self.positions = model._positions(h, w)
-        super().__init__(model, B, h, w, device, model.config["d_latent"])
-
-    def compute(self, start: int, stop: int) -> Tensor:
-        positions = self.positions if isinstance(self.positions, float) else self.positions[start:stop]
-        x = self.model._embed(self.table, self.padded, self.lookup[start:stop], positions)
-        for layer, cache in zip(self.model.layers, self.cache, strict=True):
-            x = layer(x, cache, start)
-        return x

@@ -1,4 +1,4 @@
-"""The prior: causality at every place, the cache against the whole forward pass, sampling against a naive sampler."""
+"""The prior: causality at every position, the cache against the whole forward pass, sampling against a naive sampler."""
 
 import itertools
 import math
@@ -50,7 +50,7 @@ def naive_sampler(model, B, h, w, prefix=None, **options) -> torch.Tensor:
 @every_mode
 @pytest.mark.parametrize("neighbours", range(1, len(NEIGHBOURS) + 1))
 @pytest.mark.parametrize("n_layers", [1, 2])
-def test_a_token_moves_later_places_alone(position, neighbours, n_layers):
+def test_a_token_moves_later_positions_alone(position, neighbours, n_layers):
     """Every token of the grid is changed in turn: no logit at it or before it moves, all later ones do."""
     model, grid = prior(position=position, neighbours=neighbours, n_layers=n_layers), grids(1)
     N = grid.numel()
@@ -62,7 +62,7 @@ def test_a_token_moves_later_places_alone(position, neighbours, n_layers):
     moved = (after - before).abs().amax(dim=-1)  # [t, n]: how far the logits at n follow token t
     for t in range(N):
         assert moved[t, : t + 1].max() <= 1e-6, f"token {t} is seen at {int(moved[t, : t + 1].argmax())}"
-        assert t + 1 == N or moved[t, t + 1 :].min() > 1e-6, f"token {t} is not seen at all later places"
+        assert t + 1 == N or moved[t, t + 1 :].min() > 1e-6, f"token {t} is not seen at all later positions"
 
 
 @every_mode
@@ -75,13 +75,13 @@ def test_gradients_come_from_earlier_tokens_alone(position):
         logits = model(grid.view(1, h, w))[0].flatten(0, 2)  # (N,K)
         (g,) = torch.autograd.grad(logits[n].square().sum(), model.embedding.weight)
         g = g.view(len(model.neighbours), N + 1, -1).abs().sum(dim=(0, 2))  # by token: (m,K+1,D) -> (K+1)
-        assert (g[grid[n:]] == 0).all(), f"place {n} reads itself or a later one"
-        assert (g[grid[:n]] > 0).all(), f"place {n} does not see all earlier ones"
-        assert g[N] > 0  # what lies outside of the grid
+        assert (g[grid[n:]] == 0).all(), f"position {n} reads itself or a later one"
+        assert (g[grid[:n]] > 0).all(), f"position {n} does not see all earlier ones"
+        assert g[N] > 0  # what is outside of the grid
 
 
 @every_mode
-def test_the_first_place_depends_on_nothing(position):
+def test_the_first_position_depends_on_nothing(position):
     model = prior(position=position)
     with torch.no_grad():
         logits = model(grids(20))[0][:, 0, 0]
@@ -106,7 +106,7 @@ def test_probabilities_of_all_grids_sum_to_one(position, neighbours, size):
 @every_mode
 @pytest.mark.parametrize("size", [GRID, (1, 1), (1, 6), (4, 1), (3, 5)])
 @pytest.mark.parametrize("B", [1, 5])
-def test_steps_are_the_forward_pass_at_every_place(position, size, B):
+def test_steps_are_the_forward_pass_at_every_position(position, size, B):
     model, grid = prior(position=position), grids(B, *size)
     with torch.inference_mode():
         whole = model(grid)[0].flatten(1, 2)
@@ -118,7 +118,7 @@ def test_steps_are_the_forward_pass_at_every_place(position, size, B):
 
 @every_mode
 @pytest.mark.parametrize("known", [1, 6, 9, 18, 23])
-def test_steps_go_on_behind_any_number_of_known_tokens(position, known):
+def test_steps_continue_after_any_number_of_known_tokens(position, known):
     model, grid = prior(position=position, neighbours=8), grids(2)
     with torch.inference_mode():
         whole, tokens, steps = model(grid)[0].flatten(1, 2), grid.flatten(1), model.steps(2, *GRID)
@@ -139,7 +139,7 @@ def test_steps_are_the_forward_pass_with_any_window(window, size):
 
 @pytest.mark.parametrize("window", [1, 3, 6, 10, 24, 100])
 def test_attention_in_blocks_is_masked_attention(window):
-    """The plain way: all scores, and a mask of what each place sees, which is itself and the window - 1 places before it."""
+    """All scores, and a mask of what each position sees: itself and the window - 1 positions before it."""
     attention, n = prior(window=window).layers[0].attention, 24
     x = torch.randn(2, n, 8, generator=torch.Generator().manual_seed(0))
     distance = torch.arange(n)[:, None] - torch.arange(n)
@@ -156,7 +156,7 @@ def test_attention_in_blocks_is_masked_attention(window):
 @pytest.mark.parametrize("window", [2, 5, 100])
 @pytest.mark.parametrize("known", [0, 7, 18])
 def test_selected_steps_are_those_of_the_selected_grids(window, known):
-    """The batch grows, then shrinks, then is put in another order; what goes on differs in equal rows."""
+    """The batch grows, then shrinks, then is put in another order; equal rows then continue in different ways."""
     model, tokens = prior(window=window), grids(3).flatten(1)
     draws = torch.Generator().manual_seed(0)
     with torch.inference_mode():
@@ -201,9 +201,9 @@ def test_code_vectors_instead_of_embeddings(position):
         moved = (model(changed)[0].flatten(1, 2) - whole).abs().amax(dim=(0, 2))
         assert moved[: GRID[1] + 3].max() <= 1e-6 and moved[GRID[1] + 3] > 1e-6
     assert "codes" in model.state_dict() and "codes" not in dict(model.named_parameters())
-    with pytest.raises(ValueError, match="--code_dim 5"):
+    with pytest.raises(ValueError, match=r"\(16, 5\), but this prior reads 16 vectors of code_dim = 3"):
         model.set_codes(torch.zeros(K, 5))
-    with pytest.raises(ValueError, match="reads"):
+    with pytest.raises(ValueError, match="this prior reads none"):
         prior().set_codes(torch.zeros(K, 5))
 
 
@@ -217,10 +217,10 @@ def test_without_positions_a_grid_may_be_larger_than_the_constructor_said():
 
 
 @pytest.mark.parametrize("wrong", [-1, K, K + 3])
-def test_a_prefix_of_tokens_that_do_not_exist_is_told(wrong):
+def test_a_prefix_of_tokens_that_do_not_exist_is_refused(wrong):
     prefix = grids(2)[:, :2].clone()
     prefix[1, 0, 1] = wrong
-    with pytest.raises(ValueError, match=f"grid to go on from holds token {wrong}, .* 0 to {K - 1}"):
+    with pytest.raises(ValueError, match=f"grid to continue holds token {wrong}, .* 0 to {K - 1}"):
         prior().generate(2, *GRID, prefix=prefix)
 
 
@@ -279,14 +279,14 @@ TOO_LARGE = [("2d", (5, 6)), ("2d", (4, 7)), ("2d", (1, 24)), ("1d", (5, 5)), ("
 
 
 @pytest.mark.parametrize("position, size", TOO_LARGE)
-def test_too_large_a_grid_is_told_with_the_remedy(position, size):
+def test_too_large_a_grid_is_refused_with_the_remedy(position, size):
     model = prior(position=position)
     for call in (lambda: model(grids(1, *size)), lambda: model.generate(1, *size)):
         with pytest.raises(ValueError, match=rf"{size[0]}x{size[1]}.*4x6.*--height {size[0]} --width {size[1]}"):
             call()
 
 
-def test_a_one_dimensional_position_knows_the_number_of_places_alone():
+def test_a_one_dimensional_position_knows_the_number_of_positions_alone():
     assert prior(position="1d")(grids(1, 3, 8))[0].shape == (1, 3, 8, K)
 
 
@@ -340,7 +340,7 @@ def test_dropout_is_for_training_alone():
     assert torch.equal(model.eval()(grid)[0], model(grid)[0])
 
 
-def test_pictures_are_the_datas_and_as_many_samples():
+def test_images_are_the_datas_and_as_many_samples():
     pictures = prior().images(grids(6))
     assert torch.equal(pictures["data"], grids(6)[:4]) and pictures["samples"].shape == (4, *GRID)
 
@@ -350,7 +350,7 @@ def test_pictures_are_the_datas_and_as_many_samples():
 
 @settings(max_examples=20)
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 6), st.sampled_from(MODES), st.integers(1, 8))
-def test_forward_gives_logits_for_every_place(B, h, w, position, neighbours):
+def test_forward_gives_logits_for_every_position(B, h, w, position, neighbours):
     model = prior(position=position, neighbours=neighbours)
     logits, extra = model(grids(B, h, w))
     assert logits.shape == (B, h, w, K) and logits.isfinite().all() and extra == {}

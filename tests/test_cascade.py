@@ -1,4 +1,4 @@
-"""A stage of a cascade: causality at every place, the cache against the whole forward pass, and what it refuses."""
+"""A stage of a cascade: causality at every position, the cache against the whole forward pass, and what it refuses."""
 
 import itertools
 import math
@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from homework import CascadeStage
 from homework.core import checkpoint
-from homework.nn.transformer import ACTIVATIONS, DecoderLayer
+from homework.nn.activations import ACTIVATIONS
+from homework.nn.transformer import DecoderLayer
 from homework.priors import sampling
 
 N, HC, WC, KC = GRID[0] * GRID[1], 2, 3, 5
-# the usual stage, one with a window, decoders alone, and coarse grids whose sides do not divide the fine ones
+# the default stage, one with a window, decoders alone, and coarse grids whose sides do not divide the fine ones
 KINDS = {
     "whole": {},
     "window": {"use_sliding_window": True, "sliding_window": 5},
@@ -48,7 +49,7 @@ def changed(grid: torch.Tensor, n_tokens: int) -> torch.Tensor:
 
 
 @every_kind
-def test_a_fine_token_moves_later_places_alone(kind):
+def test_a_fine_token_moves_later_positions_alone(kind):
     model = stage(kind)
     coarse, fine = batch_for(model, 1)
     with torch.no_grad():
@@ -57,22 +58,22 @@ def test_a_fine_token_moves_later_places_alone(kind):
     moved = (after - before).abs().amax(dim=-1)  # [t, n]: how far the logits at n follow token t
     for t in range(N):
         assert moved[t, : t + 1].max() <= 1e-12, f"token {t} is seen at {int(moved[t, : t + 1].argmax())}"
-        assert t + 1 == N or moved[t, t + 1] > 1e-9, f"token {t} is not seen at the next place"
+        assert t + 1 == N or moved[t, t + 1] > 1e-9, f"token {t} is not seen at the next position"
         assert "use_sliding_window" in KINDS[kind] or t + 1 == N or moved[t, t + 1 :].min() > 1e-9
 
 
 @every_kind
-def test_a_coarse_token_moves_every_place(kind):
+def test_a_coarse_token_moves_every_position(kind):
     model = stage(kind)
     coarse, fine = batch_for(model, 1)
     others = changed(coarse, KC)
     with torch.no_grad():
         moved = (model((others, fine.expand(len(others), -1, -1)))[0] - model((coarse, fine))[0]).abs().amax(dim=-1)
-    assert moved.min() > 1e-9  # the first place too
+    assert moved.min() > 1e-9  # the first position too
 
 
 def test_a_window_hides_what_is_further_back():
-    """One layer and one neighbour: of the fine tokens, place n sees n-1 (its neighbour) to n-3 (that of place n-2)."""
+    """One layer and one neighbour: of the fine tokens, position n sees n-1 (its neighbour) to n-3 (that of position n-2)."""
     model = stage(use_sliding_window=True, sliding_window=3, num_dec_layers=1, neighbours=1)
     coarse, fine = batch_for(model, 1)
     with torch.no_grad():
@@ -94,7 +95,7 @@ def test_probabilities_of_all_grids_sum_to_one(kind):
 
 
 @every_kind
-def test_the_coarse_place_over_a_fine_one_is_the_nearest_by_proportion(kind):
+def test_the_coarse_position_over_a_fine_one_is_the_nearest_by_proportion(kind):
     model = stage(kind)
     hc, wc = model.config["coarse_height"], model.config["coarse_width"]
     over = [r * hc // GRID[0] * wc + c * wc // GRID[1] for r in range(GRID[0]) for c in range(GRID[1])]
@@ -106,7 +107,7 @@ def test_the_coarse_place_over_a_fine_one_is_the_nearest_by_proportion(kind):
 
 @every_kind
 @pytest.mark.parametrize("known", [0, 7, 23])
-def test_steps_are_the_forward_pass_at_every_place(kind, known):
+def test_steps_are_the_forward_pass_at_every_position(kind, known):
     model = stage(kind)
     coarse, fine = batch_for(model)
     with torch.inference_mode():
@@ -120,7 +121,7 @@ def test_steps_are_the_forward_pass_at_every_place(kind, known):
 @every_kind
 @pytest.mark.parametrize("known", [0, 9, 22])
 def test_selected_steps_are_those_of_the_selected_grids(kind, known):
-    """The batch grows, then shrinks, then is put in another order; what goes on differs in equal rows."""
+    """The batch grows, then shrinks, then is put in another order; equal rows then continue in different ways."""
     model = stage(kind)
     coarse, fine = batch_for(model)
     with torch.inference_mode():
@@ -173,7 +174,7 @@ def test_drawn_tokens_are_the_naive_samplers(kind):
 
 
 @every_kind
-def test_many_draws_and_beam_search_find_likelier_grids(kind):
+def test_many_draws_and_beam_search_find_more_probable_grids(kind):
     """Their naive forms are in test_sampling.py; here, that they go with a stage's steps."""
     model = stage(kind)
     coarse, _ = batch_for(model)
@@ -205,7 +206,7 @@ def test_generating_does_without_dropout_and_leaves_the_mode_as_it_was():
 
 
 @pytest.mark.parametrize("sizes", [(3, 2, 4, 6), (2, 4, 4, 6), (2, 3, 6, 4), (2, 3, 4, 5), (1, 1, 4, 6), (4, 6, 4, 6)])
-def test_grids_of_other_sizes_are_told_with_what_is_needed(sizes):
+def test_grids_of_other_sizes_are_refused_with_what_is_needed(sizes):
     model, (hc, wc, h, w) = stage(), sizes
     coarse, fine = torch.zeros(1, hc, wc, dtype=torch.int64), torch.zeros(1, h, w, dtype=torch.int64)
     said = f"refines 2x3 grids to 4x6, but was given {hc}x{wc} to refine to {h}x{w}"
@@ -215,7 +216,7 @@ def test_grids_of_other_sizes_are_told_with_what_is_needed(sizes):
 
 
 @pytest.mark.parametrize("token", [-1, KC, 1000])
-def test_coarse_tokens_out_of_range_are_told(token):
+def test_coarse_tokens_out_of_range_are_refused(token):
     model = stage()
     coarse, _ = batch_for(model)
     coarse[1, 0, 2] = token
@@ -225,7 +226,7 @@ def test_coarse_tokens_out_of_range_are_told(token):
 
 
 @pytest.mark.parametrize("token", [-1, K, 1000])
-def test_fine_tokens_out_of_range_are_told(token):
+def test_fine_tokens_out_of_range_are_refused(token):
     model = stage()
     coarse, fine = batch_for(model)
     fine[0, 0, 1] = token
@@ -239,7 +240,7 @@ BAD = [
     ({"in_dim": 10, "cross_attn_heads": 3}, "in_dim is 10.*multiple of cross_attn_heads = 3.*change either"),
     ({"use_sliding_window": True, "sliding_window": 25}, "sliding_window is 25, a window longer than the grid.*1 to 24"),
     ({"use_sliding_window": True, "num_enc_layers": 0}, "use_sliding_window is true.*num_enc_layers = 0.*leave it out"),
-    ({"hidden_activation": "swish"}, "hidden_activation is 'swish'.*relu, relu2, gelu, silu"),
+    ({"hidden_activation": "swish"}, "hidden_activation is 'swish'.*relu, relu2, leaky_relu, elu, gelu, silu, tanh"),
     ({"neighbours": 9}, "neighbours is 9.*1 to 8"),
     ({"dropout": 1.0}, r"dropout is 1\.0.*below 1"),
     ({"model_lr": 0}, "model_lr is 0.*above 0"),
@@ -249,7 +250,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("options, said", BAD)
-def test_bad_configurations_are_told_with_the_remedy(options, said):
+def test_bad_configurations_are_refused_with_the_remedy(options, said):
     with pytest.raises(ValueError, match=said):
         build("CascadeStage", **options)
 
@@ -334,8 +335,8 @@ def test_activations(activation):
     model = build("CascadeStage", hidden_activation=activation)
     assert model(batch_for(model))[0].isfinite().all()
     x = torch.linspace(-2, 2, 9)
-    y = ACTIVATIONS[activation](x)
-    assert y[4] == 0 and (y[5:] > 0).all() and (activation == "tanh" or (y[:4] <= 0).all())
+    y, zero = ACTIVATIONS[activation]()(x), 0.5 if activation == "sigmoid" else 0
+    assert y[4] == zero and (y[5:] > zero).all() and (y[:4] <= zero).all()
 
 
 def test_a_condition_makes_no_difference_to_a_new_layer_s_norms():
@@ -344,7 +345,7 @@ def test_a_condition_makes_no_difference_to_a_new_layer_s_norms():
     assert torch.equal(a, b)
 
 
-def test_pictures_are_the_datas_and_as_many_samples_of_the_same_coarse_grids():
+def test_images_are_the_datas_and_as_many_samples_of_the_same_coarse_grids():
     model = stage()
     coarse, fine = batch_for(model, 6)
     pictures = model.images((coarse, fine))

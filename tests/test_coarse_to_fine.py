@@ -1,4 +1,4 @@
-"""A cascade put together from its files: trained stage by stage, sampled, coded; and what does not go together is told."""
+"""A cascade made of its files: trained stage by stage, sampled, coded; and what does not go together is refused."""
 
 import json
 import math
@@ -101,7 +101,7 @@ def test_what_the_caller_allows_changes_no_payload(cascade, data):
         assert CascadeCoder(cascade).compress(grids) == expected
 
 
-def test_a_damaged_payload_is_told_or_gives_other_grids_but_never_an_error_of_another_kind(cascade, data):
+def test_a_damaged_payload_is_refused_or_gives_other_grids_but_never_an_error_of_another_kind(cascade, data):
     payloads, draws = CascadeCoder(cascade).compress(cascade.encode(frames(data, 1))), np.random.default_rng(0)
     for _ in range(30):
         damaged = bytearray(payloads[0])
@@ -248,13 +248,13 @@ def test_a_stage_alone_is_no_prior(stages, command, data, tmp_path, tool):
         "compress": ["coarse.pth", "stage0.pth", data / "valid", tmp_path / "out"],
         "evaluate": ["coarse.pth", "stage0.pth", data / "valid", "--out", tmp_path / "out"],
     }
-    told = sentence(command(tool, *arguments[tool]))
-    assert "stage0.pth holds a CascadeStage, which needs a coarser grid" in told and not (tmp_path / "out").exists()
+    message = sentence(command(tool, *arguments[tool]))
+    assert "stage0.pth holds a CascadeStage, which needs a coarser grid" in message and not (tmp_path / "out").exists()
 
 
 def test_a_stage_makes_no_features(stages, command, data, tmp_path):
-    told = sentence(command("features", "stage1.pth", data / "valid", tmp_path / "out"))
-    assert "holds a CascadeStage, which makes no maps of images" in told
+    message = sentence(command("features", "stage1.pth", data / "valid", tmp_path / "out"))
+    assert "holds a CascadeStage, which makes no maps of images" in message
 
 
 def test_a_pair_of_grids_is_of_one_image(stages):

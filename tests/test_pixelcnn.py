@@ -1,4 +1,4 @@
-"""PixelCNN and Gated PixelCNN: sizes, masks, causality at every place, the incremental form, learning, and sampling."""
+"""PixelCNN and Gated PixelCNN: sizes, masks, causality at every position, the incremental form, learning, and sampling."""
 
 import math
 import re
@@ -82,7 +82,7 @@ def test_first_weights_keep_the_size_of_what_passes(layer):
 
 
 @pytest.mark.parametrize(
-    "make, told",
+    "make, message",
     [
         (lambda: MaskedConv2d("C", 1, 1, 3), "mask_type is 'C'"),
         (lambda: MaskedConv2d("A", 1, 1, 4), "kernel_size is 4, but must be an odd"),
@@ -93,25 +93,25 @@ def test_first_weights_keep_the_size_of_what_passes(layer):
         (lambda: PixelCNN(c_in=3)(torch.zeros(1, 4, 4, dtype=torch.int64)), "c_in is 3"),
     ],
 )
-def test_what_cannot_be_built_is_told(make, told):
-    with pytest.raises(ValueError, match=told):
+def test_what_cannot_be_built_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
         make()
 
 
-# --- what a place depends on ----------------------------------------------------------------------------------------------
+# --- what a position depends on -------------------------------------------------------------------------------------------
 
 
 @every_prior
-def test_causal_at_every_place_by_perturbation(name):
+def test_causal_at_every_position_by_perturbation(name):
     """Another token at n leaves the logits up to n as they are, and moves some later ones."""
     model = make(name)
     tokens = grids(model, B=1)
     others = tokens.repeat(h * w, 1, 1).flatten(1)  # grid n has another token at n
-    places = torch.arange(h * w)
-    others[places, places] = (others[places, places] + 1) % model.n_tokens
+    positions = torch.arange(h * w)
+    others[positions, positions] = (others[positions, positions] + 1) % model.n_tokens
     with torch.no_grad():
         base, moved = model(tokens)[0].flatten(1, 2), model(others.view(-1, h, w))[0].flatten(1, 2)
-    changed = (moved - base).abs().amax(dim=-1) / base.abs().max()  # (N,N): token n, place
+    changed = (moved - base).abs().amax(dim=-1) / base.abs().max()  # (N,N): token n, position
     assert changed.tril().max() < 1e-6
     assert all(changed[n, n + 1 :].max() > 1e-6 for n in range(h * w - 1))
 
@@ -124,7 +124,7 @@ def inputs_of(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def reach(model: torch.nn.Module) -> set[tuple[int, int]]:
-    """All (rows down, columns right) from which the layers lead to a place: one step after the other."""
+    """All (rows down, columns right) from which the layers lead to a position: one step after the other."""
     if isinstance(model, PixelCNN):
         r = model.config["kernel_size"] // 2
         field = {(y, x) for y in range(-r, 1) for x in range(-r, r + 1) if (y, x) < (0, 0)}
@@ -137,25 +137,25 @@ def reach(model: torch.nn.Module) -> set[tuple[int, int]]:
 
 
 @every_prior
-def test_causal_at_every_place_by_gradient(name):
-    """The gradient is 0 for the current and all later places, and not for any earlier one of the field: a mean over random
+def test_causal_at_every_position_by_gradient(name):
+    """The gradient is 0 for the current and all later positions, not for any earlier one of the field: a mean over random
     weights, as a ReLU may be shut in one draw."""
     total = torch.zeros(h * w, h * w, dtype=torch.float64)
     for seed in range(12):
         model = make(name, seed).double()
         x = inputs_of(model, grids(model, B=1, seed=seed)).expand(h * w, -1, -1, -1).clone().requires_grad_()
         logits = model.net(x).flatten(2).sum(dim=1)  # (N,K,h,w) -> (N,N)
-        logits.diagonal().sum().backward()  # copy n of the grid has the gradient of place n
+        logits.diagonal().sum().backward()  # copy n of the grid has the gradient of position n
         total += x.grad.abs().sum(dim=1).flatten(1)  # (N,C,h,w) -> (N,N)
     field = reach(model)
     for n in range(h * w):
         seen = {(m // w - n // w, m % w - n % w) for m in total[n].nonzero()[:, 0].tolist()}
         inside = {(y, x) for y, x in field if 0 <= n // w + y < h and 0 <= n % w + x < w}
-        assert seen == inside, f"place {n}"
+        assert seen == inside, f"position {n}"
 
 
 @every_prior
-def test_first_place_is_the_same_for_every_grid(name):
+def test_first_position_is_the_same_for_every_grid(name):
     model = make(name)
     logits = model(grids(model, B=5))[0][:, 0, 0]
     assert torch.equal(logits, logits[:1].expand_as(logits))
@@ -202,7 +202,7 @@ def test_codes_are_read_and_not_trained():
     assert torch.equal(model(8 - grids(model))[0], logits), "only a token's vector counts"
     with pytest.raises(ValueError, match=r"\(9, 3\), but this prior reads 9 vectors of code_dim = 4"):
         model.set_codes(table[:, :3])
-    with pytest.raises(ValueError, match="code_dim = 0"):
+    with pytest.raises(ValueError, match="this prior reads none"):
         make("Gated, binary").set_codes(table)
 
 
@@ -232,12 +232,12 @@ def test_one_batch_is_overfitted(name):
     assert model.loss(tokens)["loss"] < 0.1 * math.log(2)
 
 
-# --- place by place -------------------------------------------------------------------------------------------------------
+# --- token by token -------------------------------------------------------------------------------------------------------
 
 
 @every_prior
 @pytest.mark.parametrize("first", [0, 1, w, w + 3, h * w - 1])
-def test_steps_equal_the_full_pass_at_every_place(name, first):
+def test_steps_equal_the_full_pass_at_every_position(name, first):
     model = make(name)
     tokens = grids(model, B=3).flatten(1)
     with torch.inference_mode():
@@ -315,7 +315,7 @@ def test_sample_command(command, prior, tmp_path):
     assert set(a) == {"sheet.png", *(f"sample_{i}.png" for i in range(4))}
     assert all(np.array_equal(a[k], b[k]) for k in a) and any(not np.array_equal(a[k], c[k]) for k in a)
     assert a["sample_0.png"].shape == (8, 6) and set(np.unique(a["sample_0.png"])) <= {0, 255}
-    assert np.array_equal(a["sheet.png"][4:20:2, 4:16:2], a["sample_0.png"])  # twice the size, behind the margin
+    assert np.array_equal(a["sheet.png"][4:20:2, 4:16:2], a["sample_0.png"])  # twice the size, inside the margin
 
 
 def test_completions_keep_the_given_rows(command, prior, small, tmp_path):  # noqa: F811
@@ -351,7 +351,7 @@ def test_more_shades_than_two(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     [
         (["p.pth", 0, "out"], "N_IMAGES is 0"),
         (["p.pth", 1, "out", "--temperature=-1"], "temperature is -1"),
@@ -363,11 +363,11 @@ def test_more_shades_than_two(command, tmp_path):
         (["many.pth", 1, "out"], "The 1024 tokens of .*homework.generation"),
     ],
 )
-def test_mistakes_are_told(command, prior, small, tmp_path, monkeypatch, arguments, told):  # noqa: F811
+def test_mistakes_end_in_one_sentence(command, prior, small, tmp_path, monkeypatch, arguments, message):  # noqa: F811
     monkeypatch.chdir(tmp_path)
     checkpoint.save(build("PatchAutoEncoder"), "ae.pth")
     checkpoint.save(build("GatedPixelCNN", n_tokens=1024), "many.pth")
-    assert re.search(told, sentence(command("sample", *arguments, "--device=cpu")))
+    assert re.search(message, sentence(command("sample", *arguments, "--device=cpu")))
     assert not (tmp_path / "out").exists()
 
 

@@ -10,6 +10,7 @@ from conftest import batch_for, build
 from hypothesis import given
 from hypothesis import strategies as st
 
+from homework.priors.base import Steps
 from homework.priors.sampling import check, generate, restrict, sample
 
 logit_lists = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12)
@@ -47,7 +48,7 @@ def test_many_small_probabilities_are_drawn_evenly():
 
 
 @given(logit_lists, st.integers(0, 2**32))
-def test_temperature_zero_takes_the_first_of_the_likeliest(values, seed):
+def test_temperature_zero_takes_the_first_of_the_most_probable(values, seed):
     logits = torch.tensor(values)
     token = sample(logits, temperature=0, generator=seeded(seed))
     assert token == values.index(max(logits.tolist())) if max(values) in values else True
@@ -55,7 +56,7 @@ def test_temperature_zero_takes_the_first_of_the_likeliest(values, seed):
 
 
 @given(logit_lists, st.sampled_from([1e-6, 1e-20, 1e-38, 1e-45, 1e-300]))
-def test_temperature_near_zero_takes_the_likeliest(values, temperature):
+def test_temperature_near_zero_takes_the_most_probable(values, temperature):
     logits = torch.tensor(values)
     second = logits.sort(descending=True).values[1:2]
     token = sample(logits, temperature=temperature, generator=seeded(0))
@@ -148,7 +149,7 @@ def test_top_p_keeps_the_smallest_nucleus(values, top_p):
     kept, p = out.isfinite(), logits.double().softmax(dim=-1)
     assert kept.any() and torch.equal(out[kept], logits[kept])
     assert p[kept].max() == p.max()
-    assert (~kept).all() or not (~kept).any() or p[~kept].max() <= p[kept].min() * (1 + 1e-6)  # the likeliest ones
+    assert (~kept).all() or not (~kept).any() or p[~kept].max() <= p[kept].min() * (1 + 1e-6)  # the most probable ones
     assert p[kept].sum() >= top_p - 1e-5  # enough of them
     assert p[kept].sum() - p[kept].min() < top_p + 1e-5  # and not one too many
 
@@ -195,7 +196,7 @@ def test_good_settings_pass(options):
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"num_beam": 2}, {"beams": 2}])
-def test_logits_that_are_no_numbers_are_told(options):
+def test_logits_that_are_not_numbers_are_refused(options):
     steps = lambda tokens: torch.full((len(tokens), 40), torch.nan)  # noqa: E731
     steps.select = lambda rows: None
     with pytest.raises(ValueError, match="not numbers"):
@@ -205,42 +206,44 @@ def test_logits_that_are_no_numbers_are_told(options):
 # --- whole grids ----------------------------------------------------------------------------------------------------------
 
 
-def counting(seen: list, K: int = 40):
-    """Steps whose likeliest token is the number of the place (mod K); writes down what they were fed."""
+class Counting(Steps):
+    """Their most probable token is the number of the position (mod K); ``seen`` gets what they were fed."""
 
-    def steps(tokens):
-        seen.append(tokens)
-        return torch.nn.functional.one_hot(torch.full((len(tokens),), sum(t.shape[1] for t in seen) % K), K) * 50.0
+    def __init__(self, seen: list, K: int = 40):
+        self.seen, self.K = seen, K
 
-    return steps
+    def advance(self, tokens):
+        self.seen.append(tokens)
+        n = sum(t.shape[1] for t in self.seen)
+        return torch.nn.functional.one_hot(torch.full((len(tokens),), n % self.K), self.K) * 50.0
 
 
 def test_grids_are_filled_in_raster_order():
     seen = []
-    grids = generate(counting(seen), 2, 3, 4, temperature=0)
+    grids = generate(Counting(seen), 2, 3, 4, temperature=0)
     assert grids.dtype == torch.int64 and torch.equal(grids, torch.arange(12).view(3, 4).expand(2, 3, 4))
     assert [tuple(t.shape) for t in seen] == [(2, 0)] + [(2, 1)] * 11  # nothing first, and never the last token
 
 
 def test_a_prefix_is_kept_and_fed_at_once():
     seen, prefix = [], torch.randint(40, (2, 2, 4), generator=seeded(0))
-    grids = generate(counting(seen), 2, 3, 4, temperature=0, prefix=prefix)
+    grids = generate(Counting(seen), 2, 3, 4, temperature=0, prefix=prefix)
     assert torch.equal(grids[:, :2], prefix) and torch.equal(grids[:, 2], torch.arange(8, 12).expand(2, 4))
     assert torch.equal(seen[0], prefix.flatten(1)) and len(seen) == 4
-    assert torch.equal(generate(counting([]), 2, 2, 4, prefix=prefix), prefix)  # all of it is known already
-    assert generate(counting([]), 2, 2, 4, prefix=prefix[:, :0]).shape == (2, 2, 4)
+    assert torch.equal(generate(Counting([]), 2, 2, 4, prefix=prefix), prefix)  # all of it is known already
+    assert generate(Counting([]), 2, 2, 4, prefix=prefix[:, :0]).shape == (2, 2, 4)
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 4), (2, 4, 4), (2, 2, 3), (2, 2, 5), (2, 1, 8), (2, 8), (2,)])
 def test_a_prefix_that_does_not_fit_is_named(shape):
     with pytest.raises(ValueError, match="prefix"):
-        generate(counting([]), 2, 3, 4, prefix=torch.zeros(shape, dtype=torch.int64))
+        generate(Counting([]), 2, 3, 4, prefix=torch.zeros(shape, dtype=torch.int64))
 
 
 def test_bad_settings_stop_before_the_first_draw():
     seen = []
     with pytest.raises(ValueError, match="top_p"):
-        generate(counting(seen), 1, 2, 2, top_p=1.5)
+        generate(Counting(seen), 1, 2, 2, top_p=1.5)
     assert not seen
 
 
@@ -251,12 +254,12 @@ class Table:
     """A prior over 2x3 grids of 4 tokens, whose logits at n are sums over all tokens before; and its steps."""
 
     def __init__(self):
-        # by place, earlier place, and its token, of which 4 is before the first
+        # by position, earlier position, and its token, of which 4 is before the first
         self.weight = 2 * torch.randn(6, 7, 5, 4, generator=seeded(3), dtype=torch.float64)
         self.tokens = None
 
     def logits(self, images: list[int], tokens: torch.Tensor) -> torch.Tensor:
-        """Of the place behind (B,n) tokens, naively; of which images of the batch they are is for those that have any."""
+        """Of the position after (B,n) tokens, naively; of which images of the batch they are is for those that have any."""
         before = torch.nn.functional.pad(tokens, (1, 0), value=4)
         return sum(self.weight[tokens.shape[1], i, before[:, i]] for i in range(before.shape[1]))
 
@@ -311,7 +314,7 @@ def nats(prior, image: int, rows: list[list[int]]) -> list[float]:
 
 
 def naive_best_of(prior, known: list[list[int]], num_beam: int, beam_width: int, **options) -> list[list[int]]:
-    """All logits anew for each token; continuations as lists, and a loop over the images to choose."""
+    """All logits again for each token; continuations as lists, and a loop over the images to choose."""
     best = [list(row) for row in known]
     while len(best[0]) < 6:
         start = len(best[0])
@@ -367,7 +370,7 @@ def test_beam_search_is_its_naive_form(prior, prefix, beams):
 
 
 @every_prior
-def test_beam_search_with_all_beams_finds_the_likeliest_grid(prior):
+def test_beam_search_with_all_beams_finds_the_most_probable_grid(prior):
     """All 64 second rows of a grid whose first one is known."""
     prior = PRIORS[prior]()
     with torch.inference_mode():
@@ -399,8 +402,6 @@ def test_beam_search_excludes_what_draws(options):
 
 
 @pytest.mark.parametrize("options", [{"num_beam": 2}, {"beams": 2}])
-def test_steps_that_cannot_branch_are_told(options):
+def test_steps_that_cannot_select_refuse(options):
     with pytest.raises(ValueError, match="leave num_beam and beams out"):
-        build("GatedPixelCNN").generate(1, 4, 6, **options)
-    with pytest.raises(ValueError, match="leave num_beam and beams out"):
-        generate(counting([]), 2, 3, 4, **options)
+        generate(Counting([]), 2, 3, 4, **options)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 class Model(nn.Module):
     """A trainable model: it owns its configuration, its loss and its pictures, so that the training loop knows no model.
 
+    A constructor raises a ValueError that names the bad argument, what is allowed and the remedy.
+
     Attributes:
         data: the kind of data that it is trained on, a name in :mod:`homework.datasets.kinds`.
         n_tokens: K of the tokens that it reads or makes, in [0, K); None for a model without tokens.

@@ -193,14 +193,3 @@ def _read(image_size: tuple[int, int] | None, path: str) -> np.ndarray | str:
         return read_image(path, image_size)
     except (ValueError, OSError) as error:
         return str(error)
-
-
-def report_bad_images(bad: list[str], n: int, skip_bad: bool) -> None:
-    """Says which of ``n`` images cannot be used, in sentences ``bad``, the first 10 of them in full: a ValueError, or, with
-    ``skip_bad`` and others left, a note on stderr."""
-    listed = "\n  ".join(bad[:10] + [f"and {len(bad) - 10} more"] * (len(bad) > 10))
-    if bad and not (skip_bad and len(bad) < n):
-        remedy = "pass --skip_bad to leave them out" if len(bad) < n else "there are no others"
-        raise ValueError(f"{len(bad)} of {n} images cannot be used; {remedy}:\n  {listed}")
-    if bad:
-        print(f"Left out {len(bad)} of {n} images:\n  {listed}", file=sys.stderr)

@@ -7,7 +7,8 @@ from torch.utils.checkpoint import checkpoint
 
 from homework.core import checks
 from homework.core.model import Model, ordinary_tensors
-from homework.nn.transformer import ACTIVATIONS, DecoderLayer, EncoderLayer
+from homework.nn.activations import ACTIVATIONS
+from homework.nn.transformer import DecoderLayer, EncoderLayer
 from homework.priors import sampling
 from homework.priors.base import evaluating, measures
 from homework.priors.raster import NEIGHBOURS, FromNeighbours, RasterSteps, check_tokens
@@ -23,72 +24,51 @@ class CascadeStage(FromNeighbours, Model):
 
         coarse (B,hc,wc) --> embedding + row + column --> num_enc_layers x EncoderLayer --> norm --> memory (B,M,D)
                                                                                                        |
-                 +-- the vector that lies over a place ----------------------+-------------------------+
+                 +-- the vector over a position -----------------------------+-------------------------+
                  |                                                           v                         |
                  |                       row + column embedding --> + --> condition (B,N,D)            |
                  v                                                           | scales and shifts       v
         fine (B,h,w) --> embeddings of the known neighbours, summed --> + --> num_dec_layers x DecoderLayer --> norm
                                                                    condition    --> linear --> logits (B,h,w,K)
 
-    Over a place (row, column) of the fine grid lies (row*hc//h, column*wc//w) of the coarse one. The decoder's layers attend
-    to the places before in raster order and to the whole memory. With num_enc_layers = 0 the stage is a decoder alone: the
-    memory is no more than embeddings, and stands before the fine grid as a prefix that all of it sees. So a first stage can
-    start from a 1x1 grid, the token of a class.
+    Over position (row, column) of the fine grid is (row*hc//h, column*wc//w) of the coarse one. The decoder's layers attend
+    to earlier positions in raster order and to the whole memory. With num_enc_layers = 0 the stage is a decoder alone: the
+    memory is the embeddings, as a prefix that every position of the fine grid sees. So a first stage can start from a 1x1
+    grid, the token of a class.
 
-    A batch is the tuple (coarse (B,hc,wc), fine (B,h,w)), both int64, of the very sizes that the stage was built for.
+    A batch is the tuple (coarse (B,hc,wc), fine (B,h,w)), both int64, of the sizes that the stage was built for.
 
     Args:
         in_dim: D, the width of all layers; a multiple of self_attn_heads and of cross_attn_heads.
-        hidden_dim: width of the perceptrons.
+        hidden_dim: width of the MLPs.
         num_enc_layers: layers that read the coarse grid; 0 for a decoder alone.
-        num_dec_layers: layers that go over the fine grid.
+        num_dec_layers: layers over the fine grid.
         self_attn_heads: of the attention within either grid.
         cross_attn_heads: of the attention from the fine grid to the coarse one; unused by a decoder alone.
-        hidden_activation: of the perceptrons: relu, relu2 (squared), gelu, silu or tanh.
-        use_sliding_window: whether attention within the fine grid reaches back ``sliding_window`` places alone, the own one
-            included, in raster order; else it reaches all. Not for a decoder alone, which has to see its prefix.
+        hidden_activation: of the MLPs, a name in :mod:`homework.nn.activations`.
+        use_sliding_window: whether attention within the fine grid reaches back only ``sliding_window`` positions, the own
+            one included, in raster order. Not for a decoder alone, which has to see its prefix.
         sliding_window: from 1 to height * width.
-        model_lr: the learning rate to train with, above 0; ``learning_rate`` on the model.
-        dropout: probability, during training only.
-        neighbours: how many of NEIGHBOURS to embed, at least 1 (the token to the left).
-        recompute: activation checkpointing: recomputes layers in the backward pass, for less memory and more time.
+        model_lr: the peak learning rate to train with.
+        dropout, neighbours, recompute: as of :class:`homework.autoregressive.AutoregressiveModel`.
         n_tokens, height, width: K, codes of the fine grid (tokens are in [0, K)), and its size in tokens.
         coarse_tokens, coarse_height, coarse_width: the same of the coarse grid.
-    Raises:
-        ValueError: naming the argument, what is allowed and the remedy.
     """
 
     architecture = "cascade stage 1"
     training_options = frozenset({"model_lr", "dropout", "recompute"})
     data = "multiscale"
 
-    def __init__(
-        self,
-        in_dim: int = 128,
-        hidden_dim: int = 512,
-        num_enc_layers: int = 2,
-        num_dec_layers: int = 2,
-        self_attn_heads: int = 4,
-        cross_attn_heads: int = 4,
-        hidden_activation: str = "gelu",
-        use_sliding_window: bool = False,
-        sliding_window: int = 100,
-        model_lr: float = 1e-3,
-        dropout: float = 0.0,
-        neighbours: int = 8,
-        recompute: bool = False,
-        n_tokens: int = 1024,
-        height: int = 20,
-        width: int = 30,
-        coarse_tokens: int = 1024,
-        coarse_height: int = 10,
-        coarse_width: int = 15,
-    ):
+    def __init__(self, in_dim: int = 128, hidden_dim: int = 512, num_enc_layers: int = 2, num_dec_layers: int = 2,
+                 self_attn_heads: int = 4, cross_attn_heads: int = 4, hidden_activation: str = "gelu",
+                 use_sliding_window: bool = False, sliding_window: int = 100, model_lr: float = 1e-3, dropout: float = 0.0,
+                 neighbours: int = 8, recompute: bool = False, n_tokens: int = 1024, height: int = 20, width: int = 30,
+                 coarse_tokens: int = 1024, coarse_height: int = 10, coarse_width: int = 15):  # fmt: skip
         super().__init__()
         check_config(self.config)
         D, self.n_tokens, self.learning_rate, self.recompute = in_dim, n_tokens, model_lr, recompute
         self.neighbours = NEIGHBOURS[:neighbours]
-        self.prefix = 0 if num_enc_layers else coarse_height * coarse_width  # places of the decoder before the fine grid's
+        self.prefix = 0 if num_enc_layers else coarse_height * coarse_width  # positions before the fine grid's
         window = sliding_window if use_sliding_window else self.prefix + height * width
 
         self.coarse_embedding = nn.Embedding(coarse_tokens, D)
@@ -98,7 +78,7 @@ class CascadeStage(FromNeighbours, Model):
         self.encoder = nn.ModuleList(EncoderLayer(*args) for _ in range(num_enc_layers))
         self.memory_norm = nn.RMSNorm(D, eps=1e-6)
 
-        self.embedding = nn.Embedding(neighbours * (n_tokens + 1), D)  # see FromNeighbours
+        self.embedding = nn.Embedding(neighbours * (n_tokens + 1), D)  # see FromNeighbours.table
         nn.init.normal_(self.embedding.weight, std=neighbours**-0.5)
         self.row, self.column = nn.Parameter(torch.zeros(height, D)), nn.Parameter(torch.zeros(width, D))
         cross_heads = cross_attn_heads if num_enc_layers else 0
@@ -111,14 +91,12 @@ class CascadeStage(FromNeighbours, Model):
 
         rows, columns = torch.arange(height) * coarse_height // height, torch.arange(width) * coarse_width // width
         over = (rows[:, None] * coarse_width + columns).flatten()  # (h,w) -> (N)
-        # the coarse place over each of the decoder's places; a place of the prefix is one itself
+        # the coarse position over each of the decoder's S = prefix + N positions; one of the prefix is its own
         self.register_buffer("over", torch.cat([torch.arange(self.prefix), over]), persistent=False)
         self.register_buffer("around", self._lookup(height, width, over.device)[1], persistent=False)
 
-    # --- the coarse grid, and what it tells each place ------------------------------------------------------------------
-
     def check_sizes(self, coarse: Tensor, h: int, w: int) -> None:
-        """ValueError unless ``coarse`` (B,hc,wc) and the fine grid's h, w are of the sizes that this stage was built for."""
+        """ValueError unless ``coarse`` (B,hc,wc) and the fine grid's h, w have the sizes that this stage was built for."""
         hc, wc, H, W = (self.config[k] for k in ("coarse_height", "coarse_width", "height", "width"))
         if coarse.shape[1:] != (hc, wc) or (h, w) != (H, W):
             given = "x".join(map(str, coarse.shape[1:]))
@@ -126,7 +104,7 @@ class CascadeStage(FromNeighbours, Model):
                              f"use the stages of a cascade in the order of their sizes.")  # fmt: skip
 
     def encode(self, coarse: Tensor) -> Tensor:
-        """(B,hc,wc) int64 in [0,coarse_tokens) -> memory (B,M,D), a vector for each coarse place."""
+        """(B,hc,wc) int64 in [0,coarse_tokens) -> memory (B,M,D), a vector for each coarse position."""
         x = self.coarse_embedding(coarse) + self.coarse_row[:, None] + self.coarse_column  # (B,hc,wc,D)
         x = x.flatten(1, 2)  # (B,hc,wc,D) -> (B,M,D), M = hc * wc
         for layer in self.encoder:
@@ -134,31 +112,29 @@ class CascadeStage(FromNeighbours, Model):
         return self.memory_norm(x)
 
     def _run(self, f, *args) -> Tensor:
-        """f(*args), whose activations the backward pass computes again if that was asked for."""
+        """f(*args), with activation checkpointing if that was asked for."""
         return checkpoint(f, *args, use_reentrant=False) if self.recompute and self.training else f(*args)
 
-    # The condition of a place is c = memory[over] + row + column. A layer's scales and shifts are linear in it, so they are
-    # computed for coarse places, rows and columns, which are few, and summed at each place.
+    # The condition of a position is memory[over] + row + column. A layer's scales and shifts are linear in it, so they are
+    # computed for coarse positions, rows and columns, which are few, and summed at each position.
 
-    def _by_place(self, row: Tensor, column: Tensor) -> Tensor:
-        """What rows (h,C) and columns (w,C) give each of the decoder's S = prefix + N places: (S,C), zeros in the prefix."""
+    def _by_position(self, row: Tensor, column: Tensor) -> Tensor:
+        """Rows (h,C) plus columns (w,C) at each of the decoder's S positions: (S,C), zeros in the prefix."""
         return F.pad((row[:, None] + column).flatten(0, 1), (0, 0, self.prefix, 0))  # (h,w,C) -> (N,C) -> (S,C)
 
     def _modulation(self, layer: DecoderLayer, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """What a layer's norms are scaled and shifted by, in two parts: by coarse place (B,M,4D), and by place (S,4D)."""
+        """A layer's scales and shifts of its norms, as a sum: by coarse position (B,M,4D), and by position (S,4D)."""
         weight = layer.modulation.weight
-        return layer.modulation(memory), self._by_place(F.linear(self.row, weight), F.linear(self.column, weight))
-
-    # --- the whole grid at once, and place by place --------------------------------------------------------------------
+        return layer.modulation(memory), self._by_position(F.linear(self.row, weight), F.linear(self.column, weight))
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict]:
-        """(coarse (B,hc,wc), fine (B,h,w)), int64 -> (logits (B,h,w,K), {}). The logits at n depend on the coarse grid and
-        on fine tokens before n alone. ValueError for grids of other sizes."""
+        """(coarse (B,hc,wc), fine (B,h,w)) -> (logits (B,h,w,K), {}). The logits at n depend on the coarse grid and on fine
+        tokens before n alone. ValueError for grids of other sizes."""
         coarse, fine = batch
         B, h, w = fine.shape
         self.check_sizes(coarse, h, w)
         memory = self.encode(coarse)
-        condition = memory.index_select(1, self.over) + self._by_place(self.row, self.column)  # (B,S,D)
+        condition = memory.index_select(1, self.over) + self._by_position(self.row, self.column)  # (B,S,D)
         padded = self._pad(fine).flatten(1)  # (B,h+2,w+4) -> (B,(h+2)*(w+4))
         known = self._embed(self.table(), padded, self.around, 0.0)  # (B,N,D)
         x = F.pad(known, (0, 0, self.prefix, 0)) + condition  # (B,S,D)
@@ -167,35 +143,25 @@ class CascadeStage(FromNeighbours, Model):
         return self.head(self.norm(x[:, self.prefix :])).view(B, h, w, self.n_tokens), {}  # (B,N,K) -> (B,h,w,K)
 
     def _decode(self, layer: DecoderLayer, x: Tensor, memory: Tensor) -> Tensor:
-        """A layer at all places (B,S,D)."""
-        by_coarse, by_place = self._modulation(layer, memory)
+        """A layer at all positions (B,S,D)."""
+        by_coarse, by_position = self._modulation(layer, memory)
         keys_values = layer.cross_attention.read(memory) if layer.cross_attention else None
-        return layer(x, by_coarse.index_select(1, self.over) + by_place, keys_values)
+        return layer(x, by_coarse.index_select(1, self.over) + by_position, keys_values)
 
     @torch.inference_mode()
     def steps(self, coarse: Tensor, h: int, w: int, device: str | torch.device = "cpu") -> "CascadeSteps":
-        """The incremental form: the same function, place by place, see :class:`CascadeSteps`."""
+        """The same function token by token, for a model in eval mode. ValueError as from :class:`CascadeSteps`."""
         return CascadeSteps(self, coarse, h, w, device)
 
-    # --- training and sampling ------------------------------------------------------------------------------------------
-
     def loss(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """Of the fine grids, given the coarse ones: "loss" in nats per token, see :func:`homework.prior.measures`."""
+        """Of the fine grids, given the coarse ones, see :func:`homework.priors.base.measures`."""
         return measures(self(batch)[0], batch[1])
 
     @ordinary_tensors
     def generate(self, coarse: Tensor, h: int, w: int, device: str | torch.device = "cpu", **sampling_options) -> Tensor:
-        """Samples fine grids, or searches for likely ones.
-
-        Args:
-            coarse: (B,hc,wc) int64 in [0,coarse_tokens).
-            h, w: size of the fine grid, the one that the stage was built for; device: where the model is.
-            sampling_options: temperature, top_k and so on, see :func:`homework.sampling.generate`.
-        Returns:
-            (B,h,w) int64 in [0,n_tokens).
-        Raises:
-            ValueError: a grid of another size, a token out of range, or a bad option.
-        """
+        """Samples fine grids (B,h,w) int64 given coarse ones (B,hc,wc) int64, or searches for probable ones, with the
+        options of :func:`homework.priors.sampling.generate`. The model must be on ``device``. ValueError for a grid of
+        another size or a token out of range."""
         with evaluating(self):
             return sampling.generate(self.steps(coarse, h, w, device), len(coarse), h, w, **sampling_options)
 
@@ -207,15 +173,12 @@ class CascadeStage(FromNeighbours, Model):
 
 
 class CascadeSteps(RasterSteps):
-    """A stage fed place by place, see :class:`homework.raster.RasterSteps`. All that comes of the coarse grids is computed
-    once, in the constructor.
+    """A stage fed token by token, see :class:`homework.priors.raster.RasterSteps`. All that depends only on the coarse grids
+    is computed once, in the constructor. ValueError for a grid of another size or a token out of range.
 
     Args:
-        model: the stage, in eval mode.
         coarse: (B,hc,wc) int64 in [0,coarse_tokens).
         h, w: size of the fine grid, device: where the model is.
-    Raises:
-        ValueError: a grid of another size, or a token out of range (when called: among the first tokens).
     """
 
     given = "fine grid"
@@ -224,26 +187,26 @@ class CascadeSteps(RasterSteps):
         model.check_sizes(coarse, h, w)
         check_tokens(coarse, model.config["coarse_tokens"], "coarse grid")
         super().__init__(model, len(coarse), h, w, device, model.config["in_dim"], model.prefix)
-        self.image = torch.arange(len(coarse), device=device)  # whose grid each row refines
+        self.image = torch.arange(len(coarse), device=device)  # which coarse grid each grid of the batch refines
         memory = model.encode(coarse.to(device))
-        self.condition = memory, model._by_place(model.row, model.column)
+        self.condition = memory, model._by_position(model.row, model.column)
         self.modulations = [model._modulation(layer, memory) for layer in model.layers]
         cross = (layer.cross_attention for layer in model.layers)
         self.keys_values = [attention and attention.read(memory) for attention in cross]
 
     def compute(self, start: int, stop: int) -> Tensor:
-        model, first = self.model, start and self.prefix + start  # the prefix comes with the first places
-        places = slice(first, self.prefix + stop)
+        model, first = self.model, start and self.prefix + start  # the prefix comes with the first positions
+        positions = slice(first, self.prefix + stop)
         known = model._embed(self.table, self.padded, self.lookup[start:stop], 0.0)
-        x = F.pad(known, (0, 0, self.prefix + stop - first - known.shape[1], 0)) + self._at(places, *self.condition)
+        x = F.pad(known, (0, 0, self.prefix + stop - first - known.shape[1], 0)) + self._at(positions, *self.condition)
         parts = zip(model.layers, self.modulations, self.keys_values, self.cache, strict=True)
         for layer, modulation, keys_values, cache in parts:
-            x = layer(x, self._at(places, *modulation), keys_values, cache, first)
+            x = layer(x, self._at(positions, *modulation), keys_values, cache, first)
         return x
 
-    def _at(self, places: slice, by_coarse: Tensor, by_place: Tensor) -> Tensor:
-        """By coarse place (images,M,C), and by place (S,C) -> both at n places of every row, summed: (B,n,C)."""
-        return by_coarse[self.image[:, None], self.model.over[places]] + by_place[places]
+    def _at(self, positions: slice, by_coarse: Tensor, by_position: Tensor) -> Tensor:
+        """By coarse position (images,M,C), and by position (S,C) -> the sum at n positions of every grid: (B,n,C)."""
+        return by_coarse[self.image[:, None], self.model.over[positions]] + by_position[positions]
 
     @torch.inference_mode()
     def select(self, rows: Tensor) -> None:
@@ -254,7 +217,7 @@ class CascadeSteps(RasterSteps):
 
 
 def check_config(config: dict) -> None:
-    """ValueError, naming the argument of :class:`CascadeStage`, what is allowed and the remedy, if one makes no sense."""
+    """ValueError, naming the argument of :class:`CascadeStage`, what is allowed and the remedy, if one is not."""
     checks.integer(1, **{name: config[name] for name in POSITIVE})
     checks.integer(0, num_enc_layers=config["num_enc_layers"])
     checks.integer(1, len(NEIGHBOURS), neighbours=config["neighbours"])
@@ -268,8 +231,8 @@ def check_config(config: dict) -> None:
             raise ValueError(f"in_dim is {D}, but must be a multiple of {name} = {config[name]}; change either.")
     if config["use_sliding_window"]:
         if not config["num_enc_layers"]:
-            raise ValueError("use_sliding_window is true, but with num_enc_layers = 0 every place has to see back to the "
-                             "coarse grid, which comes first; leave it out, or set num_enc_layers.")  # fmt: skip
+            raise ValueError("use_sliding_window is true, but with num_enc_layers = 0 every position has to see back to "
+                             "the coarse grid, which comes first; leave it out, or set num_enc_layers.")  # fmt: skip
         if window > h * w:
             raise ValueError(f"sliding_window is {window}, a window longer than the grid; it must be from 1 to {h * w}, the "
-                             f"{h}x{w} places; or leave use_sliding_window out.")  # fmt: skip
+                             f"{h}x{w} positions; or leave use_sliding_window out.")  # fmt: skip

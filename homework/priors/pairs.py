@@ -41,7 +41,7 @@ def load_pair(tokenizer: str | Path, autoregressive: str | Path, device: torch.d
         raise ValueError(f"{tokenizer} has {coder.n_tokens} codes, but {autoregressive} was trained on {prior.n_tokens}; "
                          f"train a prior on this tokenizer's grids.")  # fmt: skip
     known = prior.meta.get("tokenizer")  # missing where the tokens were made by an early version
-    if known and not is_of(known, coder) or not reads_codes_of(prior, coder):
+    if (known and not is_of(known, coder)) or not reads_codes_of(prior, coder):
         raise ValueError(f"{autoregressive} was trained on the grids of another tokenizer than {tokenizer}; name that one, "
                          f"or train a prior on this one's grids.")  # fmt: skip
     return coder, prior

@@ -1,11 +1,11 @@
-"""PixelCNN and Gated PixelCNN fed place by place: the same functions as in pixelcnn.py, without computing a thing twice.
+"""PixelCNN and Gated PixelCNN fed token by token: the functions of pixelcnn.py, computed once at each position.
 
 Only convolutions wider than 1x1 look at neighbours, so their inputs are kept. What they take from the rows above is computed
-once for a whole row, when it begins; a place then costs a few products of vectors and matrices in each layer.
+for a whole row, when it begins; a position then costs a few products of vectors and matrices in each layer.
 
-For one picture these are so small that most of the time goes into calling torch. So all memory stays, with views, made once,
-of what a place needs. The results of a row hold its bias, and what comes from above, before its places are computed: to add
-a product to what is there takes torch half as long as to add a bias to a product.
+For one image these are so small that most of the time goes into calling torch. So all memory stays, with views, made once,
+of what a position needs. The results of a row hold the bias, and what comes from above, before their positions are computed:
+to add a product to what is there takes torch half as long as to add a bias to a product.
 """
 
 import torch
@@ -15,92 +15,97 @@ from homework.priors.base import Steps
 
 
 class ConvolutionSteps(Steps):
-    """What the incremental forms of both models share.
+    """What the incremental forms of both models share, on B grids of h x w.
 
-    A subclass has ``put(token (B,), row, column)``, which takes the token of a place; ``begin_row()``, all rows above being
-    known; and ``place(column)``, which returns, once, the (B,C) that enters the head, all places before it being known.
-
-    Args:
-        model: the prior, on ``device``.
-        B, w: number of grids, and their width.
-        device: where the model is.
+    A subclass adds its layers to ``parts``, in the order in which they begin a row, and has ``put(token (B,), row,
+    column)``, which stores the token of a position, and ``compute(column)``, which returns, once, the (B,C) that enters the
+    head, all positions before it being known.
     """
 
-    def __init__(self, model: nn.Module, B: int, w: int, device: str | torch.device):
-        self.model, self.w, self.device, self.n = model, w, device, -1  # n is the last place computed
-        self.head = [Places(i.weight, i.bias, B, w) if isinstance(i, nn.Conv2d) else None for i in model.head]  # None: ReLU
+    def __init__(self, model: nn.Module, B: int, h: int, w: int, device: str | torch.device = "cpu"):
+        self.model, self.size, self.device, self.n = model, (h, w), device, -1  # n is the last position computed
+        self.head = [Pointwise(i.weight, i.bias, B, w) if isinstance(i, nn.Conv2d) else None for i in model.head]  # or ReLU
+        self.parts = [part for part in self.head if part]
 
     def advance(self, tokens: Tensor) -> Tensor:
-        if self.n < 0:
-            x = self.next_place()
-        for token in tokens.to(self.device).unbind(dim=1):
-            self.put(token, *divmod(self.n, self.w))
-            x = self.next_place()
+        start = [None] if self.n < 0 else []  # the first position comes after no token
+        for token in (*start, *tokens.to(self.device).unbind(dim=1)):
+            if token is not None:
+                self.put(token, *divmod(self.n, self.size[1]))
+            self.n += 1
+            column = self.n % self.size[1]
+            if column == 0:
+                self.begin_row()
+            x = self.compute(column)
         for layer in self.head:
-            x = layer(x, self.n % self.w) if layer else x.relu_()
+            x = layer(x, column) if layer else x.relu_()
         return self.model.to_logits(x.clone())  # the next row uses the memory again
 
-    def next_place(self) -> Tensor:
-        self.n += 1
-        column = self.n % self.w
-        if column == 0:
-            self.begin_row()
-        return self.place(column)
-
     def begin_row(self) -> None:
-        for layer in filter(None, self.head):
-            layer.begin_row()
+        for part in self.parts:
+            part.begin_row()
+
+    @torch.inference_mode()
+    def select(self, rows: Tensor) -> None:
+        rows, new = rows.to(self.device), type(self)(self.model, len(rows), *self.size, self.device)
+        for part, kept in zip(new.parts, self.parts, strict=True):
+            for memory, old in zip(part.memory(), kept.memory(), strict=True):
+                memory.copy_(old[rows])
+        self.__dict__ = vars(new) | {"n": self.n}
 
 
 def taps(weight: Tensor) -> Tensor:
-    """(C',C,rows,n), what a kernel has for n places in each of some rows -> (rows*n*C,C'), to multiply them side by side."""
+    """(C',C,rows,n), a kernel's weights for n positions in each of some rows -> (rows*n*C,C'), to multiply by these
+    positions side by side."""
     return weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()  # (rows,n,C,C') -> (rows*n*C,C')
 
 
-class Places:
-    """A convolution of a row at one place after the other: (B,n*C), the n places that the kernel sees, side by side, ->
-    (B,C'), which the caller may change in place.
+class Pointwise:
+    """A convolution at one position of a row after the other: (B,n*C), the n positions that the kernel sees, side by side,
+    -> (B,C'), which the caller may change in place.
 
     Args:
-        weight: (C',C,1,n).
-        bias: (C').
-        B, w: number of grids, and their width.
-        row: memory for what a row gives, (w,B,C'); new memory if None.
+        weight: (C',C,1,n), bias: (C'), B, w: number of grids, and their width.
+        row: memory for the results of a row, (w,B,C'); new memory if None.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, B: int, w: int, row: Tensor | None = None):
         self.weight, self.bias = taps(weight), bias
         self.row = weight.new_empty(w, B, len(bias)) if row is None else row
-        self.places = self.row.unbind()
+        self.columns = self.row.unbind()
 
     def begin_row(self) -> None:
         self.row.copy_(self.bias)
 
     def __call__(self, x: Tensor, column: int) -> Tensor:
-        return self.places[column].addmm_(x, self.weight)
+        return self.columns[column].addmm_(x, self.weight)
+
+    def memory(self) -> list[Tensor]:
+        """All that it keeps of each grid, (B,...)."""
+        return [self.row.transpose(0, 1)]  # (w,B,C') -> (B,w,C')
 
 
 class RowCache:
     """The present row of the input of a convolution and the ``reach`` rows above it, within the zeros of the padding.
 
     Attributes:
-        row: the present row (w,B,C); ``places`` are its w places (B,C).
-        left: for each place, the n places of the row that the kernel sees, side by side, (B,n*C).
+        rows: all of it, (B,reach+1,w+2*reach,C).
+        row: the present row (w,B,C); ``columns`` are its w positions (B,C).
+        left: for each position, the n positions of the row that the kernel sees, side by side, (B,n*C).
 
     Args:
-        B, w, C: its shape.
+        B, w, C: batch, width, channels, like: a tensor of the same type and device.
         reach: how far the kernel reaches up, to the left and to the right.
-        n: ``reach``, or with the place itself one more.
-        like: a tensor of the same type and device.
+        n: ``reach``, or one more if the kernel sees the position itself.
     """
 
     def __init__(self, B: int, w: int, C: int, reach: int, n: int, like: Tensor):
-        rows = like.new_zeros(B, reach + 1, w + 2 * reach, C)
+        self.rows = rows = like.new_zeros(B, reach + 1, w + 2 * reach, C)
         self.upper, self.lower = rows[:, :-1], rows[:, 1:]
         self.row = rows[:, -1, reach : reach + w].transpose(0, 1)  # (B,w,C) -> (w,B,C)
-        self.places = self.row.unbind()
+        self.columns = self.row.unbind()
         flat = rows.flatten(2)  # (B,reach+1,w+2*reach,C) -> (B,reach+1,(w+2*reach)*C)
-        self.left = flat[:, -1].unfold(1, n * C, C).unbind(dim=1)  # (B,(w+2*reach)*C) -> (B,places,n*C) -> (B,n*C) for each
+        self.left = flat[:, -1].unfold(1, n * C, C).unbind(dim=1)  # (B,(w+2*reach)*C) -> (B,.,n*C) -> (B,n*C) for each
         self.around = flat.unfold(2, (2 * reach + 1) * C, C).permute(2, 0, 1, 3)  # (w,B,reach+1,(2*reach+1)*C)
 
     def begin_row(self) -> None:
@@ -108,16 +113,16 @@ class RowCache:
         self.upper.copy_(self.lower.clone())
 
     def above(self, n: int) -> Tensor:
-        """What the kernel sees of the upper n rows at each place, side by side: (w*B,n*(2*reach+1)*C)."""
+        """What the kernel sees of the upper n rows at each position, side by side: (w*B,n*(2*reach+1)*C)."""
         return self.around[:, :, :n].flatten(2).flatten(0, 1)  # (w,B,n,k*C) -> (w,B,n*k*C) -> (w*B,n*k*C)
 
 
-class MaskedPlaces(Places):
-    """A masked k x k convolution at one place after the other: what ``known`` holds -> (B,C')."""
+class Masked(Pointwise):
+    """A masked k x k convolution at one position after the other: what ``known`` holds -> (B,C')."""
 
     def __init__(self, conv: nn.Module, B: int, w: int):
         self.reach, weight = conv.kernel_size[0] // 2, conv.weight * conv.mask
-        n = self.reach + (conv.mask_type == "B")  # places seen of the own row
+        n = self.reach + (conv.mask_type == "B")  # positions seen of its own row
         super().__init__(weight[:, :, self.reach : self.reach + 1, :n], conv.bias, B, w)
         self.over, self.flat = taps(weight[:, :, : self.reach]), self.row.flatten(0, 1)  # (w,B,C') -> (w*B,C')
         self.known = RowCache(B, w, conv.in_channels, self.reach, n, weight)
@@ -129,30 +134,27 @@ class MaskedPlaces(Places):
     def __call__(self, column: int) -> Tensor:
         return super().__call__(self.known.left[column], column)
 
+    def memory(self) -> list[Tensor]:
+        return [*super().memory(), self.known.rows]
+
 
 class PixelSteps(ConvolutionSteps):
-    """The incremental form of a PixelCNN on B grids of h x w, see :class:`ConvolutionSteps`."""
+    """The incremental form of a PixelCNN."""
 
     def __init__(self, model: nn.Module, B: int, h: int, w: int, device: str | torch.device = "cpu"):
-        super().__init__(model, B, w, device)
-        self.first, self.blocks = MaskedPlaces(model.first, B, w), []
+        super().__init__(model, B, h, w, device)
+        self.first, self.blocks = Masked(model.first, B, w), []
+        self.parts.append(self.first)
         for block in model.blocks:
-            conv = MaskedPlaces(block.conv, B, w)
-            down = Places(block.down.weight, block.down.bias, B, w, conv.known.row)
-            self.blocks.append((down, conv, Places(block.up.weight, block.up.bias, B, w)))
+            conv, up = Masked(block.conv, B, w), Pointwise(block.up.weight, block.up.bias, B, w)
+            down = Pointwise(block.down.weight, block.down.bias, B, w, conv.known.row)
+            self.blocks.append((down, conv, up))
+            self.parts += conv, down, up  # conv first: it moves up the row that down then begins again
 
     def put(self, token: Tensor, row: int, column: int) -> None:
-        self.first.known.places[column].copy_(token[:, None])
+        self.first.known.columns[column].copy_(token[:, None])
 
-    def begin_row(self) -> None:
-        super().begin_row()
-        self.first.begin_row()
-        for down, conv, up in self.blocks:
-            conv.begin_row()  # moves up the row that down then begins anew
-            down.begin_row()
-            up.begin_row()
-
-    def place(self, column: int) -> Tensor:
+    def compute(self, column: int) -> Tensor:
         x = self.first(column)
         for down, conv, up in self.blocks:
             down(x, column).relu_()
@@ -160,21 +162,16 @@ class PixelSteps(ConvolutionSteps):
         return x
 
 
-class GatedPlaces:
-    """A gated layer: its vertical stack at one row after the other, its horizontal one at one place after the other.
-
-    Args:
-        layer: the layer.
-        B, w: number of grids, and their width.
-        row: memory of the results (w,B,C); new memory if None.
-    """
+class Gated:
+    """A gated layer: its vertical stack at one row after the other, its horizontal one at one position after the other.
+    The results of a row go to ``row`` (w,B,C), or to new memory if it is None."""
 
     def __init__(self, layer: nn.Module, B: int, w: int, row: Tensor | None = None):
         self.first, self.gate, self.rows = layer.first, layer.gate, layer.vertical.kernel_size[0]
         self.vertical, self.vertical_bias = taps(layer.vertical.weight), layer.vertical.bias
         self.across = taps(layer.across.weight)
-        self.horizontal = Places(layer.horizontal.weight, layer.horizontal.bias + layer.across.bias, B, w)
-        self.out = Places(layer.out.weight, layer.out.bias, B, w, row)
+        self.horizontal = Pointwise(layer.horizontal.weight, layer.horizontal.bias + layer.across.bias, B, w)
+        self.out = Pointwise(layer.out.weight, layer.out.bias, B, w, row)
         shape = B, w, layer.vertical.in_channels, layer.reach, layer.horizontal.kernel_size[1]
         self.v = RowCache(*shape, layer.out.weight)
         # the horizontal stack looks at one row; in the first layer, that is the tokens' own
@@ -192,31 +189,34 @@ class GatedPlaces:
         return self.gate(x).unflatten(0, self.out.row.shape[:2])  # (w*B,C) -> (w,B,C)
 
     def __call__(self, x: Tensor | None, column: int) -> Tensor:
-        """What the layer before gave there, (B,C), if there is one -> (B,C)."""
+        """The output (B,C) of the layer before at this position, if there is one -> (B,C)."""
         y = self.out(self.gate(self.horizontal(self.h.left[column], column)), column)
         return y if self.first else y.add_(x)
 
+    def memory(self) -> list[Tensor]:
+        return [*self.horizontal.memory(), *self.out.memory(), self.v.rows, self.h.rows]
+
 
 class GatedSteps(ConvolutionSteps):
-    """The incremental form of a Gated PixelCNN on B grids of h x w, see :class:`ConvolutionSteps`."""
+    """The incremental form of a Gated PixelCNN."""
 
     def __init__(self, model: nn.Module, B: int, h: int, w: int, device: str | torch.device = "cpu"):
-        super().__init__(model, B, w, device)
+        super().__init__(model, B, h, w, device)
         self.positions, self.layers = model.positions(h, w), []
         for layer in reversed(model.layers):  # as each one writes into the memory of the next one's input
-            self.layers.insert(0, GatedPlaces(layer, B, w, self.layers[0].h.row if self.layers else None))
+            self.layers.insert(0, Gated(layer, B, w, self.layers[0].h.row if self.layers else None))
+        self.parts += self.layers
 
     def put(self, token: Tensor, row: int, column: int) -> None:
         position = self.positions[row, column] if torch.is_tensor(self.positions) else self.positions
-        self.layers[0].h.places[column].copy_(self.model.embed(token) + position)
+        self.layers[0].h.columns[column].copy_(self.model.embed(token) + position)
 
     def begin_row(self) -> None:
-        super().begin_row()
         v = None
-        for layer in self.layers:
-            v = layer.begin_row(v)
+        for part in self.parts:
+            v = part.begin_row(v) if isinstance(part, Gated) else part.begin_row()
 
-    def place(self, column: int) -> Tensor:
+    def compute(self, column: int) -> Tensor:
         x = None
         for layer in self.layers:
             x = layer(x, column)

@@ -1,4 +1,4 @@
-"""Priors made of convolutions that see no later place: PixelCNN for binary pixels, Gated PixelCNN for any grid of tokens."""
+"""Priors made of causal convolutions: PixelCNN for binary pixels, Gated PixelCNN for any grid of tokens."""
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,8 @@ from homework.priors.pixel_steps import GatedSteps, PixelSteps
 
 @torch.no_grad()
 def he_init(layer: nn.Module) -> None:
-    """Draws a convolution's weights from N(0, 2 / inputs), for ReLU to keep the size of what passes (He et al., arXiv
-    1502.01852, equation 10), where hidden taps are no inputs; biases are 0. Leaves other layers alone."""
+    """Draws a convolution's weights from N(0, 2 / inputs), so that ReLU layers keep the variance (He et al., arXiv
+    1502.01852, equation 10), where masked taps do not count as inputs; biases are 0. Leaves other layers alone."""
     if isinstance(layer, nn.Conv2d):
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         nn.init.zeros_(layer.bias)
@@ -26,7 +26,7 @@ class ResidualBlock(nn.Module):
 
     ::
 
-        (B,C,H,W) -> 1x1 -> (B,C/2,H,W) -> masked 3x3 -> 1x1 -> (B,C,H,W) -> + x -> ReLU      each with a ReLU behind it
+        (B,C,H,W) -> 1x1 -> (B,C/2,H,W) -> masked 3x3 -> 1x1 -> (B,C,H,W) -> + x -> ReLU      each followed by a ReLU
 
     ValueError unless c_out is c_in, which is at least 2.
     """
@@ -56,21 +56,19 @@ class PixelCNN(Prior):
         pixels (B,H,W) in {0,1} -> (B,1,H,W) -> masked 7x7 (A) -> num_res_block x ResidualBlock -> 2 x (1x1, ReLU)
                                              -> 1x1 -> (B,1,H,W), the log odds of a 1
 
-    Some pixels above, to the right, stay hidden (the blind spot; ``python -m homework.receptive_field`` draws it).
+    Some pixels above, to the right, are never seen (the blind spot; ``python -m homework.receptive_field`` draws it).
 
     Args:
-        c_in: channels of the input; a grid of pixels has 1, and no other number is allowed.
+        c_in: channels of the input; only 1 is allowed.
         c_hidden: channels of the hidden layers.
         num_res_block: residual blocks; 0 for none.
         kernel_size: of the first convolution, odd.
-    Raises:
-        ValueError: naming the argument and what is allowed.
     """
 
     architecture = "PixelCNN 1"
-    data = "mnist"
+    data, n_tokens = "mnist", 2
     learning_rate, warmup = 5e-4, 20
-    n_tokens = 2
+    steps_class = PixelSteps
 
     def __init__(self, c_in: int = 1, c_hidden: int = 128, num_res_block: int = 5, kernel_size: int = 7):
         super().__init__()
@@ -91,19 +89,15 @@ class PixelCNN(Prior):
         return self.head(self.blocks(x))
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, dict]:
-        """(B,h,w) int64 of 0 and 1 -> (logits (B,h,w,2), {}): 0, and the log odds of a 1. They depend on earlier pixels
-        alone."""
-        odds = self.net(tokens[:, None].float())[:, 0, :, :, None]  # (B,h,w) -> (B,1,h,w) -> (B,h,w,1)
+        """(B,h,w) int64 of 0 and 1 -> (logits (B,h,w,2), {}): 0, and the log odds of a 1, given earlier pixels."""
+        x = tokens[:, None].to(self.first.weight.dtype)  # (B,h,w) -> (B,1,h,w)
+        odds = self.net(x)[:, 0, :, :, None]  # (B,1,h,w) -> (B,h,w,1)
         return self.to_logits(odds), {}
 
     @staticmethod
     def to_logits(odds: Tensor) -> Tensor:
         """(...,1) log odds of a 1 -> (...,2) logits of 0 and 1."""
         return torch.cat((torch.zeros_like(odds), odds), dim=-1)
-
-    @torch.inference_mode()
-    def steps(self, B: int, h: int, w: int, device: str | torch.device = "cpu") -> PixelSteps:
-        return PixelSteps(self, B, h, w, device)
 
 
 class GatedLayer(nn.Module):
@@ -115,9 +109,9 @@ class GatedLayer(nn.Module):
                                         1x1
         h (the row left) --> 1 x k//2+1 -+--> gate --> 1x1 --> (+ h) -----> h
 
-    The horizontal stack sees the place's own row and takes in what the vertical one sees of those above: nothing is blind.
-    Kernels that end at the place need no masks. The first layer's end one short of it, and its horizontal stack does not
-    add its input, the very token to foretell.
+    The horizontal stack sees its own row and takes in what the vertical one sees of those above, so there is no blind spot.
+    Kernels that end at the position need no masks. The first layer's end one short of it, and its horizontal stack does not
+    add its input, which is the token to predict.
 
     Args:
         c_in, C: channels of the input and of either stack.
@@ -135,8 +129,8 @@ class GatedLayer(nn.Module):
         self.out = nn.Conv2d(C, C, 1)
 
     def forward(self, v: Tensor, h: Tensor, last: bool = False) -> tuple[Tensor | None, Tensor]:
-        """v, h (B,c_in,H,W) -> v, h (B,C,H,W). The last layer's v is for nobody, and None."""
-        # a negative padding cuts off the last row, or column, that the first layer must not see
+        """v, h (B,c_in,H,W) -> v, h (B,C,H,W). The last layer's v is not used, and None."""
+        # a negative padding cuts off the last row, or column, which the first layer must not see
         v = self.vertical(F.pad(v, (0, 0, self.reach, -int(self.first))))
         x = self.horizontal(F.pad(h, (self.reach, -int(self.first)))).add_(self.across(v))
         x = self.out(self.gate(x))
@@ -144,7 +138,7 @@ class GatedLayer(nn.Module):
 
     @staticmethod
     def gate(x: Tensor) -> Tensor:
-        """(B,2C,...) -> (B,C,...): tanh of the one half, times the sigmoid of the other (equation 2)."""
+        """(B,2C,...) -> (B,C,...): tanh of one half, times the sigmoid of the other (equation 2)."""
         a, b = x.chunk(2, dim=1)
         return a.tanh() * b.sigmoid()
 
@@ -165,29 +159,17 @@ class GatedPixelCNN(Prior):
         kernel: of all layers but the first, odd.
         first_kernel: of the first layer, odd.
         embedding_dim: E, length of a token's embedding.
-        code_dim: length of the tokenizer's code vectors, to read these, as ``set_codes`` stored them, instead of an
-            embedding; 0 for the embedding.
+        code_dim: 0 to learn an embedding; otherwise the length of the tokenizer's code vectors, which ``set_codes`` stores.
         position: "2d" (row + column) or "none", for grids of any size.
-    Raises:
-        ValueError: naming the argument and what is allowed.
     """
 
     architecture = "Gated PixelCNN 1"
     reads_codes = True
+    steps_class = GatedSteps
 
-    def __init__(
-        self,
-        c_hidden: int = 64,
-        n_layers: int = 8,
-        n_tokens: int = 1024,
-        height: int = 20,
-        width: int = 30,
-        kernel: int = 3,
-        first_kernel: int = 7,
-        embedding_dim: int = 32,
-        code_dim: int = 0,
-        position: str = "2d",
-    ):
+    def __init__(self, c_hidden: int = 64, n_layers: int = 8, n_tokens: int = 1024, height: int = 20, width: int = 30,
+                 kernel: int = 3, first_kernel: int = 7, embedding_dim: int = 32, code_dim: int = 0,
+                 position: str = "2d"):  # fmt: skip
         super().__init__()
         checks.integer(1, c_hidden=c_hidden, n_layers=n_layers, n_tokens=n_tokens, height=height, width=width)
         checks.integer(1, embedding_dim=embedding_dim)
@@ -196,7 +178,7 @@ class GatedPixelCNN(Prior):
         checks.choice(("none", "2d"), position=position)
         C, E = c_hidden, code_dim or embedding_dim
         self.n_tokens = n_tokens
-        if code_dim:  # not a number until set_codes, so that a forgotten call shows
+        if code_dim:  # NaN until set_codes, so that a forgotten call shows
             self.register_buffer("codes", torch.full((n_tokens, code_dim), torch.nan))
         else:
             self.embedding = nn.Embedding(n_tokens, E)
@@ -206,14 +188,6 @@ class GatedPixelCNN(Prior):
             GatedLayer(C if i else E, C, kernel if i else first_kernel, first=i == 0) for i in range(n_layers)
         )
         self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(C, C, 1), nn.ReLU(inplace=True), nn.Conv2d(C, n_tokens, 1))
-
-    def set_codes(self, table: Tensor) -> None:
-        """Stores the tokenizer's code vectors (K, code_dim), to be read in place of an embedding; they are not trained.
-        ValueError for a table of another shape, or if it reads none."""
-        if not self.config["code_dim"] or table.shape != self.codes.shape:
-            wanted = f"{self.n_tokens} vectors of code_dim = {self.config['code_dim']}"
-            raise ValueError(f"The table of codes is {tuple(table.shape)}, but this prior reads {wanted}.")
-        self.codes.copy_(table)
 
     def stored_codes(self) -> Tensor | None:
         return self.codes if self.config["code_dim"] else None
@@ -233,23 +207,18 @@ class GatedPixelCNN(Prior):
         return self.row[:h, None] + self.column[:w]
 
     def net(self, x: Tensor) -> Tensor:
-        """(B,E,h,w) float, what stands at each place -> (B,K,h,w), logits given what stands at the places before."""
+        """Embeddings (B,E,h,w) -> logits (B,K,h,w), given the embeddings at earlier positions."""
         v = h = x
         for layer in self.layers:
             v, h = layer(v, h, last=layer is self.layers[-1])
         return self.head(h)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, dict]:
-        """(B,h,w) int64 in [0,K) -> (logits (B,h,w,K), {}). The logits at n depend on tokens before n alone. ValueError for
-        a grid larger than it was built for, IndexError for a token outside of [0,K)."""
+        """(B,h,w) int64 in [0,K) -> (logits (B,h,w,K), {}). The logits at n depend on tokens before n alone."""
         x = self.embed(tokens) + self.positions(*tokens.shape[1:])
         return self.net(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), {}  # (B,h,w,E) -> (B,E,h,w); (B,K,h,w) -> (B,h,w,K)
 
     @staticmethod
     def to_logits(x: Tensor) -> Tensor:
-        """What the head gives at a place, (B,K), is logits already."""
+        """The head's output at a position, (B,K): logits already."""
         return x
-
-    @torch.inference_mode()
-    def steps(self, B: int, h: int, w: int, device: str | torch.device = "cpu") -> GatedSteps:
-        return GatedSteps(self, B, h, w, device)

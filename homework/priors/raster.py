@@ -1,18 +1,18 @@
-"""What models of grids in raster order share: what a place starts from, and how they go from place to place."""
+"""What transformers over grids share: what a position starts from, and the cache with which they step in raster order."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from homework.priors.base import Steps
+from homework.priors.base import Prior, Steps
 
-# Already known neighbours whose embeddings a place starts from, as (rows up, columns left), nearest first. The first is
+# Already known neighbours whose embeddings a position starts from, as (rows up, columns left), nearest first. The first is
 # the token before it in raster order: to the left, or at the start of a row the last one of the row above.
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (1, 2), (1, -2))
 
 
 class FromNeighbours:
-    """A part of a model (a mixin) that starts each place from the tokens of its known neighbours.
+    """A mixin for models that start each position from the tokens of its known neighbours.
 
     The model has ``n_tokens`` (K), ``neighbours`` (m of NEIGHBOURS) and ``embedding``, whose weight is the table.
     """
@@ -27,11 +27,11 @@ class FromNeighbours:
         return F.pad(grid, (2, 2, 2, 0), value=self.n_tokens)
 
     def _lookup(self, h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Where things stand in a flattened padded grid: each place (N,), and its neighbours (N, neighbours); int64."""
+        """Indices into a flattened padded grid: of each position (N,), and of its neighbours (N,m); int64."""
         n = torch.arange(h * w, device=device)
         own = (n // w + 2) * (w + 4) + n % w + 2
         around = torch.stack([own - up * (w + 4) - left for up, left in self.neighbours], dim=1)
-        around[1:, 0] = own[:-1]  # at the start of a row too, nothing earlier must stay unseen: the end of the row above
+        around[1:, 0] = own[:-1]  # nothing earlier may stay unseen: at the start of a row too, the token before it
         return own, around
 
     def _embed(self, table: Tensor, padded: Tensor, lookup: Tensor, positions: Tensor | float) -> Tensor:
@@ -51,43 +51,37 @@ def check_tokens(tokens: Tensor, K: int, what: str) -> None:
 
 
 class RasterSteps(Steps):
-    """A model fed place by place: keys and values of all places so far are kept, so that a step costs the same at every
-    place, not a pass over all of them. The model must be in eval mode.
+    """A transformer fed token by token: keys and values of all positions so far are kept, so that a step costs the same at
+    every position. The model must be in eval mode. ValueError if a token of the first call is not in [0,K).
 
-    A subclass has ``compute(start, stop)``, which returns the (B,n,D) behind the last layer for places start to stop - 1;
-    all places before them have been computed.
+    A subclass has ``compute(start, stop)``, which returns the last layer's output (B,n,D) at positions start to stop - 1;
+    all positions before them have been computed.
 
     Args:
-        model: has :class:`FromNeighbours`, a ``table()`` of embeddings, ``layers`` with a causal ``attention``, ``norm`` and
-            ``head``.
+        model: has :class:`FromNeighbours`, ``layers`` with a causal ``attention``, ``norm`` and ``head``.
         B, h, w: batch and grid size, device: where the model is.
         D: width of the layers.
-        prefix: how many places come before the grid's first one.
+        prefix: how many positions the layers see before the grid's first one.
     """
 
-    given = "grid to go on from"  # what messages call the tokens of the first call
+    given = "grid to continue"  # what messages call the tokens of the first call
 
     def __init__(self, model, B: int, h: int, w: int, device: str | torch.device, D: int, prefix: int = 0):
-        self.model, self.n, self.done = model, 0, 0  # n tokens are known, done places computed
+        self.model, self.n, self.done = model, 0, 0  # n tokens are known, done positions computed
         self.prefix, self.table = prefix, model.table()
         self.own, self.lookup = model._lookup(h, w, torch.device(device))
         # (B,h+2,w+4) -> (B,(h+2)*(w+4))
         self.padded = model._pad(torch.full((B, h, w), model.n_tokens, device=device)).flatten(1)
-        all_heads = [layer.attention.n_heads for layer in model.layers]
         empty = [torch.empty(2, B, heads, prefix + h * w, D // heads, device=device, dtype=model.head.weight.dtype)
-                 for heads in all_heads]  # fmt: skip
+                 for heads in (layer.attention.n_heads for layer in model.layers)]  # fmt: skip
         self.cache = [(k, v) for k, v in empty]
 
     def advance(self, tokens: Tensor) -> Tensor:
-        """Takes the (B,n) int64 tokens of the next n places, returns the (B,K) logits of the place behind them.
-
-        The first call takes any n >= 0; the later ones n = 1. ValueError if a token of the first call is not in [0,K).
-        """
         if not self.done:  # what a user gives; later tokens come from sampling
             check_tokens(tokens, self.model.n_tokens, self.given)
         stop = self.n + tokens.shape[1]
         self.padded[:, self.own[self.n : stop]] = tokens.to(self.padded.device)
-        x = self.compute(self.done, stop + 1)  # all places up to here the first time, later the one new place
+        x = self.compute(self.done, stop + 1)  # all positions up to here the first time, later the one new position
         self.n, self.done = stop, stop + 1
         return self.model.head(self.model.norm(x[:, -1]))
 
@@ -97,8 +91,23 @@ class RasterSteps(Steps):
         self.padded = self.padded[rows]
         stop = self.prefix + self.done if self.done else 0
         for i, layer in enumerate(self.model.layers):
-            first = max(0, stop + 1 - layer.attention.window)  # no later place sees further back
+            first = max(0, stop + 1 - layer.attention.window)  # no later position sees further back
             copies = tuple(kept.new_empty(len(rows), *kept.shape[1:]) for kept in self.cache[i])
             for copy, kept in zip(copies, self.cache[i], strict=True):
                 copy[:, :, first:stop] = kept[rows, :, first:stop]
             self.cache[i] = copies
+
+
+class TransformerSteps(RasterSteps):
+    """The incremental form of a :class:`homework.autoregressive.AutoregressiveModel`."""
+
+    def __init__(self, model: Prior, B: int, h: int, w: int, device: str | torch.device = "cpu"):
+        self.positions = model._positions(h, w)
+        super().__init__(model, B, h, w, device, model.config["d_latent"])
+
+    def compute(self, start: int, stop: int) -> Tensor:
+        positions = self.positions if isinstance(self.positions, float) else self.positions[start:stop]
+        x = self.model._embed(self.table, self.padded, self.lookup[start:stop], positions)
+        for layer, cache in zip(self.model.layers, self.cache, strict=True):
+            x = layer(x, cache, start)
+        return x

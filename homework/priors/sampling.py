@@ -1,8 +1,10 @@
 """From logits to tokens: temperature, top-k, top-p, best of n, beam search. Knows no model; every draw comes from a
 generator that is passed in."""
 
+import functools
 import math
 import numbers
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,33 +12,35 @@ from torch import Tensor
 from homework.core import checks
 
 
-def check(
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    num_beam: int = 1,
-    beam_width: int = 1,
-    beams: int = 1,
-) -> None:
+def check(temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, num_beam: int = 1,
+          beam_width: int = 1, beams: int = 1) -> None:  # fmt: skip
     """ValueError, naming the value and what is allowed, if a setting of :func:`generate` makes no sense."""
-    if not real(temperature) or not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}, but must be 0 (always the likeliest token) or more.")
-    if top_k is not None and (not real(top_k) or not isinstance(top_k, numbers.Integral) or top_k < 1):
-        raise ValueError(f"top_k is {top_k}, but must be a whole number of at least 1, or left out to keep every token.")
-    if top_p is not None and (not real(top_p) or not 0 < top_p <= 1):
+    if not is_real(temperature) or not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}, but must be 0 (always the most probable token) or more.")
+    if top_k is not None and (not is_real(top_k) or not isinstance(top_k, numbers.Integral) or top_k < 1):
+        raise ValueError(f"top_k is {top_k}, but must be an integer of at least 1, or left out to keep every token.")
+    if top_p is not None and (not is_real(top_p) or not 0 < top_p <= 1):
         raise ValueError(f"top_p is {top_p}, but must be above 0 and at most 1.")
     checks.integer(1, num_beam=num_beam, beam_width=beam_width, beams=beams)
     given = {"temperature": (temperature, 1), "top_k": (top_k, None), "top_p": (top_p, None), "num_beam": (num_beam, 1)}
     for name, (value, default) in given.items():
         if beams > 1 and value != default:
-            raise ValueError(
-                f"beams is {beams}: a beam search, which draws nothing, so leave {name} out; or leave beams out."
-            )
+            raise ValueError(f"beams is {beams}: a beam search, which draws nothing, so leave {name} out; or leave beams "
+                             "out.")  # fmt: skip
 
 
-def real(x: object) -> bool:
+def is_real(x: object) -> bool:
     """Whether it is a number, Python's or numpy's, and not True or False."""
     return isinstance(x, numbers.Real) and not isinstance(x, bool)
+
+
+def check_prefix(prefix: Tensor | None, B: int, h: int, w: int) -> Tensor:
+    """The prefix (B,R,w) of (B,h,w) grids, of 0 rows for None. ValueError if it does not fit."""
+    if prefix is None:
+        return torch.zeros(B, 0, w, dtype=torch.int64)
+    if prefix.ndim != 3 or len(prefix) != B or prefix.shape[1] > h or prefix.shape[2] != w:
+        raise ValueError(f"The prefix {tuple(prefix.shape)} does not fit {B} grids of {h} rows and {w} columns.")
+    return prefix
 
 
 def restrict(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
@@ -46,7 +50,7 @@ def restrict(logits: Tensor, top_k: int | None = None, top_p: float | None = Non
     Args:
         logits: (..., K) float, natural logarithms up to a constant.
         top_k: how many tokens to keep at least; ties with the last one stay too.
-        top_p: keep the smallest set of likeliest tokens whose probabilities sum to this or more
+        top_p: keep the smallest set of most probable tokens whose probabilities sum to this or more
             (nucleus sampling, Holtzman et al., arXiv 1904.09751, section 3.1).
     Returns:
         (..., K) logits; at least one of them is finite.
@@ -62,21 +66,14 @@ def restrict(logits: Tensor, top_k: int | None = None, top_p: float | None = Non
     return logits
 
 
-def sample(
-    logits: Tensor,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Draws one token from each distribution.
-
-    The draw is an inverse of the cumulative distribution by one uniform number from a CPU generator, so that a seed
-    gives the same numbers for every device.
+def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
+           generator: torch.Generator | None = None) -> Tensor:  # fmt: skip
+    """Draws one token from each distribution: inverts the cumulative distribution at one uniform number from a CPU
+    generator, so that a seed gives the same numbers for every device.
 
     Args:
         logits: (..., K) float, natural logarithms up to a constant.
-        temperature: divides the logits; 0 takes the likeliest token (the first of equals).
+        temperature: divides the logits; 0 takes the most probable token (the first of equals).
         top_k, top_p: see :func:`restrict`.
         generator: a CPU generator; torch's global one if None.
     Returns:
@@ -99,27 +96,14 @@ def sample(
     return (cumulative <= target).sum(dim=-1)  # the first token whose cumulative mass exceeds the target
 
 
-def generate(
-    steps,
-    B: int,
-    h: int,
-    w: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    generator: torch.Generator | None = None,
-    prefix: Tensor | None = None,
-    num_beam: int = 1,
-    beam_width: int = 1,
-    beams: int = 1,
-) -> Tensor:
-    """Fills whole grids, one place after the other in raster order: by drawing tokens, by drawing several continuations and
-    keeping the most probable one again and again (``num_beam`` > 1), or by a search that draws nothing (``beams`` > 1).
+def generate(steps, B: int, h: int, w: int, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
+             generator: torch.Generator | None = None, prefix: Tensor | None = None, num_beam: int = 1, beam_width: int = 1,
+             beams: int = 1) -> Tensor:  # fmt: skip
+    """Fills whole grids in raster order: draws token by token, or draws several continuations and keeps the most probable
+    one again and again (``num_beam`` > 1), or searches without drawing (``beams`` > 1).
 
     Args:
-        steps: a prior's incremental form, still empty: ``steps(tokens)`` takes the (B, n) int64 tokens of the next n
-            places (n = 0 at the start) and returns the (B, K) logits of the place after them. For num_beam or beams above 1
-            also ``steps.select(rows)``, which goes on with the rows (M,) int64 of its batch.
+        steps: a prior's :class:`homework.priors.base.Steps`, before their first call.
         B, h, w: how many grids, and their size in tokens.
         temperature, top_k, top_p, generator: see :func:`sample`.
         prefix: (B, R, w) int64 first rows to keep as they are, 0 <= R <= h; None for none.
@@ -128,75 +112,55 @@ def generate(
     Returns:
         (B, h, w) int64.
     Raises:
-        ValueError: a setting makes no sense (see :func:`check`), the prefix does not fit, or the steps cannot select.
+        ValueError: a bad setting or prefix, steps that cannot select, or logits that are not numbers.
     """
     check(temperature, top_k, top_p, num_beam, beam_width, beams)
-    if prefix is None:
-        prefix = torch.zeros(B, 0, w, dtype=torch.int64)
-    if prefix.ndim != 3 or len(prefix) != B or prefix.shape[1] > h or prefix.shape[2] != w:
-        raise ValueError(f"The prefix {tuple(prefix.shape)} does not fit {B} grids of {h} rows and {w} columns.")
-    kept = prefix.flatten(1)  # (B,R,w) -> (B,R*w)
-    N = h * w - kept.shape[1]
+    prefix = check_prefix(prefix, B, h, w)
+    known = prefix.flatten(1)  # (B,R,w) -> (B,R*w)
+    N = h * w - known.shape[1]
     if N == 0:
         return prefix.clone()
+    draw = functools.partial(sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
     if beams > 1:
-        new = beam_search(steps, kept, N, beams)
+        new = beam_search(steps, known, N, beams)
     elif num_beam > 1:
-        new = best_of(steps, kept, N, num_beam, beam_width, temperature, top_k, top_p, generator)
+        new = best_of(steps, known, N, draw, num_beam, beam_width)
     else:
-        tokens = [kept]
+        new, last = [], known
         for _ in range(N):
-            logits = steps(tokens[-1])
-            tokens.append(sample(logits, temperature, top_k, top_p, generator)[:, None])
+            logits = steps(last)
+            last = draw(logits)[:, None]
+            new.append(last)
         check_numbers(logits)
-        new = torch.cat(tokens[1:], dim=1)
-    return torch.cat([kept.to(new.device), new], dim=1).view(B, h, w)  # (B,N) -> (B,h,w)
+        new = torch.cat(new, dim=1)
+    return torch.cat([known.to(new.device), new], dim=1).view(B, h, w)  # (B,h*w) -> (B,h,w)
 
 
 def check_numbers(logits: Tensor) -> None:
-    """ValueError if the logits of the last place are no numbers: those before were none either, or soon will be."""
+    """ValueError if the logits of the last position are not numbers; a NaN at an earlier one has spread to them."""
     if logits.isnan().any():
         raise ValueError("The prior gives logits that are not numbers; was set_codes forgotten, or did it diverge?")
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
-    """(..., K) logits -> natural logarithms of probabilities, in float64 (MPS has none, and keeps its type): summed over
-    hundreds of places, they still tell two grids apart."""
+    """(..., K) logits -> natural logarithms of probabilities, in float64 (on MPS, which has none, in the type of the
+    logits), so that the sums of two grids differ even over hundreds of positions."""
     return (logits if logits.device.type == "mps" else logits.double()).log_softmax(dim=-1)
 
 
-def best_of(
-    steps,
-    kept: Tensor,
-    N: int,
-    num_beam: int,
-    beam_width: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Again and again draws ``num_beam`` continuations of ``beam_width`` tokens (or what is left) for each grid, and goes on
-    from the one that the prior finds most probable, at temperature 1 and with all tokens; the first of equals.
-
-    Args:
-        steps: see :func:`generate`.
-        kept: (B, n) int64 tokens that are known.
-        N: how many are to follow, at least 1.
-        num_beam, beam_width: at least 1.
-        temperature, top_k, top_p, generator: see :func:`sample`.
-    Returns:
-        (B, N) int64.
-    """
-    logits = steps(kept)
-    first = torch.arange(len(kept), device=logits.device) * num_beam  # the rows of grid b are b * num_beam + i
-    best, tokens = first // num_beam, logits.new_zeros(len(kept), 0, dtype=torch.int64)
+def best_of(steps, known: Tensor, N: int, draw: Callable[[Tensor], Tensor], num_beam: int, beam_width: int) -> Tensor:
+    """The N >= 1 tokens (B, N) int64 after (B, n) ``known`` ones: again and again draws ``num_beam`` continuations of
+    ``beam_width`` tokens (or what is left) for each grid, by ``draw`` from (B, K) logits, and continues from the one that
+    the prior finds most probable, at temperature 1 and with all tokens; the first of equals."""
+    logits = steps(known)
+    first = torch.arange(len(known), device=logits.device) * num_beam  # the rows of grid b are b * num_beam + i
+    best, tokens = first // num_beam, logits.new_zeros(len(known), 0, dtype=torch.int64)
     while tokens.shape[1] < N:
         rows = best.repeat_interleave(num_beam)  # (B) -> (B*num_beam)
         steps.select(rows)
         logits, tokens, scores = logits[rows], tokens[rows], 0.0
         for _ in range(min(beam_width, N - tokens.shape[1])):
-            new = sample(logits, temperature, top_k, top_p, generator)[:, None]
+            new = draw(logits)[:, None]
             scores = scores + log_probabilities(logits).gather(1, new)
             tokens = torch.cat([tokens, new], dim=1)
             if tokens.shape[1] < N:
@@ -206,19 +170,11 @@ def best_of(
     return tokens[best]
 
 
-def beam_search(steps, kept: Tensor, N: int, beams: int) -> Tensor:
-    """Keeps the ``beams`` most probable partial grids of each image at every place, and returns the most probable at the
-    end. It draws nothing.
-
-    Args:
-        steps: see :func:`generate`.
-        kept: (B, n) int64 tokens that are known.
-        N: how many are to follow, at least 1.
-        beams: at least 1; there are fewer while there are fewer different continuations.
-    Returns:
-        (B, N) int64.
-    """
-    logits = steps(kept)
+def beam_search(steps, known: Tensor, N: int, beams: int) -> Tensor:
+    """The N >= 1 tokens (B, N) int64 after (B, n) ``known`` ones: keeps the ``beams`` most probable partial grids of each
+    image at every position (fewer while there are fewer different ones), and returns the most probable at the end. It draws
+    nothing."""
+    logits = steps(known)
     B, K = logits.shape
     image = torch.arange(B, device=logits.device)[:, None]
     tokens, scores = image.new_zeros(B, 0), torch.zeros_like(image, dtype=log_probabilities(logits[:1]).dtype)  # (B,m)

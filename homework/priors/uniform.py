@@ -5,7 +5,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from homework.priors.base import Prior
+from homework.priors import sampling
+from homework.priors.base import Prior, Steps
+
+
+class UniformSteps(Steps):
+    """Logits of 0 at every position."""
+
+    def __init__(self, model: "Uniform", B: int, h: int, w: int, device: str | torch.device = "cpu"):
+        self.n_tokens, self.device = model.n_tokens, device
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        return torch.zeros(len(tokens), self.n_tokens, device=self.device)
+
+    def select(self, rows: Tensor) -> None:
+        """Does nothing: no state is kept."""
 
 
 class Uniform(Prior):
@@ -15,6 +29,8 @@ class Uniform(Prior):
         n_tokens: K.
     """
 
+    steps_class = UniformSteps
+
     def __init__(self, n_tokens: int):
         super().__init__()
         self.n_tokens = n_tokens
@@ -23,19 +39,11 @@ class Uniform(Prior):
         """(B,h,w) int64 -> (logits (B,h,w,K), all 0, {})."""
         return torch.zeros(*tokens.shape, self.n_tokens, device=tokens.device), {}
 
-    def generate(
-        self,
-        B: int,
-        h: int,
-        w: int,
-        device: str | torch.device = "cpu",
-        generator: torch.Generator | None = None,
-        prefix: Tensor | None = None,
-        **sampling_options: Any,
-    ) -> Tensor:
-        """(B,h,w) int64 grids; see :func:`homework.priors.sampling.generate`, whose other options make no difference
-        here."""
+    def generate(self, B: int, h: int, w: int, device: str | torch.device = "cpu", generator: torch.Generator | None = None,
+                 prefix: Tensor | None = None, **sampling_options: Any) -> Tensor:  # fmt: skip
+        """(B,h,w) int64 grids; the other options of :func:`homework.priors.sampling.generate` make no difference here."""
+        sampling.check(**sampling_options)
+        prefix = sampling.check_prefix(prefix, B, h, w)
         grids = torch.randint(self.n_tokens, (B, h, w), generator=generator).to(device)
-        if prefix is not None:
-            grids[:, : prefix.shape[1]] = prefix
+        grids[:, : prefix.shape[1]] = prefix
         return grids
