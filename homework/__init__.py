@@ -28,4 +28,4 @@ def __getattr__(name: str) -> object:
         return importlib.import_module(f"homework.{name}")
     if name not in EXPORTS:
         raise AttributeError(f"module 'homework' has no attribute {name!r}")
-    return getattr(importlib.import_module(EXPORTS[name]), name)
+    return getattr(importlib.import_module(str(EXPORTS[name])), name)

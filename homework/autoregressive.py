@@ -46,6 +46,8 @@ class AutoregressiveModel(FromNeighbours, Prior):
     architecture = "raster transformer 1"
     training_options = frozenset({"dropout", "recompute"})
     reads_codes = True
+    codes: Tensor
+    embedding: nn.Linear | nn.Embedding
     steps_class = TransformerSteps
 
     def __init__(self, d_latent: int = 128, n_tokens: int = 1024, n_layers: int = 2, n_heads: int = 2, window: int = 100,

@@ -106,14 +106,14 @@ class Compressor:
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """(h,w) of an image of ``size`` (H,W)."""
-        return tuple(-(-side // self.models.patch) for side in size)
+        return -(-size[0] // self.models.patch), -(-size[1] // self.models.patch)
 
     @torch.inference_mode()
     def to_tokens(self, x: Tensor) -> np.ndarray:
         """(B,H,W,3) float in [-0.5,0.5] -> grids (B,h,w) int64. ValueError if the tokenizer's grids have another size."""
         parts = x.split(max(1, PIXELS_AT_ONCE // (x.shape[1] * x.shape[2])))
         grids = np.concatenate([self.tokenizer.encode_index(part.to(self.device)).cpu().numpy() for part in parts])
-        if grids.shape[1:] != self.grid(x.shape[1:3]):
+        if grids.shape[1:] != self.grid((x.shape[1], x.shape[2])):
             raise ValueError(f"The tokenizer makes grids {grids.shape[1:]} of images {tuple(x.shape[1:3])}, which are not "
                              f"patches of {self.models.patch} pixels; a file cannot say so.")  # fmt: skip
         return grids
@@ -123,7 +123,7 @@ class Compressor:
         """Grids (h,w) of one size, and (H,W) of their images -> the images (H,W,3) float, on the device."""
         if len(grids) == 1:  # as a person would call it, without a batch
             return [self.tokenizer.decode_index(torch.from_numpy(grids[0]).to(self.device))[: sizes[0][0], : sizes[0][1]]]
-        found = []
+        found: list[Tensor] = []
         for part in pieces(grids, max(1, PIXELS_AT_ONCE // (grids[0].size * self.models.patch**2))):
             found += self.tokenizer.decode_index(torch.from_numpy(np.stack(part)).to(self.device))  # (B,H,W,3)
         return [image[:H, :W] for image, (H, W) in zip(found, sizes, strict=True)]
@@ -175,7 +175,7 @@ class Compressor:
             reader.check(self.models)
         positions = {item: k for k, item in enumerate(items)}
 
-        def work(coded: tuple[list[Item], list[bytes]]):
+        def work(coded: tuple[list[Item], list[bytes]]) -> dict:
             batch, payloads = coded
             reader, i = batch[0]
             grids = self.decode(payloads, reader.grid(i), [reader.label(i) for reader, i in batch])
@@ -206,7 +206,7 @@ class Compressor:
             for chunk in reader.chunks:
                 if not wanted.isdisjoint(chunk):
                     grids = {reader.grid(i) for i in chunk}
-                    if len(grids) > 1 or len(chunk) > self.images_at_once(*grids, archive.MAX_CHUNK):
+                    if len(grids) > 1 or len(chunk) > self.images_at_once(min(grids), archive.MAX_CHUNK):
                         raise range_coder.damaged(reader.name, "its chunks are not as they were written")
                     yield [(reader, i) for i in chunk]
 
@@ -230,8 +230,9 @@ def image_size(x: Tensor) -> tuple[int, int]:
     """(H,W) of an image. ValueError for any other tensor."""
     if x.ndim != 3 or x.shape[-1] != 3 or not x.is_floating_point():
         raise ValueError(f"An image is a float tensor (H,W,3), but this is {tuple(x.shape)} of {x.dtype}.")
-    format.check_size("The image", x.shape[:2])
-    return tuple(x.shape[:2])
+    size = x.shape[0], x.shape[1]
+    format.check_size("The image", size)
+    return size
 
 
 def _single(files: Sequence[bytes]) -> list[Item]:

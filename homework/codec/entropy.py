@@ -1,6 +1,7 @@
 """What codes grids under a prior: integer frequencies, exact where the prior allows it."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ class ExactPrior:
         OverflowError: the model has no room for all of its parts below 2^24.
     """
 
-    exact = True
+    exact: Literal[True] = True
 
     def __init__(self, prior: AutoregressiveModel, carrier: torch.dtype = torch.float32):
         self.device = torch.device("cpu") if prior.device.type == "mps" else prior.device
@@ -90,7 +91,7 @@ class FloatPrior:
     """Any prior in floats, see :func:`entropy_model`. Its weights may differ in other batches and on other machines, so
     encoder and decoder both take steps, in batches of the same size and order, on the same kind of machine."""
 
-    exact = False
+    exact: Literal[False] = False
 
     def __init__(self, prior: Prior):
         self.model, self.device, self.n_tokens = prior.eval(), prior.device, prior.n_tokens

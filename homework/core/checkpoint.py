@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -62,6 +63,6 @@ def locate(path: str | Path) -> Path:
     return path
 
 
-def load_reference(name: str) -> Model:
+def load_reference(name: str) -> Any:
     """The model ``name`` that :func:`locate` finds, in eval mode."""
     return load(name, name)

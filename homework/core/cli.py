@@ -12,13 +12,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import fire
 
 from homework.core import checks
 
 REPORT_PACKAGES = ("jinja2", "matplotlib", "scipy", "torchinfo")  # of the extra "report"; commands import them late
+
 
 def parse_image_size(size: str | None) -> tuple[int, int] | None:
     """``"100x150"`` -> ``(100, 150)``: height and width in pixels; ``None`` stays ``None``. ValueError for anything else."""
@@ -30,12 +31,12 @@ def parse_image_size(size: str | None) -> tuple[int, int] | None:
     return sides
 
 
-def at_least(low: int, **options) -> None:
+def at_least(low: int, **options: object) -> None:
     """ValueError, naming the first of the ``options`` that is not an integer of at least ``low``."""
-    checks.integer(low, **{f"--{name}": value for name, value in options.items()})
+    checks.integer(low, None, **{f"--{name}": value for name, value in options.items()})
 
 
-def switches(**options) -> None:
+def switches(**options: object) -> None:
     """ValueError, naming the first of the ``options`` that is not True or False: Fire gave it the word after it."""
     for name, value in options.items():
         if not isinstance(value, bool):
@@ -96,7 +97,7 @@ def main(name: str, command: Command) -> None:
     except ModuleNotFoundError as error:
         if error.name not in REPORT_PACKAGES:
             raise
-        _fail(f'This command needs the package {error.name}; pip install "homework[report]".')
+        _fail(ValueError(f'This command needs the package {error.name}; pip install "homework[report]".'))
     except (ValueError, OSError) as error:
         if os.environ.get("HOMEWORK_DEBUG"):
             raise
@@ -110,22 +111,22 @@ def parse(name: str, command: Command, arguments: list[str]) -> Callable[[], Non
 
     def record(function: Callable) -> Callable:
         @functools.wraps(function)
-        def bound(*args, **kwargs) -> None:
+        def bound(*args: Any, **kwargs: Any) -> None:
             calls.append(functools.partial(function, *args, **kwargs))
 
         return bound
 
-    several = isinstance(command, dict)
-    part = arguments[:1] if several and arguments[:1] and arguments[0] in command else []
+    parts = command if isinstance(command, dict) else {}
+    part = [argument for argument in arguments[:1] if argument in parts]
     if {"-h", "--help"} & set(arguments):  # Fire wants its own flags after a lone "--"
         arguments = [*part, "--", "--help"]
     os.environ.setdefault("PAGER", "cat")
     fire.helptext.LINE_LENGTH = 240  # Fire cuts off defaults of half of this
-    arguments = with_config(arguments, () if several else inspect.signature(command).parameters)
+    arguments = with_config(arguments, inspect.signature(command).parameters if callable(command) else ())
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):
-            recorded = {key: record(f) for key, f in command.items()} if several else record(command)
+            recorded = record(command) if callable(command) else {key: record(f) for key, f in parts.items()}
             fire.Fire(recorded, command=arguments, name=name)
     except fire.core.FireExit as stop:
         if stop.code == 0:
@@ -135,7 +136,7 @@ def parse(name: str, command: Command, arguments: list[str]) -> Callable[[], Non
         what = what.replace("Could not consume arg:", "There is no option" if " --" in what else "There is no argument for")
         raise ValueError(f"{what}. See {' '.join([name, *part])} --help.") from stop
     if not calls:
-        raise ValueError(f"Name a command: {', '.join(command)}. See {name} --help.")
+        raise ValueError(f"Name a command: {', '.join(parts)}. See {name} --help.")
     return calls[0]
 
 

@@ -4,7 +4,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class Model(nn.Module):
     config: dict[str, Any]
     meta: dict[str, Any]
 
-    def __new__(cls, *args: Any, **kwargs: Any):
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         model = super().__new__(cls)
         arguments = inspect.signature(cls.__init__).bind_partial(model, *args, **kwargs)  # partial: copy passes none
         arguments.apply_defaults()

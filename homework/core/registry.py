@@ -1,11 +1,15 @@
 """The table of everything that can be trained: one name, one class. Checkpoints name their class by it."""
 
+from __future__ import annotations
+
 import importlib
 import inspect
 from collections.abc import Iterable
 from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
 
-from homework.core.model import Model
+if TYPE_CHECKING:
+    from homework.core.model import Model
 
 # a name's module, imported when it is first asked for since the models import this file; or, once registered, the class
 MODELS: dict[str, str | type[Model]] = {
@@ -29,6 +33,8 @@ def register(cls: type[Model]) -> type[Model]:
     Running the same definition again, as in a notebook, replaces it. ValueError if another class has the name, or ``cls``
     does not inherit from :class:`Model`.
     """
+    from homework.core.model import Model  # here, so that listing the commands does not wait for torch
+
     if not (isinstance(cls, type) and issubclass(cls, Model)):
         raise ValueError(f"{cls!r} cannot be registered: it must be a class that inherits from homework.Model.")
     name, known = cls.__name__, MODELS.get(cls.__name__)

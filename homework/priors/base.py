@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -90,7 +90,7 @@ class Prior(Model):
     """
 
     data = "tokens"
-    steps_class: ClassVar[type[Steps]] = NaiveSteps
+    steps_class: ClassVar[Callable[..., Steps]] = NaiveSteps
     reads_codes: ClassVar[bool] = False
     n_tokens: int
 

@@ -42,7 +42,7 @@ class Tokenizer(Model):
 
     def decode_index(self, index: Tensor) -> Tensor:
         """(...,h,w) integers in [0,K) -> (...,h*P,w*Q,3)."""
-        return self.decode(self.code_vectors(index))
+        return self.decode(self.code_vectors(index))  # type: ignore[operator]
 
     def check_single(self, code: Tensor) -> None:
         """For a tokenizer with one code for an image: ValueError if ``code``, (...,h,w,d), has more."""
