@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from homework.core import checks, cli, devices
+from homework.core.model import ordinary_tensors
 from homework.datasets.image_files import read_image
 from homework.datasets.images import to_float, to_uint8
 from homework.evaluation.generated import generate_images, save_images
@@ -91,7 +92,7 @@ def read_float(path: str, size: tuple[int, int]) -> Tensor:
     return to_float(torch.from_numpy(np.array(read_image(path, size))))
 
 
-@torch.inference_mode()
+@ordinary_tensors
 def token_rows(coder: Tokenizer, x: Tensor, rows: int) -> Tensor:
     """The first ``rows`` token rows of an image: (H,W,3) -> (rows,w) int64. ValueError if it has fewer."""
     grid = coder.encode_index(x)

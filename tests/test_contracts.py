@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GRID, SIZE, K, batch_for, build
+from conftest import GRID, SIZE, TINY, K, batch_for, build
 from PIL import Image
 from torch import Tensor, nn
 
-from homework import load
+from homework import AutoregressiveModel, Compressor, load
 from homework.compress import compress, decompress, info
 from homework.core import registry
 from homework.core.model import Model
@@ -225,3 +225,35 @@ def test_searches_find_the_same_by_naive_steps(name, options, monkeypatch):
     fast = model.generate(2, *GRID, generator=torch.Generator().manual_seed(0), **options)
     monkeypatch.setattr(type(model), "steps", Prior.steps)
     assert torch.equal(fast, model.generate(2, *GRID, generator=torch.Generator().manual_seed(0), **options))
+
+
+def test_a_subclass_of_the_transformer_codes_by_what_it_computes_itself():
+    class Sharper(AutoregressiveModel):
+        def forward(self, tokens):
+            logits, measures = super().forward(tokens)
+            return 2 * logits, measures
+
+        def steps(self, B, h, w, device="cpu"):
+            return NaiveSteps(self, B, h, w, device)
+
+    tokenizer, prior = build("BSQPatchAutoEncoder"), Sharper(**TINY["AutoregressiveModel"])
+    compressor = Compressor(tokenizer, prior)
+    assert not compressor.entropy_model.exact
+    grids = torch.randint(K, (2, *GRID), generator=torch.Generator().manual_seed(0))
+    files = compressor.compress_tokens(grids, SIZE)
+    assert np.array_equal(np.stack(compressor.decompress_tokens(files)), grids)
+
+
+def test_options_by_name_are_captured_and_positional_ones_without_a_name_are_refused():
+    class Open(Model):
+        def __init__(self, width: int, **options: int):
+            super().__init__()
+
+    class Unnamed(Model):
+        def __init__(self, *sizes: int):
+            super().__init__()
+
+    config = Open(4, depth=3).config
+    assert config == {"width": 4, "depth": 3} and Open(**config).config == config
+    with pytest.raises(TypeError, match="no names in its config"):
+        Unnamed(1, 2)

@@ -1,9 +1,9 @@
 """Fingerprints: how files know the models that they were made with.
 
 A fingerprint covers what is computed: the name of the architecture, the options that change the computation and are not at
-their defaults, and the tensors in the order in which the model registers them. Names of modules and parameters do not enter,
-nor does the class's where ``architecture`` gives one, so that a class can be moved, and gain an option with a default,
-without orphaning a file. The default of an option that exists must therefore never change.
+their defaults, and the tensors in the order of their names in the state dict. The names themselves do not enter, nor does
+the class's where it has an ``architecture``, so that a class can be moved, and gain an option with a default, without
+orphaning a file. The default of an option that exists must therefore never change.
 
 Files of format 1 know their models by a hash of the class's name, the tensors with their names, and all options:
 :func:`legacy_digest`.
@@ -12,7 +12,7 @@ Files of format 1 know their models by a hash of the class's name, the tensors w
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -20,25 +20,25 @@ from torch import Tensor
 from homework.core.model import Model
 
 
-def digest(model: Model, tensors: Iterable[Tensor], dtype: torch.dtype, prefix: str = "") -> bytes:
+def digest(model: Model, tensors: Mapping[str, Tensor], dtype: torch.dtype, prefix: str = "") -> bytes:
     """SHA-256 (32 bytes) of the architecture of ``model`` after ``prefix``, its options that are not at their defaults, and
-    ``tensors`` rounded to ``dtype``, in their order."""
+    ``tensors`` rounded to ``dtype``."""
     parameters = inspect.signature(type(model).__init__).parameters
     options = {
         name: value
         for name, value in model.config.items()
-        if name not in model.training_options and value != parameters[name].default
+        if name not in model.training_options and (name not in parameters or value != parameters[name].default)
     }
-    name = prefix + (model.architecture or type(model).__name__)
+    name = prefix + vars(type(model)).get("architecture", type(model).__name__)  # a subclass computes something else
     sha = hashlib.sha256(json.dumps([name, options], sort_keys=True).encode())
-    for tensor in tensors:
+    for _, tensor in sorted(tensors.items()):
         sha.update(repr(tuple(tensor.shape)).encode() + _bytes(tensor, dtype))
     return sha.digest()
 
 
 def fingerprint(model: Model) -> bytes:
     """32 bytes by which compressed files know a model: its :func:`digest` with the weights as float32."""
-    return digest(model, model.state_dict().values(), torch.float32)
+    return digest(model, model.state_dict(), torch.float32)
 
 
 def identity(model: Model) -> str:
@@ -47,7 +47,7 @@ def identity(model: Model) -> str:
     have the same."""
     weights = model.state_dict()
     legacy = legacy_digest(type(model).__name__, {}, weights, torch.float16)
-    return f"{digest(model, weights.values(), torch.float16).hex()[:16]} {legacy.hex()[:16]}"
+    return f"{digest(model, weights, torch.float16).hex()[:16]} {legacy.hex()[:16]}"
 
 
 def is_same(one: str, other: str) -> bool:

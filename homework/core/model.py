@@ -24,7 +24,8 @@ class Model(nn.Module):
         meta: what its checkpoint says of its training; empty for a new model.
         learning_rate, warmup: peak learning rate of AdamW and updates of warm-up, unless a training asks for others.
         architecture: names what is computed from tensors and options, for fingerprints (:mod:`homework.core.fingerprint`).
-            Change it whenever the same weights begin to compute something else. Empty for the name of the class.
+            Change it whenever the same weights begin to compute something else. Not inherited; the class's name where there
+            is none.
         training_options: names of constructor arguments that change training alone, never what a trained model computes.
     """
 
@@ -43,6 +44,11 @@ class Model(nn.Module):
         arguments = inspect.signature(cls.__init__).bind_partial(model, *args, **kwargs)  # partial: copy passes none
         arguments.apply_defaults()
         config = dict(list(arguments.arguments.items())[1:])  # without self
+        for parameter in arguments.signature.parameters.values():
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                raise TypeError(f"{cls.__name__} takes *{parameter.name}, which have no names in its config; name them.")
+            if parameter.kind is parameter.VAR_KEYWORD:
+                config |= config.pop(parameter.name, {})
         model.__dict__ |= {"config": copy.deepcopy(config), "meta": {}}  # nn.Module's own __setattr__ needs its __init__
         return model
 
@@ -90,4 +96,6 @@ def _ordinary(x: Any) -> Any:
         return x.clone() if x.is_inference() else x
     if isinstance(x, dict):
         return {k: _ordinary(v) for k, v in x.items()}
-    return type(x)(map(_ordinary, x)) if isinstance(x, list | tuple) else x
+    if isinstance(x, list | tuple):
+        return type(x)(*map(_ordinary, x)) if hasattr(x, "_fields") else type(x)(map(_ordinary, x))  # a named tuple
+    return x

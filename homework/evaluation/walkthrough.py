@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from homework.codec.compressor import Compressor
+from homework.core.model import ordinary_tensors
 from homework.datasets.images import to_float, to_uint8
 from homework.evaluation.codecs import CODECS
 from homework.evaluation.generated import generate_images
@@ -35,7 +36,7 @@ class Stopwatch(dict):
         return result
 
 
-@torch.inference_mode()
+@ordinary_tensors
 def walk_through(
     ae: AutoEncoder, coder: Tokenizer, prior: Prior, x: Tensor, n_generate: int, seed: int, timed: Stopwatch
 ) -> tuple[dict[str, Any], dict[str, Tensor], list[bytes]]:

@@ -31,6 +31,8 @@ class Uniform(Prior):
 
     steps_class = UniformSteps
 
+    architecture = "uniform 1"
+
     def __init__(self, n_tokens: int):
         super().__init__()
         self.n_tokens = n_tokens

@@ -72,6 +72,8 @@ class SOM(FeatureModel, Tokenizer):
         ValueError: naming the argument and what is allowed.
     """
 
+    architecture = "SOM 1"
+    training_options = frozenset({"radius_start", "radius_end"})
     learning_rate = 5e-3
 
     def __init__(self, n_codes: int = 1024, patch: int | str = 1, lattice: str = "plane", height: int = 20, width: int = 30,
