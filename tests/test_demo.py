@@ -239,7 +239,7 @@ def make(folder):
     """``make(...)`` with the project's Makefile and ``false`` for a Python, where nothing is installed yet."""
     if shutil.which("make") is None:
         pytest.skip("there is no make here")
-    for name in "Makefile", "requirements.txt":
+    for name in "Makefile", "requirements.txt", "pyproject.toml":
         shutil.copy(ROOT / name, folder)
     env = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}  # CI runs the tests by make
     return lambda *arguments: subprocess.run(
