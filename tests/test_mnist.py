@@ -130,8 +130,8 @@ def test_too_few_digits_are_refused(tmp_path):
 def test_the_real_files():
     splits = {split: MnistDataset(split, REAL.parent) for split in ("train", "valid", "test")}
     assert {k: len(v) for k, v in splits.items()} == {"train": 50_000, "valid": 10_000, "test": 10_000}
-    ink = splits["valid"].ink.mean()
-    assert 0.15 < ink < 0.25 and splits["valid"].ink.max() == 1
+    ink = splits["valid"].tokens.mean()
+    assert 0.15 < ink < 0.25 and splits["valid"].tokens.max() == 1
 
 
 # --- binarisation ---------------------------------------------------------------------------------------------------------

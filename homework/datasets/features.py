@@ -29,19 +29,16 @@ class FeatureModel(Model):
 
 
 def shard_path(folder: Path, i: int) -> Path:
-    """The file of shard ``i``, counted from 0."""
+    """The file of shard ``i``."""
     return folder / f"features_{i:05d}.npy"
 
 
 def read_index(folder: Path) -> dict:
     """The description of the shards in ``folder``, from its index.json.
 
-    Returns:
-        {"format", "version", "size": [h, w, C], "image_size": [H, W] in pixels, "shards": the number of maps in each,
-        "autoencoder": its identity, "names": the images' paths, "finished": whether all shards are there}.
-    Raises:
-        ValueError: the file is damaged, or holds something else.
-        OSError: it cannot be read.
+    It is {"format", "version", "size": [h, w, C], "image_size": [H, W] in pixels, "shards": the number of maps in each,
+    "autoencoder": its identity, "names": the images' paths, "finished": whether all shards are there}.
+    ValueError if the file is damaged, or holds something else; OSError if it cannot be read.
     """
     path = folder / INDEX
     try:
@@ -76,17 +73,12 @@ def open_shard(folder: Path, index: dict, i: int) -> np.ndarray:
 
 
 class FeatureDataset(Dataset):
-    """Feature maps of images, as an auto-encoder's ``encode`` gives them, rounded to float16, in memory-mapped shards.
+    """Feature maps of images, as an auto-encoder's ``encode`` gives them, rounded to float16, in memory-mapped shards in a
+    folder, or in that of a split, ``root/{split}``.
 
     ``ds[i]`` is float32 (h, w, C); ``names`` are the images' paths; ``size`` is (h, w, C); ``autoencoder`` is the path of
-    the auto-encoder's checkpoint, ``fingerprint`` its identity.
-
-    Args:
-        source: a split ("train", "valid": the folder ``root/{split}``) or a folder.
-        root: the folder of the splits.
-    Raises:
-        FileNotFoundError: there are no feature maps.
-        ValueError: they are unfinished or damaged; the file is named.
+    the auto-encoder's checkpoint, ``fingerprint`` its identity. FileNotFoundError if there are no feature maps; ValueError,
+    naming the file, if they are unfinished or damaged.
     """
 
     holds = "features"
@@ -114,7 +106,6 @@ class FeatureDataset(Dataset):
         return self.batch(np.array([i % len(self)]))[0]
 
     def batch(self, indices: Indices, device: torch.device | str = "cpu") -> Tensor:
-        """The maps at ``indices`` (B) as float32 (B, h, w, C) on ``device``."""
         indices = np.asarray(indices)
         shard_of = np.searchsorted(self.ends, indices, side="right")
         maps = np.empty((len(indices), *self.size), np.float16)
@@ -124,13 +115,10 @@ class FeatureDataset(Dataset):
         return torch.from_numpy(maps).to(device).float()  # moved in half precision: half of the traffic
 
     def model_defaults(self) -> dict:
-        """The auto-encoder's name and configuration, h and w."""
-        model = self.load_autoencoder()
-        spec = {"model": type(model).__name__, "config": model.config}
-        return {"autoencoder": spec, "height": self.size[0], "width": self.size[1]}
+        model, (h, w, _) = self.load_autoencoder(), self.size
+        return {"autoencoder": {"model": type(model).__name__, "config": model.config}, "height": h, "width": w}
 
     def prepare(self, model: Model) -> None:
-        """Gives the auto-encoder to a new model that bears one."""
         if isinstance(model, FeatureModel):
             model.set_autoencoder(self.load_autoencoder())
 
