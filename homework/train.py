@@ -11,40 +11,15 @@ from homework.training import loop
 from homework.training.resume import RESUME_OVERRIDES, take_up
 
 
-def train(
-    model: str | Path,
-    epochs: float = 5,
-    batch_size: int = 16,
-    accumulate: int = 1,
-    lr: float | None = None,
-    lr_step: int | None = None,
-    lr_factor: float = 0.5,
-    warmup: int | None = None,
-    weight_decay: float = 0.01,
-    clip: float = 1.0,
-    ema: float = 0.999,
-    seed: int = 0,
-    augment: bool = True,
-    data: str | Path = "data",
-    dataset: str | None = None,
-    binarize: float | str | None = None,
-    coarse: str | Path | None = None,
-    image_size: str | None = None,
-    limit: int | None = None,
-    validate_every: int | None = None,
-    save_every: float = 10,
-    keep_every: int | None = None,
-    resume: bool = False,
-    config: str | Path | None = None,
-    init: str | Path | None = None,
-    inputs: str = "embedding",
-    output: str | Path | None = None,
-    tokenizer: str | Path = "homework/BSQPatchAutoEncoder.pth",
-    device: str = "auto",
-    bf16: bool = True,
-    compile: bool = False,
-    **options,
-) -> None:
+def train(model: str | Path, epochs: float = 5, batch_size: int = 16, accumulate: int = 1, lr: float | None = None,
+          lr_step: int | None = None, lr_factor: float = 0.5, warmup: int | None = None, weight_decay: float = 0.01,
+          clip: float = 1.0, ema: float = 0.999, seed: int = 0, augment: bool = True, data: str | Path = "data",
+          dataset: str | None = None, binarize: float | str | None = None, coarse: str | Path | None = None,
+          image_size: str | None = None, limit: int | None = None, validate_every: int | None = None, save_every: float = 10,
+          keep_every: int | None = None, resume: bool = False, config: str | Path | None = None,
+          init: str | Path | None = None, inputs: str = "embedding", output: str | Path | None = None,
+          tokenizer: str | Path = "homework/BSQPatchAutoEncoder.pth", device: str = "auto", bf16: bool = True,
+          compile: bool = False, **options) -> None:  # fmt: skip
     """Trains a model: logs/{date}_{Model}/, checkpoints/{date}_{Model}.pth, and the latest also as homework/{Model}.pth.
 
     That copy is written after every validation. All commands prefer it to the pretrained model of the same name.
@@ -105,8 +80,7 @@ def train(
 def check(settings: dict) -> None:
     """ValueError, naming the option and what it may be, for settings that make no sense."""
 
-    def given(*names: str) -> dict:
-        """These settings as options, except those that were left out and have no default."""
+    def given(*names: str) -> dict:  # these settings as options, except those that were left out and have no default
         may_lack = ("limit", "warmup", "lr", "lr_step", "keep_every", "validate_every")
         return {f"--{name}": settings[name] for name in names if settings[name] is not None or name not in may_lack}
 

@@ -18,19 +18,14 @@ def save(model: Model, path: str | Path, meta: dict | None = None, dtype: torch.
     """Writes ``{"model", "config", "state_dict", "meta"}`` to the ``.pth`` file ``path``: ``meta`` holds JSON-able facts
     about the training (command, figures); with a ``dtype``, floating-point weights are stored in it (float16 halves the
     file)."""
-    state = {k: v.detach().cpu() for k, v in model.state_dict().items()}
-    if dtype is not None:
-        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
-    name = type(model).__name__
-    write({"model": name, "config": dict(model.config), "state_dict": state, "meta": meta or {}}, path)
+    state = {k: v.detach().to("cpu", dtype if v.is_floating_point() else None) for k, v in model.state_dict().items()}
+    write({"model": type(model).__name__, "config": dict(model.config), "state_dict": state, "meta": meta or {}}, path)
 
 
 def load(path: str | Path, name: str | None = None) -> Model:
     """The model in ``path``, which may be a model's name (see :func:`locate`), in eval mode, float32, on the CPU.
-
     FileNotFoundError if there is no such file; ValueError if it is damaged, holds code, or a model of another class than
-    ``name`` (None for any).
-    """
+    ``name`` (None for any)."""
     path = locate(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}; train one with python -m homework.train.")
@@ -56,8 +51,7 @@ def locate(path: str | Path) -> Path:
     if path.is_file() or str(path) not in (path.stem, str(Path("homework", f"{path.stem}.pth"))):
         return path
     for folder in (Path("homework"), PACKAGE, PRETRAINED):
-        found = folder / f"{path.stem}.pth"
-        if found.is_file():
+        if (found := folder / f"{path.stem}.pth").is_file():
             print(f"{path}: using {found}", file=sys.stderr)
             return found
     return path

@@ -25,10 +25,9 @@ def parse_image_size(size: str | None) -> tuple[int, int] | None:
     """``"100x150"`` -> ``(100, 150)``: height and width in pixels; ``None`` stays ``None``. ValueError for anything else."""
     if size is None:
         return None
-    sides = checks.parse_size(size)
-    if not sides:
-        raise ValueError(f"--image_size is {size!r}, but must be HEIGHTxWIDTH in pixels, as in 100x150.")
-    return sides
+    if sides := checks.parse_size(size):
+        return sides
+    raise ValueError(f"--image_size is {size!r}, but must be HEIGHTxWIDTH in pixels, as in 100x150.")
 
 
 def at_least(low: int, **options: object) -> None:
@@ -50,10 +49,7 @@ def check_seed(seed: int) -> None:
 
 def with_config(arguments: list[str], parameters: Iterable[str]) -> list[str]:
     """Replaces ``--config FILE`` by the options in that JSON object, except those that the command line gives itself, by
-    name or, as the first of the command's ``parameters``, by position.
-
-    ValueError if the file is not one JSON object; OSError if it cannot be read.
-    """
+    name or, as the first of the command's ``parameters``, by position. ValueError if the file is not one JSON object."""
     at = next((i for i, a in enumerate(arguments) if a.split("=")[0] == "--config"), None)
     if at is None:
         return arguments
@@ -75,11 +71,9 @@ Command = Callable[..., None] | dict[str, Callable[..., None]]  # one function, 
 
 
 def main(name: str, command: Command) -> None:
-    """Runs ``command`` with the arguments of the command line; ``name`` is how a user calls it.
-
-    Any ValueError or OSError becomes one sentence on stderr and exit code 1 (with HOMEWORK_DEBUG=1 in the environment,
-    a traceback); Ctrl-C exits with 130.
-    """
+    """Runs ``command`` with the arguments of the command line; ``name`` is how a user calls it. Any ValueError or OSError
+    becomes one sentence on stderr and exit code 1 (with HOMEWORK_DEBUG=1 in the environment, a traceback); Ctrl-C exits with
+    130."""
     try:
         call = parse(name, command, sys.argv[1:])
     except (ValueError, OSError) as error:

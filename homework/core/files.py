@@ -38,10 +38,8 @@ def relabel_errors(temporary: Path, path: Path) -> Iterator[None]:
 
 
 def write(data: dict, path: str | Path) -> None:
-    """Writes plain data (tensors, numbers, strings, lists, dicts) to ``path``; a full disk leaves the old file as it was.
-
-    Raises OSError if it cannot be written.
-    """
+    """Writes plain data (tensors, numbers, strings, lists, dicts) to ``path``. OSError, with the old file as it was, if it
+    cannot be written, as on a full disk."""
     with replacing(path) as temporary:
         try:
             with open(temporary, "wb") as file:

@@ -23,12 +23,8 @@ from homework.core.model import Model
 def digest(model: Model, tensors: Iterable[Tensor], dtype: torch.dtype, prefix: str = "") -> bytes:
     """SHA-256 (32 bytes) of the architecture of ``model`` after ``prefix``, its options that are not at their defaults, and
     ``tensors`` rounded to ``dtype``, in their order."""
-    parameters = inspect.signature(type(model).__init__).parameters
-    options = {
-        name: value
-        for name, value in model.config.items()
-        if name not in model.training_options and value != parameters[name].default
-    }
+    parameters, ignored = inspect.signature(type(model).__init__).parameters, model.training_options
+    options = {k: v for k, v in model.config.items() if k not in ignored and v != parameters[k].default}
     name = prefix + (model.architecture or type(model).__name__)
     sha = hashlib.sha256(json.dumps([name, options], sort_keys=True).encode())
     for tensor in tensors:

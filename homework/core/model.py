@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 
 class Model(nn.Module):
-    """A trainable model: it owns its configuration, its loss and its pictures, so that the training loop knows no model.
-
-    A constructor raises a ValueError that names the bad argument, what is allowed and the remedy.
+    """A trainable model: it owns its configuration, its loss and its pictures, so that the training loop knows no model. A
+    constructor raises a ValueError that names the bad argument, what is allowed and the remedy.
 
     Attributes:
         data: the kind of data that it is trained on, a name in :mod:`homework.datasets.kinds`.
@@ -42,8 +41,8 @@ class Model(nn.Module):
         model = super().__new__(cls)
         arguments = inspect.signature(cls.__init__).bind_partial(model, *args, **kwargs)  # partial: copy passes none
         arguments.apply_defaults()
-        config = dict(list(arguments.arguments.items())[1:])  # without self
-        model.__dict__ |= {"config": copy.deepcopy(config), "meta": {}}  # nn.Module's own __setattr__ needs its __init__
+        config = copy.deepcopy(dict(list(arguments.arguments.items())[1:]))  # without self
+        model.__dict__ |= {"config": config, "meta": {}}  # nn.Module's own __setattr__ needs its __init__
         return model
 
     def __init__(self) -> None:

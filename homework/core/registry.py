@@ -28,11 +28,9 @@ ENTRY_POINTS = "homework.models"  # the group in which other installed packages 
 
 
 def register(cls: type[Model]) -> type[Model]:
-    """Class decorator: puts a model of your own into the table, under its class's name.
-
-    Running the same definition again, as in a notebook, replaces it. ValueError if another class has the name, or ``cls``
-    does not inherit from :class:`Model`.
-    """
+    """Class decorator: puts a model of your own into the table, under its class's name. Running the same definition again,
+    as in a notebook, replaces it. ValueError if another class has the name, or ``cls`` does not inherit from
+    :class:`Model`."""
     from homework.core.model import Model  # here, so that listing the commands does not wait for torch
 
     if not (isinstance(cls, type) and issubclass(cls, Model)):
@@ -65,19 +63,17 @@ def model_class(name: str) -> type[Model]:
 
 
 def build(cls: type[Model], options: dict, defaults: dict, base: Model | None = None, others: Iterable[str] = ()) -> Model:
-    """A model of ``cls`` with a user's options.
+    """A model of ``cls`` with a user's options. ValueError if one is unknown, has a value that the constructor refuses, or
+    does not fit the weights of ``base``.
 
     Args:
         options: arguments of its constructor.
         defaults: more of them, from the data; those that it does not know are left out.
         base: a trained model whose weights to start from; the options may change what has no weights, or add to them.
         others: options that exist but are not the constructor's, for the message about an unknown one.
-    Raises:
-        ValueError: an option is unknown, has a value that the constructor refuses, or does not fit the weights of ``base``.
     """
     known = list(inspect.signature(cls).parameters)
-    unknown = [k for k in options if k not in known]
-    if unknown:
+    if unknown := [k for k in options if k not in known]:
         rest = f"; those of every training are {', '.join(others)}" if others else ""
         raise ValueError(f"There is no option --{unknown[0]}. Those of {cls.__name__} are {', '.join(known)}{rest}.")
     wanted = {k: v for k, v in defaults.items() if k in known} | options

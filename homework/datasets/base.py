@@ -17,7 +17,7 @@ class Dataset:
     of "train" or "valid", the folder that ``--data`` names, and those of its options that the class has.
     A class becomes available as ``--dataset NAME`` by ``homework.datasets.kinds.DATASETS[NAME] = CLASS``."""
 
-    holds: ClassVar[str]  # "images", "grids", "pairs of grids" or "features"; a model takes all that hold the same as its kind
+    holds: ClassVar[str]  # "images", "grids", "pairs of grids" or "features"; a model takes all that hold what its kind does
     names: Sequence[str] = ()  # what the samples are called, as the paths of images
     meta: dict[str, Any] = {}  # what a checkpoint keeps of the data, such as the identity of the tokenizer that made it
     codes: Tensor | None = None  # the tokenizer's code vectors (K,d), if they came with the data

@@ -73,9 +73,9 @@ def read_split(split: str = "train", root: str | Path = "data") -> np.ndarray:
 
 
 def binary(digits: np.ndarray, how: float | str = 0) -> np.ndarray:
-    """Which pixels of (N,28,28) uint8 are ink, the same shape and type of 0 and 1: those brighter than a threshold in [0, 1),
-    black being 0 and white 1; or, for "sample", each with a probability of its brightness, by a fixed seed. ValueError if
-    ``how`` is something else."""
+    """Which pixels of (N,28,28) uint8 are ink, the same shape and type of 0 and 1: those brighter than a threshold in [0,
+    1), black being 0 and white 1; or, for "sample", each with a probability of its brightness, by a fixed seed. ValueError
+    if ``how`` is something else."""
     if isinstance(how, str) and how == "sample":
         draws = np.random.default_rng(0).integers(0, 255, digits.shape, dtype=np.uint8)  # 0 .. 254
         return (draws < digits).astype(np.uint8)
@@ -85,9 +85,9 @@ def binary(digits: np.ndarray, how: float | str = 0) -> np.ndarray:
 
 
 class MnistDataset(Grids):
-    """MNIST's digits as grids of two tokens: 1 where there is ink, see :func:`binary`, 0 elsewhere. Arguments and errors as of
-    :func:`read_split` and :func:`binary`; with "sample", ``augment`` makes a new draw each time, and everything else sees one
-    draw, always the same."""
+    """MNIST's digits as grids of two tokens: 1 where there is ink, see :func:`binary`, 0 elsewhere. Arguments and errors as
+    of :func:`read_split` and :func:`binary`; with "sample", ``augment`` makes a new draw each time, and everything else sees
+    one draw, always the same."""
 
     n_tokens, size = 2, (28, 28)
 

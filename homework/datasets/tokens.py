@@ -36,15 +36,16 @@ class TokenDataset(Grids):
     """Grids of tokens that ``homework.tokenize`` wrote, from a file or from that of a split, ``root/tokenized_{split}.pth``.
 
     The file holds ``{"tokens": (N, h, w), "n_tokens": int, "names": the images' paths, "codes": (n_tokens, d) float32 or
-    missing}``, or a plain tensor (N, h, w). FileNotFoundError if there is no such file, ValueError if it holds something else.
+    missing}``, or a plain tensor (N, h, w). FileNotFoundError if there is no such file, ValueError if it holds something
+    else.
     """
 
     def __init__(self, source: str | Path = "train", root: str | Path = "data"):
         path = Path(root) / f"tokenized_{source}.pth" if source in SPLITS else Path(source)
         if not path.is_file():
             images = Path(root) / source if source in SPLITS else "IMAGES"
-            raise FileNotFoundError(f"There are no tokens {path}; make them with python -m homework.tokenize TOKENIZER {path} "
-                                    f"{images}.")  # fmt: skip
+            raise FileNotFoundError(f"There are no tokens {path}; make them with python -m homework.tokenize TOKENIZER "
+                                    f"{path} {images}.")  # fmt: skip
         data = files.read(path)
         tokens = data.get("tokens") if isinstance(data, dict) else data
         if not isinstance(tokens, Tensor) or tokens.ndim != 3 or tokens.is_floating_point() or not tokens.numel():

@@ -14,7 +14,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes work together; 1 without torchrun."""
+    """The number of processes that work together; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 

@@ -60,17 +60,12 @@ def train(settings: dict, state: dict | None, grid_decoder: Callable) -> None:
 
 
 class Run:
-    """One training run.
+    """One training run, with the settings that are the arguments of :func:`homework.train.train`.
 
     Every draw (order of the data, augmentation, dropout) is a function of (seed, update, accumulated batch, rank). So the
     state is weights, optimizer, average and the number of the update, and a resumed run repeats the uninterrupted one.
-
-    Args:
-        settings: the arguments of :func:`homework.train.train`.
-        state: None for a new run; to resume one, what :func:`homework.training.resume.take_up` gives.
-        grid_decoder: how token grids are shown, as :func:`shades_of_grey`.
-    Raises:
-        ValueError: the settings do not go together, with the data, or with the state.
+    A constructor's ``state`` is what :func:`homework.training.resume.take_up` gives, ``grid_decoder`` shows token grids, as
+    :func:`shades_of_grey`. ValueError if the settings do not go together, with the data, or with the state.
     """
 
     def __init__(self, settings: dict, state: dict | None = None, grid_decoder: Callable = shades_of_grey):
@@ -232,8 +227,7 @@ class Run:
         """Writes the mean measures since the last call; ValueError if the loss is not finite."""
         self.check_finite(self.sums)
         n = (self.update - 1) % LOG_EVERY + 1  # the last call was at a multiple of LOG_EVERY
-        means = {k: float(v) / n for k, v in self.sums.items()}
-        self.sums = {}
+        means, self.sums = {k: float(v) / n for k, v in self.sums.items()}, {}
         self.bar.set_postfix(loss=f"{means['loss']:.4g}", refresh=False)
         if self.writer:
             for k, v in means.items():
@@ -277,9 +271,8 @@ class Run:
 
     def meta(self) -> dict:
         """What a checkpoint says of its training."""
-        command = " ".join(["python -m homework.train", *sys.argv[1:]])
-        known = {"command": command, "update": self.update, "minutes": self.seconds / 60, "valid": self.measures}
-        return known | self.train_data.meta
+        return {"command": " ".join(["python -m homework.train", *sys.argv[1:]]), "update": self.update,
+                "minutes": self.seconds / 60, "valid": self.measures} | self.train_data.meta  # fmt: skip
 
     def save(self, finished: bool, validated: bool) -> None:
         """Writes the averaged model, and until the run is ``finished`` what --resume needs. The copy in float16 is written

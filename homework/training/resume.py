@@ -28,9 +28,7 @@ def new_name(model: str) -> str:
 
 def find_state(model: str) -> Path:
     """The file that a training resumes from: next to the checkpoint ``model``, or of the latest run of the model so named.
-
-    ValueError if there is none, or no such model.
-    """
+    ValueError if there is none, or no such model."""
     if model.endswith(".pth"):
         paths = [path for path in [Path(model).with_suffix(".state.pth")] if path.is_file()]
     else:
@@ -42,11 +40,9 @@ def find_state(model: str) -> Path:
 
 
 def take_up(settings: dict, overrides: dict) -> tuple[dict, dict]:
-    """The settings and the state of the unfinished run that ``settings["model"]`` means.
-
-    The settings are those that the run began with, except those in RESUME_OVERRIDES. ValueError if one of ``overrides``,
-    the user's other options, differs, or the file holds something else than :func:`write_state` writes.
-    """
+    """The settings and the state of the unfinished run that ``settings["model"]`` means. The settings are those that the run
+    began with, except those in RESUME_OVERRIDES. ValueError if one of ``overrides``, the user's other options, differs, or
+    the file holds something else than :func:`write_state` writes."""
     path = find_state(settings["model"])
     state = files.read(path)
     needed = {"settings", "group", "class", "config", *STATE_FIELDS, *MODULES}

@@ -16,10 +16,8 @@ from homework.training import distributed
 
 
 def set_up(settings: dict, state: dict | None, device: torch.device) -> tuple[Model, Dataset, Dataset]:
-    """The model of a new run, or of the one with this ``state``, on ``device``; its training and validation data.
-
-    ValueError if the settings do not go together or with the data.
-    """
+    """The model of a new run, or of the one with this ``state``, on ``device``; its training and validation data. ValueError
+    if the settings do not go together or with the data."""
     torch.manual_seed(settings["seed"])
     base = checkpoint.load(settings["model"]) if settings["model"].endswith(".pth") and not state else None
     cls = type(base) if base else model_class(state["class"] if state else settings["model"])
@@ -28,7 +26,12 @@ def set_up(settings: dict, state: dict | None, device: torch.device) -> tuple[Mo
         model = build(cls, state["config"], {}).to(device)
     else:
         model = new_model(cls, base, settings, train_data, device)
-    check_vocabulary(model, train_data)
+    sizes = {"n_tokens": model.n_tokens, "coarse_tokens": model.config.get("coarse_tokens")}
+    for name, K in train_data.model_defaults().items():
+        if name in sizes and K != sizes[name]:
+            which = "coarse tokens" if name == "coarse_tokens" else "tokens"
+            raise ValueError(f"A {type(model).__name__} is for {sizes[name]} different {which}, but this data has {K}; "
+                             "choose another --dataset or another model.")  # fmt: skip
     distributed.share(model)
     return model, train_data, valid_data
 
@@ -60,11 +63,8 @@ def new_model(cls: type[Model], base: Model | None, settings: dict, data: Datase
 
 def open_data(cls: type[Model], settings: dict) -> tuple[Dataset, Dataset]:
     """The training and the validation data for a model of ``cls``: its own kind of data, or the one that --dataset names.
-
-    ValueError if there is no such data set, it does not suit the model, or an option is not for it.
-    """
-    name = settings["dataset"] or cls.data
-    kind = DATASETS[cls.data].holds
+    ValueError if there is no such data set, it does not suit the model, or an option is not for it."""
+    name, kind = settings["dataset"] or cls.data, DATASETS[cls.data].holds
     fitting = [k for k, v in DATASETS.items() if v.holds == kind]
     if name not in fitting:
         raise ValueError(f"--dataset is {name!r}, but {cls.__name__} is trained on {kind}: {', '.join(fitting)}.")
@@ -101,13 +101,3 @@ def check_origin(path: str, meta: dict, data: dict) -> None:
         if key in meta and not is_same(data.get(key, meta[key]), meta[key]):
             raise ValueError(f"{path} was trained on the grids of another tokenizer than those of {option}; make them with "
                              "that one, or train a new model by its name.")  # fmt: skip
-
-
-def check_vocabulary(model: Model, data: Dataset) -> None:
-    """ValueError if ``data`` has another number of different tokens than ``model``."""
-    sizes = {"n_tokens": model.n_tokens, "coarse_tokens": model.config.get("coarse_tokens")}
-    for name, K in data.model_defaults().items():
-        if name in sizes and K != sizes[name]:
-            which = "coarse tokens" if name == "coarse_tokens" else "tokens"
-            raise ValueError(f"A {type(model).__name__} is for {sizes[name]} different {which}, but this data has {K}; "
-                             "choose another --dataset or another model.")  # fmt: skip
