@@ -62,22 +62,14 @@ def features(autoencoder: str, images: str, output: str, image_size: str | None 
 def plan(model: AutoEncoder, names: list[str], image_size: tuple[int, int], shard: int) -> dict:
     """The index of the maps of ``names``, images of ``image_size`` (H, W), ``shard`` in a file; see :func:`read_index`."""
     size = model.encode(torch.zeros(1, *image_size, 3)).shape[1:]
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "size": list(size),
-        "image_size": list(image_size),
-        "shards": [min(shard, len(names) - start) for start in range(0, len(names), shard)],
-        "autoencoder": fingerprint.identity(model),
-        "names": names,
-    }
+    shards = [min(shard, len(names) - start) for start in range(0, len(names), shard)]
+    return {"format": FORMAT, "version": VERSION, "size": list(size), "image_size": list(image_size), "shards": shards,
+            "autoencoder": fingerprint.identity(model), "names": names}  # fmt: skip
 
 
 def prepare(folder: Path, index: dict, replace: bool) -> list[int]:
-    """Makes ``folder`` ready for the shards of ``index``, and returns those that are still to be made.
-
-    ValueError if other feature maps are there, which ``replace`` removes, or if one is damaged.
-    """
+    """Makes ``folder`` ready for the shards of ``index``, and returns those that are still to be made. ValueError if other
+    feature maps are there, which ``replace`` removes, or if one is damaged."""
     there = sorted(folder.glob("features_*.npy"))
     if replace:
         (folder / INDEX).unlink(missing_ok=True)  # first: without it, what is left is not taken for complete
@@ -85,8 +77,7 @@ def prepare(folder: Path, index: dict, replace: bool) -> list[int]:
             path.unlink()
     elif (folder / INDEX).is_file():
         found = read_index(folder)
-        other = [k for k in index if found[k] != index[k]]
-        if other:
+        if other := [k for k in index if found[k] != index[k]]:
             raise ValueError(f"{folder} has feature maps already, whose {' and '.join(other)} differ; name another folder, "
                              "or pass --replace to make them again.")  # fmt: skip
     elif there:
@@ -100,14 +91,11 @@ def prepare(folder: Path, index: dict, replace: bool) -> list[int]:
 
 
 @torch.inference_mode()
-def encode_shards(
-    model: AutoEncoder, index: dict, missing: list[int], batch_size: int, image_size: tuple[int, int] | None, bar: tqdm
-) -> Iterator[tuple[int, np.ndarray]]:
+def encode_shards(model: AutoEncoder, index: dict, missing: list[int], batch_size: int, image_size: tuple[int, int] | None,
+                  bar: tqdm) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
     """The shards ``missing``, one after the other: (i, float16 (n, h, w, C)). Batches end with a shard, so that it is the
-    same whether others were there already or not.
-
-    ValueError, naming the image, if one is damaged or of another size, or its map has numbers too large for float16.
-    """
+    same whether others were there already or not. ValueError, naming the image, if one is damaged or of another size, or its
+    map has numbers too large for float16."""
     ends = np.cumsum(index["shards"])
     names = {i: index["names"][end - n : end] for i, (n, end) in enumerate(zip(index["shards"], ends, strict=True))}
     batches = [names[i][at : at + batch_size] for i in missing for at in range(0, len(names[i]), batch_size)]

@@ -35,13 +35,11 @@ def fit(features: str, output: str, n_codes: int = 1024, patch: int | str = 1, l
         device: auto, cpu, cuda or mps.
     """
     cli.at_least(1, passes=passes, batch_size=batch_size)
-    if limit is not None:
-        cli.at_least(1, limit=limit)
+    cli.at_least(1, limit=1 if limit is None else limit)
     check_output(output)
     device = devices.pick_device(device)
     train, valid = (FeatureDataset(split, root=str(features)) for split in ("train", "valid"))
-    radii = {"radius_start": radius_start, "radius_end": radius_end}
-    model = SOM(n_codes, patch, lattice, **radii, **train.model_defaults())
+    model = SOM(n_codes, patch, lattice, radius_start=radius_start, radius_end=radius_end, **train.model_defaults())
     train.prepare(model)
     model.to(device).train()
     n = min(len(train), limit or len(train))
@@ -58,14 +56,12 @@ def fit(features: str, output: str, n_codes: int = 1024, patch: int | str = 1, l
     for k, pictures in model.images(valid.batch(torch.arange(min(8, len(valid))), device)).items():
         writer.add_images(k, pictures, passes)
     writer.close()
-    command = " ".join(["python -m homework.som", *sys.argv[1:]])
-    checkpoint.save(model.cpu(), str(output), {"command": command, "valid": results})
-    shown = ", ".join(f"{k} {v:.5g}" for k, v in results.items())
-    print(f"{output}: {shown} on {len(valid)} validation images")
+    meta = {"command": " ".join(["python -m homework.som", *sys.argv[1:]]), "valid": results}
+    checkpoint.save(model.cpu(), str(output), meta)
+    print(f"{output}: {', '.join(f'{k} {v:.5g}' for k, v in results.items())} on {len(valid)} validation images")
 
 
 def check_output(path: str) -> None:
-    """ValueError unless a checkpoint can be written to ``path``."""
     if Path(str(path)).suffix != ".pth" or Path(str(path)).is_dir():
         raise ValueError(f"The output is {path}, but must be a .pth file.")
 

@@ -42,18 +42,14 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
     """
     tokenizer, output, *images = map(str, (tokenizer, output, *images))  # Fire takes 2026 for a number
     cli.at_least(1, batch_size=batch_size)
-    cli.at_least(0, copies=copies)
-    if shift is not None:
-        cli.at_least(0, shift=shift)
+    cli.at_least(0, copies=copies, shift=0 if shift is None else shift)
     cli.switches(skip_bad=skip_bad, codes=codes)
     if not images:
         raise ValueError("Name the images to tokenize: files, folders or dataset.json files, after the output.")
     if Path(output).is_dir() or Path(output).suffix != ".pth":
         raise ValueError(f"The output is {output}, but must be a .pth file.")
-    size = cli.parse_image_size(image_size)
-    model = load_tokenizer(tokenizer)
-    if shift is None:
-        shift = min(*model.patch_shape, MOST) - 1
+    size, model = cli.parse_image_size(image_size), load_tokenizer(tokenizer)
+    shift = min(*model.patch_shape, MOST) - 1 if shift is None else shift
     fields = {"tokenizer": fingerprint.identity(model), "shift": shift if copies else 0}
     if codes:
         fields["codes"] = model.code_table().clone()  # a clone, for a view would be saved with all that it views
@@ -61,26 +57,24 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
     if data:
         if copies or size:
             raise ValueError("--copies and --image_size are for files of images; digits and feature maps stay as they are.")
-        results = encode_dataset(model.to(devices.pick_device(device)), data, batch_size)
-        _write(results, model.n_tokens, output, skip_bad, fields)
-        return
-    if split is not None:
+        parts = [encode_dataset(model.to(devices.pick_device(device)), data, batch_size)]
+    elif split is not None:
         raise ValueError("--split is for MNIST's folder alone, named mnist; leave it out, and name a folder of images.")
-    paths = image_paths(images)
-    try:
-        local_device = distributed.setup(devices.pick_device(device))
-        model.to(local_device)
-        results = distributed.gather(encode_files(model, paths, batch_size, size, local_device, copies, shift))
-    finally:
-        distributed.cleanup()
-    if results is not None:
-        _write(dict(item for part in results for item in part.items()), model.n_tokens, output, skip_bad, fields)
+    else:
+        paths = image_paths(images)
+        try:
+            local_device = distributed.setup(devices.pick_device(device))
+            model.to(local_device)
+            parts = distributed.gather(encode_files(model, paths, batch_size, size, local_device, copies, shift))
+        finally:
+            distributed.cleanup()
+    if parts is not None:
+        _write(dict(item for part in parts for item in part.items()), model.n_tokens, output, skip_bad, fields)
 
 
 def open_folder(folder: str, split: str | None) -> FeatureDataset | MnistImages | None:
-    """The feature maps, or the digits of MNIST's ``split``, in ``folder``; None if it holds neither. ValueError for MNIST
-    without a split."""
-    if (Path(folder) / INDEX).is_file():
+    """The feature maps, or the digits of MNIST's ``split``, in ``folder``; None if it holds neither."""
+    if Path(folder, INDEX).is_file():
         return FeatureDataset(folder)
     folder = Path(folder).resolve()
     if folder.name != "mnist" or not any(find(folder, name) for name in FILES):
@@ -92,8 +86,7 @@ def open_folder(folder: str, split: str | None) -> FeatureDataset | MnistImages 
 
 @torch.inference_mode()
 def encode_dataset(model: Tokenizer, data: FeatureDataset | MnistImages, batch_size: int) -> dict[str, Result]:
-    """The grids of all of ``data``. ValueError for feature maps that the tokenizer does not read, or that another
-    auto-encoder made."""
+    """The grids of ``data``. ValueError for feature maps that another auto-encoder made, or the tokenizer does not read."""
     encode = model.encode_index
     if isinstance(data, FeatureDataset):
         if isinstance(model, FeatureModel) and not fingerprint.is_of(data.fingerprint, model.autoencoder):
@@ -157,8 +150,6 @@ def _stored(grids: torch.Tensor, n_tokens: int) -> np.ndarray:
 def smallest_type(n_tokens: int) -> type:
     """The smallest numpy type for 0 ... ``n_tokens`` - 1; unsigned up to 16 bits, beyond which it saves nothing."""
     types = {8: np.uint8, 16: np.uint16, 31: np.int32, 63: np.int64}
-    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
-        del types[16]  # earlier torch cannot save it
     return next(t for bits, t in types.items() if n_tokens <= 1 << bits)
 
 

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import fire
 
@@ -75,12 +75,8 @@ def main(name: str, command: Command) -> None:
     becomes one sentence on stderr and exit code 1 (with HOMEWORK_DEBUG=1 in the environment, a traceback); Ctrl-C exits with
     130."""
     try:
-        call = parse(name, command, sys.argv[1:])
-    except (ValueError, OSError) as error:
-        _fail(error)
-    try:
         with _quiet_threads():
-            call()
+            parse(name, command, sys.argv[1:])()
         sys.stdout.flush()
     except BrokenPipeError:  # stdout's reader, such as head, has closed it; Python must not complain of it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -91,11 +87,16 @@ def main(name: str, command: Command) -> None:
     except ModuleNotFoundError as error:
         if error.name not in REPORT_PACKAGES:
             raise
-        _fail(ValueError(f'This command needs the package {error.name}; pip install "homework[report]".'))
+        print(f'error: This command needs the package {error.name}; pip install "homework[report]".', file=sys.stderr)
+        sys.exit(1)
     except (ValueError, OSError) as error:
         if os.environ.get("HOMEWORK_DEBUG"):
             raise
-        _fail(error)
+        sentence = str(error)
+        if isinstance(error, OSError) and error.strerror:  # the system's own words, and the file that they are about
+            sentence = f"{error.strerror}{f': {error.filename}' if error.filename else ''}."
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(1)
 
 
 def parse(name: str, command: Command, arguments: list[str]) -> Callable[[], None]:
@@ -144,12 +145,3 @@ def _quiet_threads() -> Iterator[None]:
         yield
     finally:
         threading.excepthook = hook
-
-
-def _fail(error: Exception) -> NoReturn:
-    """Ends the process with the error's message, or the system's own one and the file that it is about."""
-    sentence = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        sentence = f"{error.strerror}{f': {error.filename}' if error.filename else ''}."
-    print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(1)

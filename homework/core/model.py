@@ -14,28 +14,20 @@ class Model(nn.Module):
     """A trainable model: it owns its configuration, its loss and its pictures, so that the training loop knows no model. A
     constructor raises a ValueError that names the bad argument, what is allowed and the remedy.
 
-    Attributes:
-        data: the kind of data that it is trained on, a name in :mod:`homework.datasets.kinds`.
-        n_tokens: K of the tokens that it reads or makes, in [0, K); None for a model without tokens.
-        reads_codes: whether --inputs codes is for it, see :class:`homework.priors.base.Prior`.
-        config: a copy of its constructor's arguments by name, defaults included; JSON must be able to hold them. Captured
-            here for every subclass, before the subclass's ``__init__`` runs.
-        meta: what its checkpoint says of its training; empty for a new model.
-        learning_rate, warmup: peak learning rate of AdamW and updates of warm-up, unless a training asks for others.
-        architecture: names what is computed from tensors and options, for fingerprints (:mod:`homework.core.fingerprint`).
-            Change it whenever the same weights begin to compute something else. Empty for the name of the class.
-        training_options: names of constructor arguments that change training alone, never what a trained model computes.
+    ``config`` is captured here for every subclass, before the subclass's ``__init__`` runs.
     """
 
-    data: ClassVar[str]
-    reads_codes: ClassVar[bool] = False
+    data: ClassVar[str]  # the kind of data that it is trained on, a name in homework.datasets.kinds
+    reads_codes: ClassVar[bool] = False  # whether --inputs codes is for it, see homework.priors.base.Prior
+    # What is computed from tensors and options, by name, for fingerprints; empty for the name of the class. To be changed
+    # whenever the same weights begin to compute something else.
     architecture: ClassVar[str] = ""
-    training_options: ClassVar[frozenset[str]] = frozenset()
-    n_tokens: int | None = None
-    learning_rate: float = 1e-3
-    warmup: int = 100
-    config: dict[str, Any]
-    meta: dict[str, Any]
+    training_options: ClassVar[frozenset[str]] = frozenset()  # arguments that never change what a trained model computes
+    n_tokens: int | None = None  # K of the tokens that it reads or makes, in [0, K); None for a model without tokens
+    learning_rate: float = 1e-3  # the peak, of AdamW; this and warmup unless a training asks for others
+    warmup: int = 100  # updates
+    config: dict[str, Any]  # its constructor's arguments by name, defaults included, copied; JSON must be able to hold them
+    meta: dict[str, Any]  # what its checkpoint says of its training; empty for a new model
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         model = super().__new__(cls)
@@ -75,11 +67,10 @@ def ordinary_tensors(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        if torch.is_inference_mode_enabled():
-            return function(*args, **kwargs)
+        inside = torch.is_inference_mode_enabled()
         with torch.inference_mode():
             result = function(*args, **kwargs)
-        return _ordinary(result)
+        return result if inside else _ordinary(result)
 
     return wrapped
 

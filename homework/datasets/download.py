@@ -147,13 +147,11 @@ def _idx_files(source: Path) -> dict[str, Path]:
 
 def _put_idx(files: dict[str, Path], folder: Path, replace: bool) -> None:
     """Copies MNIST's files into ``folder``/mnist, gzipped ones as .gz, once all have been read without an error."""
-    missing = [name for name in idx.FILES if "images" in name and name not in files]
-    if missing:
+    if missing := [name for name in idx.FILES if "images" in name and name not in files]:
         raise ValueError(f"MNIST's file {missing[0]} is not there, beside {next(iter(files.values()))}.")
     with _new_folders(folder, ["mnist"], replace) as new:
         for name, path in files.items():
-            zipped = path.read_bytes()[:2] == b"\x1f\x8b"
-            copy = new / "mnist" / (f"{name}.gz" if zipped else name)
+            copy = new / "mnist" / (f"{name}.gz" if path.read_bytes()[:2] == b"\x1f\x8b" else name)
             shutil.copyfile(path, copy)
             idx.read_idx(copy, path)
     print(f"{folder / 'mnist'}: {len(files)} files")
@@ -169,8 +167,7 @@ def _zip_entries(archive: zipfile.ZipFile, source: Path) -> Entries:
 
 def _by_split(entries: Entries, source: Path, valid_every: int) -> dict[str, Opener]:
     """``{"train/name.jpg": opener}`` for the images in folders train and valid; if there are none, for all images."""
-    entries = [(path, opener) for path, opener in entries if is_image(path)]
-    members = {}
+    entries, members = [(path, opener) for path, opener in entries if is_image(path)], {}
     for path, opener in entries:
         if path.parent.name in SPLITS:
             name = f"{path.parent.name}/{path.name}"

@@ -37,7 +37,10 @@ def image_paths(source: Source, root: str | Path = "data") -> list[str]:
     """
     if isinstance(source, str) and source in SPLITS:
         if not any((Path(root) / split).is_dir() for split in SPLITS) and has_images(Path(root)):
-            return split(image_paths(root), source, root)
+            paths = image_paths(root)
+            if len(paths) < 2:
+                raise ValueError(f"There is only one image in {root}, but training and validation need one each.")
+            return paths[::HELD_OUT] if source == "valid" else sorted({*paths} - {*paths[::HELD_OUT]})
         if not (Path(root) / source).is_dir():
             raise FileNotFoundError(f"There is no folder {Path(root) / source}, nor are there images in {root} itself; get "
                                     f"the images with {HOW_TO_GET}.")  # fmt: skip
@@ -61,15 +64,6 @@ def image_paths(source: Source, root: str | Path = "data") -> list[str]:
 def has_images(root: Path) -> bool:
     """Whether there are images in a folder itself, or ``root`` is a file, which may name some."""
     return root.is_file() or (root.is_dir() and any(map(is_image, root.iterdir())))
-
-
-def split(paths: list[str], name: str, root: str | Path) -> list[str]:
-    """Of sorted paths every 20th, from the first one on, for "valid", and the others for "train". ValueError, naming
-    ``root``, if there is only one."""
-    if len(paths) < 2:
-        raise ValueError(f"There is only one image in {root}, but training and validation need one each.")
-    held_out = paths[::HELD_OUT]
-    return held_out if name == "valid" else sorted({*paths} - {*held_out})
 
 
 def is_image(path: PurePath) -> bool:
@@ -109,12 +103,9 @@ def read_dataset_json(path: Path) -> list[str]:
 
 
 def read_image(path: str | Path, image_size: tuple[int, int] | None = None) -> np.ndarray:
-    """One image file, upright; transparent pixels on white, 16 bits a channel cut down to the upper 8.
+    """(H, W, 3) uint8 RGB of an image file, upright; transparent pixels on white, 16 bits a channel cut down to the upper 8.
+    With an ``image_size`` (H, W), the image is scaled until it covers this, and its centre cut out.
 
-    Args:
-        image_size: (H, W): scale until it covers this, then cut out the centre. None leaves the image as it is.
-    Returns:
-        (H, W, 3) uint8 RGB.
     Raises:
         OSError: there is no such file, or it may not be read.
         ValueError: the file is not an image, is damaged, too large for Pillow, or has floats or 32 bits a pixel.
@@ -126,31 +117,25 @@ def read_image(path: str | Path, image_size: tuple[int, int] | None = None) -> n
     return np.asarray(image)
 
 
-class _UnknownWhite(Exception):
-    """An image's numbers have no known maximum."""
-
-
 def _decode(stream: BinaryIO, path: str | Path) -> Image.Image:
     """In RGB, see :func:`read_image`."""
     try:
         with Image.open(stream) as file:
-            if file.mode == "F" or (file.mode == "I" and file.format not in ("PNG", "PPM")):  # those have 16 bits
-                raise _UnknownWhite
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip to white
-                grey, clear = np.asarray(image), image.info.get("transparency")
-                grey = np.where(grey == clear, 255, grey // 256)
-                image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
-            if image.has_transparency_data:  # as on a page; what convert() alone would show there is often black or noise
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            return image.convert("RGB")
-    except _UnknownWhite as error:
-        raise ValueError(f"{path} cannot be read: it has floats or 32 bits a pixel, whose white is unknown; convert it to 8 "
-                         "or 16 bits.") from error  # fmt: skip
+            if file.mode != "F" and (file.mode != "I" or file.format in ("PNG", "PPM")):  # those have 16 bits
+                image = ImageOps.exif_transpose(file)
+                if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip to white
+                    grey, clear = np.asarray(image), image.info.get("transparency")
+                    grey = np.where(grey == clear, 255, grey // 256)
+                    image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+                if image.has_transparency_data:  # as on a page; what convert() alone would show is often black or noise
+                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+                return image.convert("RGB")
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is too large: Pillow reads up to {2 * Image.MAX_IMAGE_PIXELS:,} pixels.") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
         raise ValueError(f"{path} cannot be read as an image ({type(error).__name__}); is it damaged?") from error
+    raise ValueError(f"{path} cannot be read: it has floats or 32 bits a pixel, whose white is unknown; convert it to 8 or "
+                     "16 bits.")  # fmt: skip
 
 
 def check_size(path: str, image: np.ndarray, first_path: str, size: tuple[int, int]) -> None:
@@ -172,9 +157,8 @@ def report_bad_images(bad: list[str], n: int, skip_bad: bool) -> None:
         print(f"Left out {len(bad)} of {n} images:{named}", file=sys.stderr)
 
 
-def decoded(
-    batches: Iterable[list[str]], image_size: tuple[int, int] | None = None
-) -> Iterator[tuple[list[str], list[np.ndarray | str]]]:
+def decoded(batches: Iterable[list[str]], image_size: tuple[int, int] | None = None,
+            ) -> Iterator[tuple[list[str], list[np.ndarray | str]]]:  # fmt: skip
     """Every batch of paths with its images, as :func:`read_image` returns them; instead of one that cannot be read, a
     sentence that says why. While a batch is being used, threads decode the next."""
     pending = collections.deque()

@@ -53,11 +53,8 @@ class ImageDataset(Images):
     The cache is in ``root/.cache`` (N*H*W*3 bytes; beside a dataset.json), or in a temporary folder where that cannot be
     written. It is made again when a file's name, size or time changes.
 
-    Args:
-        image_size: (H, W) to scale and crop to; None requires that all images have one size.
-    Raises:
-        FileNotFoundError: no such source.
-        ValueError: there are no images, one is damaged, or one does not fit (the first is named).
+    ``image_size`` is (H, W) to scale and crop to; None requires that all images have one size. FileNotFoundError if there is
+    no such source; ValueError if there are no images, one is damaged, or one does not fit (the first is named).
     """
 
     def __init__(self, source: Source = "train", image_size: tuple[int, int] | None = None, root: str | Path = "data"):
@@ -77,8 +74,7 @@ def _cache(names: list[str], origin: str | list[str], image_size: tuple[int, int
     """The .npy file (N, H, W, 3) uint8 of the images ``names``, made if need be; it replaces others of ``origin``."""
     prefix = hashlib.sha256(repr((os.getcwd(), str(root), origin, image_size)).encode()).hexdigest()[:8]
     content = hashlib.sha256()
-    for name in names:
-        stat = os.stat(name)
+    for name, stat in zip(names, map(os.stat, names), strict=True):
         content.update(os.fsencode(f"{os.path.abspath(name)}\0{stat.st_size}\0{stat.st_mtime_ns}\0"))
     file_name = f"{prefix}-{content.hexdigest()[:24]}.npy"
     temporary = Path(tempfile.gettempdir()) / f"homework-cache-{getattr(os, 'getuid', int)()}"

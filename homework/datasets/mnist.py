@@ -16,6 +16,7 @@ from homework.datasets.tokens import Grids
 FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 N_TRAIN = 50_000  # of the first file; the others of it are for validation
 HOW_TO_GET = "python -m homework.data mnist, or python -m homework.data import FOLDER if you have the files"
+AGAIN = f"get it again with {HOW_TO_GET}."
 
 
 def read_idx(path: str | Path, known_as: str | Path | None = None) -> np.ndarray:
@@ -29,15 +30,13 @@ def read_idx(path: str | Path, known_as: str | Path | None = None) -> np.ndarray
         content, intact = _unpack_damaged(path), False
     path = known_as or path
     if len(content) < 4 or content[:3] != b"\0\0\x08" or not 1 <= content[3] <= 4 or len(content) < 4 + 4 * content[3]:
-        raise ValueError(f"{path} is not an IDX file of bytes, or its header is cut off ({len(content)} bytes); get it "
-                         f"again with {HOW_TO_GET}.")  # fmt: skip
+        raise ValueError(f"{path} is not an IDX file of bytes, or its header is cut off ({len(content)} bytes); {AGAIN}")
     shape = np.frombuffer(content, ">u4", content[3], offset=4).tolist()
     head, wanted = 4 + 4 * len(shape), math.prod(shape)
     if len(content) != head + wanted:
-        raise ValueError(f"{path} should hold {head + wanted} bytes (unpacked) but holds {len(content)}; get it again with "
-                         f"{HOW_TO_GET}.")  # fmt: skip
+        raise ValueError(f"{path} should hold {head + wanted} bytes (unpacked) but holds {len(content)}; {AGAIN}")
     if not intact:
-        raise ValueError(f"{path} is damaged: its checksum is wrong; get it again with {HOW_TO_GET}.")
+        raise ValueError(f"{path} is damaged: its checksum is wrong; {AGAIN}")
     return np.frombuffer(content, np.uint8, offset=head).reshape(shape)
 
 
@@ -62,13 +61,12 @@ def read_split(split: str = "train", root: str | Path = "data") -> np.ndarray:
     if split not in ("train", "valid", "test"):
         raise ValueError(f"MNIST has the splits train, valid and test, but not {split!r}.")
     folder, name = Path(root) / "mnist", FILES[2 if split == "test" else 0]
-    path = find(folder, name)
-    if path is None:
+    if (path := find(folder, name)) is None:
         raise FileNotFoundError(f"There is no {folder / name}.gz; get MNIST with {HOW_TO_GET}.")
     digits = read_idx(path)
     if digits.ndim != 3 or digits.shape[1:] != (28, 28) or len(digits) <= N_TRAIN * (split != "test"):
         raise ValueError(f"{path} holds {digits.shape}, but MNIST's digits are (N,28,28), more than {N_TRAIN} of them for "
-                         f"training; get it again with {HOW_TO_GET}.")  # fmt: skip
+                         f"training; {AGAIN}")  # fmt: skip
     return {"train": digits[:N_TRAIN], "valid": digits[N_TRAIN:], "test": digits}[split]
 
 

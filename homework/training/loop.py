@@ -132,7 +132,8 @@ class Run:
                     logs, validates = (last or self.update % every == 0 for every in (LOG_EVERY, validate_every))
                     if logs:
                         self.log()
-                    stops = self.agree_to_stop(logs)
+                    # several processes must agree, so they ask the first one, at each log
+                    stops = self.stopped if self.world == 1 else logs and distributed.broadcast(self.stopped)
                     if validates:
                         self.validate()
                     if keep_every and self.update % keep_every == 0 and self.rank == 0:
@@ -155,10 +156,6 @@ class Run:
         if self.stopped:
             raise KeyboardInterrupt
         self.stopped = True
-
-    def agree_to_stop(self, logs: bool) -> bool:
-        """Whether to stop after this update: several processes must agree, so they ask the first one, when it ``logs``."""
-        return self.stopped if self.world == 1 else logs and distributed.broadcast(self.stopped)
 
     def leave(self, finished: bool) -> None:
         """Waits for the save, since torchrun stops all processes as soon as one has left with an error; KeyboardInterrupt

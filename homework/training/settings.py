@@ -51,7 +51,10 @@ def new_model(cls: type[Model], base: Model | None, settings: dict, data: Datase
     others = ("resume", "config", *(k for k in settings if k not in ("model", "options")))
     model = build(cls, options, data.model_defaults(), base, others).to(device)
     if base:
-        check_origin(settings["model"], base.meta, data.meta)
+        for key, option in ("tokenizer", "--data"), ("coarse_tokenizer", "--coarse"):
+            if key in base.meta and not is_same(data.meta.get(key, base.meta[key]), base.meta[key]):
+                raise ValueError(f"{settings['model']} was trained on the grids of another tokenizer than those of {option};"
+                                 " make them with that one, or train a new model by its name.")  # fmt: skip
     else:
         data.prepare(model)
     if settings["init"]:
@@ -80,8 +83,8 @@ def open_data(cls: type[Model], settings: dict) -> tuple[Dataset, Dataset]:
 
 def load_matching_weights(model: nn.Module, other: nn.Module, path: str) -> None:
     """Copies the weights of ``other`` whose name and shape fit into ``model``; ValueError, naming ``path``, if none does."""
-    own, theirs = model.state_dict(), other.state_dict()
-    fitting = {name: tensor for name, tensor in theirs.items() if name in own and own[name].shape == tensor.shape}
+    own = model.state_dict()
+    fitting = {k: tensor for k, tensor in other.state_dict().items() if k in own and own[k].shape == tensor.shape}
     for name in [name for name, tensor in fitting.items() if tensor.ndim == 0]:  # counters and flags describe their module
         module = name.rpartition(".")[0]
         if not all(k in fitting for k in own if k.rpartition(".")[0] == module):
@@ -92,12 +95,3 @@ def load_matching_weights(model: nn.Module, other: nn.Module, path: str) -> None
     if distributed.rank() == 0:
         copied, all_ = (sum(t.numel() for t in tensors.values()) for tensors in (fitting, own))
         print(f"{path}: took over {copied:,} of {all_:,} weights", file=sys.stderr)
-
-
-def check_origin(path: str, meta: dict, data: dict) -> None:
-    """ValueError if the model at ``path``, described by ``meta``, was trained on the grids of another tokenizer than those
-    described by ``data``."""
-    for key, option in ("tokenizer", "--data"), ("coarse_tokenizer", "--coarse"):
-        if key in meta and not is_same(data.get(key, meta[key]), meta[key]):
-            raise ValueError(f"{path} was trained on the grids of another tokenizer than those of {option}; make them with "
-                             "that one, or train a new model by its name.")  # fmt: skip
