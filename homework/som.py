@@ -36,7 +36,7 @@ def fit(features: str, output: str, n_codes: int = 1024, patch: int | str = 1, l
     """
     cli.at_least(1, passes=passes, batch_size=batch_size)
     cli.at_least(1, limit=1 if limit is None else limit)
-    check_output(output)
+    cli.check_output(output)
     device = devices.pick_device(device)
     train, valid = (FeatureDataset(split, root=str(features)) for split in ("train", "valid"))
     model = SOM(n_codes, patch, lattice, radius_start=radius_start, radius_end=radius_end, **train.model_defaults())
@@ -61,11 +61,6 @@ def fit(features: str, output: str, n_codes: int = 1024, patch: int | str = 1, l
     print(f"{output}: {', '.join(f'{k} {v:.5g}' for k, v in results.items())} on {len(valid)} validation images")
 
 
-def check_output(path: str) -> None:
-    if Path(str(path)).suffix != ".pth" or Path(str(path)).is_dir():
-        raise ValueError(f"The output is {path}, but must be a .pth file.")
-
-
 def prune(model: str, features: str, threshold: int, output: str | None = None, batch_size: int = 64,
           device: str = "auto") -> None:  # fmt: skip
     """Removes the units of a SOM that are the best for fewer patches than a threshold; the others keep their positions.
@@ -83,14 +78,13 @@ def prune(model: str, features: str, threshold: int, output: str | None = None, 
     cli.at_least(1, threshold=threshold, batch_size=batch_size)
     path, features, device = Path(str(model)), Path(str(features)), devices.pick_device(device)
     target = Path(str(output)) if output else path.with_stem(f"{path.stem}_pruned")
-    check_output(target)
+    cli.check_output(target)
     som = checkpoint.load(path, "SOM").to(device)
     data = FeatureDataset(features if (features / INDEX).is_file() else "train", root=features)
     counts, before = evaluate_codebook(som, data, batch_size)
     left = (counts >= threshold).nonzero()[:, 0].tolist()
     if not left:
-        raise ValueError(f"--threshold is {threshold}, but no unit is the best for so many patches; the most are "
-                         f"{int(counts.max())}.")  # fmt: skip
+        raise ValueError(f"--threshold is {threshold}, but no unit is the best for more than {int(counts.max())} patches.")
     smaller, after = som, before
     if len(left) < som.n_tokens:
         smaller = pruned(som, left)

@@ -46,8 +46,7 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
     cli.switches(skip_bad=skip_bad, codes=codes)
     if not images:
         raise ValueError("Name the images to tokenize: files, folders or dataset.json files, after the output.")
-    if Path(output).is_dir() or Path(output).suffix != ".pth":
-        raise ValueError(f"The output is {output}, but must be a .pth file.")
+    cli.check_output(output)
     size, model = cli.parse_image_size(image_size), load_tokenizer(tokenizer)
     shift = min(*model.patch_shape, MOST) - 1 if shift is None else shift
     fields = {"tokenizer": fingerprint.identity(model), "shift": shift if copies else 0}
@@ -90,8 +89,7 @@ def encode_dataset(model: Tokenizer, data: FeatureDataset | MnistImages, batch_s
     encode = model.encode_index
     if isinstance(data, FeatureDataset):
         if isinstance(model, FeatureModel) and not fingerprint.is_of(data.fingerprint, model.autoencoder):
-            raise ValueError("These feature maps are of another auto-encoder than the tokenizer's; make them with its own, "
-                             "or name images.")  # fmt: skip
+            raise ValueError("These feature maps are of another auto-encoder; use the tokenizer's own, or name images.")
         encode = model.encode_features
     device, results = model.device, {}
     with tqdm(total=len(data), desc="tokenizing", unit="img") as bar:
@@ -158,11 +156,8 @@ def _write(results: dict[str, Result], n_tokens: int, output: str, skip_bad: boo
     results = dict(sorted(results.items()))
     sizes = collections.Counter(r[0] for r in results.values() if not isinstance(r, str))
     size = max(sizes, key=sizes.get, default=None)
-    bad = [
-        r if isinstance(r, str) else f"{path} is {r[0][0]}x{r[0][1]}, most are {size[0]}x{size[1]} (see --image_size)"
-        for path, r in results.items()
-        if isinstance(r, str) or r[0] != size
-    ]
+    bad = [r if isinstance(r, str) else f"{path} is {r[0][0]}x{r[0][1]}, most are {size[0]}x{size[1]} (see --image_size)"
+           for path, r in results.items() if isinstance(r, str) or r[0] != size]  # fmt: skip
     report_bad_images(bad, len(results), skip_bad)
     grids = {path: r[1] for path, r in results.items() if not isinstance(r, str) and r[0] == size}
     tokens = torch.from_numpy(np.stack(list(grids.values())))  # (N, h, w)

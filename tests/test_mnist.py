@@ -122,7 +122,7 @@ def test_split(small):
 
 def test_too_few_digits_are_refused(tmp_path):
     write_mnist(tmp_path / "mnist")
-    with pytest.raises(ValueError, match="more than 50000 of them for training"):
+    with pytest.raises(ValueError, match="N > 50000 for training"):
         mnist.read_split("valid", tmp_path)
 
 

@@ -15,9 +15,8 @@ PRETRAINED = PACKAGE / "pretrained"
 
 
 def save(model: Model, path: str | Path, meta: dict | None = None, dtype: torch.dtype | None = None) -> None:
-    """Writes ``{"model", "config", "state_dict", "meta"}`` to the ``.pth`` file ``path``: ``meta`` holds JSON-able facts
-    about the training (command, figures); with a ``dtype``, floating-point weights are stored in it (float16 halves the
-    file)."""
+    """Writes ``{"model", "config", "state_dict", "meta"}`` to the ``.pth`` file ``path``, with floating-point weights in
+    ``dtype`` if one is given (float16 halves the file), and JSON-able facts about the training as ``meta``."""
     state = {k: v.detach().to("cpu", dtype if v.is_floating_point() else None) for k, v in model.state_dict().items()}
     write({"model": type(model).__name__, "config": dict(model.config), "state_dict": state, "meta": meta or {}}, path)
 

@@ -1,7 +1,6 @@
 """What every command line shares: arguments by Fire, and a user's mistake reported in one sentence."""
 
 import contextlib
-import functools
 import inspect
 import io
 import itertools
@@ -10,9 +9,9 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
 
 import fire
 
@@ -40,6 +39,12 @@ def switches(**options: object) -> None:
     for name, value in options.items():
         if not isinstance(value, bool):
             raise ValueError(f"--{name} takes no value, but got {value}; put it at the end.")
+
+
+def check_output(path: object) -> None:
+    """ValueError unless a .pth file can be written to ``path``."""
+    if Path(str(path)).suffix != ".pth" or Path(str(path)).is_dir():
+        raise ValueError(f"The output is {path}, but must be a .pth file.")
 
 
 def check_seed(seed: int) -> None:
@@ -71,12 +76,13 @@ Command = Callable[..., None] | dict[str, Callable[..., None]]  # one function, 
 
 
 def main(name: str, command: Command) -> None:
-    """Runs ``command`` with the arguments of the command line; ``name`` is how a user calls it. Any ValueError or OSError
-    becomes one sentence on stderr and exit code 1 (with HOMEWORK_DEBUG=1 in the environment, a traceback); Ctrl-C exits with
-    130."""
+    """Runs ``command`` with the arguments of the command line; ``name`` is how a user calls it. A ValueError or OSError
+    becomes one sentence on stderr and exit code 1 (if HOMEWORK_DEBUG=1, a traceback); Ctrl-C exits with 130."""
+    debug, hook = os.environ.get("HOMEWORK_DEBUG"), threading.excepthook
+    if not debug:  # no traceback for an OSError of a thread, such as TensorBoard's: who waits for it raises it again
+        threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else hook(args)
     try:
-        with _quiet_threads():
-            parse(name, command, sys.argv[1:])()
+        parse(name, command, sys.argv[1:])()
         sys.stdout.flush()
     except BrokenPipeError:  # stdout's reader, such as head, has closed it; Python must not complain of it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -90,13 +96,15 @@ def main(name: str, command: Command) -> None:
         print(f'error: This command needs the package {error.name}; pip install "homework[report]".', file=sys.stderr)
         sys.exit(1)
     except (ValueError, OSError) as error:
-        if os.environ.get("HOMEWORK_DEBUG"):
+        if debug:
             raise
         sentence = str(error)
         if isinstance(error, OSError) and error.strerror:  # the system's own words, and the file that they are about
             sentence = f"{error.strerror}{f': {error.filename}' if error.filename else ''}."
         print(f"error: {sentence}", file=sys.stderr)
         sys.exit(1)
+    finally:
+        threading.excepthook = hook
 
 
 def parse(name: str, command: Command, arguments: list[str]) -> Callable[[], None]:
@@ -105,11 +113,7 @@ def parse(name: str, command: Command, arguments: list[str]) -> Callable[[], Non
     calls: list[Callable[[], None]] = []
 
     def record(function: Callable) -> Callable:
-        @functools.wraps(function)
-        def bound(*args: Any, **kwargs: Any) -> None:
-            calls.append(functools.partial(function, *args, **kwargs))
-
-        return bound
+        return wraps(function)(lambda *args, **options: calls.append(partial(function, *args, **options)))
 
     parts = command if isinstance(command, dict) else {}
     part = [argument for argument in arguments[:1] if argument in parts]
@@ -125,7 +129,7 @@ def parse(name: str, command: Command, arguments: list[str]) -> Callable[[], Non
             fire.Fire(recorded, command=arguments, name=name)
     except fire.core.FireExit as stop:
         if stop.code == 0:
-            return functools.partial(print, re.sub(r"\x1b\[\d*m", "", stderr.getvalue()).strip())  # without colours
+            return partial(print, re.sub(r"\x1b\[\d*m", "", stderr.getvalue()).strip())  # without colours
         what = (stderr.getvalue().splitlines() or ["wrong arguments"])[0].removeprefix("ERROR: ").rstrip(".")
         what = what.replace("Cannot find key:", "There is no command")
         what = what.replace("Could not consume arg:", "There is no option" if " --" in what else "There is no argument for")
@@ -133,15 +137,3 @@ def parse(name: str, command: Command, arguments: list[str]) -> Callable[[], Non
     if not calls:
         raise ValueError(f"Name a command: {', '.join(parts)}. See {name} --help.")
     return calls[0]
-
-
-@contextlib.contextmanager
-def _quiet_threads() -> Iterator[None]:
-    """Prints no traceback for an OSError of a thread, such as TensorBoard's: who waits for the thread raises it again."""
-    hook = threading.excepthook
-    if not os.environ.get("HOMEWORK_DEBUG"):
-        threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else hook(args)
-    try:
-        yield
-    finally:
-        threading.excepthook = hook

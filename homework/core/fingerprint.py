@@ -4,9 +4,7 @@ A fingerprint covers what is computed: the name of the architecture, the options
 their defaults, and the tensors in the order in which the model registers them. Names of modules and parameters do not enter,
 nor does the class's where ``architecture`` gives one, so that a class can be moved, and gain an option with a default,
 without orphaning a file. The default of an option that exists must therefore never change.
-
-Files of format 1 know their models by a hash of the class's name, the tensors with their names, and all options:
-:func:`legacy_digest`.
+Files of format 1 know their models by a :func:`legacy_digest`: of the class's name, all options, and tensors with names.
 """
 
 import hashlib
@@ -39,11 +37,10 @@ def fingerprint(model: Model) -> bytes:
 
 def identity(model: Model) -> str:
     """By which token files, feature maps and priors know a model: the first 16 hexadecimal digits of its :func:`digest` and,
-    after a space, of its :func:`legacy_digest`. Both round the weights to float16, so that a checkpoint and its float16 copy
-    have the same."""
-    weights = model.state_dict()
-    legacy = legacy_digest(type(model).__name__, {}, weights, torch.float16)
-    return f"{digest(model, weights.values(), torch.float16).hex()[:16]} {legacy.hex()[:16]}"
+    after a space, of its :func:`legacy_digest`, both of weights rounded to float16, as a checkpoint's copy has them."""
+    weights, half = model.state_dict(), torch.float16
+    digests = digest(model, weights.values(), half), legacy_digest(type(model).__name__, {}, weights, half)
+    return " ".join(sha.hex()[:16] for sha in digests)
 
 
 def is_same(one: str, other: str) -> bool:

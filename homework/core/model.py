@@ -12,10 +12,8 @@ from torch import Tensor, nn
 
 class Model(nn.Module):
     """A trainable model: it owns its configuration, its loss and its pictures, so that the training loop knows no model. A
-    constructor raises a ValueError that names the bad argument, what is allowed and the remedy.
-
-    ``config`` is captured here for every subclass, before the subclass's ``__init__`` runs.
-    """
+    constructor raises a ValueError that names the bad argument, what is allowed and the remedy. ``config`` is captured here
+    for every subclass, before the subclass's ``__init__`` runs."""
 
     data: ClassVar[str]  # the kind of data that it is trained on, a name in homework.datasets.kinds
     reads_codes: ClassVar[bool] = False  # whether --inputs codes is for it, see homework.priors.base.Prior
@@ -62,8 +60,7 @@ class Model(nn.Module):
 
 def ordinary_tensors(function: Callable) -> Callable:
     """Runs ``function`` in inference mode, which is faster than ``no_grad``, and makes ordinary tensors of what it returns,
-    so that a caller may write into them and use them under autograd. A caller that is in inference mode itself gets them as
-    they are."""
+    which a caller may write into and use under autograd; except for a caller that is in inference mode itself."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:

@@ -28,9 +28,8 @@ ENTRY_POINTS = "homework.models"  # the group in which other installed packages 
 
 
 def register(cls: type[Model]) -> type[Model]:
-    """Class decorator: puts a model of your own into the table, under its class's name. Running the same definition again,
-    as in a notebook, replaces it. ValueError if another class has the name, or ``cls`` does not inherit from
-    :class:`Model`."""
+    """Class decorator: puts a model into the table, under its class's name; the same definition again, as in a notebook,
+    replaces it. ValueError if another class has the name, or ``cls`` does not inherit from :class:`Model`."""
     from homework.core.model import Model  # here, so that listing the commands does not wait for torch
 
     if not (isinstance(cls, type) and issubclass(cls, Model)):
@@ -89,8 +88,7 @@ def build(cls: type[Model], options: dict, defaults: dict, base: Model | None = 
         model = None
     for k, v in wanted.items():
         if base.config[k] != v and ((model is None and k in options) or k == "n_tokens"):
-            raise ValueError(f"The checkpoint has {k} = {base.config[k]}, but {v} is needed here; train a new "
-                             f"{cls.__name__} instead.")  # fmt: skip
+            raise ValueError(f"The checkpoint has {k} = {base.config[k]}, but {v} is needed; train a new {cls.__name__}.")
     if model is None:
         raise ValueError("The checkpoint does not fit the options.")
     return model

@@ -85,7 +85,8 @@ def import_(zip_or_folder: str, dir: str = "data", valid_every: int = 20, replac
     cli.at_least(2, valid_every=valid_every)
     if source.is_dir():
         entries = [(path, partial(open, path, "rb")) for path in sorted(source.rglob("*")) if path.is_file()]
-        if digits := _idx_files(source):
+        digits = {path.name.removesuffix(".gz"): path for path, _ in reversed(entries)}  # the first of several stays
+        if digits := {name: digits[name] for name in idx.FILES if name in digits}:
             _put_idx(digits, folder, replace)
         if not digits or any(is_image(path) for path, _ in entries):
             _put(_by_split(entries, source, valid_every), folder, replace)
@@ -136,13 +137,6 @@ def _read_block(response) -> bytes:
         return response.read1(1 << 16)
     except (OSError, HTTPException):  # cut off, as the count of bytes will show
         return b""
-
-
-def _idx_files(source: Path) -> dict[str, Path]:
-    """MNIST's files in a folder, at any depth, by name, plain ones and ".gz"."""
-    paths = sorted(source.rglob("*-ubyte*"), reverse=True)  # of several, the first by name stays
-    found = {path.name.removesuffix(".gz"): path for path in paths if path.is_file()}
-    return {name: found[name] for name in idx.FILES if name in found}
 
 
 def _put_idx(files: dict[str, Path], folder: Path, replace: bool) -> None:

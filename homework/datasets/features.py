@@ -43,15 +43,11 @@ def read_index(folder: Path) -> dict:
     path = folder / INDEX
     try:
         index = json.loads(path.read_text("utf-8"))
-        if (index["format"], index["version"]) != (FORMAT, VERSION):
-            raise ValueError("another format or version")
-        sizes = [*index["size"], *index["image_size"], *index["shards"]]
-        texts = [*index["names"], index["autoencoder"]]
+        known = (index["format"], index["version"], len(index["size"]), len(index["image_size"]), type(index["finished"]))
+        sizes, texts = [*index["size"], *index["image_size"], *index["shards"]], [*index["names"], index["autoencoder"]]
         plain = all(type(n) is int and n > 0 for n in sizes) and all(type(t) is str for t in texts)
-        if not plain or type(index["finished"]) is not bool or len(index["names"]) != sum(index["shards"]):
-            raise ValueError("values of other types, or counts that contradict each other")
-        if len(index["size"]) != 3 or len(index["image_size"]) != 2:
-            raise ValueError("sizes of other dimensions")
+        if known != (FORMAT, VERSION, 3, 2, bool) or not plain or len(index["names"]) != sum(index["shards"]):
+            raise ValueError("another format, values of other types, or counts that contradict each other")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged, or not an index of feature maps of this version; make the maps again with "
                          "python -m homework.features ... --replace.") from error  # fmt: skip
@@ -90,8 +86,7 @@ class FeatureDataset(Dataset):
                                     f"AUTOENCODER IMAGES {folder}.")  # fmt: skip
         index = read_index(folder)
         if not index["finished"]:
-            raise ValueError(f"The feature maps in {folder} are unfinished; the same python -m homework.features as before "
-                             "resumes them.")  # fmt: skip
+            raise ValueError(f"{folder} is unfinished; the same python -m homework.features as before resumes it.")
         self.names, self.size, self.autoencoder = index["names"], tuple(index["size"]), folder / AUTOENCODER
         self.fingerprint = index["autoencoder"]
         self.shards = [open_shard(folder, index, i) for i in range(len(index["shards"]))]  # each (n, h, w, C)

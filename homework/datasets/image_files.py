@@ -1,6 +1,6 @@
 """Image files: which ones a user means, and how to read one upright, in RGB, at the right size."""
 
-import collections
+import itertools
 import json
 import math
 import os
@@ -36,15 +36,15 @@ def image_paths(source: Source, root: str | Path = "data") -> list[str]:
         ValueError: there are no images in it, a single one that is to be split, or a dataset.json is of another form.
     """
     if isinstance(source, str) and source in SPLITS:
-        if not any((Path(root) / split).is_dir() for split in SPLITS) and has_images(Path(root)):
+        has_splits, folder = any(Path(root, split).is_dir() for split in SPLITS), Path(root)
+        if not has_splits and (folder.is_file() or (folder.is_dir() and any(map(is_image, folder.iterdir())))):
             paths = image_paths(root)
             if len(paths) < 2:
                 raise ValueError(f"There is only one image in {root}, but training and validation need one each.")
             return paths[::HELD_OUT] if source == "valid" else sorted({*paths} - {*paths[::HELD_OUT]})
-        if not (Path(root) / source).is_dir():
-            raise FileNotFoundError(f"There is no folder {Path(root) / source}, nor are there images in {root} itself; get "
-                                    f"the images with {HOW_TO_GET}.")  # fmt: skip
         source = Path(root) / source
+        if not source.is_dir():
+            raise FileNotFoundError(f"There is no folder {source}, nor images in {root}; get them with {HOW_TO_GET}.")
     sources = [source] if isinstance(source, str | Path) else list(source)
     paths = set()
     for path in map(Path, sources):
@@ -59,11 +59,6 @@ def image_paths(source: Source, root: str | Path = "data") -> list[str]:
     if not paths:
         raise ValueError(f"There are no images in {', '.join(map(str, sources[:3])) or 'an empty list'}.")
     return sorted(paths)
-
-
-def has_images(root: Path) -> bool:
-    """Whether there are images in a folder itself, or ``root`` is a file, which may name some."""
-    return root.is_file() or (root.is_dir() and any(map(is_image, root.iterdir())))
 
 
 def is_image(path: PurePath) -> bool:
@@ -134,8 +129,7 @@ def _decode(stream: BinaryIO, path: str | Path) -> Image.Image:
         raise ValueError(f"{path} is too large: Pillow reads up to {2 * Image.MAX_IMAGE_PIXELS:,} pixels.") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
         raise ValueError(f"{path} cannot be read as an image ({type(error).__name__}); is it damaged?") from error
-    raise ValueError(f"{path} cannot be read: it has floats or 32 bits a pixel, whose white is unknown; convert it to 8 or "
-                     "16 bits.")  # fmt: skip
+    raise ValueError(f"{path} cannot be read: it has floats or 32 bits a pixel, of unknown white; convert to 8 or 16 bits.")
 
 
 def check_size(path: str, image: np.ndarray, first_path: str, size: tuple[int, int]) -> None:
@@ -161,14 +155,9 @@ def decoded(batches: Iterable[list[str]], image_size: tuple[int, int] | None = N
             ) -> Iterator[tuple[list[str], list[np.ndarray | str]]]:  # fmt: skip
     """Every batch of paths with its images, as :func:`read_image` returns them; instead of one that cannot be read, a
     sentence that says why. While a batch is being used, threads decode the next."""
-    pending = collections.deque()
     with ThreadPool(os.cpu_count()) as pool:
-        for batch in batches:
-            pending.append((batch, pool.map_async(partial(_read, image_size), batch)))
-            if len(pending) > 1:
-                batch, images = pending.popleft()
-                yield batch, images.get()
-        for batch, images in pending:
+        pending = ((batch, pool.map_async(partial(_read, image_size), batch)) for batch in batches)
+        for (batch, images), _ in itertools.pairwise(itertools.chain(pending, [None])):
             yield batch, images.get()
 
 

@@ -65,15 +65,13 @@ def read_split(split: str = "train", root: str | Path = "data") -> np.ndarray:
         raise FileNotFoundError(f"There is no {folder / name}.gz; get MNIST with {HOW_TO_GET}.")
     digits = read_idx(path)
     if digits.ndim != 3 or digits.shape[1:] != (28, 28) or len(digits) <= N_TRAIN * (split != "test"):
-        raise ValueError(f"{path} holds {digits.shape}, but MNIST's digits are (N,28,28), more than {N_TRAIN} of them for "
-                         f"training; {AGAIN}")  # fmt: skip
+        raise ValueError(f"{path} holds {digits.shape}, but digits are (N,28,28), N > {N_TRAIN} for training; {AGAIN}")
     return {"train": digits[:N_TRAIN], "valid": digits[N_TRAIN:], "test": digits}[split]
 
 
 def binary(digits: np.ndarray, how: float | str = 0) -> np.ndarray:
-    """Which pixels of (N,28,28) uint8 are ink, the same shape and type of 0 and 1: those brighter than a threshold in [0,
-    1), black being 0 and white 1; or, for "sample", each with a probability of its brightness, by a fixed seed. ValueError
-    if ``how`` is something else."""
+    """The ink of (N,28,28) uint8, of the same shape and type: 1 for pixels brighter than ``how`` in [0, 1), white being 1;
+    or, for "sample", with a probability of the brightness, by a fixed seed. ValueError for another ``how``."""
     if isinstance(how, str) and how == "sample":
         draws = np.random.default_rng(0).integers(0, 255, digits.shape, dtype=np.uint8)  # 0 .. 254
         return (draws < digits).astype(np.uint8)

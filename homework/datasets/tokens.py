@@ -33,12 +33,9 @@ class Grids(Dataset):
 
 
 class TokenDataset(Grids):
-    """Grids of tokens that ``homework.tokenize`` wrote, from a file or from that of a split, ``root/tokenized_{split}.pth``.
-
-    The file holds ``{"tokens": (N, h, w), "n_tokens": int, "names": the images' paths, "codes": (n_tokens, d) float32 or
-    missing}``, or a plain tensor (N, h, w). FileNotFoundError if there is no such file, ValueError if it holds something
-    else.
-    """
+    """Grids of tokens that ``homework.tokenize`` wrote, from a file or from that of a split, ``root/tokenized_{split}.pth``:
+    ``{"tokens": (N, h, w), "n_tokens": int, "names": the images' paths, "codes": (n_tokens, d) float32 or missing}``, or a
+    plain tensor (N, h, w). FileNotFoundError if there is no such file, ValueError if it holds something else."""
 
     def __init__(self, source: str | Path = "train", root: str | Path = "data"):
         path = Path(root) / f"tokenized_{source}.pth" if source in SPLITS else Path(source)
@@ -65,11 +62,8 @@ class TokenDataset(Grids):
 
 class MultiscaleDataset(Dataset):
     """The same images as coarser and as finer grids of tokens, for the stages of a cascade: ``tokenized_{split}.pth`` in the
-    folders ``coarse`` and ``root``. ``ds[i]`` are two int64 grids, (hc, wc) and (h, w).
-
-    FileNotFoundError if a file is not there; ValueError if ``coarse`` is missing, a file holds something else, or the two
-    are not of the same images.
-    """
+    folders ``coarse`` and ``root``. ``ds[i]`` are two int64 grids, (hc, wc) and (h, w). Errors as of :class:`TokenDataset`;
+    ValueError also if ``coarse`` is missing, or the two are not of the same images."""
 
     holds = "pairs of grids"
 
@@ -85,8 +79,8 @@ class MultiscaleDataset(Dataset):
         if self.coarse.shift != self.fine.shift:
             raise ValueError(f"The copies in {one} were moved by up to {self.coarse.shift} pixels, but those in {other} by "
                              f"up to {self.fine.shift}; make both with one --shift.")  # fmt: skip
-        self.meta = {f"{prefix}tokenizer": data.meta["tokenizer"]
-                     for prefix, data in (("coarse_", self.coarse), ("", self.fine)) if data.meta}  # fmt: skip
+        pair = ("coarse_", self.coarse), ("", self.fine)
+        self.meta = {f"{prefix}tokenizer": data.meta["tokenizer"] for prefix, data in pair if data.meta}
 
     def __len__(self) -> int:
         return len(self.fine)

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import json
 import math
 import signal
@@ -39,13 +40,10 @@ def shades_of_grey(path: str, made_by: str | None, n_tokens: int, device: torch.
 @contextlib.contextmanager
 def on_signals(handler: Callable) -> Iterator[None]:
     """Calls ``handler`` on Ctrl-C and SIGTERM, as far as Python allows it: in the main thread alone."""
-    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {sig: signal.signal(sig, handler) for sig in signals}
-    try:
+    with contextlib.ExitStack() as stack:
+        for sig in (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ():
+            stack.callback(signal.signal, sig, signal.signal(sig, handler))
         yield
-    finally:
-        for sig, old in before.items():
-            signal.signal(sig, old)
 
 
 def train(settings: dict, state: dict | None, grid_decoder: Callable) -> None:
@@ -60,17 +58,16 @@ def train(settings: dict, state: dict | None, grid_decoder: Callable) -> None:
 
 
 class Run:
-    """One training run, with the settings that are the arguments of :func:`homework.train.train`.
+    """One training run, by the arguments of :func:`homework.train.train`; to resume one, with the ``state`` that
+    :func:`homework.training.resume.take_up` gives. ValueError if settings, data and state do not go together.
 
     Every draw (order of the data, augmentation, dropout) is a function of (seed, update, accumulated batch, rank). So the
     state is weights, optimizer, average and the number of the update, and a resumed run repeats the uninterrupted one.
-    A constructor's ``state`` is what :func:`homework.training.resume.take_up` gives, ``grid_decoder`` shows token grids, as
-    :func:`shades_of_grey`. ValueError if the settings do not go together, with the data, or with the state.
     """
 
     def __init__(self, settings: dict, state: dict | None = None, grid_decoder: Callable = shades_of_grey):
         self.settings = s = dict(settings)
-        self.grid_decoder, self.decode = grid_decoder, None
+        self.grid_decoder = grid_decoder
         self.device = distributed.setup(devices.pick_device(s["device"]))
         self.rank, self.world = distributed.rank(), distributed.world_size()
         self.model, self.train_data, self.valid_data = set_up(s, state, self.device)
@@ -242,10 +239,9 @@ class Run:
     @torch.no_grad()
     def validate(self) -> None:
         """Measures the averaged weights on the validation data, every process its share; logs figures and pictures."""
-        model, batch_size = self.average.eval(), self.settings["batch_size"]
+        model, mine, sums = self.average.eval(), torch.arange(self.rank, self.n_valid, self.world), {}
         model.set_progress(self.update / self.updates)
-        mine, sums = torch.arange(self.rank, self.n_valid, self.world), {}
-        for indices in mine.split(batch_size):
+        for indices in mine.split(self.settings["batch_size"]):
             for k, v in model.loss(self.valid_data.batch(indices, self.device)).items():
                 sums[k] = sums.get(k, 0) + v * len(indices)
         shares = distributed.gather({k: float(v) for k, v in sums.items()})
@@ -259,12 +255,11 @@ class Run:
         for k, v in model.images(self.valid_data.batch(first, self.device)).items():
             self.writer.add_images(k, v if v.is_floating_point() else self.decode_grids(v), self.update)
 
-    def decode_grids(self, grids: Tensor) -> Tensor:
-        """Token grids (n,h,w) as pictures (n,3,H,W) in [0,1], by what ``grid_decoder`` gives."""
-        if self.decode is None:
-            made_by = self.train_data.meta.get("tokenizer")
-            self.decode = self.grid_decoder(self.settings["tokenizer"], made_by, self.model.n_tokens, self.device)
-        return self.decode(grids)
+    @functools.cached_property
+    def decode_grids(self) -> Callable[[Tensor], Tensor]:
+        """Turns token grids (n,h,w) into pictures (n,3,H,W) in [0,1]."""
+        made_by = self.train_data.meta.get("tokenizer")
+        return self.grid_decoder(self.settings["tokenizer"], made_by, self.model.n_tokens, self.device)
 
     def meta(self) -> dict:
         """What a checkpoint says of its training."""

@@ -40,9 +40,8 @@ def find_state(model: str) -> Path:
 
 
 def take_up(settings: dict, overrides: dict) -> tuple[dict, dict]:
-    """The settings and the state of the unfinished run that ``settings["model"]`` means. The settings are those that the run
-    began with, except those in RESUME_OVERRIDES. ValueError if one of ``overrides``, the user's other options, differs, or
-    the file holds something else than :func:`write_state` writes."""
+    """The state of the unfinished run that ``settings["model"]`` means, after the settings that it began with, but for
+    RESUME_OVERRIDES. ValueError if one of ``overrides``, the user's other options, differs, or the file is not a state."""
     path = find_state(settings["model"])
     state = files.read(path)
     needed = {"settings", "group", "class", "config", *STATE_FIELDS, *MODULES}
@@ -67,8 +66,8 @@ def write_state(run: Any, path: Path) -> None:
 def restore(run: Any, state: dict) -> None:
     """Gives a ``run`` the ``state``. ValueError if it takes another number of samples an update, or its model differs."""
     if state["group"] != run.group:
-        raise ValueError(f"The run took {state['group']} samples an update, but now it would take {run.group}; "
-                         f"resume it on as many processes as before.")  # fmt: skip
+        before, now = state["group"], run.group
+        raise ValueError(f"An update took {before} samples, but now {now}; resume on as many processes as before.")
     for name in STATE_FIELDS:
         setattr(run, name, state[name])
     try:
