@@ -17,9 +17,8 @@ from homework.tokenizers.base import AutoEncoder, Tokenizer
 
 def features(autoencoder: str, images: str, output: str, image_size: str | None = None, batch_size: int = 64,
              shard: int = 1024, replace: bool = False, device: str = "auto") -> None:  # fmt: skip
-    """Writes the feature maps of images, sorted by path, into a folder that FeatureDataset reads.
-
-    The same command resumes an unfinished run: complete shards that are there are kept.
+    """Writes the feature maps of images, sorted by path, into a folder that FeatureDataset reads. The same command
+    resumes an unfinished run: complete shards that are there are kept.
 
     Args:
         autoencoder: checkpoint of a model that makes maps of numbers, as homework/ConvAutoEncoder.pth.
@@ -28,8 +27,7 @@ def features(autoencoder: str, images: str, output: str, image_size: str | None 
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped; as they are by default.
         batch_size: images that go through the model at once.
         shard: images in a file.
-        replace: remove feature maps of another auto-encoder or of other images that are in the output folder; otherwise
-            they are an error.
+        replace: remove other feature maps that are in the output folder; they are an error by default.
         device: auto, cpu, cuda or mps.
     """
     autoencoder, images, output = str(autoencoder), str(images), Path(str(output))  # Fire takes 2026 for a number

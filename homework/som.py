@@ -64,7 +64,6 @@ def fit(features: str, output: str, n_codes: int = 1024, patch: int | str = 1, l
 def prune(model: str, features: str, threshold: int, output: str | None = None, batch_size: int = 64,
           device: str = "auto") -> None:  # fmt: skip
     """Removes the units of a SOM that are the best for fewer patches than a threshold; the others keep their positions.
-
     Tokens have to be made again: those of the SOM as it was mean other units.
 
     Args:

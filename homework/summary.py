@@ -12,14 +12,12 @@ SIZES = {"images": "100x150", "features": "80x120", "tokens": "20x30", "multisca
 
 
 def summary(model: str, image_size: str | None = None, depth: int = 4, **options) -> None:
-    """Prints a table of a model's layers: the shape that each gives, its parameters and its multiplications.
-
-    Any argument of the model's constructor is an option too, as in --c_hidden 64.
+    """Prints a table of a model's layers: the shape that each gives, its parameters and its multiplications. Any
+    argument of the model's constructor is an option too, as in --c_hidden 64.
 
     Args:
         model: a model's name.
-        image_size: HEIGHTxWIDTH of the input, in pixels or tokens (of a cascade's stage: of the finer grid); by default the
-            frames', their grids', or MNIST's.
+        image_size: HEIGHTxWIDTH of the input, in pixels or tokens (of a cascade's stage: of the finer grid).
         depth: how deep into nested layers to go.
         options: arguments of the model's constructor.
     """

@@ -33,8 +33,7 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
         batch_size: images that go through the model at once.
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped; as they are by default.
         copies: also as many randomly mirrored and shifted copies of each image, from which a prior learns more.
-        shift: pixels by which copies are moved at most; by default less than a patch, and than 16. Coarse and fine
-            grids of a cascade need the same.
+        shift: pixels to move copies by at most, the same for all grids of a cascade; below a patch and 16 by default.
         split: of MNIST: train, valid or test.
         skip_bad: leave out images that are damaged or of another size than most; they are an error by default.
         codes: also write the table (K,d) of the vectors of all codes, under "codes".

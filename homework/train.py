@@ -21,7 +21,6 @@ def train(model: str | Path, epochs: float = 5, batch_size: int = 16, accumulate
           tokenizer: str | Path = "homework/BSQPatchAutoEncoder.pth", device: str = "auto", bf16: bool = True,
           compile: bool = False, **options) -> None:  # fmt: skip
     """Trains a model: logs/{date}_{Model}/, checkpoints/{date}_{Model}.pth, and the latest also as homework/{Model}.pth.
-
     That copy is written after every validation. All commands prefer it to the pretrained model of the same name.
 
     Any argument of the model's constructor is an option too, as in --codebook_bits 12. Run it under torchrun to train
@@ -35,8 +34,7 @@ def train(model: str | Path, epochs: float = 5, batch_size: int = 16, accumulate
         lr: peak learning rate of AdamW; by default the model's own (its learning_rate), or 1e-3.
         lr_step: updates after each of which the rate is multiplied by lr_factor, in place of the cosine.
         lr_factor: see lr_step; above 0 and at most 1.
-        warmup: updates of linear warm-up, by default the model's own (its warmup), or 100; a cosine then takes the rate
-            down to a hundredth of its peak.
+        warmup: updates of linear warm-up, before a cosine to a hundredth of the peak; by default the model's own, or 100.
         weight_decay: of AdamW; applies to matrices alone.
         clip: largest L2 norm of the gradient.
         ema: decay of the moving average of the weights, which is what is evaluated and saved; 0 for none.
@@ -52,12 +50,11 @@ def train(model: str | Path, epochs: float = 5, batch_size: int = 16, accumulate
         validate_every: updates between validations; once an epoch by default.
         save_every: minutes between saves of all that --resume needs.
         keep_every: updates after each of which a checkpoint is made that stays, checkpoints/{date}_{Model}_{update}.pth.
-        resume: continue exactly where the latest unfinished run of this model, or the run of this checkpoint, stopped, with
-            its options; only save_every, output and device may differ.
+        resume: continue exactly where this model's latest unfinished run, or the run of this checkpoint, stopped; of its
+            options, only save_every, output and device may differ.
         config: a JSON file with any of these options by name; those on the command line win.
         init: a checkpoint of any model, from which to take all weights whose name and shape fit the new model's.
-        inputs: of priors: "embedding" learns a vector for each token; "codes" reads the tokenizer's own, which are in
-            tokenized_train.pth if it was made with --codes.
+        inputs: of priors: "embedding" learns a vector for each token; "codes" reads the tokenizer's (tokenize --codes).
         output: the copy of the latest checkpoint that was validated, homework/{Model}.pth by default.
         tokenizer: a checkpoint, or a model's name, that decodes token grids for TensorBoard's pictures, if there is one.
         device: auto, cpu, cuda or mps.

@@ -27,9 +27,8 @@ Entries = list[tuple[PurePath, Opener]]  # the path of a file, and what opens it
 
 
 def download(dir: str = "data", url: str = URL, replace: bool = False) -> None:
-    """Downloads the course's SuperTuxKart frames (about 500 MB) and unpacks them into DIR/train and DIR/valid.
-
-    The same command resumes a download that was cut off.
+    """Downloads the course's SuperTuxKart frames (about 500 MB) and unpacks them into DIR/train and DIR/valid. The
+    same command resumes a download that was cut off.
 
     Args:
         dir: the folder to unpack into.
@@ -73,8 +72,7 @@ def import_(zip_or_folder: str, dir: str = "data", valid_every: int = 20, replac
 
     Args:
         zip_or_folder: a zip or a folder that holds folders train and valid at any depth; or one without such folders,
-            or a dataset.json, whose images go into train but for one in VALID_EVERY, which goes into valid; or a folder
-            with MNIST's IDX files, gzipped or not.
+            or a dataset.json, of whose images one in VALID_EVERY goes into valid; or a folder with MNIST's files.
         dir: the folder to put them into.
         valid_every: one image in so many goes into valid, where the source itself does not say.
         replace: replace the folders train and valid if they exist.

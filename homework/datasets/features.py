@@ -34,12 +34,9 @@ def shard_path(folder: Path, i: int) -> Path:
 
 
 def read_index(folder: Path) -> dict:
-    """The description of the shards in ``folder``, from its index.json.
-
-    It is {"format", "version", "size": [h, w, C], "image_size": [H, W] in pixels, "shards": the number of maps in each,
-    "autoencoder": its identity, "names": the images' paths, "finished": whether all shards are there}.
-    ValueError if the file is damaged, or holds something else; OSError if it cannot be read.
-    """
+    """The index.json of the shards in ``folder``: {"format", "version", "size": [h, w, C], "image_size": [H, W] in pixels,
+    "shards": the number of maps in each, "autoencoder": its identity, "names": the images' paths, "finished": whether all
+    shards are there}. ValueError if the file is damaged, or holds something else; OSError if it cannot be read."""
     path = folder / INDEX
     try:
         index = json.loads(path.read_text("utf-8"))
@@ -69,12 +66,11 @@ def open_shard(folder: Path, index: dict, i: int) -> np.ndarray:
 
 
 class FeatureDataset(Dataset):
-    """Feature maps of images, as an auto-encoder's ``encode`` gives them, rounded to float16, in memory-mapped shards in a
-    folder, or in that of a split, ``root/{split}``.
+    """Feature maps of images, as an auto-encoder's ``encode`` gives them, rounded to float16: memory-mapped shards in a
+    folder, or that of a split, ``root/{split}``. FileNotFoundError if it has none; ValueError if they are unfinished or damaged.
 
-    ``ds[i]`` is float32 (h, w, C); ``names`` are the images' paths; ``size`` is (h, w, C); ``autoencoder`` is the path of
-    the auto-encoder's checkpoint, ``fingerprint`` its identity. FileNotFoundError if there are no feature maps; ValueError,
-    naming the file, if they are unfinished or damaged.
+    ``ds[i]`` is float32 (h, w, C), as is ``size``; ``names`` are the images' paths; ``autoencoder`` is the path of the
+    auto-encoder's checkpoint, ``fingerprint`` its identity.
     """
 
     holds = "features"

@@ -24,16 +24,14 @@ Source = str | Path | Iterable[str | Path]
 
 
 def image_paths(source: Source, root: str | Path = "data") -> list[str]:
-    """The image files that ``source`` names, sorted, each once.
+    """The image files that ``source`` names, sorted, each once. FileNotFoundError if there is no such file or folder;
+    ValueError if there are no images in it, a single one that is to be split, or a dataset.json is of another form.
 
     Args:
         source: a split ("train", "valid"), a folder (its own image files, not those of folders in it), an image file, a
             dataset.json, or several of these.
         root: of the splits: a folder with folders of their names; or a folder of images, or a dataset.json, of whose sorted
             images every 20th, from the first one on, is for validation.
-    Raises:
-        FileNotFoundError: there is no such file or folder.
-        ValueError: there are no images in it, a single one that is to be split, or a dataset.json is of another form.
     """
     if isinstance(source, str) and source in SPLITS:
         has_splits, folder = any(Path(root, split).is_dir() for split in SPLITS), Path(root)
@@ -99,12 +97,8 @@ def read_dataset_json(path: Path) -> list[str]:
 
 def read_image(path: str | Path, image_size: tuple[int, int] | None = None) -> np.ndarray:
     """(H, W, 3) uint8 RGB of an image file, upright; transparent pixels on white, 16 bits a channel cut down to the upper 8.
-    With an ``image_size`` (H, W), the image is scaled until it covers this, and its centre cut out.
-
-    Raises:
-        OSError: there is no such file, or it may not be read.
-        ValueError: the file is not an image, is damaged, too large for Pillow, or has floats or 32 bits a pixel.
-    """
+    With an ``image_size`` (H, W), the image is scaled until it covers this, and its centre cut out. ValueError if the file
+    is not an image, is damaged, too large for Pillow, or has floats or 32 bits a pixel; OSError if it may not be read."""
     with open(path, "rb") as stream:  # given a path, Pillow maps grey TIFFs into memory, with sides that EXIF has swapped
         image = _decode(stream, path)
     if image_size is not None:

@@ -51,10 +51,8 @@ class ImageDataset(Images):
     """Images, see :func:`image_paths`, decoded once into a memory-mapped file; ``names`` are the paths, sorted.
 
     The cache is in ``root/.cache`` (N*H*W*3 bytes; beside a dataset.json), or in a temporary folder where that cannot be
-    written. It is made again when a file's name, size or time changes.
-
-    ``image_size`` is (H, W) to scale and crop to; None requires that all images have one size. FileNotFoundError if there is
-    no such source; ValueError if there are no images, one is damaged, or one does not fit (the first is named).
+    written. It is made again when a file's name, size or time changes. ``image_size`` is (H, W) to scale and crop to; None
+    requires that all images have one size: a ValueError names the first that is of another, or damaged.
     """
 
     def __init__(self, source: Source = "train", image_size: tuple[int, int] | None = None, root: str | Path = "data"):
@@ -76,12 +74,11 @@ def _cache(names: list[str], origin: str | list[str], image_size: tuple[int, int
     content = hashlib.sha256()
     for name, stat in zip(names, map(os.stat, names), strict=True):
         content.update(os.fsencode(f"{os.path.abspath(name)}\0{stat.st_size}\0{stat.st_mtime_ns}\0"))
-    file_name = f"{prefix}-{content.hexdigest()[:24]}.npy"
-    temporary = Path(tempfile.gettempdir()) / f"homework-cache-{getattr(os, 'getuid', int)()}"
     beside = root.parent if root.is_file() else root
-    paths = [folder / file_name for folder in ([beside / ".cache"] if beside.is_dir() else []) + [temporary]]
-    made = next((path for path in paths if path.is_file()), None)
-    return made or _make_cache(names, image_size, paths, prefix)
+    folders = [beside / ".cache"] * beside.is_dir()
+    folders += [Path(tempfile.gettempdir()) / f"homework-cache-{getattr(os, 'getuid', int)()}"]
+    paths = [folder / f"{prefix}-{content.hexdigest()[:24]}.npy" for folder in folders]
+    return next((path for path in paths if path.is_file()), None) or _make_cache(names, image_size, paths, prefix)
 
 
 def _make_cache(names: list[str], image_size: tuple[int, int] | None, paths: list[Path], prefix: str) -> Path:
