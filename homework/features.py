@@ -41,7 +41,12 @@ def features(autoencoder: str, images: str, output: str, image_size: str | None 
         made = "tokens (see python -m homework.tokenize)" if isinstance(model, Tokenizer) else "no maps of images"
         raise ValueError(f"{autoencoder} holds a {type(model).__name__}, which makes {made}; name an auto-encoder.")
     names = image_paths(images)
-    index = plan(model, names, size or read_image(names[0]).shape[:2], shard)
+    H, W = size or read_image(names[0]).shape[:2]
+    with torch.inference_mode():
+        h, w, C = model.encode(torch.zeros(1, H, W, 3)).shape[1:]
+    index = {"format": FORMAT, "version": VERSION, "size": [h, w, C], "image_size": [H, W],
+             "shards": [min(shard, len(names) - start) for start in range(0, len(names), shard)],
+             "autoencoder": fingerprint.identity(model), "names": names}  # fmt: skip
     missing = prepare(output, index, replace)
     checkpoint.save(model, output / AUTOENCODER, model.meta)
     if missing:
@@ -52,22 +57,11 @@ def features(autoencoder: str, images: str, output: str, image_size: str | None 
         for i, maps in encode_shards(model, index, missing, batch_size, size, bar):
             write_shard(shard_path(output, i), maps)
     write_index(output, index, finished=True)
-    h, w, C = index["size"]
     print(f"{output}: {len(names)} feature maps of {h}x{w}x{C} in {len(index['shards'])} files")
 
 
-@torch.inference_mode()
-def plan(model: AutoEncoder, names: list[str], image_size: tuple[int, int], shard: int) -> dict:
-    """The index of the maps of ``names``, images of ``image_size`` (H, W), ``shard`` in a file; see :func:`read_index`."""
-    size = model.encode(torch.zeros(1, *image_size, 3)).shape[1:]
-    shards = [min(shard, len(names) - start) for start in range(0, len(names), shard)]
-    return {"format": FORMAT, "version": VERSION, "size": list(size), "image_size": list(image_size), "shards": shards,
-            "autoencoder": fingerprint.identity(model), "names": names}  # fmt: skip
-
-
 def prepare(folder: Path, index: dict, replace: bool) -> list[int]:
-    """Makes ``folder`` ready for the shards of ``index``, and returns those that are still to be made. ValueError if other
-    feature maps are there, which ``replace`` removes, or if one is damaged."""
+    """Makes ``folder`` ready for the shards of ``index``, and returns those to be made; ``replace`` removes other maps."""
     there = sorted(folder.glob("features_*.npy"))
     if replace:
         (folder / INDEX).unlink(missing_ok=True)  # first: without it, what is left is not taken for complete
@@ -124,7 +118,6 @@ def write_shard(path: Path, maps: np.ndarray) -> None:
 
 
 def write_index(folder: Path, index: dict, finished: bool) -> None:
-    """Writes the index, see :func:`read_index`."""
     with files.replacing(folder / INDEX) as temporary:
         temporary.write_text(json.dumps(index | {"finished": finished}, indent=1), "utf-8")
 

@@ -93,7 +93,7 @@ def encode_dataset(model: Tokenizer, data: FeatureDataset | MnistImages, batch_s
     device, results = model.device, {}
     with tqdm(total=len(data), desc="tokenizing", unit="img") as bar:
         for indices in torch.arange(len(data)).split(batch_size):
-            grids = _stored(encode(data.batch(indices, device)), model.n_tokens)
+            grids = encode(data.batch(indices, device)).cpu().numpy().astype(smallest_type(model.n_tokens))  # (B,h,w)
             results |= {data.names[i]: (data.size[:2], grid) for i, grid in zip(indices.tolist(), grids, strict=True)}
             bar.update(len(indices))
     return results
@@ -120,7 +120,7 @@ def encode_files(model: Tokenizer, paths: list[str], batch_size: int, image_size
                 for copy in range(1 + copies):
                     draws = torch.Generator().manual_seed(zlib.crc32(f"{batch[0]}#{copy}".encode()))
                     x = to_float(mirrored_and_shifted(pixels, shift, draws) if copy else pixels)
-                    grids = _stored(model.encode_index(x), model.n_tokens)
+                    grids = model.encode_index(x).cpu().numpy().astype(smallest_type(model.n_tokens))  # (B,h,w)
                     names = [f"{path}#{copy}" if copy else path for path in group]
                     results |= {name: (size, grid) for name, grid in zip(names, grids, strict=True)}
             bar.update(len(batch))
@@ -128,8 +128,7 @@ def encode_files(model: Tokenizer, paths: list[str], batch_size: int, image_size
 
 
 def mirrored_and_shifted(x: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
-    """(B,H,W,3) images, each mirrored or not, and moved by up to ``most`` pixels in both directions, with the edge
-    repeated. (Grids themselves can be neither mirrored nor moved by part of a patch.)"""
+    """(B,H,W,3) images, each mirrored or not, and moved by up to ``most`` pixels in both directions, edges repeated."""
     B, H, W, _ = x.shape
     down, right = torch.randint(-most, most + 1, (2, B, 1), generator=generator).to(x.device)
     mirror = torch.randint(2, (B, 1), generator=generator).to(x.device)
@@ -137,11 +136,6 @@ def mirrored_and_shifted(x: torch.Tensor, most: int, generator: torch.Generator)
     columns = (torch.arange(W, device=x.device) + right).clamp(0, W - 1)  # (B,W)
     columns = torch.where(mirror == 1, W - 1 - columns, columns)
     return x[torch.arange(B, device=x.device)[:, None, None], rows[:, :, None], columns[:, None]]
-
-
-def _stored(grids: torch.Tensor, n_tokens: int) -> np.ndarray:
-    """(B,h,w) int64 -> the same in the smallest type that holds ``n_tokens`` values."""
-    return grids.cpu().numpy().astype(smallest_type(n_tokens))
 
 
 def smallest_type(n_tokens: int) -> type:

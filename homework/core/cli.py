@@ -30,7 +30,6 @@ def parse_image_size(size: str | None) -> tuple[int, int] | None:
 
 
 def at_least(low: int, **options: object) -> None:
-    """ValueError, naming the first of the ``options`` that is not an integer of at least ``low``."""
     checks.integer(low, None, **{f"--{name}": value for name, value in options.items()})
 
 

@@ -38,8 +38,7 @@ def relabel_errors(temporary: Path, path: Path) -> Iterator[None]:
 
 
 def write(data: dict, path: str | Path) -> None:
-    """Writes plain data (tensors, numbers, strings, lists, dicts) to ``path``. OSError, with the old file as it was, if it
-    cannot be written, as on a full disk."""
+    """Writes plain data (tensors, numbers, strings, lists, dicts); an OSError, as of a full disk, leaves the old file."""
     with replacing(path) as temporary:
         try:
             with open(temporary, "wb") as file:
@@ -51,8 +50,7 @@ def write(data: dict, path: str | Path) -> None:
 
 
 def read(path: str | Path) -> dict:
-    """The plain data in ``path``, onto the CPU. ValueError if the file holds code, is damaged, or is not one that torch
-    wrote; OSError if it cannot be opened."""
+    """The plain data in ``path``, onto the CPU. ValueError if it holds code, is damaged, or torch has not written it."""
     with open(path, "rb") as file:
         try:
             packed = zipfile.is_zipfile(file)

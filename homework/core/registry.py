@@ -43,13 +43,11 @@ def register(cls: type[Model]) -> type[Model]:
 
 
 def model_class(name: str) -> type[Model]:
-    """The class called ``name``: of the table, or of an installed package. ValueError, listing the known names, if there is
-    none, or a package's class cannot be used."""
+    """The class called ``name``: of the table, or of an installed package. ValueError if there is no usable one."""
     if name not in MODELS:
         installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
         if name not in installed:
-            known = ", ".join([*MODELS, *installed])
-            raise ValueError(f"There is no model {name!r}; the known ones are {known}.")
+            raise ValueError(f"There is no model {name!r}; the known ones are {', '.join([*MODELS, *installed])}.")
         point = installed[name]
         try:
             cls = register(point.load())
@@ -62,15 +60,9 @@ def model_class(name: str) -> type[Model]:
 
 
 def build(cls: type[Model], options: dict, defaults: dict, base: Model | None = None, others: Iterable[str] = ()) -> Model:
-    """A model of ``cls`` with a user's options. ValueError if one is unknown, has a value that the constructor refuses, or
-    does not fit the weights of ``base``.
-
-    Args:
-        options: arguments of its constructor.
-        defaults: more of them, from the data; those that it does not know are left out.
-        base: a trained model whose weights to start from; the options may change what has no weights, or add to them.
-        others: options that exist but are not the constructor's, for the message about an unknown one.
-    """
+    """A model of ``cls`` with a user's ``options`` for its constructor, and those ``defaults``, of the data, that it has.
+    A trained ``base`` gives the weights to start from; the options may change what has no weights, or add to them.
+    ValueError if an option is unknown (``others`` are not the constructor's), is refused, or does not fit the base."""
     known = list(inspect.signature(cls).parameters)
     if unknown := [k for k in options if k not in known]:
         rest = f"; those of every training are {', '.join(others)}" if others else ""

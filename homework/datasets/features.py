@@ -29,7 +29,6 @@ class FeatureModel(Model):
 
 
 def shard_path(folder: Path, i: int) -> Path:
-    """The file of shard ``i``."""
     return folder / f"features_{i:05d}.npy"
 
 
@@ -67,7 +66,7 @@ def open_shard(folder: Path, index: dict, i: int) -> np.ndarray:
 
 class FeatureDataset(Dataset):
     """Feature maps of images, as an auto-encoder's ``encode`` gives them, rounded to float16: memory-mapped shards in a
-    folder, or that of a split, ``root/{split}``. FileNotFoundError if it has none; ValueError if they are unfinished or damaged.
+    folder, or that of a split, ``root/{split}``. FileNotFoundError if it has none; ValueError if any is missing or damaged.
 
     ``ds[i]`` is float32 (h, w, C), as is ``size``; ``names`` are the images' paths; ``autoencoder`` is the path of the
     auto-encoder's checkpoint, ``fingerprint`` its identity.

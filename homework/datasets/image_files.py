@@ -107,7 +107,6 @@ def read_image(path: str | Path, image_size: tuple[int, int] | None = None) -> n
 
 
 def _decode(stream: BinaryIO, path: str | Path) -> Image.Image:
-    """In RGB, see :func:`read_image`."""
     try:
         with Image.open(stream) as file:
             if file.mode != "F" and (file.mode != "I" or file.format in ("PNG", "PPM")):  # those have 16 bits
@@ -134,8 +133,7 @@ def check_size(path: str, image: np.ndarray, first_path: str, size: tuple[int, i
 
 
 def report_bad_images(bad: list[str], n: int, skip_bad: bool) -> None:
-    """Says on stderr which of ``n`` images are left out: ``bad`` holds a sentence about each. ValueError, naming up to 10,
-    unless ``skip_bad`` and some are left."""
+    """Prints up to 10 sentences about ``bad`` ones of ``n`` images. ValueError unless ``skip_bad`` and some are left."""
     lines = bad[:10] + [f"and {len(bad) - 10} more"] * (len(bad) > 10)
     named = f" {bad[0]}" if len(bad) == 1 else "".join(f"\n  {line}" for line in lines)
     if bad and (len(bad) == n or not skip_bad):

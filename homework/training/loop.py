@@ -47,8 +47,7 @@ def on_signals(handler: Callable) -> Iterator[None]:
 
 
 def train(settings: dict, state: dict | None, grid_decoder: Callable) -> None:
-    """Trains by ``settings``, from the ``state`` of an unfinished run if there is one, and leaves the global generators as
-    they were. Arguments and errors as those of :class:`Run`."""
+    """Fits a :class:`Run` of these arguments, and leaves the global generators as they were."""
     devices.pick_device(settings["device"])  # which may start CUDA
     with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
         try:
@@ -107,12 +106,12 @@ class Run:
 
     def open_log(self, resumed: bool) -> SummaryWriter:
         """TensorBoard's log: that of a resumed run continues at its update, a new one begins with the configuration."""
+        writer = SummaryWriter(Path("logs") / self.name, purge_step=self.update + 1 if resumed else None)
         if resumed:
             print(f"Resuming {self.path} at update {self.update} of {self.updates}.", file=sys.stderr)
-            return SummaryWriter(Path("logs") / self.name, purge_step=self.update + 1)
-        writer = SummaryWriter(Path("logs") / self.name)
-        shown = json.dumps({"settings": self.settings, "model": self.model.config}, indent=2, default=str)
-        writer.add_text("configuration", f"```\n{shown}\n```")
+        else:
+            shown = json.dumps({"settings": self.settings, "model": self.model.config}, indent=2, default=str)
+            writer.add_text("configuration", f"```\n{shown}\n```")
         return writer
 
     def fit(self) -> None:
@@ -155,9 +154,8 @@ class Run:
         self.stopped = True
 
     def leave(self, finished: bool) -> None:
-        """Waits for the save, since torchrun stops all processes as soon as one has left with an error; KeyboardInterrupt
-        unless the run has ``finished``."""
-        distributed.broadcast("saved")
+        """KeyboardInterrupt unless the run has ``finished``."""
+        distributed.broadcast("saved")  # waits, since torchrun stops all processes as soon as one has left with an error
         if not finished:
             if self.rank == 0:
                 tqdm.write(f"Saved at update {self.update} of {self.updates}; continue with --resume.", sys.stderr)
@@ -262,7 +260,6 @@ class Run:
         return self.grid_decoder(self.settings["tokenizer"], made_by, self.model.n_tokens, self.device)
 
     def meta(self) -> dict:
-        """What a checkpoint says of its training."""
         return {"command": " ".join(["python -m homework.train", *sys.argv[1:]]), "update": self.update,
                 "minutes": self.seconds / 60, "valid": self.measures} | self.train_data.meta  # fmt: skip
 

@@ -27,8 +27,7 @@ def new_name(model: str) -> str:
 
 
 def find_state(model: str) -> Path:
-    """The file that a training resumes from: next to the checkpoint ``model``, or of the latest run of the model so named.
-    ValueError if there is none, or no such model."""
+    """The file that a training resumes from: next to a checkpoint ``model``, or of the latest run of the model so named."""
     if model.endswith(".pth"):
         paths = [path for path in [Path(model).with_suffix(".state.pth")] if path.is_file()]
     else:

@@ -16,16 +16,12 @@ from homework.training import distributed
 
 
 def set_up(settings: dict, state: dict | None, device: torch.device) -> tuple[Model, Dataset, Dataset]:
-    """The model of a new run, or of the one with this ``state``, on ``device``; its training and validation data. ValueError
-    if the settings do not go together or with the data."""
+    """The model on ``device``, the training and the validation data of a new run, or of the one with this ``state``."""
     torch.manual_seed(settings["seed"])
     base = checkpoint.load(settings["model"]) if settings["model"].endswith(".pth") and not state else None
     cls = type(base) if base else model_class(state["class"] if state else settings["model"])
     train_data, valid_data = open_data(cls, settings)
-    if state:
-        model = build(cls, state["config"], {}).to(device)
-    else:
-        model = new_model(cls, base, settings, train_data, device)
+    model = build(cls, state["config"], {}).to(device) if state else new_model(cls, base, settings, train_data, device)
     sizes = {"n_tokens": model.n_tokens, "coarse_tokens": model.config.get("coarse_tokens")}
     for name, K in train_data.model_defaults().items():
         if name in sizes and K != sizes[name]:
@@ -65,8 +61,7 @@ def new_model(cls: type[Model], base: Model | None, settings: dict, data: Datase
 
 
 def open_data(cls: type[Model], settings: dict) -> tuple[Dataset, Dataset]:
-    """The training and the validation data for a model of ``cls``: its own kind of data, or the one that --dataset names.
-    ValueError if there is no such data set, it does not suit the model, or an option is not for it."""
+    """The training and the validation data for a model of ``cls``: its own kind of data, or the one that --dataset names."""
     name, kind = settings["dataset"] or cls.data, DATASETS[cls.data].holds
     fitting = [k for k, v in DATASETS.items() if v.holds == kind]
     if name not in fitting:
