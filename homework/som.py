@@ -34,8 +34,7 @@ def fit(features: str, output: str, n_codes: int = 1024, patch: int | str = 1, l
         batch_size: images at once.
         device: auto, cpu, cuda or mps.
     """
-    cli.at_least(1, passes=passes, batch_size=batch_size)
-    cli.at_least(1, limit=1 if limit is None else limit)
+    cli.at_least(1, passes=passes, batch_size=batch_size, limit=1 if limit is None else limit)
     cli.check_output(output)
     device = devices.pick_device(device)
     train, valid = (FeatureDataset(split, root=str(features)) for split in ("train", "valid"))

@@ -4,8 +4,7 @@ import inspect
 import sys
 from pathlib import Path
 
-from homework.core import checks, cli
-from homework.core.registry import MODELS
+from homework.core import checks, cli, registry
 from homework.tokenizers.pictures import grid_decoder
 from homework.training import loop
 from homework.training.resume import RESUME_OVERRIDES, take_up
@@ -98,5 +97,5 @@ def check(settings: dict) -> None:
 
 if __name__ == "__main__":
     if not sys.argv[1:]:
-        print(f"Models: {', '.join(MODELS)}.", file=sys.stderr)
+        print(f"Models: {', '.join(registry.MODELS)}.", file=sys.stderr)
     cli.main("python -m homework.train", train)

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
-from homework.core.files import read, write
+from homework.core import files, registry
 from homework.core.model import Model
-from homework.core.registry import model_class
 
 PACKAGE = Path(__file__).parents[1]
 PRETRAINED = PACKAGE / "pretrained"
@@ -18,7 +17,7 @@ def save(model: Model, path: str | Path, meta: dict | None = None, dtype: torch.
     """Writes ``{"model", "config", "state_dict", "meta"}`` to the ``.pth`` file ``path``, with floating-point weights in
     ``dtype`` if one is given (float16 halves the file), and JSON-able facts about the training as ``meta``."""
     state = {k: v.detach().to("cpu", dtype if v.is_floating_point() else None) for k, v in model.state_dict().items()}
-    write({"model": type(model).__name__, "config": dict(model.config), "state_dict": state, "meta": meta or {}}, path)
+    files.write({"model": type(model).__name__, "config": dict(model.config), "state_dict": state, "meta": meta or {}}, path)
 
 
 def load(path: str | Path, name: str | None = None) -> Model:
@@ -28,13 +27,13 @@ def load(path: str | Path, name: str | None = None) -> Model:
     path = locate(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}; train one with python -m homework.train.")
-    data = read(path)
+    data = files.read(path)
     if not isinstance(data, dict) or not {"model", "config", "state_dict"} <= data.keys():
         raise ValueError(f"{path} is not a checkpoint of this package.")
     if name is not None and data["model"] != name:
         raise ValueError(f"{path} holds a {data['model']}, but a {name} is needed here.")
     try:
-        model = model_class(data["model"])(**data["config"])
+        model = registry.model_class(data["model"])(**data["config"])
         model.load_state_dict(data["state_dict"])
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} does not fit this version's {data['model']}: {str(error).splitlines()[-1]}") from error

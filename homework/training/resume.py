@@ -5,8 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from homework.core import files
-from homework.core.registry import model_class
+from homework.core import files, registry
 
 RESUME_OVERRIDES = ("model", "save_every", "output", "device")  # the options that may differ when a run is resumed
 STATE_FIELDS = ("name", "update", "seconds", "measures", "sums")  # what describes a run besides its tensors
@@ -31,7 +30,7 @@ def find_state(model: str) -> Path:
     if model.endswith(".pth"):
         paths = [path for path in [Path(model).with_suffix(".state.pth")] if path.is_file()]
     else:
-        model_class(model)
+        registry.model_class(model)  # ValueError for an unknown name
         paths = sorted(Path("checkpoints").glob(f"*_{model}.state.pth"))
     if not paths:
         raise ValueError(f"There is no unfinished run of {model} in checkpoints/ to resume; leave --resume out.")

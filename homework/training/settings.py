@@ -6,10 +6,8 @@ import sys
 import torch
 from torch import nn
 
-from homework.core import checkpoint, cli
-from homework.core.fingerprint import is_same
+from homework.core import checkpoint, cli, fingerprint, registry
 from homework.core.model import Model
-from homework.core.registry import build, model_class
 from homework.datasets.base import Dataset
 from homework.datasets.kinds import DATASETS
 from homework.training import distributed
@@ -19,9 +17,10 @@ def set_up(settings: dict, state: dict | None, device: torch.device) -> tuple[Mo
     """The model on ``device``, the training and the validation data of a new run, or of the one with this ``state``."""
     torch.manual_seed(settings["seed"])
     base = checkpoint.load(settings["model"]) if settings["model"].endswith(".pth") and not state else None
-    cls = type(base) if base else model_class(state["class"] if state else settings["model"])
+    cls = type(base) if base else registry.model_class(state["class"] if state else settings["model"])
     train_data, valid_data = open_data(cls, settings)
-    model = build(cls, state["config"], {}).to(device) if state else new_model(cls, base, settings, train_data, device)
+    model = registry.build(cls, state["config"], {}) if state else new_model(cls, base, settings, train_data, device)
+    model.to(device)
     sizes = {"n_tokens": model.n_tokens, "coarse_tokens": model.config.get("coarse_tokens")}
     for name, K in train_data.model_defaults().items():
         if name in sizes and K != sizes[name]:
@@ -45,10 +44,10 @@ def new_model(cls: type[Model], base: Model | None, settings: dict, data: Datase
     if reads_codes:
         options = options | {"code_dim": data.codes.shape[1]}
     others = ("resume", "config", *(k for k in settings if k not in ("model", "options")))
-    model = build(cls, options, data.model_defaults(), base, others).to(device)
+    model = registry.build(cls, options, data.model_defaults(), base, others).to(device)
     if base:
         for key, option in ("tokenizer", "--data"), ("coarse_tokenizer", "--coarse"):
-            if key in base.meta and not is_same(data.meta.get(key, base.meta[key]), base.meta[key]):
+            if key in base.meta and not fingerprint.is_same(data.meta.get(key, base.meta[key]), base.meta[key]):
                 raise ValueError(f"{settings['model']} was trained on the grids of another tokenizer than those of {option};"
                                  " make them with that one, or train a new model by its name.")  # fmt: skip
     else:
