@@ -67,10 +67,8 @@ def open_shard(folder: Path, index: dict, i: int) -> np.ndarray:
 class FeatureDataset(Dataset):
     """Feature maps of images, as an auto-encoder's ``encode`` gives them, rounded to float16: memory-mapped shards in a
     folder, or that of a split, ``root/{split}``. FileNotFoundError if it has none; ValueError if any is missing or damaged.
-
-    ``ds[i]`` is float32 (h, w, C), as is ``size``; ``names`` are the images' paths; ``autoencoder`` is the path of the
-    auto-encoder's checkpoint, ``fingerprint`` its identity.
-    """
+    ``ds[i]`` is float32 (h, w, C); ``names`` are the images' paths; ``autoencoder`` is the path of the auto-encoder's
+    checkpoint, ``fingerprint`` its identity."""
 
     holds = "features"
 
@@ -91,9 +89,7 @@ class FeatureDataset(Dataset):
         return len(self.names)
 
     def __getitem__(self, i: int) -> Tensor:
-        if not -len(self) <= i < len(self):
-            raise IndexError(i)
-        return self.batch(np.array([i % len(self)]))[0]
+        return self.batch([range(len(self))[i]])[0]
 
     def batch(self, indices: Indices, device: torch.device | str = "cpu") -> Tensor:
         indices = np.asarray(indices)
