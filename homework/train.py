@@ -88,9 +88,7 @@ def check(settings: dict) -> None:
     checks.require("above 0 and at most 1", lambda v: checks.is_number(v) and 0 < v <= 1, given("lr_factor"))
     checks.require("embedding or codes", lambda v: v in ("embedding", "codes"), given("inputs"))
     if settings["output"]:
-        path = Path(settings["output"])
-        if path.suffix != ".pth" or path.is_dir() or any(p.exists() and not p.is_dir() for p in path.parents):
-            raise ValueError(f"--output is {path}, but must be a .pth file in a folder.")
+        cli.check_output(settings["output"], "--output")
     if settings["init"] and settings["model"].endswith(".pth") and not settings["resume"]:
         raise ValueError("--init is for a new model; a checkpoint in place of the model's name brings all weights.")
 

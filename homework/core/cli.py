@@ -40,10 +40,11 @@ def switches(**options: object) -> None:
             raise ValueError(f"--{name} takes no value, but got {value}; put it at the end.")
 
 
-def check_output(path: object) -> None:
+def check_output(path: str | Path, name: str = "The output") -> None:
     """ValueError unless a .pth file can be written to ``path``."""
-    if Path(str(path)).suffix != ".pth" or Path(str(path)).is_dir():
-        raise ValueError(f"The output is {path}, but must be a .pth file.")
+    path = Path(str(path))  # Fire takes 2026 for a number
+    if path.suffix != ".pth" or path.is_dir() or any(p.exists() and not p.is_dir() for p in path.parents):
+        raise ValueError(f"{name} is {path}, but must be a .pth file in a folder.")
 
 
 def check_seed(seed: int) -> None:

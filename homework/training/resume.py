@@ -38,8 +38,8 @@ def find_state(model: str) -> Path:
 
 
 def take_up(settings: dict, overrides: dict) -> tuple[dict, dict]:
-    """The state of the unfinished run that ``settings["model"]`` means, after the settings that it began with, but for
-    RESUME_OVERRIDES. ValueError if one of ``overrides``, the user's other options, differs, or the file is not a state."""
+    """The settings that the unfinished run of ``settings["model"]`` began with, but for RESUME_OVERRIDES, and its state.
+    ValueError if one of ``overrides``, the user's other options, differs, or the file is not a state."""
     path = find_state(settings["model"])
     state = files.read(path)
     needed = {"settings", "group", "class", "config", *STATE_FIELDS, *MODULES}
@@ -64,8 +64,7 @@ def write_state(run: Any, path: Path) -> None:
 def restore(run: Any, state: dict) -> None:
     """Gives a ``run`` the ``state``. ValueError if it takes another number of samples an update, or its model differs."""
     if state["group"] != run.group:
-        before, now = state["group"], run.group
-        raise ValueError(f"An update took {before} samples, but now {now}; resume on as many processes as before.")
+        raise ValueError(f"An update took {state['group']} samples, now {run.group}; use as many processes as before.")
     for name in STATE_FIELDS:
         setattr(run, name, state[name])
     try:
