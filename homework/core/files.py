@@ -62,7 +62,6 @@ def read(path: str | Path) -> dict:
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            message = f"{path} is not a plain checkpoint: it holds objects that could run code, and is refused."
-            raise ValueError(message) from error
+            raise ValueError(f"{path} is not a plain checkpoint: it holds objects that could run code; refused.") from error
         except Exception as error:  # the readers raise nearly anything on damaged data
             raise ValueError(f"{path} is damaged or not a checkpoint.") from error

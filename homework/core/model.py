@@ -17,9 +17,8 @@ class Model(nn.Module):
 
     data: ClassVar[str]  # the kind of data that it is trained on, a name in homework.datasets.kinds
     reads_codes: ClassVar[bool] = False  # whether --inputs codes is for it, see homework.priors.base.Prior
-    # What is computed from tensors and options, by name, for fingerprints; empty for the name of the class. To be changed
-    # whenever the same weights begin to compute something else.
-    architecture: ClassVar[str] = ""
+    # names what is computed, for fingerprints; to be changed whenever the same weights begin to compute something else
+    architecture: ClassVar[str] = ""  # empty for the name of the class
     training_options: ClassVar[frozenset[str]] = frozenset()  # arguments that never change what a trained model computes
     n_tokens: int | None = None  # K of the tokens that it reads or makes, in [0, K); None for a model without tokens
     learning_rate: float = 1e-3  # the peak, of AdamW; this and warmup unless a training asks for others

@@ -99,8 +99,7 @@ class MnistDataset(Grids):
 
 
 class MnistImages(Images):
-    """MNIST's digits as images, for tokenizers: grey, the same in all three channels. Arguments and errors as of
-    :func:`read_split`."""
+    """MNIST's digits as images, for tokenizers: grey, the same in all three channels; see :func:`read_split`."""
 
     size = (28, 28)
 
