@@ -25,6 +25,9 @@ class Dataset:
     def __len__(self) -> int:
         raise NotImplementedError
 
+    def __getitem__(self, i: int) -> Any:
+        return self.batch([range(len(self))[i]])[0]
+
     def batch(self, indices: Indices, device: torch.device | str = "cpu") -> Any:
         """The samples at ``indices`` (B), as a model takes them, on ``device``: (B,H,W,3) float32 in [-0.5,0.5] for images,
         (B,h,w) int64 for grids, two of these for pairs, (B,h,w,C) float32 for features."""

@@ -88,9 +88,6 @@ class FeatureDataset(Dataset):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, i: int) -> Tensor:
-        return self.batch([range(len(self))[i]])[0]
-
     def batch(self, indices: Indices, device: torch.device | str = "cpu") -> Tensor:
         indices = np.asarray(indices)
         shard_of = np.searchsorted(self.ends, indices, side="right")

@@ -22,9 +22,6 @@ class Grids(Dataset):
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, i: int) -> Tensor:
-        return torch.from_numpy(self.tokens[i].astype(np.int64))
-
     def batch(self, indices: Indices, device: torch.device | str = "cpu") -> Tensor:
         return torch.from_numpy(self.tokens[np.asarray(indices)].astype(np.int64)).to(device)
 
