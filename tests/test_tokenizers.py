@@ -156,7 +156,7 @@ def test_bad_images_are_reported(capsys):
         report_bad_images(bad, 12, skip_bad=True)
     assert capsys.readouterr().err == ""
     report_bad_images(bad[:1], 3, skip_bad=True)
-    assert capsys.readouterr().err == "Left out 1 of 3 images:\n  0.png cannot be read\n"
+    assert capsys.readouterr().err == "Left out 1 of 3 images: 0.png cannot be read\n"
 
 
 def test_usage_is_a_fraction_of_all_codes():
