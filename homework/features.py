@@ -17,9 +17,8 @@ from homework.tokenizers.base import AutoEncoder, Tokenizer
 
 def features(autoencoder: str, images: str, output: str, image_size: str | None = None, batch_size: int = 64,
              shard: int = 1024, replace: bool = False, device: str = "auto") -> None:  # fmt: skip
-    """Writes the feature maps of images, sorted by path, into a folder that FeatureDataset reads.
-
-    The same command resumes an unfinished run: complete shards that are there are kept.
+    """Writes the feature maps of images, sorted by path, into a folder that FeatureDataset reads. The same command
+    resumes an unfinished run: complete shards that are there are kept.
 
     Args:
         autoencoder: checkpoint of a model that makes maps of numbers, as homework/ConvAutoEncoder.pth.
@@ -28,8 +27,7 @@ def features(autoencoder: str, images: str, output: str, image_size: str | None 
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped; as they are by default.
         batch_size: images that go through the model at once.
         shard: images in a file.
-        replace: remove feature maps of another auto-encoder or of other images that are in the output folder; otherwise
-            they are an error.
+        replace: remove other feature maps that are in the output folder; they are an error by default.
         device: auto, cpu, cuda or mps.
     """
     autoencoder, images, output = str(autoencoder), str(images), Path(str(output))  # Fire takes 2026 for a number
@@ -43,7 +41,12 @@ def features(autoencoder: str, images: str, output: str, image_size: str | None 
         made = "tokens (see python -m homework.tokenize)" if isinstance(model, Tokenizer) else "no maps of images"
         raise ValueError(f"{autoencoder} holds a {type(model).__name__}, which makes {made}; name an auto-encoder.")
     names = image_paths(images)
-    index = plan(model, names, size or read_image(names[0]).shape[:2], shard)
+    H, W = size or read_image(names[0]).shape[:2]
+    with torch.inference_mode():
+        h, w, C = model.encode(torch.zeros(1, H, W, 3)).shape[1:]
+    index = {"format": FORMAT, "version": VERSION, "size": [h, w, C], "image_size": [H, W],
+             "shards": [min(shard, len(names) - start) for start in range(0, len(names), shard)],
+             "autoencoder": fingerprint.identity(model), "names": names}  # fmt: skip
     missing = prepare(output, index, replace)
     checkpoint.save(model, output / AUTOENCODER, model.meta)
     if missing:
@@ -54,30 +57,11 @@ def features(autoencoder: str, images: str, output: str, image_size: str | None 
         for i, maps in encode_shards(model, index, missing, batch_size, size, bar):
             write_shard(shard_path(output, i), maps)
     write_index(output, index, finished=True)
-    h, w, C = index["size"]
     print(f"{output}: {len(names)} feature maps of {h}x{w}x{C} in {len(index['shards'])} files")
 
 
-@torch.inference_mode()
-def plan(model: AutoEncoder, names: list[str], image_size: tuple[int, int], shard: int) -> dict:
-    """The index of the maps of ``names``, images of ``image_size`` (H, W), ``shard`` in a file; see :func:`read_index`."""
-    size = model.encode(torch.zeros(1, *image_size, 3)).shape[1:]
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "size": list(size),
-        "image_size": list(image_size),
-        "shards": [min(shard, len(names) - start) for start in range(0, len(names), shard)],
-        "autoencoder": fingerprint.identity(model),
-        "names": names,
-    }
-
-
 def prepare(folder: Path, index: dict, replace: bool) -> list[int]:
-    """Makes ``folder`` ready for the shards of ``index``, and returns those that are still to be made.
-
-    ValueError if other feature maps are there, which ``replace`` removes, or if one is damaged.
-    """
+    """Makes ``folder`` ready for the shards of ``index``, and returns those to be made; ``replace`` removes other maps."""
     there = sorted(folder.glob("features_*.npy"))
     if replace:
         (folder / INDEX).unlink(missing_ok=True)  # first: without it, what is left is not taken for complete
@@ -85,8 +69,7 @@ def prepare(folder: Path, index: dict, replace: bool) -> list[int]:
             path.unlink()
     elif (folder / INDEX).is_file():
         found = read_index(folder)
-        other = [k for k in index if found[k] != index[k]]
-        if other:
+        if other := [k for k in index if found[k] != index[k]]:
             raise ValueError(f"{folder} has feature maps already, whose {' and '.join(other)} differ; name another folder, "
                              "or pass --replace to make them again.")  # fmt: skip
     elif there:
@@ -100,14 +83,11 @@ def prepare(folder: Path, index: dict, replace: bool) -> list[int]:
 
 
 @torch.inference_mode()
-def encode_shards(
-    model: AutoEncoder, index: dict, missing: list[int], batch_size: int, image_size: tuple[int, int] | None, bar: tqdm
-) -> Iterator[tuple[int, np.ndarray]]:
+def encode_shards(model: AutoEncoder, index: dict, missing: list[int], batch_size: int, image_size: tuple[int, int] | None,
+                  bar: tqdm) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
     """The shards ``missing``, one after the other: (i, float16 (n, h, w, C)). Batches end with a shard, so that it is the
-    same whether others were there already or not.
-
-    ValueError, naming the image, if one is damaged or of another size, or its map has numbers too large for float16.
-    """
+    same whether others were there already or not. ValueError, naming the image, if one is damaged or of another size, or its
+    map has numbers too large for float16."""
     ends = np.cumsum(index["shards"])
     names = {i: index["names"][end - n : end] for i, (n, end) in enumerate(zip(index["shards"], ends, strict=True))}
     batches = [names[i][at : at + batch_size] for i in missing for at in range(0, len(names[i]), batch_size)]
@@ -138,7 +118,6 @@ def write_shard(path: Path, maps: np.ndarray) -> None:
 
 
 def write_index(folder: Path, index: dict, finished: bool) -> None:
-    """Writes the index, see :func:`read_index`."""
     with files.replacing(folder / INDEX) as temporary:
         temporary.write_text(json.dumps(index | {"finished": finished}, indent=1), "utf-8")
 

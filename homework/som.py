@@ -34,14 +34,11 @@ def fit(features: str, output: str, n_codes: int = 1024, patch: int | str = 1, l
         batch_size: images at once.
         device: auto, cpu, cuda or mps.
     """
-    cli.at_least(1, passes=passes, batch_size=batch_size)
-    if limit is not None:
-        cli.at_least(1, limit=limit)
-    check_output(output)
+    cli.at_least(1, passes=passes, batch_size=batch_size, limit=1 if limit is None else limit)
+    cli.check_output(output)
     device = devices.pick_device(device)
     train, valid = (FeatureDataset(split, root=str(features)) for split in ("train", "valid"))
-    radii = {"radius_start": radius_start, "radius_end": radius_end}
-    model = SOM(n_codes, patch, lattice, **radii, **train.model_defaults())
+    model = SOM(n_codes, patch, lattice, radius_start=radius_start, radius_end=radius_end, **train.model_defaults())
     train.prepare(model)
     model.to(device).train()
     n = min(len(train), limit or len(train))
@@ -58,22 +55,14 @@ def fit(features: str, output: str, n_codes: int = 1024, patch: int | str = 1, l
     for k, pictures in model.images(valid.batch(torch.arange(min(8, len(valid))), device)).items():
         writer.add_images(k, pictures, passes)
     writer.close()
-    command = " ".join(["python -m homework.som", *sys.argv[1:]])
-    checkpoint.save(model.cpu(), str(output), {"command": command, "valid": results})
-    shown = ", ".join(f"{k} {v:.5g}" for k, v in results.items())
-    print(f"{output}: {shown} on {len(valid)} validation images")
-
-
-def check_output(path: str) -> None:
-    """ValueError unless a checkpoint can be written to ``path``."""
-    if Path(str(path)).suffix != ".pth" or Path(str(path)).is_dir():
-        raise ValueError(f"The output is {path}, but must be a .pth file.")
+    meta = {"command": " ".join(["python -m homework.som", *sys.argv[1:]]), "valid": results}
+    checkpoint.save(model.cpu(), str(output), meta)
+    print(f"{output}: {', '.join(f'{k} {v:.5g}' for k, v in results.items())} on {len(valid)} validation images")
 
 
 def prune(model: str, features: str, threshold: int, output: str | None = None, batch_size: int = 64,
           device: str = "auto") -> None:  # fmt: skip
     """Removes the units of a SOM that are the best for fewer patches than a threshold; the others keep their positions.
-
     Tokens have to be made again: those of the SOM as it was mean other units.
 
     Args:
@@ -87,14 +76,13 @@ def prune(model: str, features: str, threshold: int, output: str | None = None, 
     cli.at_least(1, threshold=threshold, batch_size=batch_size)
     path, features, device = Path(str(model)), Path(str(features)), devices.pick_device(device)
     target = Path(str(output)) if output else path.with_stem(f"{path.stem}_pruned")
-    check_output(target)
+    cli.check_output(target)
     som = checkpoint.load(path, "SOM").to(device)
     data = FeatureDataset(features if (features / INDEX).is_file() else "train", root=features)
     counts, before = evaluate_codebook(som, data, batch_size)
     left = (counts >= threshold).nonzero()[:, 0].tolist()
     if not left:
-        raise ValueError(f"--threshold is {threshold}, but no unit is the best for so many patches; the most are "
-                         f"{int(counts.max())}.")  # fmt: skip
+        raise ValueError(f"--threshold is {threshold}, but no unit is the best for more than {int(counts.max())} patches.")
     smaller, after = som, before
     if len(left) < som.n_tokens:
         smaller = pruned(som, left)

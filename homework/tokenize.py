@@ -33,8 +33,7 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
         batch_size: images that go through the model at once.
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped; as they are by default.
         copies: also as many randomly mirrored and shifted copies of each image, from which a prior learns more.
-        shift: pixels by which copies are moved at most; by default less than a patch, and than 16. Coarse and fine
-            grids of a cascade need the same.
+        shift: pixels to move copies by at most, the same for all grids of a cascade; below a patch and 16 by default.
         split: of MNIST: train, valid or test.
         skip_bad: leave out images that are damaged or of another size than most; they are an error by default.
         codes: also write the table (K,d) of the vectors of all codes, under "codes".
@@ -42,18 +41,13 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
     """
     tokenizer, output, *images = map(str, (tokenizer, output, *images))  # Fire takes 2026 for a number
     cli.at_least(1, batch_size=batch_size)
-    cli.at_least(0, copies=copies)
-    if shift is not None:
-        cli.at_least(0, shift=shift)
+    cli.at_least(0, copies=copies, shift=0 if shift is None else shift)
     cli.switches(skip_bad=skip_bad, codes=codes)
     if not images:
         raise ValueError("Name the images to tokenize: files, folders or dataset.json files, after the output.")
-    if Path(output).is_dir() or Path(output).suffix != ".pth":
-        raise ValueError(f"The output is {output}, but must be a .pth file.")
-    size = cli.parse_image_size(image_size)
-    model = load_tokenizer(tokenizer)
-    if shift is None:
-        shift = min(*model.patch_shape, MOST) - 1
+    cli.check_output(output)
+    size, model = cli.parse_image_size(image_size), load_tokenizer(tokenizer)
+    shift = min(*model.patch_shape, MOST) - 1 if shift is None else shift
     fields = {"tokenizer": fingerprint.identity(model), "shift": shift if copies else 0}
     if codes:
         fields["codes"] = model.code_table().clone()  # a clone, for a view would be saved with all that it views
@@ -61,26 +55,24 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
     if data:
         if copies or size:
             raise ValueError("--copies and --image_size are for files of images; digits and feature maps stay as they are.")
-        results = encode_dataset(model.to(devices.pick_device(device)), data, batch_size)
-        _write(results, model.n_tokens, output, skip_bad, fields)
-        return
-    if split is not None:
+        parts = [encode_dataset(model.to(devices.pick_device(device)), data, batch_size)]
+    elif split is not None:
         raise ValueError("--split is for MNIST's folder alone, named mnist; leave it out, and name a folder of images.")
-    paths = image_paths(images)
-    try:
-        local_device = distributed.setup(devices.pick_device(device))
-        model.to(local_device)
-        results = distributed.gather(encode_files(model, paths, batch_size, size, local_device, copies, shift))
-    finally:
-        distributed.cleanup()
-    if results is not None:
-        _write(dict(item for part in results for item in part.items()), model.n_tokens, output, skip_bad, fields)
+    else:
+        paths = image_paths(images)
+        try:
+            local_device = distributed.setup(devices.pick_device(device))
+            model.to(local_device)
+            parts = distributed.gather(encode_files(model, paths, batch_size, size, local_device, copies, shift))
+        finally:
+            distributed.cleanup()
+    if parts is not None:
+        _write(dict(item for part in parts for item in part.items()), model.n_tokens, output, skip_bad, fields)
 
 
 def open_folder(folder: str, split: str | None) -> FeatureDataset | MnistImages | None:
-    """The feature maps, or the digits of MNIST's ``split``, in ``folder``; None if it holds neither. ValueError for MNIST
-    without a split."""
-    if (Path(folder) / INDEX).is_file():
+    """The feature maps, or the digits of MNIST's ``split``, in ``folder``; None if it holds neither."""
+    if Path(folder, INDEX).is_file():
         return FeatureDataset(folder)
     folder = Path(folder).resolve()
     if folder.name != "mnist" or not any(find(folder, name) for name in FILES):
@@ -92,18 +84,16 @@ def open_folder(folder: str, split: str | None) -> FeatureDataset | MnistImages 
 
 @torch.inference_mode()
 def encode_dataset(model: Tokenizer, data: FeatureDataset | MnistImages, batch_size: int) -> dict[str, Result]:
-    """The grids of all of ``data``. ValueError for feature maps that the tokenizer does not read, or that another
-    auto-encoder made."""
+    """The grids of ``data``. ValueError for feature maps that another auto-encoder made, or the tokenizer does not read."""
     encode = model.encode_index
     if isinstance(data, FeatureDataset):
         if isinstance(model, FeatureModel) and not fingerprint.is_of(data.fingerprint, model.autoencoder):
-            raise ValueError("These feature maps are of another auto-encoder than the tokenizer's; make them with its own, "
-                             "or name images.")  # fmt: skip
+            raise ValueError("These feature maps are of another auto-encoder; use the tokenizer's own, or name images.")
         encode = model.encode_features
     device, results = model.device, {}
     with tqdm(total=len(data), desc="tokenizing", unit="img") as bar:
         for indices in torch.arange(len(data)).split(batch_size):
-            grids = _stored(encode(data.batch(indices, device)), model.n_tokens)
+            grids = encode(data.batch(indices, device)).cpu().numpy().astype(smallest_type(model.n_tokens))  # (B,h,w)
             results |= {data.names[i]: (data.size[:2], grid) for i, grid in zip(indices.tolist(), grids, strict=True)}
             bar.update(len(indices))
     return results
@@ -130,7 +120,7 @@ def encode_files(model: Tokenizer, paths: list[str], batch_size: int, image_size
                 for copy in range(1 + copies):
                     draws = torch.Generator().manual_seed(zlib.crc32(f"{batch[0]}#{copy}".encode()))
                     x = to_float(mirrored_and_shifted(pixels, shift, draws) if copy else pixels)
-                    grids = _stored(model.encode_index(x), model.n_tokens)
+                    grids = model.encode_index(x).cpu().numpy().astype(smallest_type(model.n_tokens))  # (B,h,w)
                     names = [f"{path}#{copy}" if copy else path for path in group]
                     results |= {name: (size, grid) for name, grid in zip(names, grids, strict=True)}
             bar.update(len(batch))
@@ -138,8 +128,7 @@ def encode_files(model: Tokenizer, paths: list[str], batch_size: int, image_size
 
 
 def mirrored_and_shifted(x: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
-    """(B,H,W,3) images, each mirrored or not, and moved by up to ``most`` pixels in both directions, with the edge
-    repeated. (Grids themselves can be neither mirrored nor moved by part of a patch.)"""
+    """(B,H,W,3) images, each mirrored or not, and moved by up to ``most`` pixels in both directions, edges repeated."""
     B, H, W, _ = x.shape
     down, right = torch.randint(-most, most + 1, (2, B, 1), generator=generator).to(x.device)
     mirror = torch.randint(2, (B, 1), generator=generator).to(x.device)
@@ -149,16 +138,9 @@ def mirrored_and_shifted(x: torch.Tensor, most: int, generator: torch.Generator)
     return x[torch.arange(B, device=x.device)[:, None, None], rows[:, :, None], columns[:, None]]
 
 
-def _stored(grids: torch.Tensor, n_tokens: int) -> np.ndarray:
-    """(B,h,w) int64 -> the same in the smallest type that holds ``n_tokens`` values."""
-    return grids.cpu().numpy().astype(smallest_type(n_tokens))
-
-
 def smallest_type(n_tokens: int) -> type:
     """The smallest numpy type for 0 ... ``n_tokens`` - 1; unsigned up to 16 bits, beyond which it saves nothing."""
     types = {8: np.uint8, 16: np.uint16, 31: np.int32, 63: np.int64}
-    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
-        del types[16]  # earlier torch cannot save it
     return next(t for bits, t in types.items() if n_tokens <= 1 << bits)
 
 
@@ -167,11 +149,8 @@ def _write(results: dict[str, Result], n_tokens: int, output: str, skip_bad: boo
     results = dict(sorted(results.items()))
     sizes = collections.Counter(r[0] for r in results.values() if not isinstance(r, str))
     size = max(sizes, key=sizes.get, default=None)
-    bad = [
-        r if isinstance(r, str) else f"{path} is {r[0][0]}x{r[0][1]}, most are {size[0]}x{size[1]} (see --image_size)"
-        for path, r in results.items()
-        if isinstance(r, str) or r[0] != size
-    ]
+    bad = [r if isinstance(r, str) else f"{path} is {r[0][0]}x{r[0][1]}, most are {size[0]}x{size[1]} (see --image_size)"
+           for path, r in results.items() if isinstance(r, str) or r[0] != size]  # fmt: skip
     report_bad_images(bad, len(results), skip_bad)
     grids = {path: r[1] for path, r in results.items() if not isinstance(r, str) and r[0] == size}
     tokens = torch.from_numpy(np.stack(list(grids.values())))  # (N, h, w)

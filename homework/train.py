@@ -4,49 +4,22 @@ import inspect
 import sys
 from pathlib import Path
 
-from homework.core import checks, cli
-from homework.core.registry import MODELS
+from homework.core import checks, cli, registry
 from homework.tokenizers.pictures import grid_decoder
 from homework.training import loop
 from homework.training.resume import RESUME_OVERRIDES, take_up
 
 
-def train(
-    model: str | Path,
-    epochs: float = 5,
-    batch_size: int = 16,
-    accumulate: int = 1,
-    lr: float | None = None,
-    lr_step: int | None = None,
-    lr_factor: float = 0.5,
-    warmup: int | None = None,
-    weight_decay: float = 0.01,
-    clip: float = 1.0,
-    ema: float = 0.999,
-    seed: int = 0,
-    augment: bool = True,
-    data: str | Path = "data",
-    dataset: str | None = None,
-    binarize: float | str | None = None,
-    coarse: str | Path | None = None,
-    image_size: str | None = None,
-    limit: int | None = None,
-    validate_every: int | None = None,
-    save_every: float = 10,
-    keep_every: int | None = None,
-    resume: bool = False,
-    config: str | Path | None = None,
-    init: str | Path | None = None,
-    inputs: str = "embedding",
-    output: str | Path | None = None,
-    tokenizer: str | Path = "homework/BSQPatchAutoEncoder.pth",
-    device: str = "auto",
-    bf16: bool = True,
-    compile: bool = False,
-    **options,
-) -> None:
+def train(model: str | Path, epochs: float = 5, batch_size: int = 16, accumulate: int = 1, lr: float | None = None,
+          lr_step: int | None = None, lr_factor: float = 0.5, warmup: int | None = None, weight_decay: float = 0.01,
+          clip: float = 1.0, ema: float = 0.999, seed: int = 0, augment: bool = True, data: str | Path = "data",
+          dataset: str | None = None, binarize: float | str | None = None, coarse: str | Path | None = None,
+          image_size: str | None = None, limit: int | None = None, validate_every: int | None = None, save_every: float = 10,
+          keep_every: int | None = None, resume: bool = False, config: str | Path | None = None,
+          init: str | Path | None = None, inputs: str = "embedding", output: str | Path | None = None,
+          tokenizer: str | Path = "homework/BSQPatchAutoEncoder.pth", device: str = "auto", bf16: bool = True,
+          compile: bool = False, **options) -> None:  # fmt: skip
     """Trains a model: logs/{date}_{Model}/, checkpoints/{date}_{Model}.pth, and the latest also as homework/{Model}.pth.
-
     That copy is written after every validation. All commands prefer it to the pretrained model of the same name.
 
     Any argument of the model's constructor is an option too, as in --codebook_bits 12. Run it under torchrun to train
@@ -60,8 +33,7 @@ def train(
         lr: peak learning rate of AdamW; by default the model's own (its learning_rate), or 1e-3.
         lr_step: updates after each of which the rate is multiplied by lr_factor, in place of the cosine.
         lr_factor: see lr_step; above 0 and at most 1.
-        warmup: updates of linear warm-up, by default the model's own (its warmup), or 100; a cosine then takes the rate
-            down to a hundredth of its peak.
+        warmup: updates of linear warm-up, before a cosine to a hundredth of the peak; by default the model's own, or 100.
         weight_decay: of AdamW; applies to matrices alone.
         clip: largest L2 norm of the gradient.
         ema: decay of the moving average of the weights, which is what is evaluated and saved; 0 for none.
@@ -77,12 +49,11 @@ def train(
         validate_every: updates between validations; once an epoch by default.
         save_every: minutes between saves of all that --resume needs.
         keep_every: updates after each of which a checkpoint is made that stays, checkpoints/{date}_{Model}_{update}.pth.
-        resume: continue exactly where the latest unfinished run of this model, or the run of this checkpoint, stopped, with
-            its options; only save_every, output and device may differ.
+        resume: continue exactly where this model's latest unfinished run, or the run of this checkpoint, stopped; of its
+            options, only save_every, output and device may differ.
         config: a JSON file with any of these options by name; those on the command line win.
         init: a checkpoint of any model, from which to take all weights whose name and shape fit the new model's.
-        inputs: of priors: "embedding" learns a vector for each token; "codes" reads the tokenizer's own, which are in
-            tokenized_train.pth if it was made with --codes.
+        inputs: of priors: "embedding" learns a vector for each token; "codes" reads the tokenizer's (tokenize --codes).
         output: the copy of the latest checkpoint that was validated, homework/{Model}.pth by default.
         tokenizer: a checkpoint, or a model's name, that decodes token grids for TensorBoard's pictures, if there is one.
         device: auto, cpu, cuda or mps.
@@ -105,8 +76,7 @@ def train(
 def check(settings: dict) -> None:
     """ValueError, naming the option and what it may be, for settings that make no sense."""
 
-    def given(*names: str) -> dict:
-        """These settings as options, except those that were left out and have no default."""
+    def given(*names: str) -> dict:  # these settings as options, except those that were left out and have no default
         may_lack = ("limit", "warmup", "lr", "lr_step", "keep_every", "validate_every")
         return {f"--{name}": settings[name] for name in names if settings[name] is not None or name not in may_lack}
 
@@ -118,14 +88,12 @@ def check(settings: dict) -> None:
     checks.require("above 0 and at most 1", lambda v: checks.is_number(v) and 0 < v <= 1, given("lr_factor"))
     checks.require("embedding or codes", lambda v: v in ("embedding", "codes"), given("inputs"))
     if settings["output"]:
-        path = Path(settings["output"])
-        if path.suffix != ".pth" or path.is_dir() or any(p.exists() and not p.is_dir() for p in path.parents):
-            raise ValueError(f"--output is {path}, but must be a .pth file in a folder.")
+        cli.check_output(settings["output"], "--output")
     if settings["init"] and settings["model"].endswith(".pth") and not settings["resume"]:
         raise ValueError("--init is for a new model; a checkpoint in place of the model's name brings all weights.")
 
 
 if __name__ == "__main__":
     if not sys.argv[1:]:
-        print(f"Models: {', '.join(MODELS)}.", file=sys.stderr)
+        print(f"Models: {', '.join(registry.MODELS)}.", file=sys.stderr)
     cli.main("python -m homework.train", train)

@@ -267,7 +267,7 @@ def test_splits_win_over_images_beside_them(tmp_path):
 
 def test_what_cannot_be_split_is_named(tmp_path):
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(FileNotFoundError, match="no folder .*train, nor are there images in .* itself; get the images with"):
+    with pytest.raises(FileNotFoundError, match="no folder .*train, nor images in .*; get them with"):
         image_paths("train", tmp_path)
     picture(tmp_path / "0.png")
     for root in (tmp_path, dataset_json(tmp_path / "dataset.json", ["0.png"])):

@@ -115,7 +115,7 @@ def test_what_was_interrupted_resumes_to_the_same_bytes(folder, autoencoder, dat
         with pytest.raises(KeyboardInterrupt):
             features(autoencoder, data / "train", tmp_path / "other", **options)
     assert len(list((tmp_path / "other").glob("*.npy"))) == after // 3
-    with pytest.raises(ValueError, match="are unfinished; the same python"):
+    with pytest.raises(ValueError, match="is unfinished; the same python"):
         FeatureDataset(tmp_path / "other")
     (tmp_path / "other" / "features_00001.npy.1234.tmp").write_bytes(b"left by a killed run")
     kept = {name: (tmp_path / "other" / name).stat().st_mtime_ns for name in contents(tmp_path / "other") if ".npy" in name}

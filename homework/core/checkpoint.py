@@ -6,41 +6,34 @@ from typing import Any
 
 import torch
 
-from homework.core.files import read, write
+from homework.core import files, registry
 from homework.core.model import Model
-from homework.core.registry import model_class
 
 PACKAGE = Path(__file__).parents[1]
 PRETRAINED = PACKAGE / "pretrained"
 
 
 def save(model: Model, path: str | Path, meta: dict | None = None, dtype: torch.dtype | None = None) -> None:
-    """Writes ``{"model", "config", "state_dict", "meta"}`` to the ``.pth`` file ``path``: ``meta`` holds JSON-able facts
-    about the training (command, figures); with a ``dtype``, floating-point weights are stored in it (float16 halves the
-    file)."""
-    state = {k: v.detach().cpu() for k, v in model.state_dict().items()}
-    if dtype is not None:
-        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
-    name = type(model).__name__
-    write({"model": name, "config": dict(model.config), "state_dict": state, "meta": meta or {}}, path)
+    """Writes ``{"model", "config", "state_dict", "meta"}`` to the ``.pth`` file ``path``, with floating-point weights in
+    ``dtype`` if one is given (float16 halves the file), and JSON-able facts about the training as ``meta``."""
+    state = {k: v.detach().to("cpu", dtype if v.is_floating_point() else None) for k, v in model.state_dict().items()}
+    files.write({"model": type(model).__name__, "config": dict(model.config), "state_dict": state, "meta": meta or {}}, path)
 
 
 def load(path: str | Path, name: str | None = None) -> Model:
     """The model in ``path``, which may be a model's name (see :func:`locate`), in eval mode, float32, on the CPU.
-
     FileNotFoundError if there is no such file; ValueError if it is damaged, holds code, or a model of another class than
-    ``name`` (None for any).
-    """
+    ``name`` (None for any)."""
     path = locate(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}; train one with python -m homework.train.")
-    data = read(path)
+    data = files.read(path)
     if not isinstance(data, dict) or not {"model", "config", "state_dict"} <= data.keys():
         raise ValueError(f"{path} is not a checkpoint of this package.")
     if name is not None and data["model"] != name:
         raise ValueError(f"{path} holds a {data['model']}, but a {name} is needed here.")
     try:
-        model = model_class(data["model"])(**data["config"])
+        model = registry.model_class(data["model"])(**data["config"])
         model.load_state_dict(data["state_dict"])
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} does not fit this version's {data['model']}: {str(error).splitlines()[-1]}") from error
@@ -56,8 +49,7 @@ def locate(path: str | Path) -> Path:
     if path.is_file() or str(path) not in (path.stem, str(Path("homework", f"{path.stem}.pth"))):
         return path
     for folder in (Path("homework"), PACKAGE, PRETRAINED):
-        found = folder / f"{path.stem}.pth"
-        if found.is_file():
+        if (found := folder / f"{path.stem}.pth").is_file():
             print(f"{path}: using {found}", file=sys.stderr)
             return found
     return path

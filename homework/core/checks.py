@@ -1,4 +1,5 @@
-"""Checks of arguments: a ValueError that names the argument, its value and what is allowed."""
+"""Checks of arguments: each raises a ValueError that names the first bad argument, its value and what is allowed. Numbers
+are int or float, and not True or False."""
 
 import math
 import re
@@ -7,50 +8,42 @@ from typing import Any
 
 
 def require(allowed: str, fits: Callable[[Any], bool], arguments: dict[str, Any]) -> None:
-    """ValueError unless every one of the ``arguments`` fits; ``allowed`` words what does, after "must be"."""
+    """``allowed`` words what ``fits``, after "must be"."""
     for name, value in arguments.items():
         if not fits(value):
             raise ValueError(f"{name} is {value!r}, but must be {allowed}.")
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is an int or a float, and not True or False."""
     return type(value) in (int, float)
 
 
 def integer(low: int, high: int | None = None, **arguments: Any) -> None:
-    """All ``arguments`` are integers from ``low`` to ``high``, or of any size above."""
     allowed = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
     require(allowed, lambda v: type(v) is int and low <= v and (high is None or v <= high), arguments)
 
 
 def odd(low: int, **arguments: Any) -> None:
-    """All ``arguments`` are odd numbers of at least ``low``."""
     require(f"an odd number of at least {low}", lambda v: type(v) is int and v >= low and v % 2 == 1, arguments)
 
 
 def positive(**arguments: Any) -> None:
-    """All ``arguments`` are finite numbers above 0."""
     require("a number above 0", lambda v: is_number(v) and 0 < v < math.inf, arguments)
 
 
 def not_negative(**arguments: Any) -> None:
-    """All ``arguments`` are finite numbers of at least 0."""
     require("a number of at least 0", lambda v: is_number(v) and 0 <= v < math.inf, arguments)
 
 
 def fraction(**arguments: Any) -> None:
-    """All ``arguments`` are numbers of at least 0 and below 1."""
     require("at least 0 and below 1", lambda v: is_number(v) and 0 <= v < 1, arguments)
 
 
 def boolean(**arguments: Any) -> None:
-    """All ``arguments`` are True or False."""
     require("True or False", lambda v: type(v) is bool, arguments)
 
 
 def choice(allowed: Iterable[str], **arguments: Any) -> None:
-    """All ``arguments`` are among the ``allowed`` words."""
     require(f"one of {', '.join(allowed)}", lambda v: type(v) is str and v in allowed, arguments)
 
 

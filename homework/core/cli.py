@@ -1,7 +1,6 @@
 """What every command line shares: arguments by Fire, and a user's mistake reported in one sentence."""
 
 import contextlib
-import functools
 import inspect
 import io
 import itertools
@@ -10,9 +9,9 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any, NoReturn
 
 import fire
 
@@ -25,14 +24,12 @@ def parse_image_size(size: str | None) -> tuple[int, int] | None:
     """``"100x150"`` -> ``(100, 150)``: height and width in pixels; ``None`` stays ``None``. ValueError for anything else."""
     if size is None:
         return None
-    sides = checks.parse_size(size)
-    if not sides:
-        raise ValueError(f"--image_size is {size!r}, but must be HEIGHTxWIDTH in pixels, as in 100x150.")
-    return sides
+    if sides := checks.parse_size(size):
+        return sides
+    raise ValueError(f"--image_size is {size!r}, but must be HEIGHTxWIDTH in pixels, as in 100x150.")
 
 
 def at_least(low: int, **options: object) -> None:
-    """ValueError, naming the first of the ``options`` that is not an integer of at least ``low``."""
     checks.integer(low, None, **{f"--{name}": value for name, value in options.items()})
 
 
@@ -43,6 +40,13 @@ def switches(**options: object) -> None:
             raise ValueError(f"--{name} takes no value, but got {value}; put it at the end.")
 
 
+def check_output(path: str | Path, name: str = "The output") -> None:
+    """ValueError unless a .pth file can be written to ``path``."""
+    path = Path(str(path))  # Fire takes 2026 for a number
+    if path.suffix != ".pth" or path.is_dir() or any(p.exists() and not p.is_dir() for p in path.parents):
+        raise ValueError(f"{name} is {path}, but must be a .pth file in a folder.")
+
+
 def check_seed(seed: int) -> None:
     """ValueError unless it is an integer that a generator takes, from 0 to 2^63 - 1."""
     checks.integer(0, 2**63 - 1, **{"--seed": seed})
@@ -50,10 +54,7 @@ def check_seed(seed: int) -> None:
 
 def with_config(arguments: list[str], parameters: Iterable[str]) -> list[str]:
     """Replaces ``--config FILE`` by the options in that JSON object, except those that the command line gives itself, by
-    name or, as the first of the command's ``parameters``, by position.
-
-    ValueError if the file is not one JSON object; OSError if it cannot be read.
-    """
+    name or, as the first of the command's ``parameters``, by position. ValueError if the file is not one JSON object."""
     at = next((i for i, a in enumerate(arguments) if a.split("=")[0] == "--config"), None)
     if at is None:
         return arguments
@@ -75,18 +76,13 @@ Command = Callable[..., None] | dict[str, Callable[..., None]]  # one function, 
 
 
 def main(name: str, command: Command) -> None:
-    """Runs ``command`` with the arguments of the command line; ``name`` is how a user calls it.
-
-    Any ValueError or OSError becomes one sentence on stderr and exit code 1 (with HOMEWORK_DEBUG=1 in the environment,
-    a traceback); Ctrl-C exits with 130.
-    """
+    """Runs ``command`` with the arguments of the command line; ``name`` is how a user calls it. A ValueError or OSError
+    becomes one sentence on stderr and exit code 1 (if HOMEWORK_DEBUG=1, a traceback); Ctrl-C exits with 130."""
+    debug, hook = os.environ.get("HOMEWORK_DEBUG"), threading.excepthook
+    if not debug:  # no traceback for an OSError of a thread, such as TensorBoard's: who waits for it raises it again
+        threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else hook(args)
     try:
-        call = parse(name, command, sys.argv[1:])
-    except (ValueError, OSError) as error:
-        _fail(error)
-    try:
-        with _quiet_threads():
-            call()
+        parse(name, command, sys.argv[1:])()
         sys.stdout.flush()
     except BrokenPipeError:  # stdout's reader, such as head, has closed it; Python must not complain of it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -97,11 +93,18 @@ def main(name: str, command: Command) -> None:
     except ModuleNotFoundError as error:
         if error.name not in REPORT_PACKAGES:
             raise
-        _fail(ValueError(f'This command needs the package {error.name}; pip install "homework[report]".'))
+        print(f'error: This command needs the package {error.name}; pip install "homework[report]".', file=sys.stderr)
+        sys.exit(1)
     except (ValueError, OSError) as error:
-        if os.environ.get("HOMEWORK_DEBUG"):
+        if debug:
             raise
-        _fail(error)
+        sentence = str(error)
+        if isinstance(error, OSError) and error.strerror:  # the system's own words, and the file that they are about
+            sentence = f"{error.strerror}{f': {error.filename}' if error.filename else ''}."
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(1)
+    finally:
+        threading.excepthook = hook
 
 
 def parse(name: str, command: Command, arguments: list[str]) -> Callable[[], None]:
@@ -110,11 +113,7 @@ def parse(name: str, command: Command, arguments: list[str]) -> Callable[[], Non
     calls: list[Callable[[], None]] = []
 
     def record(function: Callable) -> Callable:
-        @functools.wraps(function)
-        def bound(*args: Any, **kwargs: Any) -> None:
-            calls.append(functools.partial(function, *args, **kwargs))
-
-        return bound
+        return wraps(function)(lambda *args, **options: calls.append(partial(function, *args, **options)))
 
     parts = command if isinstance(command, dict) else {}
     part = [argument for argument in arguments[:1] if argument in parts]
@@ -130,7 +129,7 @@ def parse(name: str, command: Command, arguments: list[str]) -> Callable[[], Non
             fire.Fire(recorded, command=arguments, name=name)
     except fire.core.FireExit as stop:
         if stop.code == 0:
-            return functools.partial(print, re.sub(r"\x1b\[\d*m", "", stderr.getvalue()).strip())  # without colours
+            return partial(print, re.sub(r"\x1b\[\d*m", "", stderr.getvalue()).strip())  # without colours
         what = (stderr.getvalue().splitlines() or ["wrong arguments"])[0].removeprefix("ERROR: ").rstrip(".")
         what = what.replace("Cannot find key:", "There is no command")
         what = what.replace("Could not consume arg:", "There is no option" if " --" in what else "There is no argument for")
@@ -138,24 +137,3 @@ def parse(name: str, command: Command, arguments: list[str]) -> Callable[[], Non
     if not calls:
         raise ValueError(f"Name a command: {', '.join(parts)}. See {name} --help.")
     return calls[0]
-
-
-@contextlib.contextmanager
-def _quiet_threads() -> Iterator[None]:
-    """Prints no traceback for an OSError of a thread, such as TensorBoard's: who waits for the thread raises it again."""
-    hook = threading.excepthook
-    if not os.environ.get("HOMEWORK_DEBUG"):
-        threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else hook(args)
-    try:
-        yield
-    finally:
-        threading.excepthook = hook
-
-
-def _fail(error: Exception) -> NoReturn:
-    """Ends the process with the error's message, or the system's own one and the file that it is about."""
-    sentence = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        sentence = f"{error.strerror}{f': {error.filename}' if error.filename else ''}."
-    print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(1)

@@ -38,10 +38,7 @@ def relabel_errors(temporary: Path, path: Path) -> Iterator[None]:
 
 
 def write(data: dict, path: str | Path) -> None:
-    """Writes plain data (tensors, numbers, strings, lists, dicts) to ``path``; a full disk leaves the old file as it was.
-
-    Raises OSError if it cannot be written.
-    """
+    """Writes plain data (tensors, numbers, strings, lists, dicts); an OSError, as of a full disk, leaves the old file."""
     with replacing(path) as temporary:
         try:
             with open(temporary, "wb") as file:
@@ -53,8 +50,7 @@ def write(data: dict, path: str | Path) -> None:
 
 
 def read(path: str | Path) -> dict:
-    """The plain data in ``path``, onto the CPU. ValueError if the file holds code, is damaged, or is not one that torch
-    wrote; OSError if it cannot be opened."""
+    """The plain data in ``path``, onto the CPU. ValueError if it holds code, is damaged, or torch has not written it."""
     with open(path, "rb") as file:
         try:
             packed = zipfile.is_zipfile(file)
@@ -66,7 +62,6 @@ def read(path: str | Path) -> dict:
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            message = f"{path} is not a plain checkpoint: it holds objects that could run code, and is refused."
-            raise ValueError(message) from error
+            raise ValueError(f"{path} is not a plain checkpoint: it holds objects that could run code; refused.") from error
         except Exception as error:  # the readers raise nearly anything on damaged data
             raise ValueError(f"{path} is damaged or not a checkpoint.") from error

@@ -60,9 +60,6 @@ def is_of(known: str, model: Model) -> bool:
     return is_same(known, identity(model))
 
 
-# --- format 1 -------------------------------------------------------------------------------------------------------------
-
-
 def legacy_digest(name: str, config: dict, tensors: dict[str, Tensor], dtype: torch.dtype) -> bytes:
     """SHA-256 of a class's name, its options, and its tensors by name, these rounded to ``dtype``: 32 bytes."""
     sha = hashlib.sha256(repr((name, sorted(config.items()))).encode())

@@ -11,33 +11,20 @@ from torch import Tensor, nn
 
 
 class Model(nn.Module):
-    """A trainable model: it owns its configuration, its loss and its pictures, so that the training loop knows no model.
+    """A trainable model: it owns its configuration, its loss and its pictures, so that the training loop knows no model. A
+    constructor raises a ValueError that names the bad argument, what is allowed and the remedy. ``config`` is captured here
+    for every subclass, before the subclass's ``__init__`` runs."""
 
-    A constructor raises a ValueError that names the bad argument, what is allowed and the remedy.
-
-    Attributes:
-        data: the kind of data that it is trained on, a name in :mod:`homework.datasets.kinds`.
-        n_tokens: K of the tokens that it reads or makes, in [0, K); None for a model without tokens.
-        reads_codes: whether --inputs codes is for it, see :class:`homework.priors.base.Prior`.
-        config: a copy of its constructor's arguments by name, defaults included; JSON must be able to hold them. Captured
-            here for every subclass, before the subclass's ``__init__`` runs.
-        meta: what its checkpoint says of its training; empty for a new model.
-        learning_rate, warmup: peak learning rate of AdamW and updates of warm-up, unless a training asks for others.
-        architecture: names what is computed from tensors and options, for fingerprints (:mod:`homework.core.fingerprint`).
-            Change it whenever the same weights begin to compute something else. Not inherited; the class's name where there
-            is none.
-        training_options: names of constructor arguments that change training alone, never what a trained model computes.
-    """
-
-    data: ClassVar[str]
-    reads_codes: ClassVar[bool] = False
-    architecture: ClassVar[str] = ""
-    training_options: ClassVar[frozenset[str]] = frozenset()
-    n_tokens: int | None = None
-    learning_rate: float = 1e-3
-    warmup: int = 100
-    config: dict[str, Any]
-    meta: dict[str, Any]
+    data: ClassVar[str]  # the kind of data that it is trained on, a name in homework.datasets.kinds
+    reads_codes: ClassVar[bool] = False  # whether --inputs codes is for it, see homework.priors.base.Prior
+    # names what is computed, for fingerprints; to be changed whenever the same weights begin to compute something else
+    architecture: ClassVar[str] = ""  # not inherited: a class without has its own name
+    training_options: ClassVar[frozenset[str]] = frozenset()  # arguments that never change what a trained model computes
+    n_tokens: int | None = None  # K of the tokens that it reads or makes, in [0, K); None for a model without tokens
+    learning_rate: float = 1e-3  # the peak, of AdamW; this and warmup unless a training asks for others
+    warmup: int = 100  # updates
+    config: dict[str, Any]  # its constructor's arguments by name, defaults included, copied; JSON must be able to hold them
+    meta: dict[str, Any]  # what its checkpoint says of its training; empty for a new model
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         model = super().__new__(cls)
@@ -77,16 +64,14 @@ class Model(nn.Module):
 
 def ordinary_tensors(function: Callable) -> Callable:
     """Runs ``function`` in inference mode, which is faster than ``no_grad``, and makes ordinary tensors of what it returns,
-    so that a caller may write into them and use them under autograd. A caller that is in inference mode itself gets them as
-    they are."""
+    which a caller may write into and use under autograd; except for a caller that is in inference mode itself."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        if torch.is_inference_mode_enabled():
-            return function(*args, **kwargs)
+        inside = torch.is_inference_mode_enabled()
         with torch.inference_mode():
             result = function(*args, **kwargs)
-        return _ordinary(result)
+        return result if inside else _ordinary(result)
 
     return wrapped
 

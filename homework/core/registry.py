@@ -28,11 +28,8 @@ ENTRY_POINTS = "homework.models"  # the group in which other installed packages 
 
 
 def register(cls: type[Model]) -> type[Model]:
-    """Class decorator: puts a model of your own into the table, under its class's name.
-
-    Running the same definition again, as in a notebook, replaces it. ValueError if another class has the name, or ``cls``
-    does not inherit from :class:`Model`.
-    """
+    """Class decorator: puts a model into the table, under its class's name; the same definition again, as in a notebook,
+    replaces it. ValueError if another class has the name, or ``cls`` does not inherit from :class:`Model`."""
     from homework.core.model import Model  # here, so that listing the commands does not wait for torch
 
     if not (isinstance(cls, type) and issubclass(cls, Model)):
@@ -46,13 +43,11 @@ def register(cls: type[Model]) -> type[Model]:
 
 
 def model_class(name: str) -> type[Model]:
-    """The class called ``name``: of the table, or of an installed package. ValueError, listing the known names, if there is
-    none, or a package's class cannot be used."""
+    """The class called ``name``: of the table, or of an installed package. ValueError if there is no usable one."""
     if name not in MODELS:
         installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
         if name not in installed:
-            known = ", ".join([*MODELS, *installed])
-            raise ValueError(f"There is no model {name!r}; the known ones are {known}.")
+            raise ValueError(f"There is no model {name!r}; the known ones are {', '.join([*MODELS, *installed])}.")
         point = installed[name]
         try:
             cls = register(point.load())
@@ -65,19 +60,11 @@ def model_class(name: str) -> type[Model]:
 
 
 def build(cls: type[Model], options: dict, defaults: dict, base: Model | None = None, others: Iterable[str] = ()) -> Model:
-    """A model of ``cls`` with a user's options.
-
-    Args:
-        options: arguments of its constructor.
-        defaults: more of them, from the data; those that it does not know are left out.
-        base: a trained model whose weights to start from; the options may change what has no weights, or add to them.
-        others: options that exist but are not the constructor's, for the message about an unknown one.
-    Raises:
-        ValueError: an option is unknown, has a value that the constructor refuses, or does not fit the weights of ``base``.
-    """
+    """A model of ``cls`` with a user's ``options`` for its constructor, and those ``defaults``, of the data, that it has.
+    A trained ``base`` gives the weights to start from; the options may change what has no weights, or add to them.
+    ValueError if an option is unknown (``others`` are not the constructor's), is refused, or does not fit the base."""
     known = list(inspect.signature(cls).parameters)
-    unknown = [k for k in options if k not in known]
-    if unknown:
+    if unknown := [k for k in options if k not in known]:
         rest = f"; those of every training are {', '.join(others)}" if others else ""
         raise ValueError(f"There is no option --{unknown[0]}. Those of {cls.__name__} are {', '.join(known)}{rest}.")
     wanted = {k: v for k, v in defaults.items() if k in known} | options
@@ -93,8 +80,7 @@ def build(cls: type[Model], options: dict, defaults: dict, base: Model | None = 
         model = None
     for k, v in wanted.items():
         if base.config[k] != v and ((model is None and k in options) or k == "n_tokens"):
-            raise ValueError(f"The checkpoint has {k} = {base.config[k]}, but {v} is needed here; train a new "
-                             f"{cls.__name__} instead.")  # fmt: skip
+            raise ValueError(f"The checkpoint has {k} = {base.config[k]}, but {v} is needed; train a new {cls.__name__}.")
     if model is None:
         raise ValueError("The checkpoint does not fit the options.")
     return model

@@ -15,24 +15,18 @@ Indices = np.ndarray | Tensor | Sequence[int]
 class Dataset:
     """Samples that a model is trained on. The loop calls the constructor as ``(split, root=..., **options)``, with a split
     of "train" or "valid", the folder that ``--data`` names, and those of its options that the class has.
+    A class becomes available as ``--dataset NAME`` by ``homework.datasets.kinds.DATASETS[NAME] = CLASS``."""
 
-    A class becomes available as ``--dataset NAME`` by ``homework.datasets.kinds.DATASETS[NAME] = CLASS``.
-
-    Attributes:
-        holds: what a sample is: "images", "grids", "pairs of grids" or "features". A model takes every data set that holds
-            the same as its own kind.
-        names: what the samples are called, as the paths of images; empty if they have no names.
-        meta: what a checkpoint keeps of the data, such as the identity of the tokenizer that made it.
-        codes: the tokenizer's code vectors (K,d), if they came with the data.
-    """
-
-    holds: ClassVar[str]
-    names: Sequence[str] = ()
-    meta: dict[str, Any] = {}
-    codes: Tensor | None = None
+    holds: ClassVar[str]  # "images", "grids", "pairs of grids" or "features"; a model takes all that hold what its kind does
+    names: Sequence[str] = ()  # what the samples are called, as the paths of images
+    meta: dict[str, Any] = {}  # what a checkpoint keeps of the data, such as the identity of the tokenizer that made it
+    codes: Tensor | None = None  # the tokenizer's code vectors (K,d), if they came with the data
 
     def __len__(self) -> int:
         raise NotImplementedError
+
+    def __getitem__(self, i: int) -> Any:
+        return self.batch([range(len(self))[i]])[0]
 
     def batch(self, indices: Indices, device: torch.device | str = "cpu") -> Any:
         """The samples at ``indices`` (B), as a model takes them, on ``device``: (B,H,W,3) float32 in [-0.5,0.5] for images,

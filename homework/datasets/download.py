@@ -27,9 +27,8 @@ Entries = list[tuple[PurePath, Opener]]  # the path of a file, and what opens it
 
 
 def download(dir: str = "data", url: str = URL, replace: bool = False) -> None:
-    """Downloads the course's SuperTuxKart frames (about 500 MB) and unpacks them into DIR/train and DIR/valid.
-
-    The same command resumes a download that was cut off.
+    """Downloads the course's SuperTuxKart frames (about 500 MB) and unpacks them into DIR/train and DIR/valid. The
+    same command resumes a download that was cut off.
 
     Args:
         dir: the folder to unpack into.
@@ -73,8 +72,7 @@ def import_(zip_or_folder: str, dir: str = "data", valid_every: int = 20, replac
 
     Args:
         zip_or_folder: a zip or a folder that holds folders train and valid at any depth; or one without such folders,
-            or a dataset.json, whose images go into train but for one in VALID_EVERY, which goes into valid; or a folder
-            with MNIST's IDX files, gzipped or not.
+            or a dataset.json, of whose images one in VALID_EVERY goes into valid; or a folder with MNIST's files.
         dir: the folder to put them into.
         valid_every: one image in so many goes into valid, where the source itself does not say.
         replace: replace the folders train and valid if they exist.
@@ -85,7 +83,8 @@ def import_(zip_or_folder: str, dir: str = "data", valid_every: int = 20, replac
     cli.at_least(2, valid_every=valid_every)
     if source.is_dir():
         entries = [(path, partial(open, path, "rb")) for path in sorted(source.rglob("*")) if path.is_file()]
-        if digits := _idx_files(source):
+        digits = {path.name.removesuffix(".gz"): path for path, _ in reversed(entries)}  # the first of several stays
+        if digits := {name: digits[name] for name in idx.FILES if name in digits}:
             _put_idx(digits, folder, replace)
         if not digits or any(is_image(path) for path, _ in entries):
             _put(_by_split(entries, source, valid_every), folder, replace)
@@ -138,22 +137,13 @@ def _read_block(response) -> bytes:
         return b""
 
 
-def _idx_files(source: Path) -> dict[str, Path]:
-    """MNIST's files in a folder, at any depth, by name, plain ones and ".gz"."""
-    paths = sorted(source.rglob("*-ubyte*"), reverse=True)  # of several, the first by name stays
-    found = {path.name.removesuffix(".gz"): path for path in paths if path.is_file()}
-    return {name: found[name] for name in idx.FILES if name in found}
-
-
 def _put_idx(files: dict[str, Path], folder: Path, replace: bool) -> None:
     """Copies MNIST's files into ``folder``/mnist, gzipped ones as .gz, once all have been read without an error."""
-    missing = [name for name in idx.FILES if "images" in name and name not in files]
-    if missing:
+    if missing := [name for name in idx.FILES if "images" in name and name not in files]:
         raise ValueError(f"MNIST's file {missing[0]} is not there, beside {next(iter(files.values()))}.")
     with _new_folders(folder, ["mnist"], replace) as new:
         for name, path in files.items():
-            zipped = path.read_bytes()[:2] == b"\x1f\x8b"
-            copy = new / "mnist" / (f"{name}.gz" if zipped else name)
+            copy = new / "mnist" / (f"{name}.gz" if path.read_bytes()[:2] == b"\x1f\x8b" else name)
             shutil.copyfile(path, copy)
             idx.read_idx(copy, path)
     print(f"{folder / 'mnist'}: {len(files)} files")
@@ -169,8 +159,7 @@ def _zip_entries(archive: zipfile.ZipFile, source: Path) -> Entries:
 
 def _by_split(entries: Entries, source: Path, valid_every: int) -> dict[str, Opener]:
     """``{"train/name.jpg": opener}`` for the images in folders train and valid; if there are none, for all images."""
-    entries = [(path, opener) for path, opener in entries if is_image(path)]
-    members = {}
+    entries, members = [(path, opener) for path, opener in entries if is_image(path)], {}
     for path, opener in entries:
         if path.parent.name in SPLITS:
             name = f"{path.parent.name}/{path.name}"

@@ -29,32 +29,21 @@ class FeatureModel(Model):
 
 
 def shard_path(folder: Path, i: int) -> Path:
-    """The file of shard ``i``, counted from 0."""
     return folder / f"features_{i:05d}.npy"
 
 
 def read_index(folder: Path) -> dict:
-    """The description of the shards in ``folder``, from its index.json.
-
-    Returns:
-        {"format", "version", "size": [h, w, C], "image_size": [H, W] in pixels, "shards": the number of maps in each,
-        "autoencoder": its identity, "names": the images' paths, "finished": whether all shards are there}.
-    Raises:
-        ValueError: the file is damaged, or holds something else.
-        OSError: it cannot be read.
-    """
+    """The index.json of the shards in ``folder``: {"format", "version", "size": [h, w, C], "image_size": [H, W] in pixels,
+    "shards": the number of maps in each, "autoencoder": its identity, "names": the images' paths, "finished": whether all
+    shards are there}. ValueError if the file is damaged, or holds something else; OSError if it cannot be read."""
     path = folder / INDEX
     try:
         index = json.loads(path.read_text("utf-8"))
-        if (index["format"], index["version"]) != (FORMAT, VERSION):
-            raise ValueError("another format or version")
-        sizes = [*index["size"], *index["image_size"], *index["shards"]]
-        texts = [*index["names"], index["autoencoder"]]
+        known = (index["format"], index["version"], len(index["size"]), len(index["image_size"]), type(index["finished"]))
+        sizes, texts = [*index["size"], *index["image_size"], *index["shards"]], [*index["names"], index["autoencoder"]]
         plain = all(type(n) is int and n > 0 for n in sizes) and all(type(t) is str for t in texts)
-        if not plain or type(index["finished"]) is not bool or len(index["names"]) != sum(index["shards"]):
-            raise ValueError("values of other types, or counts that contradict each other")
-        if len(index["size"]) != 3 or len(index["image_size"]) != 2:
-            raise ValueError("sizes of other dimensions")
+        if known != (FORMAT, VERSION, 3, 2, bool) or not plain or len(index["names"]) != sum(index["shards"]):
+            raise ValueError("another format, values of other types, or counts that contradict each other")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged, or not an index of feature maps of this version; make the maps again with "
                          "python -m homework.features ... --replace.") from error  # fmt: skip
@@ -76,18 +65,10 @@ def open_shard(folder: Path, index: dict, i: int) -> np.ndarray:
 
 
 class FeatureDataset(Dataset):
-    """Feature maps of images, as an auto-encoder's ``encode`` gives them, rounded to float16, in memory-mapped shards.
-
-    ``ds[i]`` is float32 (h, w, C); ``names`` are the images' paths; ``size`` is (h, w, C); ``autoencoder`` is the path of
-    the auto-encoder's checkpoint, ``fingerprint`` its identity.
-
-    Args:
-        source: a split ("train", "valid": the folder ``root/{split}``) or a folder.
-        root: the folder of the splits.
-    Raises:
-        FileNotFoundError: there are no feature maps.
-        ValueError: they are unfinished or damaged; the file is named.
-    """
+    """Feature maps of images, as an auto-encoder's ``encode`` gives them, rounded to float16: memory-mapped shards in a
+    folder, or that of a split, ``root/{split}``. FileNotFoundError if it has none; ValueError if any is missing or damaged.
+    ``ds[i]`` is float32 (h, w, C); ``names`` are the images' paths; ``autoencoder`` is the path of the auto-encoder's
+    checkpoint, ``fingerprint`` its identity."""
 
     holds = "features"
 
@@ -98,8 +79,7 @@ class FeatureDataset(Dataset):
                                     f"AUTOENCODER IMAGES {folder}.")  # fmt: skip
         index = read_index(folder)
         if not index["finished"]:
-            raise ValueError(f"The feature maps in {folder} are unfinished; the same python -m homework.features as before "
-                             "resumes them.")  # fmt: skip
+            raise ValueError(f"{folder} is unfinished; the same python -m homework.features as before resumes it.")
         self.names, self.size, self.autoencoder = index["names"], tuple(index["size"]), folder / AUTOENCODER
         self.fingerprint = index["autoencoder"]
         self.shards = [open_shard(folder, index, i) for i in range(len(index["shards"]))]  # each (n, h, w, C)
@@ -108,13 +88,7 @@ class FeatureDataset(Dataset):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, i: int) -> Tensor:
-        if not -len(self) <= i < len(self):
-            raise IndexError(i)
-        return self.batch(np.array([i % len(self)]))[0]
-
     def batch(self, indices: Indices, device: torch.device | str = "cpu") -> Tensor:
-        """The maps at ``indices`` (B) as float32 (B, h, w, C) on ``device``."""
         indices = np.asarray(indices)
         shard_of = np.searchsorted(self.ends, indices, side="right")
         maps = np.empty((len(indices), *self.size), np.float16)
@@ -124,13 +98,10 @@ class FeatureDataset(Dataset):
         return torch.from_numpy(maps).to(device).float()  # moved in half precision: half of the traffic
 
     def model_defaults(self) -> dict:
-        """The auto-encoder's name and configuration, h and w."""
-        model = self.load_autoencoder()
-        spec = {"model": type(model).__name__, "config": model.config}
-        return {"autoencoder": spec, "height": self.size[0], "width": self.size[1]}
+        model, (h, w, _) = self.load_autoencoder(), self.size
+        return {"autoencoder": {"model": type(model).__name__, "config": model.config}, "height": h, "width": w}
 
     def prepare(self, model: Model) -> None:
-        """Gives the auto-encoder to a new model that bears one."""
         if isinstance(model, FeatureModel):
             model.set_autoencoder(self.load_autoencoder())
 

@@ -1,6 +1,6 @@
 """Image files: which ones a user means, and how to read one upright, in RGB, at the right size."""
 
-import collections
+import itertools
 import json
 import math
 import os
@@ -24,24 +24,25 @@ Source = str | Path | Iterable[str | Path]
 
 
 def image_paths(source: Source, root: str | Path = "data") -> list[str]:
-    """The image files that ``source`` names, sorted, each once.
+    """The image files that ``source`` names, sorted, each once. FileNotFoundError if there is no such file or folder;
+    ValueError if there are no images in it, a single one that is to be split, or a dataset.json is of another form.
 
     Args:
         source: a split ("train", "valid"), a folder (its own image files, not those of folders in it), an image file, a
             dataset.json, or several of these.
         root: of the splits: a folder with folders of their names; or a folder of images, or a dataset.json, of whose sorted
             images every 20th, from the first one on, is for validation.
-    Raises:
-        FileNotFoundError: there is no such file or folder.
-        ValueError: there are no images in it, a single one that is to be split, or a dataset.json is of another form.
     """
     if isinstance(source, str) and source in SPLITS:
-        if not any((Path(root) / split).is_dir() for split in SPLITS) and has_images(Path(root)):
-            return split(image_paths(root), source, root)
-        if not (Path(root) / source).is_dir():
-            raise FileNotFoundError(f"There is no folder {Path(root) / source}, nor are there images in {root} itself; get "
-                                    f"the images with {HOW_TO_GET}.")  # fmt: skip
+        has_splits, folder = any(Path(root, split).is_dir() for split in SPLITS), Path(root)
+        if not has_splits and (folder.is_file() or (folder.is_dir() and any(map(is_image, folder.iterdir())))):
+            paths = image_paths(root)
+            if len(paths) < 2:
+                raise ValueError(f"There is only one image in {root}, but training and validation need one each.")
+            return paths[::HELD_OUT] if source == "valid" else sorted({*paths} - {*paths[::HELD_OUT]})
         source = Path(root) / source
+        if not source.is_dir():
+            raise FileNotFoundError(f"There is no folder {source}, nor images in {root}; get them with {HOW_TO_GET}.")
     sources = [source] if isinstance(source, str | Path) else list(source)
     paths = set()
     for path in map(Path, sources):
@@ -56,20 +57,6 @@ def image_paths(source: Source, root: str | Path = "data") -> list[str]:
     if not paths:
         raise ValueError(f"There are no images in {', '.join(map(str, sources[:3])) or 'an empty list'}.")
     return sorted(paths)
-
-
-def has_images(root: Path) -> bool:
-    """Whether there are images in a folder itself, or ``root`` is a file, which may name some."""
-    return root.is_file() or (root.is_dir() and any(map(is_image, root.iterdir())))
-
-
-def split(paths: list[str], name: str, root: str | Path) -> list[str]:
-    """Of sorted paths every 20th, from the first one on, for "valid", and the others for "train". ValueError, naming
-    ``root``, if there is only one."""
-    if len(paths) < 2:
-        raise ValueError(f"There is only one image in {root}, but training and validation need one each.")
-    held_out = paths[::HELD_OUT]
-    return held_out if name == "valid" else sorted({*paths} - {*held_out})
 
 
 def is_image(path: PurePath) -> bool:
@@ -109,16 +96,9 @@ def read_dataset_json(path: Path) -> list[str]:
 
 
 def read_image(path: str | Path, image_size: tuple[int, int] | None = None) -> np.ndarray:
-    """One image file, upright; transparent pixels on white, 16 bits a channel cut down to the upper 8.
-
-    Args:
-        image_size: (H, W): scale until it covers this, then cut out the centre. None leaves the image as it is.
-    Returns:
-        (H, W, 3) uint8 RGB.
-    Raises:
-        OSError: there is no such file, or it may not be read.
-        ValueError: the file is not an image, is damaged, too large for Pillow, or has floats or 32 bits a pixel.
-    """
+    """(H, W, 3) uint8 RGB of an image file, upright; transparent pixels on white, 16 bits a channel cut down to the upper 8.
+    With an ``image_size`` (H, W), the image is scaled until it covers this, and its centre cut out. ValueError if the file
+    is not an image, is damaged, too large for Pillow, or has floats or 32 bits a pixel; OSError if it may not be read."""
     with open(path, "rb") as stream:  # given a path, Pillow maps grey TIFFs into memory, with sides that EXIF has swapped
         image = _decode(stream, path)
     if image_size is not None:
@@ -126,31 +106,23 @@ def read_image(path: str | Path, image_size: tuple[int, int] | None = None) -> n
     return np.asarray(image)
 
 
-class _UnknownWhite(Exception):
-    """An image's numbers have no known maximum."""
-
-
 def _decode(stream: BinaryIO, path: str | Path) -> Image.Image:
-    """In RGB, see :func:`read_image`."""
     try:
         with Image.open(stream) as file:
-            if file.mode == "F" or (file.mode == "I" and file.format not in ("PNG", "PPM")):  # those have 16 bits
-                raise _UnknownWhite
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip to white
-                grey, clear = np.asarray(image), image.info.get("transparency")
-                grey = np.where(grey == clear, 255, grey // 256)
-                image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
-            if image.has_transparency_data:  # as on a page; what convert() alone would show there is often black or noise
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            return image.convert("RGB")
-    except _UnknownWhite as error:
-        raise ValueError(f"{path} cannot be read: it has floats or 32 bits a pixel, whose white is unknown; convert it to 8 "
-                         "or 16 bits.") from error  # fmt: skip
+            if file.mode != "F" and (file.mode != "I" or file.format in ("PNG", "PPM")):  # those have 16 bits
+                image = ImageOps.exif_transpose(file)
+                if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip to white
+                    grey, clear = np.asarray(image), image.info.get("transparency")
+                    grey = np.where(grey == clear, 255, grey // 256)
+                    image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+                if image.has_transparency_data:  # as on a page; what convert() alone would show is often black or noise
+                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+                return image.convert("RGB")
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is too large: Pillow reads up to {2 * Image.MAX_IMAGE_PIXELS:,} pixels.") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
         raise ValueError(f"{path} cannot be read as an image ({type(error).__name__}); is it damaged?") from error
+    raise ValueError(f"{path} cannot be read: it has floats or 32 bits a pixel, of unknown white; convert to 8 or 16 bits.")
 
 
 def check_size(path: str, image: np.ndarray, first_path: str, size: tuple[int, int]) -> None:
@@ -161,8 +133,7 @@ def check_size(path: str, image: np.ndarray, first_path: str, size: tuple[int, i
 
 
 def report_bad_images(bad: list[str], n: int, skip_bad: bool) -> None:
-    """Says on stderr which of ``n`` images are left out: ``bad`` holds a sentence about each. ValueError, naming up to 10,
-    unless ``skip_bad`` and some are left."""
+    """Prints up to 10 sentences about ``bad`` ones of ``n`` images. ValueError unless ``skip_bad`` and some are left."""
     lines = bad[:10] + [f"and {len(bad) - 10} more"] * (len(bad) > 10)
     named = f" {bad[0]}" if len(bad) == 1 else "".join(f"\n  {line}" for line in lines)
     if bad and (len(bad) == n or not skip_bad):
@@ -172,19 +143,13 @@ def report_bad_images(bad: list[str], n: int, skip_bad: bool) -> None:
         print(f"Left out {len(bad)} of {n} images:{named}", file=sys.stderr)
 
 
-def decoded(
-    batches: Iterable[list[str]], image_size: tuple[int, int] | None = None
-) -> Iterator[tuple[list[str], list[np.ndarray | str]]]:
+def decoded(batches: Iterable[list[str]], image_size: tuple[int, int] | None = None,
+            ) -> Iterator[tuple[list[str], list[np.ndarray | str]]]:  # fmt: skip
     """Every batch of paths with its images, as :func:`read_image` returns them; instead of one that cannot be read, a
     sentence that says why. While a batch is being used, threads decode the next."""
-    pending = collections.deque()
     with ThreadPool(os.cpu_count()) as pool:
-        for batch in batches:
-            pending.append((batch, pool.map_async(partial(_read, image_size), batch)))
-            if len(pending) > 1:
-                batch, images = pending.popleft()
-                yield batch, images.get()
-        for batch, images in pending:
+        pending = ((batch, pool.map_async(partial(_read, image_size), batch)) for batch in batches)
+        for (batch, images), _ in itertools.pairwise(itertools.chain(pending, [None])):
             yield batch, images.get()
 
 

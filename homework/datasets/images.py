@@ -29,29 +29,12 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.float().add(0.5).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
-class ImageDataset(Dataset):
-    """Images of one size, decoded once into a memory-mapped file.
-
-    ``ds[i]`` is uint8 (H, W, 3); ``names`` are the paths, sorted; ``size`` is (H, W).
-
-    The cache is in ``root/.cache`` (N*H*W*3 bytes; beside a dataset.json), or in a temporary folder where that cannot be
-    written. It is made again when a file's name, size or time changes.
-
-    Args:
-        source, root: which images, see :func:`image_paths`.
-        image_size: (H, W) to scale and crop to; None requires that all images have one size.
-    Raises:
-        FileNotFoundError: no such source.
-        ValueError: there are no images, one is damaged, or one does not fit (the first is named).
-    """
+class Images(Dataset):
+    """Images of one size, ``images`` (N, H, W, 3) uint8; ``ds[i]`` is uint8 (H, W, 3)."""
 
     holds = "images"
-
-    def __init__(self, source: Source = "train", image_size: tuple[int, int] | None = None, root: str | Path = "data"):
-        self.names = image_paths(source, root)
-        origin = str(source) if isinstance(source, str | Path) else self.names
-        self.images = np.load(_cache(self.names, origin, image_size, Path(root)), mmap_mode="r")  # (N, H, W, 3)
-        self.size = self.images.shape[1:3]
+    images: np.ndarray
+    size: tuple[int, ...]  # (H, W)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -60,9 +43,23 @@ class ImageDataset(Dataset):
         return torch.from_numpy(np.array(self.images[i]))
 
     def batch(self, indices: Indices, device: torch.device | str = "cpu") -> Tensor:
-        """The images at ``indices`` (B) as float32 (B, H, W, 3) in [-0.5, 0.5] on ``device``."""
         pixels = torch.from_numpy(np.asarray(self.images[np.asarray(indices)]))
         return to_float(pixels.to(device))  # moved as bytes: a quarter of the traffic
+
+
+class ImageDataset(Images):
+    """Images, see :func:`image_paths`, decoded once into a memory-mapped file; ``names`` are the paths, sorted.
+
+    The cache is in ``root/.cache`` (N*H*W*3 bytes; beside a dataset.json), or in a temporary folder where that cannot be
+    written. It is made again when a file's name, size or time changes. ``image_size`` is (H, W) to scale and crop to; None
+    requires that all images have one size: a ValueError names the first that is of another, or damaged.
+    """
+
+    def __init__(self, source: Source = "train", image_size: tuple[int, int] | None = None, root: str | Path = "data"):
+        self.names = image_paths(source, root)
+        origin = str(source) if isinstance(source, str | Path) else self.names
+        self.images = np.load(_cache(self.names, origin, image_size, Path(root)), mmap_mode="r")
+        self.size = self.images.shape[1:3]
 
     def augment(self, batch: Tensor, generator: torch.Generator, indices: Tensor | None = None) -> Tensor:
         """Mirrors each image of (B, H, W, 3) left-right, in place, with probability 1/2 from a CPU ``generator``."""
@@ -75,15 +72,13 @@ def _cache(names: list[str], origin: str | list[str], image_size: tuple[int, int
     """The .npy file (N, H, W, 3) uint8 of the images ``names``, made if need be; it replaces others of ``origin``."""
     prefix = hashlib.sha256(repr((os.getcwd(), str(root), origin, image_size)).encode()).hexdigest()[:8]
     content = hashlib.sha256()
-    for name in names:
-        stat = os.stat(name)
+    for name, stat in zip(names, map(os.stat, names), strict=True):
         content.update(os.fsencode(f"{os.path.abspath(name)}\0{stat.st_size}\0{stat.st_mtime_ns}\0"))
-    file_name = f"{prefix}-{content.hexdigest()[:24]}.npy"
-    temporary = Path(tempfile.gettempdir()) / f"homework-cache-{getattr(os, 'getuid', int)()}"
     beside = root.parent if root.is_file() else root
-    paths = [folder / file_name for folder in ([beside / ".cache"] if beside.is_dir() else []) + [temporary]]
-    made = next((path for path in paths if path.is_file()), None)
-    return made or _make_cache(names, image_size, paths, prefix)
+    folders = [beside / ".cache"] * beside.is_dir()
+    folders += [Path(tempfile.gettempdir()) / f"homework-cache-{getattr(os, 'getuid', int)()}"]
+    paths = [folder / f"{prefix}-{content.hexdigest()[:24]}.npy" for folder in folders]
+    return next((path for path in paths if path.is_file()), None) or _make_cache(names, image_size, paths, prefix)
 
 
 def _make_cache(names: list[str], image_size: tuple[int, int] | None, paths: list[Path], prefix: str) -> Path:

@@ -5,11 +5,5 @@ from homework.datasets.images import ImageDataset
 from homework.datasets.mnist import MnistDataset, MnistImages
 from homework.datasets.tokens import MultiscaleDataset, TokenDataset
 
-DATASETS = {
-    "images": ImageDataset,
-    "tokens": TokenDataset,
-    "multiscale": MultiscaleDataset,
-    "features": FeatureDataset,
-    "mnist": MnistDataset,
-    "mnist_images": MnistImages,
-}
+DATASETS = {"images": ImageDataset, "tokens": TokenDataset, "multiscale": MultiscaleDataset, "features": FeatureDataset,
+            "mnist": MnistDataset, "mnist_images": MnistImages}  # fmt: skip

@@ -11,32 +11,35 @@ from homework.datasets.base import Dataset, Indices
 from homework.datasets.image_files import SPLITS
 
 
-class TokenDataset(Dataset):
-    """Grids of tokens that ``homework.tokenize`` wrote.
-
-    ``ds[i]`` is int64 (h, w) in [0, n_tokens); ``names`` are the images' paths; ``size`` is (h, w); ``codes`` are the
-    tokenizer's code vectors, float32 (n_tokens, d), or None if they were not kept; ``meta`` holds the tokenizer's
-    identity, if it is known.
-
-    Args:
-        source: a split ("train", "valid": ``root/tokenized_{split}.pth``) or a file, which holds
-            ``{"tokens": (N, h, w), "n_tokens": int, "names": [str], "codes": (n_tokens, d) or missing}`` or a plain
-            tensor (N, h, w).
-        root: the folder of the splits.
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file holds something else.
-    """
+class Grids(Dataset):
+    """Grids of tokens, ``tokens`` (N, h, w) of any integer type; ``ds[i]`` is int64 (h, w) in [0, ``n_tokens``)."""
 
     holds = "grids"
+    tokens: np.ndarray
+    n_tokens: int
+    size: tuple[int, ...]  # (h, w)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def batch(self, indices: Indices, device: torch.device | str = "cpu") -> Tensor:
+        return torch.from_numpy(self.tokens[np.asarray(indices)].astype(np.int64)).to(device)
+
+    def model_defaults(self) -> dict:
+        return {"n_tokens": self.n_tokens, "height": self.size[0], "width": self.size[1]}
+
+
+class TokenDataset(Grids):
+    """Grids of tokens that ``homework.tokenize`` wrote, from a file or from that of a split, ``root/tokenized_{split}.pth``:
+    ``{"tokens": (N, h, w), "n_tokens": int, "names": the images' paths, "codes": (n_tokens, d) float32 or missing}``, or a
+    plain tensor (N, h, w). FileNotFoundError if there is no such file, ValueError if it holds something else."""
 
     def __init__(self, source: str | Path = "train", root: str | Path = "data"):
         path = Path(root) / f"tokenized_{source}.pth" if source in SPLITS else Path(source)
         if not path.is_file():
             images = Path(root) / source if source in SPLITS else "IMAGES"
-            raise FileNotFoundError(
-                f"There are no tokens {path}; make them with python -m homework.tokenize TOKENIZER {path} {images}."
-            )
+            raise FileNotFoundError(f"There are no tokens {path}; make them with python -m homework.tokenize TOKENIZER "
+                                    f"{path} {images}.")  # fmt: skip
         data = files.read(path)
         tokens = data.get("tokens") if isinstance(data, dict) else data
         if not isinstance(tokens, Tensor) or tokens.ndim != 3 or tokens.is_floating_point() or not tokens.numel():
@@ -53,33 +56,11 @@ class TokenDataset(Dataset):
         if codes is not None and (not isinstance(codes, Tensor) or codes.ndim != 2 or len(codes) != self.n_tokens):
             raise ValueError(f"{path} holds code vectors that are not a table of {self.n_tokens} rows; make it again.")
 
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, i: int) -> Tensor:
-        return torch.from_numpy(self.tokens[i].astype(np.int64))
-
-    def batch(self, indices: Indices, device: torch.device | str = "cpu") -> Tensor:
-        """The grids at ``indices`` (B) as int64 (B, h, w) on ``device``."""
-        return torch.from_numpy(self.tokens[np.asarray(indices)].astype(np.int64)).to(device)
-
-    def model_defaults(self) -> dict:
-        return {"n_tokens": self.n_tokens, "height": self.size[0], "width": self.size[1]}
-
 
 class MultiscaleDataset(Dataset):
-    """The same images as coarser and as finer grids of tokens, for the stages of a cascade.
-
-    ``ds[i]`` are two int64 grids, the coarser one (hc, wc) and the finer one (h, w).
-
-    Args:
-        split: "train" or "valid": ``tokenized_{split}.pth`` in both folders.
-        root: the folder with the tokens of the finer grids.
-        coarse: the folder with those of the coarser ones.
-    Raises:
-        FileNotFoundError: a file is not there.
-        ValueError: ``coarse`` is missing, a file holds something else, or the two are not of the same images.
-    """
+    """The same images as coarser and as finer grids of tokens, for the stages of a cascade: ``tokenized_{split}.pth`` in the
+    folders ``coarse`` and ``root``. ``ds[i]`` are two int64 grids, (hc, wc) and (h, w). Errors as of :class:`TokenDataset`;
+    ValueError also if ``coarse`` is missing, or the two are not of the same images."""
 
     holds = "pairs of grids"
 
@@ -95,8 +76,8 @@ class MultiscaleDataset(Dataset):
         if self.coarse.shift != self.fine.shift:
             raise ValueError(f"The copies in {one} were moved by up to {self.coarse.shift} pixels, but those in {other} by "
                              f"up to {self.fine.shift}; make both with one --shift.")  # fmt: skip
-        self.meta = {f"{prefix}tokenizer": data.meta["tokenizer"]
-                     for prefix, data in (("coarse_", self.coarse), ("", self.fine)) if data.meta}  # fmt: skip
+        pair = ("coarse_", self.coarse), ("", self.fine)
+        self.meta = {f"{prefix}tokenizer": data.meta["tokenizer"] for prefix, data in pair if data.meta}
 
     def __len__(self) -> int:
         return len(self.fine)
@@ -105,7 +86,6 @@ class MultiscaleDataset(Dataset):
         return self.coarse[i], self.fine[i]
 
     def batch(self, indices: Indices, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """The grids at ``indices`` (B) as int64 (B, hc, wc) and (B, h, w) on ``device``."""
         return self.coarse.batch(indices, device), self.fine.batch(indices, device)
 
     def model_defaults(self) -> dict:

@@ -14,7 +14,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes work together; 1 without torchrun."""
+    """The number of processes that work together; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -39,10 +39,9 @@ def gather(value: object) -> list | None:
 
 def broadcast(value: object) -> object:
     """Rank 0's ``value`` on every process."""
-    if world_size() == 1:
-        return value
     box = [value]
-    dist.broadcast_object_list(box)
+    if world_size() > 1:
+        dist.broadcast_object_list(box)
     return box[0]
 
 

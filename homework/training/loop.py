@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import json
 import math
 import signal
@@ -39,18 +40,14 @@ def shades_of_grey(path: str, made_by: str | None, n_tokens: int, device: torch.
 @contextlib.contextmanager
 def on_signals(handler: Callable) -> Iterator[None]:
     """Calls ``handler`` on Ctrl-C and SIGTERM, as far as Python allows it: in the main thread alone."""
-    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {sig: signal.signal(sig, handler) for sig in signals}
-    try:
+    with contextlib.ExitStack() as stack:
+        for sig in (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ():
+            stack.callback(signal.signal, sig, signal.signal(sig, handler))
         yield
-    finally:
-        for sig, old in before.items():
-            signal.signal(sig, old)
 
 
 def train(settings: dict, state: dict | None, grid_decoder: Callable) -> None:
-    """Trains by ``settings``, from the ``state`` of an unfinished run if there is one, and leaves the global generators as
-    they were. Arguments and errors as those of :class:`Run`."""
+    """Fits a :class:`Run` of these arguments, and leaves the global generators as they were."""
     devices.pick_device(settings["device"])  # which may start CUDA
     with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
         try:
@@ -60,22 +57,16 @@ def train(settings: dict, state: dict | None, grid_decoder: Callable) -> None:
 
 
 class Run:
-    """One training run.
+    """One training run, by the arguments of :func:`homework.train.train`; to resume one, with the ``state`` that
+    :func:`homework.training.resume.take_up` gives. ValueError if settings, data and state do not go together.
 
     Every draw (order of the data, augmentation, dropout) is a function of (seed, update, accumulated batch, rank). So the
     state is weights, optimizer, average and the number of the update, and a resumed run repeats the uninterrupted one.
-
-    Args:
-        settings: the arguments of :func:`homework.train.train`.
-        state: None for a new run; to resume one, what :func:`homework.training.resume.take_up` gives.
-        grid_decoder: how token grids are shown, as :func:`shades_of_grey`.
-    Raises:
-        ValueError: the settings do not go together, with the data, or with the state.
     """
 
     def __init__(self, settings: dict, state: dict | None = None, grid_decoder: Callable = shades_of_grey):
         self.settings = s = dict(settings)
-        self.grid_decoder, self.decode = grid_decoder, None
+        self.grid_decoder = grid_decoder
         self.device = distributed.setup(devices.pick_device(s["device"]))
         self.rank, self.world = distributed.rank(), distributed.world_size()
         self.model, self.train_data, self.valid_data = set_up(s, state, self.device)
@@ -115,12 +106,12 @@ class Run:
 
     def open_log(self, resumed: bool) -> SummaryWriter:
         """TensorBoard's log: that of a resumed run continues at its update, a new one begins with the configuration."""
+        writer = SummaryWriter(Path("logs") / self.name, purge_step=self.update + 1 if resumed else None)
         if resumed:
             print(f"Resuming {self.path} at update {self.update} of {self.updates}.", file=sys.stderr)
-            return SummaryWriter(Path("logs") / self.name, purge_step=self.update + 1)
-        writer = SummaryWriter(Path("logs") / self.name)
-        shown = json.dumps({"settings": self.settings, "model": self.model.config}, indent=2, default=str)
-        writer.add_text("configuration", f"```\n{shown}\n```")
+        else:
+            shown = json.dumps({"settings": self.settings, "model": self.model.config}, indent=2, default=str)
+            writer.add_text("configuration", f"```\n{shown}\n```")
         return writer
 
     def fit(self) -> None:
@@ -137,7 +128,8 @@ class Run:
                     logs, validates = (last or self.update % every == 0 for every in (LOG_EVERY, validate_every))
                     if logs:
                         self.log()
-                    stops = self.agree_to_stop(logs)
+                    # several processes must agree, so they ask the first one, at each log
+                    stops = self.stopped if self.world == 1 else logs and distributed.broadcast(self.stopped)
                     if validates:
                         self.validate()
                     if keep_every and self.update % keep_every == 0 and self.rank == 0:
@@ -161,14 +153,9 @@ class Run:
             raise KeyboardInterrupt
         self.stopped = True
 
-    def agree_to_stop(self, logs: bool) -> bool:
-        """Whether to stop after this update: several processes must agree, so they ask the first one, when it ``logs``."""
-        return self.stopped if self.world == 1 else logs and distributed.broadcast(self.stopped)
-
     def leave(self, finished: bool) -> None:
-        """Waits for the save, since torchrun stops all processes as soon as one has left with an error; KeyboardInterrupt
-        unless the run has ``finished``."""
-        distributed.broadcast("saved")
+        """KeyboardInterrupt unless the run has ``finished``."""
+        distributed.broadcast("saved")  # waits, since torchrun stops all processes as soon as one has left with an error
         if not finished:
             if self.rank == 0:
                 tqdm.write(f"Saved at update {self.update} of {self.updates}; continue with --resume.", sys.stderr)
@@ -232,8 +219,7 @@ class Run:
         """Writes the mean measures since the last call; ValueError if the loss is not finite."""
         self.check_finite(self.sums)
         n = (self.update - 1) % LOG_EVERY + 1  # the last call was at a multiple of LOG_EVERY
-        means = {k: float(v) / n for k, v in self.sums.items()}
-        self.sums = {}
+        means, self.sums = {k: float(v) / n for k, v in self.sums.items()}, {}
         self.bar.set_postfix(loss=f"{means['loss']:.4g}", refresh=False)
         if self.writer:
             for k, v in means.items():
@@ -251,10 +237,9 @@ class Run:
     @torch.no_grad()
     def validate(self) -> None:
         """Measures the averaged weights on the validation data, every process its share; logs figures and pictures."""
-        model, batch_size = self.average.eval(), self.settings["batch_size"]
+        model, mine, sums = self.average.eval(), torch.arange(self.rank, self.n_valid, self.world), {}
         model.set_progress(self.update / self.updates)
-        mine, sums = torch.arange(self.rank, self.n_valid, self.world), {}
-        for indices in mine.split(batch_size):
+        for indices in mine.split(self.settings["batch_size"]):
             for k, v in model.loss(self.valid_data.batch(indices, self.device)).items():
                 sums[k] = sums.get(k, 0) + v * len(indices)
         shares = distributed.gather({k: float(v) for k, v in sums.items()})
@@ -268,18 +253,15 @@ class Run:
         for k, v in model.images(self.valid_data.batch(first, self.device)).items():
             self.writer.add_images(k, v if v.is_floating_point() else self.decode_grids(v), self.update)
 
-    def decode_grids(self, grids: Tensor) -> Tensor:
-        """Token grids (n,h,w) as pictures (n,3,H,W) in [0,1], by what ``grid_decoder`` gives."""
-        if self.decode is None:
-            made_by = self.train_data.meta.get("tokenizer")
-            self.decode = self.grid_decoder(self.settings["tokenizer"], made_by, self.model.n_tokens, self.device)
-        return self.decode(grids)
+    @functools.cached_property
+    def decode_grids(self) -> Callable[[Tensor], Tensor]:
+        """Turns token grids (n,h,w) into pictures (n,3,H,W) in [0,1]."""
+        made_by = self.train_data.meta.get("tokenizer")
+        return self.grid_decoder(self.settings["tokenizer"], made_by, self.model.n_tokens, self.device)
 
     def meta(self) -> dict:
-        """What a checkpoint says of its training."""
-        command = " ".join(["python -m homework.train", *sys.argv[1:]])
-        known = {"command": command, "update": self.update, "minutes": self.seconds / 60, "valid": self.measures}
-        return known | self.train_data.meta
+        return {"command": " ".join(["python -m homework.train", *sys.argv[1:]]), "update": self.update,
+                "minutes": self.seconds / 60, "valid": self.measures} | self.train_data.meta  # fmt: skip
 
     def save(self, finished: bool, validated: bool) -> None:
         """Writes the averaged model, and until the run is ``finished`` what --resume needs. The copy in float16 is written

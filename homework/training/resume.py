@@ -5,8 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from homework.core import files
-from homework.core.registry import model_class
+from homework.core import files, registry
 
 RESUME_OVERRIDES = ("model", "save_every", "output", "device")  # the options that may differ when a run is resumed
 STATE_FIELDS = ("name", "update", "seconds", "measures", "sums")  # what describes a run besides its tensors
@@ -27,14 +26,11 @@ def new_name(model: str) -> str:
 
 
 def find_state(model: str) -> Path:
-    """The file that a training resumes from: next to the checkpoint ``model``, or of the latest run of the model so named.
-
-    ValueError if there is none, or no such model.
-    """
+    """The file that a training resumes from: next to a checkpoint ``model``, or of the latest run of the model so named."""
     if model.endswith(".pth"):
         paths = [path for path in [Path(model).with_suffix(".state.pth")] if path.is_file()]
     else:
-        model_class(model)
+        registry.model_class(model)  # ValueError for an unknown name
         paths = sorted(Path("checkpoints").glob(f"*_{model}.state.pth"))
     if not paths:
         raise ValueError(f"There is no unfinished run of {model} in checkpoints/ to resume; leave --resume out.")
@@ -42,11 +38,8 @@ def find_state(model: str) -> Path:
 
 
 def take_up(settings: dict, overrides: dict) -> tuple[dict, dict]:
-    """The settings and the state of the unfinished run that ``settings["model"]`` means.
-
-    The settings are those that the run began with, except those in RESUME_OVERRIDES. ValueError if one of ``overrides``,
-    the user's other options, differs, or the file holds something else than :func:`write_state` writes.
-    """
+    """The settings that the unfinished run of ``settings["model"]`` began with, but for RESUME_OVERRIDES, and its state.
+    ValueError if one of ``overrides``, the user's other options, differs, or the file is not a state."""
     path = find_state(settings["model"])
     state = files.read(path)
     needed = {"settings", "group", "class", "config", *STATE_FIELDS, *MODULES}
@@ -71,8 +64,7 @@ def write_state(run: Any, path: Path) -> None:
 def restore(run: Any, state: dict) -> None:
     """Gives a ``run`` the ``state``. ValueError if it takes another number of samples an update, or its model differs."""
     if state["group"] != run.group:
-        raise ValueError(f"The run took {state['group']} samples an update, but now it would take {run.group}; "
-                         f"resume it on as many processes as before.")  # fmt: skip
+        raise ValueError(f"An update took {state['group']} samples, now {run.group}; use as many processes as before.")
     for name in STATE_FIELDS:
         setattr(run, name, state[name])
     try:

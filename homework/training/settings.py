@@ -6,29 +6,27 @@ import sys
 import torch
 from torch import nn
 
-from homework.core import checkpoint, cli
-from homework.core.fingerprint import is_same
+from homework.core import checkpoint, cli, fingerprint, registry
 from homework.core.model import Model
-from homework.core.registry import build, model_class
 from homework.datasets.base import Dataset
 from homework.datasets.kinds import DATASETS
 from homework.training import distributed
 
 
 def set_up(settings: dict, state: dict | None, device: torch.device) -> tuple[Model, Dataset, Dataset]:
-    """The model of a new run, or of the one with this ``state``, on ``device``; its training and validation data.
-
-    ValueError if the settings do not go together or with the data.
-    """
+    """The model on ``device``, the training and the validation data of a new run, or of the one with this ``state``."""
     torch.manual_seed(settings["seed"])
     base = checkpoint.load(settings["model"]) if settings["model"].endswith(".pth") and not state else None
-    cls = type(base) if base else model_class(state["class"] if state else settings["model"])
+    cls = type(base) if base else registry.model_class(state["class"] if state else settings["model"])
     train_data, valid_data = open_data(cls, settings)
-    if state:
-        model = build(cls, state["config"], {}).to(device)
-    else:
-        model = new_model(cls, base, settings, train_data, device)
-    check_vocabulary(model, train_data)
+    model = registry.build(cls, state["config"], {}) if state else new_model(cls, base, settings, train_data, device)
+    model.to(device)
+    sizes = {"n_tokens": model.n_tokens, "coarse_tokens": model.config.get("coarse_tokens")}
+    for name, K in train_data.model_defaults().items():
+        if name in sizes and K != sizes[name]:
+            which = "coarse tokens" if name == "coarse_tokens" else "tokens"
+            raise ValueError(f"A {type(model).__name__} is for {sizes[name]} different {which}, but this data has {K}; "
+                             "choose another --dataset or another model.")  # fmt: skip
     distributed.share(model)
     return model, train_data, valid_data
 
@@ -46,9 +44,12 @@ def new_model(cls: type[Model], base: Model | None, settings: dict, data: Datase
     if reads_codes:
         options = options | {"code_dim": data.codes.shape[1]}
     others = ("resume", "config", *(k for k in settings if k not in ("model", "options")))
-    model = build(cls, options, data.model_defaults(), base, others).to(device)
+    model = registry.build(cls, options, data.model_defaults(), base, others).to(device)
     if base:
-        check_origin(settings["model"], base.meta, data.meta)
+        for key, option in ("tokenizer", "--data"), ("coarse_tokenizer", "--coarse"):
+            if key in base.meta and not fingerprint.is_same(data.meta.get(key, base.meta[key]), base.meta[key]):
+                raise ValueError(f"{settings['model']} was trained on the grids of another tokenizer than those of {option};"
+                                 " make them with that one, or train a new model by its name.")  # fmt: skip
     else:
         data.prepare(model)
     if settings["init"]:
@@ -59,12 +60,8 @@ def new_model(cls: type[Model], base: Model | None, settings: dict, data: Datase
 
 
 def open_data(cls: type[Model], settings: dict) -> tuple[Dataset, Dataset]:
-    """The training and the validation data for a model of ``cls``: its own kind of data, or the one that --dataset names.
-
-    ValueError if there is no such data set, it does not suit the model, or an option is not for it.
-    """
-    name = settings["dataset"] or cls.data
-    kind = DATASETS[cls.data].holds
+    """The training and the validation data for a model of ``cls``: its own kind of data, or the one that --dataset names."""
+    name, kind = settings["dataset"] or cls.data, DATASETS[cls.data].holds
     fitting = [k for k, v in DATASETS.items() if v.holds == kind]
     if name not in fitting:
         raise ValueError(f"--dataset is {name!r}, but {cls.__name__} is trained on {kind}: {', '.join(fitting)}.")
@@ -80,8 +77,8 @@ def open_data(cls: type[Model], settings: dict) -> tuple[Dataset, Dataset]:
 
 def load_matching_weights(model: nn.Module, other: nn.Module, path: str) -> None:
     """Copies the weights of ``other`` whose name and shape fit into ``model``; ValueError, naming ``path``, if none does."""
-    own, theirs = model.state_dict(), other.state_dict()
-    fitting = {name: tensor for name, tensor in theirs.items() if name in own and own[name].shape == tensor.shape}
+    own = model.state_dict()
+    fitting = {k: tensor for k, tensor in other.state_dict().items() if k in own and own[k].shape == tensor.shape}
     for name in [name for name, tensor in fitting.items() if tensor.ndim == 0]:  # counters and flags describe their module
         module = name.rpartition(".")[0]
         if not all(k in fitting for k in own if k.rpartition(".")[0] == module):
@@ -92,22 +89,3 @@ def load_matching_weights(model: nn.Module, other: nn.Module, path: str) -> None
     if distributed.rank() == 0:
         copied, all_ = (sum(t.numel() for t in tensors.values()) for tensors in (fitting, own))
         print(f"{path}: took over {copied:,} of {all_:,} weights", file=sys.stderr)
-
-
-def check_origin(path: str, meta: dict, data: dict) -> None:
-    """ValueError if the model at ``path``, described by ``meta``, was trained on the grids of another tokenizer than those
-    described by ``data``."""
-    for key, option in ("tokenizer", "--data"), ("coarse_tokenizer", "--coarse"):
-        if key in meta and not is_same(data.get(key, meta[key]), meta[key]):
-            raise ValueError(f"{path} was trained on the grids of another tokenizer than those of {option}; make them with "
-                             "that one, or train a new model by its name.")  # fmt: skip
-
-
-def check_vocabulary(model: Model, data: Dataset) -> None:
-    """ValueError if ``data`` has another number of different tokens than ``model``."""
-    sizes = {"n_tokens": model.n_tokens, "coarse_tokens": model.config.get("coarse_tokens")}
-    for name, K in data.model_defaults().items():
-        if name in sizes and K != sizes[name]:
-            which = "coarse tokens" if name == "coarse_tokens" else "tokens"
-            raise ValueError(f"A {type(model).__name__} is for {sizes[name]} different {which}, but this data has {K}; "
-                             "choose another --dataset or another model.")  # fmt: skip
