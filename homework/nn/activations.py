@@ -12,13 +12,6 @@ class SquaredReLU(nn.Module):
 
 
 ACTIVATIONS = {
-    "relu": nn.ReLU,
-    "relu2": SquaredReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "none": nn.Identity,
-}
+    "relu": nn.ReLU, "relu2": SquaredReLU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU,
+    "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "none": nn.Identity,
+}  # fmt: skip

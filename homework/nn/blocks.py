@@ -31,8 +31,7 @@ class Block(nn.Module):
 
 def pad_to_patches(x: Tensor, P: int, Q: int | None = None) -> Tensor:
     """Repeats the last row and column of (B,H,W,C) until H is a multiple of P and W one of Q (P if None)."""
-    H, W = x.shape[1:3]
-    down, right = -H % P, -W % (Q or P)
+    down, right = -x.shape[1] % P, -x.shape[2] % (Q or P)
     if down:
         x = torch.cat([x, x[:, -1:].expand(-1, down, -1, -1)], dim=1)
     if right:
@@ -42,10 +41,8 @@ def pad_to_patches(x: Tensor, P: int, Q: int | None = None) -> Tensor:
 
 def unpatch(x: Tensor, P: int, Q: int | None = None) -> Tensor:
     """Joins patches: (B,h,w,P*Q*C) -> (B,h*P,w*Q,C); Q = P if None."""
-    B, h, w, _ = x.shape
-    Q = Q or P
-    x = x.view(B, h, w, P, Q, -1).transpose(2, 3)  # (B,h,w,P*Q*C) -> (B,h,P,w,Q,C)
-    return x.reshape(B, h * P, w * Q, -1)  # (B,h,P,w,Q,C) -> (B,h*P,w*Q,C)
+    x = x.unflatten(3, (P, Q or P, -1)).transpose(2, 3)  # (B,h,w,P*Q*C) -> (B,h,P,w,Q,C)
+    return x.flatten(3, 4).flatten(1, 2)  # (B,h,P,w,Q,C) -> (B,h*P,w*Q,C)
 
 
 class PatchEncoder(nn.Module):
@@ -67,8 +64,7 @@ class PatchDecoder(nn.Module):
 
     def __init__(self, P: int, D: int, inp: int, n_blocks: int, detail: int):
         super().__init__()
-        self.P = P
-        self.inp = nn.Linear(inp, D)
+        self.P, self.inp = P, nn.Linear(inp, D)
         self.blocks = nn.Sequential(*(Block(D) for _ in range(n_blocks)), nn.LayerNorm(D))
         self.pixels = nn.Linear(D, P * P * 3)
         nn.init.normal_(self.pixels.weight, std=0.02)  # start near grey, the middle of what pixels can be
@@ -81,11 +77,9 @@ class PatchDecoder(nn.Module):
         return unpatch(self.pixels(z), self.P) + self.mend(unpatch(self.features(z), self.P))
 
 
-def patch_networks(
-    patch_size: int, latent_dim: int, bottleneck: int, encoder_blocks: int, decoder_blocks: int, detail: int
-) -> tuple[PatchEncoder, PatchDecoder]:
-    """The encoder and the decoder of a patch auto-encoder. ValueError, naming the argument, for a size that is not
-    allowed."""
+def patch_networks(patch_size: int, latent_dim: int, bottleneck: int, encoder_blocks: int, decoder_blocks: int,
+                   detail: int) -> tuple[PatchEncoder, PatchDecoder]:  # fmt: skip
+    """The encoder and decoder of a patch auto-encoder. ValueError, naming the argument, for a size that is not allowed."""
     checks.integer(1, 64, patch_size=patch_size)
     checks.integer(1, 4096, latent_dim=latent_dim, detail=detail)
     checks.integer(0, 64, encoder_blocks=encoder_blocks, decoder_blocks=decoder_blocks)

@@ -10,8 +10,7 @@ from homework.core import checks
 class MaskedConv2d(nn.Conv2d):
     """A k x k convolution, (B,C,H,W) -> (B,C',H,W), that sees no later position (van den Oord et al., arXiv 1601.06759,
     section 3.3). Type A hides the position itself too, for the first layer; type B shows it, as by then it depends on
-    earlier positions alone. ``weight`` is masked whenever it is used. ValueError for another type, or an even kernel.
-    """
+    earlier positions alone. ``weight`` is masked whenever it is used. ValueError for another type, or an even kernel."""
 
     def __init__(self, mask_type: str, c_in: int, c_out: int, kernel_size: int):
         if mask_type not in ("A", "B"):
@@ -23,7 +22,6 @@ class MaskedConv2d(nn.Conv2d):
         self.register_buffer("mask", seen.float(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B,C,H,W) float -> (B,C',H,W)."""
         # the kernel's rows below the middle are all masked; leaving them out saves a third of the work of a 3x3
         above = self.kernel_size[0] // 2
         weight = (self.weight * self.mask)[:, :, : above + 1]  # (C',C,k//2+1,k)

@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from homework.core import checks
 from homework.core.model import Model, ordinary_tensors
 from homework.nn.activations import ACTIVATIONS
-from homework.nn.transformer import DecoderLayer, EncoderLayer
+from homework.nn.transformer import CrossAttention, DecoderLayer, Layer
 from homework.priors import sampling
 from homework.priors.base import evaluating, measures
 from homework.priors.raster import NEIGHBOURS, FromNeighbours, RasterSteps, check_tokens
@@ -22,7 +22,7 @@ class CascadeStage(FromNeighbours, Model):
 
     ::
 
-        coarse (B,hc,wc) --> embedding + row + column --> num_enc_layers x EncoderLayer --> norm --> memory (B,M,D)
+        coarse (B,hc,wc) --> embedding + row + column --> num_enc_layers x Layer ---------> norm --> memory (B,M,D)
                                                                                                        |
                  +-- the vector over a position -----------------------------+-------------------------+
                  |                                                           v                         |
@@ -74,8 +74,8 @@ class CascadeStage(FromNeighbours, Model):
         self.coarse_embedding = nn.Embedding(coarse_tokens, D)
         self.coarse_row = nn.Parameter(torch.zeros(coarse_height, D))
         self.coarse_column = nn.Parameter(torch.zeros(coarse_width, D))
-        args = D, self_attn_heads, hidden_dim, hidden_activation, num_enc_layers, dropout
-        self.encoder = nn.ModuleList(EncoderLayer(*args) for _ in range(num_enc_layers))
+        args = hidden_dim, hidden_activation, num_enc_layers, dropout
+        self.encoder = nn.ModuleList(Layer(D, CrossAttention(D, self_attn_heads), *args) for _ in range(num_enc_layers))
         self.memory_norm = nn.RMSNorm(D, eps=1e-6)
 
         self.embedding = nn.Embedding(neighbours * (n_tokens + 1), D)  # see FromNeighbours.table
