@@ -30,9 +30,8 @@ class AutoregressiveModel(FromNeighbours, Prior):
 
     Args:
         d_latent: D, the width; a multiple of n_heads.
-        n_tokens: K, codes of the tokenizer; tokens are in [0, K).
-        n_layers: number of transformer layers.
-        n_heads: attention heads.
+        n_tokens: K, codes of the tokenizer.
+        n_layers, n_heads: number of transformer layers, and of attention heads in each.
         window: how many positions attention reaches back in raster order, the own one included; layers add up.
         height, width: the largest grid, in tokens (for the position embedding "2d" each, for "1d" their product).
         position: "2d" (row + column), "1d" (one vector for each position) or "none".
@@ -82,8 +81,7 @@ class AutoregressiveModel(FromNeighbours, Prior):
         # the squared ReLU (So et al., arXiv 2109.08668) is cheap in integer arithmetic, as are the norms: see homework.codec
         layers = (Layer(D, Attention(D, n_heads, window), 4 * D, "relu2", n_layers, dropout) for _ in range(n_layers))
         self.layers = nn.ModuleList(layers)
-        self.norm = nn.RMSNorm(D, eps=1e-6)
-        self.head = nn.Linear(D, n_tokens)
+        self.norm, self.head = nn.RMSNorm(D, eps=1e-6), nn.Linear(D, n_tokens)
         nn.init.normal_(self.head.weight, std=0.5 * D**-0.5)
         nn.init.zeros_(self.head.bias)
 
@@ -99,22 +97,13 @@ class AutoregressiveModel(FromNeighbours, Prior):
         return rows.transpose(0, 1).flatten(0, 1)  # (m,K+1,D) -> (m*(K+1),D)
 
     def _positions(self, h: int, w: int) -> Tensor | float:
-        """(N,D): the position embedding of an h x w grid, or 0. ValueError if that is larger than it was built for."""
-        if self.position == "none":
-            return 0.0
-        H, W = self.config["height"], self.config["width"]
-        if self.position == "2d" and h <= H and w <= W:
-            return (self.row[:h, None] + self.column[None, :w]).flatten(0, 1)  # (h,w,D) -> (N,D)
-        if self.position == "1d" and h * w <= H * W:
-            return self.place[: h * w]
-        raise ValueError(f"A {h}x{w} grid is larger than the {H}x{W} that this prior was built for; train one with "
-                         f"--height {h} --width {w}, or with --position none.")  # fmt: skip
+        """:meth:`positions` in raster order, (N,D)."""
+        positions = self.positions(h, w)
+        return positions if isinstance(positions, float) else positions.flatten(0, 1)  # (h,w,D) -> (N,D)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, dict]:
-        """(B,h,w) int64 in [0,K) -> (logits (B,h,w,K), {}). The logits at n depend on tokens before n alone."""
         B, h, w = tokens.shape
-        padded = self._pad(tokens).flatten(1)  # (B,h+2,w+4) -> (B,(h+2)*(w+4))
-        x = self._embed(self.table(), padded, self._lookup(h, w, tokens.device)[1], self._positions(h, w))
+        x = self._embed(self.table(), self._pad(tokens), self._lookup(h, w, tokens.device)[1]) + self._positions(h, w)
         for layer in self.layers:
             x = recompute(layer, x, use_reentrant=False) if self.recompute and self.training else layer(x)
         return self.head(self.norm(x)).view(B, h, w, self.n_tokens), {}  # (B,N,K) -> (B,h,w,K)

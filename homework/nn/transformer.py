@@ -49,8 +49,8 @@ class Attention(nn.Module):
         return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2) + bias).softmax(dim=-1) @ v
 
     def attend_all(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Queries, keys and values of all positions (B,heads,n,d) -> each one's mean of the values it sees. They are cut into
-        b blocks of c = min(window, n), the last one zero-padded, and each block sees itself and the one before."""
+        """Queries, keys and values of all positions (B,heads,n,d) -> each one's mean of the values it sees. They are cut
+        into b blocks of c = min(window, n), the last one zero-padded; each block sees itself and the one before."""
         n = q.shape[2]
         c = min(self.window, n)
         padded = ((F.pad(t, (0, 0, 0, -n % c)) if n % c else t) for t in (q, k, v))

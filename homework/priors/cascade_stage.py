@@ -135,8 +135,7 @@ class CascadeStage(FromNeighbours, Model):
         self.check_sizes(coarse, h, w)
         memory = self.encode(coarse)
         condition = memory.index_select(1, self.over) + self._by_position(self.row, self.column)  # (B,S,D)
-        padded = self._pad(fine).flatten(1)  # (B,h+2,w+4) -> (B,(h+2)*(w+4))
-        known = self._embed(self.table(), padded, self.around, 0.0)  # (B,N,D)
+        known = self._embed(self.table(), self._pad(fine), self.around)  # (B,N,D)
         x = F.pad(known, (0, 0, self.prefix, 0)) + condition  # (B,S,D)
         for layer in self.layers:
             x = self._run(self._decode, layer, x, memory)
@@ -197,7 +196,7 @@ class CascadeSteps(RasterSteps):
     def compute(self, start: int, stop: int) -> Tensor:
         model, first = self.model, start and self.prefix + start  # the prefix comes with the first positions
         positions = slice(first, self.prefix + stop)
-        known = model._embed(self.table, self.padded, self.lookup[start:stop], 0.0)
+        known = model._embed(self.table, self.padded, self.lookup[start:stop])
         x = F.pad(known, (0, 0, self.prefix + stop - first - known.shape[1], 0)) + self._at(positions, *self.condition)
         parts = zip(model.layers, self.modulations, self.keys_values, self.cache, strict=True)
         for layer, modulation, keys_values, cache in parts:

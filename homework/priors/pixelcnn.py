@@ -196,16 +196,6 @@ class GatedPixelCNN(Prior):
         """(...) int64 -> (...,E)."""
         return self.codes[tokens] if self.config["code_dim"] else self.embedding(tokens)
 
-    def positions(self, h: int, w: int) -> Tensor | float:
-        """(h,w,E): the position embedding of an h x w grid, or 0. ValueError if that is larger than it was built for."""
-        if self.config["position"] == "none":
-            return 0.0
-        H, W = self.config["height"], self.config["width"]
-        if h > H or w > W:
-            raise ValueError(f"A {h}x{w} grid is larger than the {H}x{W} that this prior was built for; train one with "
-                             f"--height {h} --width {w}, or with --position none.")  # fmt: skip
-        return self.row[:h, None] + self.column[:w]
-
     def net(self, x: Tensor) -> Tensor:
         """Embeddings (B,E,h,w) -> logits (B,K,h,w), given the embeddings at earlier positions."""
         v = h = x
