@@ -5,7 +5,7 @@ for a whole row, when it begins; a position then costs a few products of vectors
 
 For one image these are so small that most of the time goes into calling torch. So all memory stays, with views, made once,
 of what a position needs. The results of a row hold the bias, and what comes from above, before their positions are computed:
-to add a product to what is there takes torch half as long as to add a bias to a product.
+adding a product to what is there takes torch half as long as adding a bias to a product.
 """
 
 import torch
@@ -15,12 +15,9 @@ from homework.priors.base import Steps
 
 
 class ConvolutionSteps(Steps):
-    """What the incremental forms of both models share, on B grids of h x w.
-
-    A subclass adds its layers to ``parts``, in the order in which they begin a row, and has ``put(token (B,), row,
-    column)``, which stores the token of a position, and ``compute(column)``, which returns, once, the (B,C) that enters the
-    head, all positions before it being known.
-    """
+    """What the incremental forms of both models share. A subclass adds its layers to ``parts``, in the order in which they
+    begin a row, and has ``put(token (B,), row, column)``, which stores the token of a position, and ``compute(column)``,
+    which returns, once, the (B,C) that enters the head, all positions before it being known."""
 
     def __init__(self, model: nn.Module, B: int, h: int, w: int, device: str | torch.device = "cpu"):
         self.model, self.size, self.device, self.n = model, (h, w), device, -1  # n is the last position computed
@@ -61,13 +58,9 @@ def taps(weight: Tensor) -> Tensor:
 
 
 class Pointwise:
-    """A convolution at one position of a row after the other: (B,n*C), the n positions that the kernel sees, side by side,
-    -> (B,C'), which the caller may change in place.
-
-    Args:
-        weight: (C',C,1,n), bias: (C'), B, w: number of grids, and their width.
-        row: memory for the results of a row, (w,B,C'); new memory if None.
-    """
+    """A convolution, of weight (C',C,1,n) and bias (C'), at one position of a row after the other: (B,n*C), the n positions
+    that the kernel sees, side by side, -> (B,C'), which the caller may change in place. The results of a row of w go to
+    ``row`` (w,B,C'), or to new memory if it is None."""
 
     def __init__(self, weight: Tensor, bias: Tensor, B: int, w: int, row: Tensor | None = None):
         self.weight, self.bias = taps(weight), bias
@@ -80,23 +73,19 @@ class Pointwise:
     def __call__(self, x: Tensor, column: int) -> Tensor:
         return self.columns[column].addmm_(x, self.weight)
 
-    def memory(self) -> list[Tensor]:
-        """All that it keeps of each grid, (B,...)."""
+    def memory(self) -> list[Tensor]:  # all that it keeps of each grid, (B,...)
         return [self.row.transpose(0, 1)]  # (w,B,C') -> (B,w,C')
 
 
 class RowCache:
-    """The present row of the input of a convolution and the ``reach`` rows above it, within the zeros of the padding.
+    """The present row of the input (C channels) of a convolution and the ``reach`` rows above it, within the zeros of the
+    padding. The kernel reaches that far up, to the left and to the right, and sees n positions of the row: ``reach``, or one
+    more if it sees the position itself.
 
     Attributes:
-        rows: all of it, (B,reach+1,w+2*reach,C).
+        rows: all of it, (B,reach+1,w+2*reach,C), with the type and device of ``like``.
         row: the present row (w,B,C); ``columns`` are its w positions (B,C).
         left: for each position, the n positions of the row that the kernel sees, side by side, (B,n*C).
-
-    Args:
-        B, w, C: batch, width, channels, like: a tensor of the same type and device.
-        reach: how far the kernel reaches up, to the left and to the right.
-        n: ``reach``, or one more if the kernel sees the position itself.
     """
 
     def __init__(self, B: int, w: int, C: int, reach: int, n: int, like: Tensor):
@@ -108,8 +97,7 @@ class RowCache:
         self.left = flat[:, -1].unfold(1, n * C, C).unbind(dim=1)  # (B,(w+2*reach)*C) -> (B,.,n*C) -> (B,n*C) for each
         self.around = flat.unfold(2, (2 * reach + 1) * C, C).permute(2, 0, 1, 3)  # (w,B,reach+1,(2*reach+1)*C)
 
-    def begin_row(self) -> None:
-        """Moves all rows up by one."""
+    def begin_row(self) -> None:  # moves all rows up by one
         self.upper.copy_(self.lower.clone())
 
     def above(self, n: int) -> Tensor:
@@ -163,8 +151,8 @@ class PixelSteps(ConvolutionSteps):
 
 
 class Gated:
-    """A gated layer: its vertical stack at one row after the other, its horizontal one at one position after the other.
-    The results of a row go to ``row`` (w,B,C), or to new memory if it is None."""
+    """A gated layer: its vertical stack at one row after the other, its horizontal one at one position after the other. The
+    results of a row go to ``row`` (w,B,C), or to new memory if it is None."""
 
     def __init__(self, layer: nn.Module, B: int, w: int, row: Tensor | None = None):
         self.first, self.gate, self.rows = layer.first, layer.gate, layer.vertical.kernel_size[0]
@@ -172,10 +160,9 @@ class Gated:
         self.across = taps(layer.across.weight)
         self.horizontal = Pointwise(layer.horizontal.weight, layer.horizontal.bias + layer.across.bias, B, w)
         self.out = Pointwise(layer.out.weight, layer.out.bias, B, w, row)
-        shape = B, w, layer.vertical.in_channels, layer.reach, layer.horizontal.kernel_size[1]
-        self.v = RowCache(*shape, layer.out.weight)
-        # the horizontal stack looks at one row; in the first layer, that is the tokens' own
-        self.h = self.v if self.first else RowCache(*shape, layer.out.weight)
+        args = B, w, layer.vertical.in_channels, layer.reach, layer.horizontal.kernel_size[1], layer.out.weight
+        self.v = RowCache(*args)
+        self.h = self.v if self.first else RowCache(*args)  # of one row; in the first layer, that is the tokens' own
 
     def begin_row(self, v: Tensor | None) -> Tensor:
         """Takes the vertical stack's row (w,B,C) of the layer before, if there is one, and returns that of this one."""
@@ -208,7 +195,7 @@ class GatedSteps(ConvolutionSteps):
         self.parts += self.layers
 
     def put(self, token: Tensor, row: int, column: int) -> None:
-        position = self.positions[row, column] if torch.is_tensor(self.positions) else self.positions
+        position = self.positions if isinstance(self.positions, float) else self.positions[row, column]
         self.layers[0].h.columns[column].copy_(self.model.embed(token) + position)
 
     def begin_row(self) -> None:
