@@ -24,8 +24,6 @@ class PatchAutoEncoder(AutoEncoder):
         bottleneck: numbers that are kept of a patch.
         encoder_blocks, decoder_blocks: depth on the grid of patches.
         detail: channels of the decoder at full resolution.
-    Raises:
-        ValueError: naming the argument and what is allowed.
     """
 
     architecture = "patch auto-encoder 1"

@@ -72,10 +72,7 @@ class AutoEncoder(Model):
 
         x (...,H,W,3) -> edge-pad -> encoder -> z (...,h,w,C) -> decoder -> crop -> x_hat (...,H,W,3)
 
-    Args:
-        stride: pixels from one vector to the next, down and to the right; also its ``patch_size``.
-        encoder: a module (B,h*stride,w*stride,3) -> (B,h,w,C).
-        decoder: a module (B,h,w,C) -> (B,h*stride,w*stride,3).
+    ``encoder`` and ``decoder`` are modules (B,h*stride,w*stride,3) -> (B,h,w,C), and back.
     """
 
     data = "images"
@@ -87,8 +84,8 @@ class AutoEncoder(Model):
         self.encoder, self.decoder = encoder, decoder
 
     def encode(self, x: Tensor) -> Tensor:
-        """(...,H,W,3) float in [-0.5,0.5] -> (...,h,w,C), h = ceil(H/stride), w = ceil(W/stride).
-        ValueError if the last dimension is not 3."""
+        """(...,H,W,3) float in [-0.5,0.5] -> (...,h,w,C), h = ceil(H/stride), w = ceil(W/stride). ValueError for images of
+        another shape."""
         if x.ndim < 3 or x.shape[-1] != 3:
             raise ValueError(f"Images have the shape (...,H,W,3), but this one has {tuple(x.shape)}.")
         z = self.encoder(pad_to_patches(x.reshape(-1, *x.shape[-3:]), self.stride))  # (...,H,W,3) -> (B,H,W,3)
@@ -135,7 +132,6 @@ class QuantizedAutoEncoder(Tokenizer, AutoEncoder):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(...,H,W,3) -> (x_hat (...,H,W,3), measures: :func:`usage` over the batch, and the weighted losses)."""
         code, measures = self.quantize(self.latent(x))
         return self.decode(code)[..., : x.shape[-3], : x.shape[-2], :], measures
 
@@ -154,14 +150,9 @@ def usage_of(counts: Tensor, n_tokens: int) -> dict[str, Tensor]:
 
 
 class RatePredictor(nn.Module):
-    """Predicts each code from those at earlier positions, by a masked convolution (the context model of Minnen, Ballé and
-    Toderici, arXiv 1809.02736); takes the part of a prior while a tokenizer is being trained.
-
-    Args:
-        C: length of a code, (B,h,w,C).
-        n_tokens: K for codes out of a table, see :meth:`bits_of_entries`; 0 for signs, see :meth:`bits_of_signs`.
-        hidden, kernel: width of the hidden layer, and size of the convolution, odd.
-    """
+    """Predicts each code (B,h,w,C) from those at earlier positions, by a masked convolution (the context model of Minnen,
+    Ballé and Toderici, arXiv 1809.02736); takes the part of a prior while a tokenizer is being trained. ``n_tokens`` is K
+    for :meth:`bits_of_entries`, 0 for :meth:`bits_of_signs`; ``hidden`` the width of the hidden layer."""
 
     def __init__(self, C: int, n_tokens: int = 0, hidden: int = 64, kernel: int = 5):
         super().__init__()

@@ -15,9 +15,8 @@ class Residual(nn.Module):
     def __init__(self, D: int, activation: type[nn.Module]):
         super().__init__()
         narrow = (D + 3) // 4
-        self.around = nn.Sequential(
-            nn.Linear(D, narrow), activation(), Conv(narrow, narrow, 3, padding=1), activation(), nn.Linear(narrow, D)
-        )
+        layers = nn.Linear(D, narrow), activation(), Conv(narrow, narrow, 3, padding=1), activation(), nn.Linear(narrow, D)
+        self.around = nn.Sequential(*layers)
         nn.init.normal_(self.around[-1].weight, std=1e-3)
         nn.init.zeros_(self.around[-1].bias)
 
@@ -35,8 +34,8 @@ class ConvEncoder(nn.Module):
         widths, layers = [image_channel, *channels], []
         for i in range(len(channels)):
             kernel = 2 if i else 4
-            layers.append(Conv(widths[i], widths[i + 1], kernel, stride=2, padding=kernel // 2 - 1))
-            layers.append(Residual(widths[i + 1], hidden))
+            down = Conv(widths[i], widths[i + 1], kernel, stride=2, padding=kernel // 2 - 1)
+            layers += [down, Residual(widths[i + 1], hidden)]
         self.layers = nn.Sequential(*layers)
         self.out = nn.Sequential(nn.Linear(channels[-1], out), final)
 
@@ -72,8 +71,7 @@ class ConvDecoder(nn.Module):
 
 
 class ToPixels(nn.Module):
-    """The activation ``name``, brought into the range of pixels, [-0.5,0.5]: tanh is halved, sigmoid lowered by 0.5. The
-    others have no such range, and are left as they are."""
+    """The activation ``name``, brought into the range of pixels: tanh halved, sigmoid lowered by 0.5, others as they are."""
 
     def __init__(self, name: str):
         super().__init__()
@@ -99,13 +97,9 @@ class ConvAutoEncoder(AutoEncoder):
         min_channel, max_channel: width of the first (finest) and of the last layer, from 1 to 4096; those between grow
             geometrically. A single layer has max_channel.
         num_layers: how often the resolution is halved, from 1 to 8.
-        latent_channel: numbers at each position.
         use_final_enc_activation: whether encoder_activation_type is applied to z; tanh keeps it in [-1,1].
         use_final_dec_activation: whether decoder_activation_type is applied to x_hat, see :class:`ToPixels`.
-        hidden_activation_type, encoder_activation_type, decoder_activation_type: names in ``ACTIVATIONS``; the first one is
-            the non-linearity inside of the layers.
-    Raises:
-        ValueError: naming the argument and what is allowed.
+        hidden_activation_type: of the layers; all three are names in ``ACTIVATIONS``.
     """
 
     architecture = "convolutional auto-encoder 1"
@@ -125,14 +119,12 @@ class ConvAutoEncoder(AutoEncoder):
         super().__init__(2**num_layers, encoder, ConvDecoder(image_channel, channels, latent_channel, hidden, to_pixels))
         self.learning_rate = model_lr
         for name, weight in self.named_parameters():
-            if "around" not in name and weight.ndim > 1:
-                nn.init.orthogonal_(weight)  # the linear path from pixels to z and back keeps lengths
-            elif "around" not in name:
-                nn.init.zeros_(weight)
+            if "around" not in name:  # the linear path from pixels to z and back keeps lengths
+                (nn.init.orthogonal_ if weight.ndim > 1 else nn.init.zeros_)(weight)
 
 
 def check(config: dict) -> None:
-    """ValueError, naming the first wrong argument of :class:`ConvAutoEncoder`, and what is allowed."""
+    """ValueError if an argument of :class:`ConvAutoEncoder` is not allowed."""
     checks.positive(model_lr=config["model_lr"])
     if type(config["image_channel"]) is not int or config["image_channel"] not in (1, 3):
         raise ValueError(f"image_channel is {config['image_channel']!r}, but must be 3, or 1 for grey images.")
