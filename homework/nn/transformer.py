@@ -94,67 +94,54 @@ class CrossAttention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(B, n, D))  # (B,heads,n,d) -> (B,n,D)
 
 
-def initialise(reading: list[nn.Linear], writing: list[nn.Linear], n_layers: int) -> None:
-    """Starting weights of a layer's parts that read the residual stream, and of those that write to it: there the sum of
-    all branches of ``n_layers`` layers keeps its size (GPT-2)."""
-    for module in (*reading, *writing):
-        branches = n_layers * len(writing) if module in writing else 4
-        nn.init.normal_(module.weight, std=(module.in_features * branches) ** -0.5)
-        nn.init.zeros_(module.bias)
-
-
 class Layer(nn.Module):
     """A pre-norm layer: an :class:`Attention`, or a :class:`CrossAttention` to the sequence itself, which sees all of it;
     then an MLP at each position. Norms divide by the root mean square (Zhang and Sennrich, arXiv 1910.07467).
 
     Args:
-        D: width, hidden: width of the MLP, activation: a name in ACTIVATIONS.
-        n_layers: how many layers follow each other, for the starting weights.
-        dropout: probability.
+        hidden, activation: width of the MLP, and a name in ACTIVATIONS.
+        n_layers: how many layers follow each other, for the starting weights: the sum of all their branches keeps its size
+            in the residual stream (GPT-2).
+        affine, cross: whether norms have weights of their own; another attention, of a subclass.
     """
 
-    def __init__(self, D: int, attention: nn.Module, hidden: int, activation: str, n_layers: int, dropout: float):
+    def __init__(self, D: int, attention: nn.Module, hidden: int, activation: str, n_layers: int, dropout: float,
+                 affine: bool = True, cross: nn.Module | None = None):  # fmt: skip
         super().__init__()
-        self.norm1, self.attention = nn.RMSNorm(D, eps=1e-6), attention
-        self.norm2, self.up, self.down = nn.RMSNorm(D, eps=1e-6), nn.Linear(D, hidden), nn.Linear(hidden, D)
+        self.norm1, self.attention = nn.RMSNorm(D, 1e-6, affine), attention
+        self.norm2, self.up, self.down = nn.RMSNorm(D, 1e-6, affine), nn.Linear(D, hidden), nn.Linear(hidden, D)
         self.activation, self.dropout = ACTIVATIONS[activation](), nn.Dropout(dropout)
-        reading = [layer for layer in attention.children() if layer is not attention.out]
-        initialise([*reading, self.up], [attention.out, self.down], n_layers)
+        self.cross_norm, self.cross_attention = nn.RMSNorm(D, eps=1e-6) if cross else None, cross
+        writing = [attention.out, self.down, *([cross.out] if cross else [])]  # to the residual stream
+        reading = [*attention.children(), self.up, *(cross.children() if cross else [])]
+        for module in [*(module for module in reading if module not in writing), *writing]:
+            branches = n_layers * len(writing) if module in writing else 4
+            nn.init.normal_(module.weight, std=(module.in_features * branches) ** -0.5)
+            nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor, *cache) -> Tensor:
         """(B,n,D), and what else the attention takes -> (B,n,D)."""
         x = x + self.dropout(self.attention(self.norm1(x), *cache))
-        return x + self.dropout(self.down(self.activation(self.up(self.norm2(x)))))
+        return x + self.mlp(self.norm2(x))
+
+    def mlp(self, x: Tensor) -> Tensor:
+        return self.dropout(self.down(self.activation(self.up(x))))
 
 
-class DecoderLayer(nn.Module):
-    """A pre-norm layer: causal attention within a window, attention to an encoder's output, then an MLP.
+class DecoderLayer(Layer):
+    """A layer of a decoder: causal attention within a window, attention to an encoder's output, then an MLP.
 
     The norms before the causal attention and the MLP have no weights of their own: their scales and shifts are a linear
     function of each position's condition (adaLN, Peebles and Xie, arXiv 2212.09748, section 3.2), at first 1 and 0. The
     caller computes them, by ``modulation``, since they do not depend on what the layer reads. The norm before the attention
-    to the encoder's output has weights, as that brings in the condition by itself.
-
-    Args:
-        n_heads, window: of the causal attention.
-        cross_heads: heads of the attention to the encoder's output, 0 for a layer without.
-        D, hidden, activation, n_layers, dropout: as of :class:`Layer`.
+    to the encoder's output has weights, as that brings in the condition by itself. ``cross_heads`` is the number of heads of
+    that attention, 0 for a layer without.
     """
 
     def __init__(self, D: int, n_heads: int, window: int, cross_heads: int, hidden: int, activation: str, n_layers: int,
                  dropout: float):  # fmt: skip
-        super().__init__()
-        self.norm = nn.RMSNorm(D, eps=1e-6, elementwise_affine=False)
-        self.attention = Attention(D, n_heads, window)
-        self.up, self.down = nn.Linear(D, hidden), nn.Linear(hidden, D)
-        self.activation, self.dropout = ACTIVATIONS[activation](), nn.Dropout(dropout)
-        reading, writing = [self.attention.qkv, self.up], [self.attention.out, self.down]
-        self.cross_attention = None
-        if cross_heads:
-            self.cross_norm, self.cross_attention = nn.RMSNorm(D, eps=1e-6), CrossAttention(D, cross_heads)
-            reading += [self.cross_attention.q, self.cross_attention.kv]
-            writing += [self.cross_attention.out]
-        initialise(reading, writing, n_layers)
+        cross = CrossAttention(D, cross_heads) if cross_heads else None
+        super().__init__(D, Attention(D, n_heads, window), hidden, activation, n_layers, dropout, False, cross)
         self.modulation = nn.Linear(D, 4 * D)  # to a shift and a scale of the norm before attention, then of the last one
         nn.init.zeros_(self.modulation.weight)
         with torch.no_grad():
@@ -165,8 +152,7 @@ class DecoderLayer(nn.Module):
         """(B,n,D), ``modulation`` of each position's condition (B,n,4D), and :meth:`CrossAttention.read` of the encoder's
         output -> (B,n,D). ``cache`` and ``start`` as of :class:`Attention`."""
         shift, scale, last_shift, last_scale = modulation.chunk(4, dim=-1)
-        x = x + self.dropout(self.attention(torch.addcmul(shift, self.norm(x), scale), cache, start))
+        x = x + self.dropout(self.attention(torch.addcmul(shift, self.norm1(x), scale), cache, start))
         if self.cross_attention:
             x = x + self.dropout(self.cross_attention(self.cross_norm(x), keys_values))
-        y = torch.addcmul(last_shift, self.norm(x), last_scale)
-        return x + self.dropout(self.down(self.activation(self.up(y))))
+        return x + self.mlp(torch.addcmul(last_shift, self.norm2(x), last_scale))

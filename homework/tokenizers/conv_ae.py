@@ -56,30 +56,20 @@ class Double(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """(B,h,w,inp) -> (B,H,W,3): the encoder's layers, mirrored; of one channel, three equal ones are made."""
+    """(B,h,w,inp) -> (B,H,W,3): the encoder's layers, mirrored; of one channel, three equal ones are made. The activation
+    ``final`` is brought into the range of pixels: tanh halved, sigmoid lowered by 0.5, others as they are."""
 
-    def __init__(self, image_channel: int, channels: list[int], inp: int, hidden: type[nn.Module], final: nn.Module):
+    def __init__(self, image_channel: int, channels: list[int], inp: int, hidden: type[nn.Module], final: str):
         super().__init__()
         self.inp = nn.Linear(inp, channels[-1])
         widths, layers = [image_channel, *channels], []
         for i in reversed(range(len(channels))):
             layers += [Residual(widths[i + 1], hidden), Double(widths[i + 1], widths[i], kernel=1 if i else 3)]
-        self.layers, self.final = nn.Sequential(*layers), final
+        self.layers, self.final = nn.Sequential(*layers), ACTIVATIONS[final]()
+        self.scale, self.shift = {"tanh": (0.5, 0.0), "sigmoid": (1.0, -0.5)}.get(final, (1.0, 0.0))
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.final(self.layers(self.inp(z))).expand(-1, -1, -1, 3)
-
-
-class ToPixels(nn.Module):
-    """The activation ``name``, brought into the range of pixels: tanh halved, sigmoid lowered by 0.5, others as they are."""
-
-    def __init__(self, name: str):
-        super().__init__()
-        self.activation = ACTIVATIONS[name]()
-        self.scale, self.shift = {"tanh": (0.5, 0.0), "sigmoid": (1.0, -0.5)}.get(name, (1.0, 0.0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.activation(x) * self.scale + self.shift
+        return (self.final(self.layers(self.inp(z))) * self.scale + self.shift).expand(-1, -1, -1, 3)
 
 
 class ConvAutoEncoder(AutoEncoder):
@@ -98,7 +88,7 @@ class ConvAutoEncoder(AutoEncoder):
             geometrically. A single layer has max_channel.
         num_layers: how often the resolution is halved, from 1 to 8.
         use_final_enc_activation: whether encoder_activation_type is applied to z; tanh keeps it in [-1,1].
-        use_final_dec_activation: whether decoder_activation_type is applied to x_hat, see :class:`ToPixels`.
+        use_final_dec_activation: whether decoder_activation_type is applied to x_hat, see :class:`ConvDecoder`.
         hidden_activation_type: of the layers; all three are names in ``ACTIVATIONS``.
     """
 
@@ -114,7 +104,7 @@ class ConvAutoEncoder(AutoEncoder):
         channels = [round(max_channel / growth**i) for i in reversed(range(num_layers))]
         hidden = ACTIVATIONS[hidden_activation_type]
         to_latent = ACTIVATIONS[encoder_activation_type if use_final_enc_activation else "none"]()
-        to_pixels = ToPixels(decoder_activation_type if use_final_dec_activation else "none")
+        to_pixels = decoder_activation_type if use_final_dec_activation else "none"
         encoder = ConvEncoder(image_channel, channels, latent_channel, hidden, to_latent)
         super().__init__(2**num_layers, encoder, ConvDecoder(image_channel, channels, latent_channel, hidden, to_pixels))
         self.learning_rate = model_lr

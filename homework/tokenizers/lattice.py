@@ -39,15 +39,6 @@ class Lattice:
         self.kept, index = kept, torch.tensor(kept)
         self.positions = torch.stack([index.div(self.columns, rounding_mode="floor"), index % self.columns], dim=1).float()
 
-    @property
-    def radius(self) -> float:
-        """Half of the longer side, at least 1: a training's first radius."""
-        return max(1.0, max(self.rows, self.columns) / 2)
-
-    def name(self) -> str:
-        """As in ROWSxCOLUMNS."""
-        return f"{self.rows}x{self.columns}"
-
     def scaled(self) -> Tensor:
         """(n,2) positions with -1 and 1 at the ends of the longer side, and the middle at 0."""
         sides = torch.tensor([self.rows, self.columns])
@@ -61,7 +52,7 @@ class Lattice:
 
 
 def squared_distances(positions: Tensor) -> Tensor:
-    """(n,2) positions -> (n,n): squared distances on the lattice, in units of one step."""
+    """(n,2) positions -> (n,n)."""
     return (positions[:, None] - positions).square().sum(dim=-1)
 
 

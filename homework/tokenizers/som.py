@@ -82,8 +82,9 @@ class SOM(FeatureModel, Tokenizer):
                              f"least radius_end, which is {radius_end}.")  # fmt: skip
         self.n_tokens, self.lattice = n_codes, Lattice(lattice, n_codes, kept)
         self.patch = parse_patch(patch, height, width)
-        self.radius_start, self.radius_end = radius_start or max(self.lattice.radius, radius_end), radius_end
-        self.radius = self.radius_start
+        half = max(self.lattice.rows, self.lattice.columns) / 2
+        self.radius = self.radius_start = radius_start or max(1.0, half, radius_end)
+        self.radius_end = radius_end
         if autoencoder is None:
             self.config["autoencoder"] = {"model": "ConvAutoEncoder", "config": {}}
         self.autoencoder = build_autoencoder(self.config["autoencoder"])

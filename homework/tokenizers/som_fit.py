@@ -59,7 +59,7 @@ def evaluate_codebook(model: SOM, data: FeatureDataset, batch_size: int,
 def pruned(som: SOM, left: list[int]) -> SOM:
     """The SOM with the units ``left`` alone (rising), at their positions."""
     kept, state = [som.lattice.kept[i] for i in left], som.state_dict()
-    config = som.config | {"n_codes": len(left), "kept": kept, "lattice": som.lattice.name()}
+    config = som.config | {"n_codes": len(left), "kept": kept, "lattice": f"{som.lattice.rows}x{som.lattice.columns}"}
     smaller = SOM(**config).to(som.codebook.device)
     smaller.load_state_dict(state | {"codebook": state["codebook"][left]})
     return smaller.eval()
