@@ -39,7 +39,7 @@ class AutoregressiveModel(FromNeighbours, Prior):
         code_dim: 0 to learn an embedding; otherwise the size of the tokenizer's code vectors, which :meth:`set_codes` stores
             and training leaves alone: tokens enter as these, through a linear map per neighbour.
         dropout: probability, during training only.
-        recompute: activation checkpointing: recomputes layers in the backward pass, for less memory and more time.
+        recompute: whether layers are recomputed in the backward pass, for less memory and more time.
     """
 
     architecture = "raster transformer 1"
@@ -96,14 +96,10 @@ class AutoregressiveModel(FromNeighbours, Prior):
         rows = self.embedding(self.codes).view(len(self.codes), len(self.neighbours), -1)  # (K+1,m*D) -> (K+1,m,D)
         return rows.transpose(0, 1).flatten(0, 1)  # (m,K+1,D) -> (m*(K+1),D)
 
-    def _positions(self, h: int, w: int) -> Tensor | float:
-        """:meth:`positions` in raster order, (N,D)."""
-        positions = self.positions(h, w)
-        return positions if isinstance(positions, float) else positions.flatten(0, 1)  # (h,w,D) -> (N,D)
-
     def forward(self, tokens: Tensor) -> tuple[Tensor, dict]:
         B, h, w = tokens.shape
-        x = self._embed(self.table(), self._pad(tokens), self._lookup(h, w, tokens.device)[1]) + self._positions(h, w)
+        x = self._embed(self.table(), self._pad(tokens), self._lookup(h, w, tokens.device)[1])
+        x = x + self.positions(h, w).flatten(0, 1)  # (h,w,D) -> (N,D)
         for layer in self.layers:
             x = recompute(layer, x, use_reentrant=False) if self.recompute and self.training else layer(x)
         return self.head(self.norm(x)).view(B, h, w, self.n_tokens), {}  # (B,N,K) -> (B,h,w,K)

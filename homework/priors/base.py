@@ -99,12 +99,12 @@ class Prior(Model):
         """(B,h,w) int64 in [0,K) -> (logits (B,h,w,K), {}). The logits at n depend on tokens before n alone."""
         raise NotImplementedError
 
-    def positions(self, h: int, w: int) -> Tensor | float:
+    def positions(self, h: int, w: int) -> Tensor:
         """(h,w,D): the position embedding of an h x w grid, for a model with one: ``row`` (H,D) + ``column`` (W,D) for
-        position "2d", ``place`` (H*W,D) for "1d", 0 for "none". ValueError for a grid larger than it was built for."""
+        position "2d", ``place`` (H*W,D) for "1d". ValueError for a grid larger than it was built for."""
         position, H, W = (self.config[name] for name in ("position", "height", "width"))
         if position == "none":
-            return 0.0
+            return torch.zeros(h, w, 1, dtype=torch.bool, device=self.device)  # added to any type, leaves it as it is
         if position == "2d" and h <= H and w <= W:
             return self.row[:h, None] + self.column[:w]
         if position == "1d" and h * w <= H * W:

@@ -30,8 +30,7 @@ class ConvolutionSteps(Steps):
             if token is not None:
                 self.put(token, *divmod(self.n, self.size[1]))
             self.n += 1
-            column = self.n % self.size[1]
-            if column == 0:
+            if (column := self.n % self.size[1]) == 0:
                 self.begin_row()
             x = self.compute(column)
         for layer in self.head:
@@ -195,8 +194,7 @@ class GatedSteps(ConvolutionSteps):
         self.parts += self.layers
 
     def put(self, token: Tensor, row: int, column: int) -> None:
-        position = self.positions if isinstance(self.positions, float) else self.positions[row, column]
-        self.layers[0].h.columns[column].copy_(self.model.embed(token) + position)
+        self.layers[0].h.columns[column].copy_(self.model.embed(token) + self.positions[row, column])
 
     def begin_row(self) -> None:
         v = None

@@ -67,8 +67,7 @@ class RasterSteps(Steps):
         self.prefix, self.table = prefix, model.table()
         self.own, self.lookup = model._lookup(h, w, torch.device(device))
         self.padded = model._pad(torch.full((B, h, w), model.n_tokens, device=device))
-        heads = [layer.attention.n_heads for layer in model.layers]
-        shapes = [(2, B, n, prefix + h * w, D // n) for n in heads]
+        shapes = [(2, B, n, prefix + h * w, D // n) for n in (layer.attention.n_heads for layer in model.layers)]
         self.cache = [torch.empty(shape, device=device, dtype=model.head.weight.dtype).unbind() for shape in shapes]
 
     def advance(self, tokens: Tensor) -> Tensor:
@@ -97,12 +96,11 @@ class TransformerSteps(RasterSteps):
     """The incremental form of a :class:`homework.autoregressive.AutoregressiveModel`."""
 
     def __init__(self, model: Prior, B: int, h: int, w: int, device: str | torch.device = "cpu"):
-        self.positions = model._positions(h, w)
+        self.positions = model.positions(h, w).flatten(0, 1)  # (h,w,D) -> (N,D)
         super().__init__(model, B, h, w, device, model.config["d_latent"])
 
     def compute(self, start: int, stop: int) -> Tensor:
-        x = self.model._embed(self.table, self.padded, self.lookup[start:stop])
-        x = x + (self.positions if isinstance(self.positions, float) else self.positions[start:stop])
+        x = self.model._embed(self.table, self.padded, self.lookup[start:stop]) + self.positions[start:stop]
         for layer, cache in zip(self.model.layers, self.cache, strict=True):
             x = layer(x, cache, start)
         return x
