@@ -1,14 +1,13 @@
 """Patch auto-encoder: an image becomes a small grid of vectors and comes back."""
 
-from homework.core import checks
-from homework.core.checkpoint import load_reference
+from homework.core import checkpoint, checks
 from homework.nn.blocks import patch_networks
 from homework.tokenizers.base import AutoEncoder
 
 
 def load() -> "PatchAutoEncoder":
     """The trained auto-encoder, in eval mode: the latest copy of a training, or else the pretrained one."""
-    return load_reference("PatchAutoEncoder")
+    return checkpoint.load_reference("PatchAutoEncoder")
 
 
 class PatchAutoEncoder(AutoEncoder):

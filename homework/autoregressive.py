@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from homework.core import checks
-from homework.core.checkpoint import load_reference
+from homework.core import checkpoint, checks
 from homework.nn.transformer import Attention, Layer
 from homework.priors.base import Prior
 from homework.priors.raster import NEIGHBOURS, FromNeighbours, TransformerSteps
@@ -13,7 +12,7 @@ from homework.priors.raster import NEIGHBOURS, FromNeighbours, TransformerSteps
 
 def load() -> "AutoregressiveModel":
     """The trained prior, in eval mode: the latest copy of a training, or else the pretrained one."""
-    return load_reference("AutoregressiveModel")
+    return checkpoint.load_reference("AutoregressiveModel")
 
 
 class AutoregressiveModel(FromNeighbours, Prior):

@@ -4,15 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from homework.core import checks
-from homework.core.checkpoint import load_reference
+from homework.core import checkpoint, checks
 from homework.nn.blocks import patch_networks
 from homework.tokenizers.base import QuantizedAutoEncoder, RatePredictor, usage
 
 
 def load() -> "BSQPatchAutoEncoder":
     """The trained tokenizer, in eval mode: the latest copy of a training, or else the pretrained one."""
-    return load_reference("BSQPatchAutoEncoder")
+    return checkpoint.load_reference("BSQPatchAutoEncoder")
 
 
 def diff_sign(x: Tensor) -> Tensor:

@@ -30,19 +30,19 @@ class Block(nn.Module):
 
 
 def pad_to_patches(x: Tensor, P: int, Q: int | None = None) -> Tensor:
-    """Repeats the last row and column of (B,H,W,C) until H is a multiple of P and W one of Q (P if None)."""
-    down, right = -x.shape[1] % P, -x.shape[2] % (Q or P)
+    """Repeats the last row and column of (...,H,W,C) until H is a multiple of P and W one of Q (P if None)."""
+    down, right = -x.shape[-3] % P, -x.shape[-2] % (Q or P)
     if down:
-        x = torch.cat([x, x[:, -1:].expand(-1, down, -1, -1)], dim=1)
+        x = torch.cat([x, *[x[..., -1:, :, :]] * down], dim=-3)
     if right:
-        x = torch.cat([x, x[:, :, -1:].expand(-1, -1, right, -1)], dim=2)
+        x = torch.cat([x, *[x[..., -1:, :]] * right], dim=-2)
     return x
 
 
 def unpatch(x: Tensor, P: int, Q: int | None = None) -> Tensor:
-    """Joins patches: (B,h,w,P*Q*C) -> (B,h*P,w*Q,C); Q = P if None."""
-    x = x.unflatten(3, (P, Q or P, -1)).transpose(2, 3)  # (B,h,w,P*Q*C) -> (B,h,P,w,Q,C)
-    return x.flatten(3, 4).flatten(1, 2)  # (B,h,P,w,Q,C) -> (B,h*P,w*Q,C)
+    """Joins patches: (...,h,w,P*Q*C) -> (...,h*P,w*Q,C); Q = P if None."""
+    x = x.unflatten(-1, (P, Q or P, -1)).transpose(-4, -3)  # (...,h,w,P*Q*C) -> (...,h,P,w,Q,C)
+    return x.flatten(-3, -2).flatten(-4, -3)  # (...,h,P,w,Q,C) -> (...,h*P,w*Q,C)
 
 
 class PatchEncoder(nn.Module):

@@ -106,39 +106,31 @@ class SOM(FeatureModel, Tokenizer):
         self.autoencoder.load_state_dict(model.state_dict())
 
     def to_patches(self, z: Tensor) -> Tensor:
-        """(B,h*P,w*P,C) features -> (B,h,w,P*P*C). ValueError if the patch does not divide the map."""
-        B, H, W, C = z.shape
-        ph, pw = self.patch
+        """(...,h*P,w*P,C) features -> (...,h,w,P*P*C). ValueError if the patch does not divide the map."""
+        (H, W), (ph, pw) = z.shape[-3:-1], self.patch
         if H % ph or W % pw:
             raise ValueError(f"The features are {H}x{W}, which patches of {ph}x{pw} do not divide.")
-        z = z.view(B, H // ph, ph, W // pw, pw, C).transpose(2, 3)  # (B,h*P,w*P,C) -> (B,h,w,P,P,C)
-        return z.reshape(B, H // ph, W // pw, -1)  # (B,h,w,P,P,C) -> (B,h,w,P*P*C)
+        z = z.unflatten(-2, (-1, pw)).unflatten(-4, (-1, ph))  # (...,h*P,w*P,C) -> (...,h,P,w,P,C)
+        return z.transpose(-4, -3).flatten(-3)  # (...,h,w,P,P,C) -> (...,h,w,P*P*C)
 
     def to_features(self, code: Tensor) -> Tensor:
-        """(B,h,w,P*P*C) -> (B,h*P,w*P,C)."""
+        """(...,h,w,P*P*C) -> (...,h*P,w*P,C)."""
         return unpatch(code, *self.patch)
 
     def latent(self, x: Tensor) -> Tensor:
         """(...,H,W,3) float in [-0.5,0.5], edge-padded to complete patches -> patches of its features (...,h,w,P*P*C).
         ValueError for an image larger than the map, if that is one patch."""
-        H, W = x.shape[-3:-1]
-        ph, pw = self.patch_shape
+        (H, W), (ph, pw) = x.shape[-3:-1], self.patch_shape
         if self.config["patch"] == "map" and (H > ph or W > pw):
             raise ValueError(f"The images are {H}x{W}, but this SOM has one code for images of up to {ph}x{pw}; use "
                              f"--image_size {ph}x{pw}.")  # fmt: skip
-        padded = pad_to_patches(x.reshape(-1, H, W, 3), ph, pw)  # (...,H,W,3) -> (B,H,W,3)
-        z = self.to_patches(self.autoencoder.encode(padded))
-        return z.view(*x.shape[:-3], *z.shape[1:])  # (B,h,w,d) -> (...,h,w,d)
+        return self.to_patches(self.autoencoder.encode(pad_to_patches(x, ph, pw)))
 
     def encode_index(self, x: Tensor) -> Tensor:
-        return self.best_units(self.latent(x))
+        return nearest(self.latent(x), self.codebook)
 
     def encode_features(self, z: Tensor) -> Tensor:
-        return self.best_units(self.to_patches(z))
-
-    def best_units(self, patches: Tensor) -> Tensor:
-        """Patches (...,d) -> (...) int64 in [0,K)."""
-        return nearest(patches.flatten(0, -2), self.codebook).view(patches.shape[:-1])  # (...,d) -> (n,d) -> (n) -> (...)
+        return nearest(self.to_patches(z), self.codebook)
 
     def code_vectors(self, index: Tensor) -> Tensor:
         return self.codebook[index.long()]
@@ -147,8 +139,7 @@ class SOM(FeatureModel, Tokenizer):
         """(...,h,w,d) -> (...,H,W,3): complete patches. ValueError for several codes where one is for the entire map."""
         if self.config["patch"] == "map":
             self.check_single(code)
-        x = self.autoencoder.decode(self.to_features(code.reshape(-1, *code.shape[-3:])))  # (...,h,w,d) -> (B,h,w,d)
-        return x.view(*code.shape[:-3], *x.shape[1:])  # (B,H,W,3) -> (...,H,W,3)
+        return self.autoencoder.decode(self.to_features(code))
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         index = self.encode_index(x)
@@ -239,11 +230,11 @@ class SOM(FeatureModel, Tokenizer):
         and column only, if it would be larger than SHEET pixels."""
         ph, pw = self.patch_shape
         down, right = -(-self.lattice.rows * ph // SHEET), -(-self.lattice.columns * pw // SHEET)
-        units = self.lattice.on_sheet(torch.arange(self.n_tokens, device=self.codebook.device), -1)[::down, ::right]
+        units = self.lattice.on_sheet(torch.arange(self.n_tokens, device=self.device), -1)[::down, ::right]
         there = units >= 0
         tiles = self.codebook.new_full((*units.shape, ph, pw, 3), 1.0)
         tiles[there] = (self.decode_index(units[there][:, None, None]) + 0.5).clamp(0, 1)  # (n,1,1) -> (n,ph,pw,3)
-        return unpatch(tiles.flatten(2)[None], ph, pw)[0].permute(2, 0, 1)  # (R,S,ph,pw,3) -> (3,R*ph,S*pw)
+        return unpatch(tiles.flatten(2), ph, pw).permute(2, 0, 1)  # (R,S,ph,pw,3) -> (3,R*ph,S*pw)
 
     def u_matrix_picture(self) -> Tensor:
         """(3,rows,columns) in [0,1]: each unit's mean distance from its neighbours, as grey; black where there is none."""

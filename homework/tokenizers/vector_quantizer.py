@@ -11,9 +11,10 @@ from homework.training import distributed
 
 
 def nearest(x: Tensor, entries: Tensor, at_once: int = 2**22) -> Tensor:
-    """argmin_k |x - e_k|^2, the first of equals (equation 1 of the paper): x (n,d) and entries (K,d) float -> (n) int64 in
-    [0,K). ``at_once`` is how many distances may be in memory at the same time; at least those of one vector are."""
-    return torch.cat([d.argmin(dim=-1) for d in chunked_distances(x, entries, at_once)])  # (rows,K) -> (rows)
+    """argmin_k |x - e_k|^2, the first of equals (equation 1 of the paper): x (...,d) and entries (K,d) float -> (...) int64
+    in [0,K). ``at_once`` is how many distances may be in memory at the same time; at least those of one vector are."""
+    blocks = chunked_distances(x.flatten(0, -2), entries, at_once)  # (...,d) -> (n,d)
+    return torch.cat([d.argmin(dim=-1) for d in blocks]).view(x.shape[:-1])  # (rows,K) -> (rows); (n) -> (...)
 
 
 def chunked_distances(x: Tensor, entries: Tensor, at_once: int = 2**22) -> Iterator[Tensor]:
@@ -76,7 +77,7 @@ class VectorQuantizer(nn.Module):
         return F.normalize(x, dim=-1) if self.l2_norm else x
 
     def encode_index(self, x: Tensor) -> Tensor:
-        return nearest(self.scale(x).flatten(0, -2), self.entries()).view(x.shape[:-1])  # (...,d) -> (n,d) -> (n) -> (...)
+        return nearest(self.scale(x), self.entries())
 
     def decode_index(self, index: Tensor) -> Tensor:
         return F.embedding(index.long(), self.entries())
