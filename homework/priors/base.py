@@ -19,9 +19,8 @@ def measures(logits: Tensor, grids: Tensor) -> dict[str, Tensor]:
     nats = F.cross_entropy(logits.flatten(0, 2).float(), grids.flatten())  # (B,h,w,K) -> (B*N,K)
     per_token, N = nats.detach(), grids[0].numel()
     found = {"loss": nats, "bits_per_image": per_token * N / math.log(2)}
-    if logits.shape[-1] == 2:
-        found |= {"nats_per_image": per_token * N, "bits_per_pixel": per_token / math.log(2)}
-    return found
+    binary = {"nats_per_image": per_token * N, "bits_per_pixel": per_token / math.log(2)}
+    return found | binary if logits.shape[-1] == 2 else found
 
 
 @contextlib.contextmanager
@@ -76,7 +75,6 @@ class Prior(Model):
     """The contract: p(grid) = prod_n p(t_n | t_0 .. t_{n-1}), in raster order. A subclass has ``n_tokens`` and ``forward``.
 
     Attributes:
-        n_tokens: K; tokens are in [0, K).
         steps_class: its incremental form; by default each token costs a pass over the whole grid.
         reads_codes: whether it can read the tokenizer's code vectors in place of an embedding of its own: then its
             constructor has an argument ``code_dim``, and it defines ``stored_codes``.
@@ -133,7 +131,7 @@ class Prior(Model):
         return self.steps_class(self, B, h, w, device)
 
     def loss(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Of (B,h,w) int64 grids, see :func:`measures`."""
+        """:func:`measures` of (B,h,w) int64 grids."""
         return measures(self(tokens)[0], tokens)
 
     @ordinary_tensors

@@ -64,14 +64,12 @@ class CascadeStage(FromNeighbours, Model):
         self.neighbours = NEIGHBOURS[:neighbours]
         self.prefix = 0 if num_enc_layers else coarse_height * coarse_width  # positions before the fine grid's
         window = sliding_window if use_sliding_window else self.prefix + height * width
-
         self.coarse_embedding = nn.Embedding(coarse_tokens, D)
         self.coarse_row = nn.Parameter(torch.zeros(coarse_height, D))
         self.coarse_column = nn.Parameter(torch.zeros(coarse_width, D))
         args = hidden_dim, hidden_activation, num_enc_layers, dropout
         self.encoder = nn.ModuleList(Layer(D, CrossAttention(D, self_attn_heads), *args) for _ in range(num_enc_layers))
         self.memory_norm = nn.RMSNorm(D, eps=1e-6)
-
         self.embedding = nn.Embedding(neighbours * (n_tokens + 1), D)  # see FromNeighbours.table
         nn.init.normal_(self.embedding.weight, std=neighbours**-0.5)
         self.row, self.column = nn.Parameter(torch.zeros(height, D)), nn.Parameter(torch.zeros(width, D))
@@ -81,7 +79,6 @@ class CascadeStage(FromNeighbours, Model):
         self.norm, self.head = nn.RMSNorm(D, eps=1e-6), nn.Linear(D, n_tokens)
         nn.init.normal_(self.head.weight, std=0.5 * D**-0.5)
         nn.init.zeros_(self.head.bias)
-
         rows, columns = torch.arange(height) * coarse_height // height, torch.arange(width) * coarse_width // width
         over = (rows[:, None] * coarse_width + columns).flatten()  # (h,w) -> (N)
         # the coarse position over each of the decoder's S = prefix + N positions; one of the prefix is its own

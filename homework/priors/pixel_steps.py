@@ -1,11 +1,10 @@
 """PixelCNN and Gated PixelCNN fed token by token: the functions of pixelcnn.py, computed once at each position.
 
 Only convolutions wider than 1x1 look at neighbours, so their inputs are kept. What they take from the rows above is computed
-for a whole row, when it begins; a position then costs a few products of vectors and matrices in each layer.
-
-For one image these are so small that most of the time goes into calling torch. So all memory stays, with views, made once,
-of what a position needs. The results of a row hold the bias, and what comes from above, before their positions are computed:
-adding a product to what is there takes torch half as long as adding a bias to a product.
+for a whole row, when it begins; a position then costs a few products of vectors and matrices in each layer. For one image
+these are so small that most of the time goes into calling torch. So all memory stays, with views, made once, of what a
+position needs. The results of a row hold the bias, and what comes from above, before their positions are computed: adding a
+product to what is there takes torch half as long as adding a bias to a product.
 """
 
 import torch
@@ -45,7 +44,7 @@ class ConvolutionSteps(Steps):
     def select(self, rows: Tensor) -> None:
         rows, new = rows.to(self.device), type(self)(self.model, len(rows), *self.size, self.device)
         for part, kept in zip(new.parts, self.parts, strict=True):
-            for memory, old in zip(part.memory(), kept.memory(), strict=True):
+            for memory, old in zip(part.memory, kept.memory, strict=True):
                 memory.copy_(old[rows])
         self.__dict__ = vars(new) | {"n": self.n}
 
@@ -65,15 +64,13 @@ class Pointwise:
         self.weight, self.bias = taps(weight), bias
         self.row = weight.new_empty(w, B, len(bias)) if row is None else row
         self.columns = self.row.unbind()
+        self.memory = [self.row.transpose(0, 1)]  # all that it keeps of each grid, (B,...): (w,B,C') -> (B,w,C')
 
     def begin_row(self) -> None:
         self.row.copy_(self.bias)
 
     def __call__(self, x: Tensor, column: int) -> Tensor:
         return self.columns[column].addmm_(x, self.weight)
-
-    def memory(self) -> list[Tensor]:  # all that it keeps of each grid, (B,...)
-        return [self.row.transpose(0, 1)]  # (w,B,C') -> (B,w,C')
 
 
 class RowCache:
@@ -113,6 +110,7 @@ class Masked(Pointwise):
         super().__init__(weight[:, :, self.reach : self.reach + 1, :n], conv.bias, B, w)
         self.over, self.flat = taps(weight[:, :, : self.reach]), self.row.flatten(0, 1)  # (w,B,C') -> (w*B,C')
         self.known = RowCache(B, w, conv.in_channels, self.reach, n, weight)
+        self.memory.append(self.known.rows)
 
     def begin_row(self) -> None:
         self.known.begin_row()
@@ -120,9 +118,6 @@ class Masked(Pointwise):
 
     def __call__(self, column: int) -> Tensor:
         return super().__call__(self.known.left[column], column)
-
-    def memory(self) -> list[Tensor]:
-        return [*super().memory(), self.known.rows]
 
 
 class PixelSteps(ConvolutionSteps):
@@ -162,6 +157,7 @@ class Gated:
         args = B, w, layer.vertical.in_channels, layer.reach, layer.horizontal.kernel_size[1], layer.out.weight
         self.v = RowCache(*args)
         self.h = self.v if self.first else RowCache(*args)  # of one row; in the first layer, that is the tokens' own
+        self.memory = [*self.horizontal.memory, *self.out.memory, self.v.rows, self.h.rows]
 
     def begin_row(self, v: Tensor | None) -> Tensor:
         """Takes the vertical stack's row (w,B,C) of the layer before, if there is one, and returns that of this one."""
@@ -169,8 +165,7 @@ class Gated:
         if not self.first:
             self.v.row.copy_(v)
         x = torch.addmm(self.vertical_bias, self.v.above(self.rows), self.vertical)  # (w*B,2C)
-        row = self.horizontal.row.flatten(0, 1)  # (w,B,2C) -> (w*B,2C)
-        torch.addmm(self.horizontal.bias, x, self.across, out=row)
+        torch.addmm(self.horizontal.bias, x, self.across, out=self.horizontal.row.flatten(0, 1))  # (w,B,2C) -> (w*B,2C)
         self.out.begin_row()
         return self.gate(x).unflatten(0, self.out.row.shape[:2])  # (w*B,C) -> (w,B,C)
 
@@ -178,9 +173,6 @@ class Gated:
         """The output (B,C) of the layer before at this position, if there is one -> (B,C)."""
         y = self.out(self.gate(self.horizontal(self.h.left[column], column)), column)
         return y if self.first else y.add_(x)
-
-    def memory(self) -> list[Tensor]:
-        return [*self.horizontal.memory(), *self.out.memory(), self.v.rows, self.h.rows]
 
 
 class GatedSteps(ConvolutionSteps):

@@ -51,13 +51,9 @@ class RasterSteps(Steps):
     """A transformer fed token by token: keys and values of all positions so far are kept, so that a step costs the same at
     every position. ValueError if a token of the first call is not in [0,K).
 
-    A subclass has ``compute(start, stop)``, which returns the last layer's output (B,n,D) at positions start to stop - 1;
-    all positions before them have been computed.
-
-    Args:
-        model: has :class:`FromNeighbours`, ``layers`` with a causal ``attention``, ``norm`` and ``head``; in eval mode.
-        D: width of the layers.
-        prefix: how many positions the layers see before the grid's first one.
+    The model has :class:`FromNeighbours`, ``layers`` of width D with a causal ``attention``, ``norm`` and ``head``; before
+    the grid's first position the layers see ``prefix`` others. A subclass has ``compute(start, stop)``, which returns the
+    last layer's output (B,n,D) at positions start to stop - 1; all positions before them have been computed.
     """
 
     given = "grid to continue"  # what messages call the tokens of the first call

@@ -15,9 +15,7 @@ class Tokenizer(Model):
     """The contract: an image becomes a grid of integers and comes back. A subclass defines :meth:`encode_index`,
     :meth:`code_vectors`, and either ``decode``, (...,h,w,d) -> (...,h*P,w*Q,3), or :meth:`decode_index`.
 
-    Attributes:
-        n_tokens: K; tokens are in [0, K).
-        patch_size: the pixels of a token: P for squares, (P, Q) for P rows and Q columns.
+    ``patch_size`` is the pixels of a token: P for squares, (P, Q) for P rows and Q columns.
     """
 
     n_tokens: int

@@ -33,9 +33,8 @@ class ConvEncoder(nn.Module):
         self.grey = image_channel == 1
         widths, layers = [image_channel, *channels], []
         for i in range(len(channels)):
-            kernel = 2 if i else 4
-            down = Conv(widths[i], widths[i + 1], kernel, stride=2, padding=kernel // 2 - 1)
-            layers += [down, Residual(widths[i + 1], hidden)]
+            kernel, padding = (2, 0) if i else (4, 1)
+            layers += [Conv(*widths[i : i + 2], kernel, stride=2, padding=padding), Residual(widths[i + 1], hidden)]
         self.layers = nn.Sequential(*layers)
         self.out = nn.Sequential(nn.Linear(channels[-1], out), final)
 
@@ -79,14 +78,12 @@ class ConvAutoEncoder(AutoEncoder):
 
         x (...,H,W,3) -> edge-pad -> ConvEncoder -> z (...,h,w,latent_channel) -> ConvDecoder -> crop -> x_hat (...,H,W,3)
 
-    with one position for each square of 2 ** num_layers pixels: h = ceil(H / 2 ** num_layers), and w likewise.
-
     Args:
         model_lr: peak learning rate of a training, above 0, unless --lr gives another.
         image_channel: 3, or 1 for grey: then the mean of an image's channels is compressed, and comes back in all three.
         min_channel, max_channel: width of the first (finest) and of the last layer, from 1 to 4096; those between grow
             geometrically. A single layer has max_channel.
-        num_layers: how often the resolution is halved, from 1 to 8.
+        num_layers: how often the resolution is halved, from 1 to 8: h = ceil(H / 2 ** num_layers), and w likewise.
         use_final_enc_activation: whether encoder_activation_type is applied to z; tanh keeps it in [-1,1].
         use_final_dec_activation: whether decoder_activation_type is applied to x_hat, see :class:`ConvDecoder`.
         hidden_activation_type: of the layers; all three are names in ``ACTIVATIONS``.
@@ -99,7 +96,16 @@ class ConvAutoEncoder(AutoEncoder):
                  num_layers: int = 2, latent_channel: int = 8, hidden_activation_type: str = "silu",
                  use_final_enc_activation: bool = False, encoder_activation_type: str = "tanh",
                  use_final_dec_activation: bool = False, decoder_activation_type: str = "sigmoid"):  # fmt: skip
-        check(self.config)
+        checks.positive(model_lr=model_lr)
+        if type(image_channel) is not int or image_channel not in (1, 3):
+            raise ValueError(f"image_channel is {image_channel!r}, but must be 3, or 1 for grey images.")
+        checks.integer(1, 4096, min_channel=min_channel, max_channel=max_channel, latent_channel=latent_channel)
+        checks.integer(1, 8, num_layers=num_layers)
+        if min_channel > max_channel:
+            raise ValueError(f"min_channel is {min_channel}, but must be at most max_channel, which is {max_channel}; "
+                             "change one of them.")  # fmt: skip
+        checks.choice(ACTIVATIONS, **{name: self.config[name] for name in self.config if name.endswith("_activation_type")})
+        checks.boolean(**{name: self.config[name] for name in self.config if name.startswith("use_final_")})
         growth = (max_channel / min_channel) ** (1 / max(1, num_layers - 1))
         channels = [round(max_channel / growth**i) for i in reversed(range(num_layers))]
         hidden = ACTIVATIONS[hidden_activation_type]
@@ -111,17 +117,3 @@ class ConvAutoEncoder(AutoEncoder):
         for name, weight in self.named_parameters():
             if "around" not in name:  # the linear path from pixels to z and back keeps lengths
                 (nn.init.orthogonal_ if weight.ndim > 1 else nn.init.zeros_)(weight)
-
-
-def check(config: dict) -> None:
-    """ValueError if an argument of :class:`ConvAutoEncoder` is not allowed."""
-    checks.positive(model_lr=config["model_lr"])
-    if type(config["image_channel"]) is not int or config["image_channel"] not in (1, 3):
-        raise ValueError(f"image_channel is {config['image_channel']!r}, but must be 3, or 1 for grey images.")
-    checks.integer(1, 4096, **{name: config[name] for name in ("min_channel", "max_channel", "latent_channel")})
-    checks.integer(1, 8, num_layers=config["num_layers"])
-    if config["min_channel"] > config["max_channel"]:
-        raise ValueError(f"min_channel is {config['min_channel']}, but must be at most max_channel, which is "
-                         f"{config['max_channel']}; change one of them.")  # fmt: skip
-    checks.choice(ACTIVATIONS, **{name: value for name, value in config.items() if name.endswith("_activation_type")})
-    checks.boolean(**{name: value for name, value in config.items() if name.startswith("use_final_")})
