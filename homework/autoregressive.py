@@ -61,9 +61,8 @@ class AutoregressiveModel(FromNeighbours, Prior):
         checks.boolean(recompute=recompute)
         if d_latent % n_heads:
             raise ValueError(f"d_latent is {d_latent}, but must be a multiple of n_heads = {n_heads}; change either.")
-        D = d_latent
+        D, self.neighbours = d_latent, NEIGHBOURS[:neighbours]
         self.n_tokens, self.position, self.recompute = n_tokens, position, recompute
-        self.neighbours = NEIGHBOURS[:neighbours]
         if code_dim:  # a row for each token and one for "outside the grid", which the last column marks
             self.register_buffer("codes", torch.zeros(n_tokens + 1, code_dim + 1))
             self.codes[n_tokens, code_dim] = 1

@@ -56,8 +56,7 @@ class PixelCNN(Prior):
 
     Args:
         c_in, c_hidden: channels of the input (only 1 is allowed) and of the hidden layers.
-        num_res_block: residual blocks; 0 for none.
-        kernel_size: of the first convolution, odd.
+        num_res_block, kernel_size: number of residual blocks, from 0; side of the first convolution, odd.
     """
 
     architecture = "PixelCNN 1"
@@ -156,13 +155,12 @@ class GatedPixelCNN(Prior):
                  kernel: int = 3, first_kernel: int = 7, embedding_dim: int = 32, code_dim: int = 0,
                  position: str = "2d"):  # fmt: skip
         super().__init__()
-        checks.integer(1, c_hidden=c_hidden, n_layers=n_layers, n_tokens=n_tokens, height=height, width=width)
-        checks.integer(1, embedding_dim=embedding_dim)
+        checks.integer(1, c_hidden=c_hidden, n_layers=n_layers, n_tokens=n_tokens, embedding_dim=embedding_dim)
+        checks.integer(1, height=height, width=width)
         checks.integer(0, code_dim=code_dim)
         checks.odd(3, kernel=kernel, first_kernel=first_kernel)
         checks.choice(("none", "2d"), position=position)
-        C, E = c_hidden, code_dim or embedding_dim
-        self.n_tokens = n_tokens
+        C, E, self.n_tokens = c_hidden, code_dim or embedding_dim, n_tokens
         if code_dim:  # NaN until set_codes, so that a forgotten call shows
             self.register_buffer("codes", torch.full((n_tokens, code_dim), torch.nan))
         else:
