@@ -69,12 +69,10 @@ class BSQ(nn.Module):
         """(...) int64 in [0, 2^L) -> (...,D)."""
         return self.decode(self._index_to_code(index))
 
-    def _code_to_index(self, code: Tensor) -> Tensor:
-        """(...,L) -> (...) int64: coordinate i, counted from 0, is bit i; 1 for zero and above."""
+    def _code_to_index(self, code: Tensor) -> Tensor:  # (...,L) -> (...) int64: coordinate i, from 0, is bit i; 1 if >= 0
         return ((code >= 0).long() * self.powers).sum(dim=-1)
 
-    def _index_to_code(self, index: Tensor) -> Tensor:
-        """(...) integers -> (...,L) of -1 and +1."""
+    def _index_to_code(self, index: Tensor) -> Tensor:  # (...) integers -> (...,L) of -1 and +1
         bits = torch.div(index.long()[..., None], self.powers, rounding_mode="floor") % 2
         return (2 * bits - 1).to(self.up.weight.dtype)
 

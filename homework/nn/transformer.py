@@ -113,8 +113,8 @@ class Layer(nn.Module):
         self.activation, self.dropout = ACTIVATIONS[activation](), nn.Dropout(dropout)
         self.cross_norm, self.cross_attention = nn.RMSNorm(D, eps=1e-6) if cross else None, cross
         writing = [attention.out, self.down, *([cross.out] if cross else [])]  # to the residual stream
-        reading = [*attention.children(), self.up, *(cross.children() if cross else [])]
-        for module in [*(module for module in reading if module not in writing), *writing]:
+        linear = [*attention.children(), self.up, *(cross.children() if cross else [])]
+        for module in [m for m in linear if m not in writing] + writing:
             branches = n_layers * len(writing) if module in writing else 4
             nn.init.normal_(module.weight, std=(module.in_features * branches) ** -0.5)
             nn.init.zeros_(module.bias)

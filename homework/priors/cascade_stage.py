@@ -107,8 +107,7 @@ class CascadeStage(FromNeighbours, Model):
     # The condition of a position is memory[over] + row + column. A layer's scales and shifts are linear in it, so they are
     # computed for coarse positions, rows and columns, which are few, and summed at each position.
 
-    def _by_position(self, row: Tensor, column: Tensor) -> Tensor:
-        """Rows (h,C) plus columns (w,C) at each of the decoder's S positions: (S,C), zeros in the prefix."""
+    def _by_position(self, row: Tensor, column: Tensor) -> Tensor:  # rows (h,C) plus columns (w,C), zeros in the prefix
         return F.pad((row[:, None] + column).flatten(0, 1), (0, 0, self.prefix, 0))  # (h,w,C) -> (N,C) -> (S,C)
 
     def _modulation(self, layer: DecoderLayer, memory: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,7 +182,7 @@ class CascadeSteps(RasterSteps):
         return x
 
     def _at(self, positions: slice, by_coarse: Tensor, by_position: Tensor) -> Tensor:
-        """By coarse position (images,M,C), and by position (S,C) -> the sum at n positions of every grid: (B,n,C)."""
+        # (images,M,C) by coarse position, plus (S,C) by position -> (B,n,C), at n positions of every grid
         return by_coarse[self.image[:, None], self.model.over[positions]] + by_position[positions]
 
     @torch.inference_mode()
