@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from homework.nn.activations import ACTIVATIONS
+from homework.nn.blocks import ACTIVATIONS
 
 
 class Attention(nn.Module):

@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from homework.core import checks
 from homework.core.model import Model, ordinary_tensors
-from homework.nn.activations import ACTIVATIONS
+from homework.nn.blocks import ACTIVATIONS
 from homework.nn.transformer import CrossAttention, DecoderLayer, Layer
 from homework.priors import sampling
 from homework.priors.base import evaluating, measures
@@ -40,7 +40,7 @@ class CascadeStage(FromNeighbours, Model):
         in_dim, hidden_dim: D, the width of all layers (a multiple of both numbers of heads), and the width of the MLPs.
         num_enc_layers, num_dec_layers: layers that read the coarse grid, 0 for a decoder alone; layers over the fine grid.
         self_attn_heads, cross_attn_heads: of the attention within either grid, and from the fine grid to the coarse one.
-        hidden_activation: of the MLPs, a name in :mod:`homework.nn.activations`.
+        hidden_activation: of the MLPs, a name in :mod:`homework.nn.blocks`.
         use_sliding_window: whether attention within the fine grid reaches back only ``sliding_window`` positions, from 1
             to height * width, the own one included. Not for a decoder alone, which has to see its prefix.
         model_lr: the peak learning rate to train with.

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from homework.core import checks
-from homework.nn.masked_conv import MaskedConv2d
+from homework.nn.blocks import MaskedConv2d
 from homework.priors.base import Prior
 from homework.priors.pixel_steps import GatedSteps, PixelSteps
 

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from homework.core.model import Model
-from homework.nn.blocks import pad_to_patches
-from homework.nn.masked_conv import MaskedConv2d
+from homework.nn.blocks import MaskedConv2d, pad_to_patches
 
 
 class Tokenizer(Model):

@@ -3,8 +3,7 @@
 from torch import Tensor, nn
 
 from homework.core import checks
-from homework.nn.activations import ACTIVATIONS
-from homework.nn.blocks import Conv, unpatch
+from homework.nn.blocks import ACTIVATIONS, Conv, unpatch
 from homework.tokenizers.base import AutoEncoder
 
 
