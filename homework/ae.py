@@ -1,14 +1,13 @@
 """Patch auto-encoder: an image becomes a small grid of vectors and comes back."""
 
-from homework.core import checks
-from homework.core.checkpoint import load_reference
+from homework.core import checkpoint, checks
 from homework.nn.blocks import patch_networks
 from homework.tokenizers.base import AutoEncoder
 
 
 def load() -> "PatchAutoEncoder":
     """The trained auto-encoder, in eval mode: the latest copy of a training, or else the pretrained one."""
-    return load_reference("PatchAutoEncoder")
+    return checkpoint.load_reference("PatchAutoEncoder")
 
 
 class PatchAutoEncoder(AutoEncoder):
@@ -24,8 +23,6 @@ class PatchAutoEncoder(AutoEncoder):
         bottleneck: numbers that are kept of a patch.
         encoder_blocks, decoder_blocks: depth on the grid of patches.
         detail: channels of the decoder at full resolution.
-    Raises:
-        ValueError: naming the argument and what is allowed.
     """
 
     architecture = "patch auto-encoder 1"

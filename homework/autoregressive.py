@@ -4,16 +4,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from homework.core import checks
-from homework.core.checkpoint import load_reference
-from homework.nn.transformer import Layer
+from homework.core import checkpoint, checks
+from homework.nn.transformer import Attention, Layer
 from homework.priors.base import Prior
 from homework.priors.raster import NEIGHBOURS, FromNeighbours, TransformerSteps
 
 
 def load() -> "AutoregressiveModel":
     """The trained prior, in eval mode: the latest copy of a training, or else the pretrained one."""
-    return load_reference("AutoregressiveModel")
+    return checkpoint.load_reference("AutoregressiveModel")
 
 
 class AutoregressiveModel(FromNeighbours, Prior):
@@ -30,9 +29,8 @@ class AutoregressiveModel(FromNeighbours, Prior):
 
     Args:
         d_latent: D, the width; a multiple of n_heads.
-        n_tokens: K, codes of the tokenizer; tokens are in [0, K).
-        n_layers: number of transformer layers.
-        n_heads: attention heads.
+        n_tokens: K, codes of the tokenizer.
+        n_layers, n_heads: number of transformer layers, and of attention heads in each.
         window: how many positions attention reaches back in raster order, the own one included; layers add up.
         height, width: the largest grid, in tokens (for the position embedding "2d" each, for "1d" their product).
         position: "2d" (row + column), "1d" (one vector for each position) or "none".
@@ -40,7 +38,7 @@ class AutoregressiveModel(FromNeighbours, Prior):
         code_dim: 0 to learn an embedding; otherwise the size of the tokenizer's code vectors, which :meth:`set_codes` stores
             and training leaves alone: tokens enter as these, through a linear map per neighbour.
         dropout: probability, during training only.
-        recompute: activation checkpointing: recomputes layers in the backward pass, for less memory and more time.
+        recompute: whether layers are recomputed in the backward pass, for less memory and more time.
     """
 
     architecture = "raster transformer 1"
@@ -63,9 +61,8 @@ class AutoregressiveModel(FromNeighbours, Prior):
         checks.boolean(recompute=recompute)
         if d_latent % n_heads:
             raise ValueError(f"d_latent is {d_latent}, but must be a multiple of n_heads = {n_heads}; change either.")
-        D = d_latent
+        D, self.neighbours = d_latent, NEIGHBOURS[:neighbours]
         self.n_tokens, self.position, self.recompute = n_tokens, position, recompute
-        self.neighbours = NEIGHBOURS[:neighbours]
         if code_dim:  # a row for each token and one for "outside the grid", which the last column marks
             self.register_buffer("codes", torch.zeros(n_tokens + 1, code_dim + 1))
             self.codes[n_tokens, code_dim] = 1
@@ -79,9 +76,10 @@ class AutoregressiveModel(FromNeighbours, Prior):
             self.row, self.column = nn.Parameter(torch.zeros(height, D)), nn.Parameter(torch.zeros(width, D))
         elif position == "1d":
             self.place = nn.Parameter(torch.zeros(height * width, D))
-        self.layers = nn.ModuleList(Layer(D, n_heads, n_layers, window, dropout) for _ in range(n_layers))
-        self.norm = nn.RMSNorm(D, eps=1e-6)
-        self.head = nn.Linear(D, n_tokens)
+        # the squared ReLU (So et al., arXiv 2109.08668) is cheap in integer arithmetic, as are the norms: see homework.codec
+        layers = (Layer(D, Attention(D, n_heads, window), 4 * D, "relu2", n_layers, dropout) for _ in range(n_layers))
+        self.layers = nn.ModuleList(layers)
+        self.norm, self.head = nn.RMSNorm(D, eps=1e-6), nn.Linear(D, n_tokens)
         nn.init.normal_(self.head.weight, std=0.5 * D**-0.5)
         nn.init.zeros_(self.head.bias)
 
@@ -96,23 +94,10 @@ class AutoregressiveModel(FromNeighbours, Prior):
         rows = self.embedding(self.codes).view(len(self.codes), len(self.neighbours), -1)  # (K+1,m*D) -> (K+1,m,D)
         return rows.transpose(0, 1).flatten(0, 1)  # (m,K+1,D) -> (m*(K+1),D)
 
-    def _positions(self, h: int, w: int) -> Tensor | float:
-        """(N,D): the position embedding of an h x w grid, or 0. ValueError if that is larger than it was built for."""
-        if self.position == "none":
-            return 0.0
-        H, W = self.config["height"], self.config["width"]
-        if self.position == "2d" and h <= H and w <= W:
-            return (self.row[:h, None] + self.column[None, :w]).flatten(0, 1)  # (h,w,D) -> (N,D)
-        if self.position == "1d" and h * w <= H * W:
-            return self.place[: h * w]
-        raise ValueError(f"A {h}x{w} grid is larger than the {H}x{W} that this prior was built for; train one with "
-                         f"--height {h} --width {w}, or with --position none.")  # fmt: skip
-
     def forward(self, tokens: Tensor) -> tuple[Tensor, dict]:
-        """(B,h,w) int64 in [0,K) -> (logits (B,h,w,K), {}). The logits at n depend on tokens before n alone."""
         B, h, w = tokens.shape
-        padded = self._pad(tokens).flatten(1)  # (B,h+2,w+4) -> (B,(h+2)*(w+4))
-        x = self._embed(self.table(), padded, self._lookup(h, w, tokens.device)[1], self._positions(h, w))
+        x = self._embed(self.table(), self._pad(tokens), self._lookup(h, w, tokens.device)[1])
+        x = x + self.positions(h, w).flatten(0, 1)  # (h,w,D) -> (N,D)
         for layer in self.layers:
             x = recompute(layer, x, use_reentrant=False) if self.recompute and self.training else layer(x)
         return self.head(self.norm(x)).view(B, h, w, self.n_tokens), {}  # (B,N,K) -> (B,h,w,K)

@@ -4,15 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from homework.core import checks
-from homework.core.checkpoint import load_reference
+from homework.core import checkpoint, checks
 from homework.nn.blocks import patch_networks
 from homework.tokenizers.base import QuantizedAutoEncoder, RatePredictor, usage
 
 
 def load() -> "BSQPatchAutoEncoder":
     """The trained tokenizer, in eval mode: the latest copy of a training, or else the pretrained one."""
-    return load_reference("BSQPatchAutoEncoder")
+    return checkpoint.load_reference("BSQPatchAutoEncoder")
 
 
 def diff_sign(x: Tensor) -> Tensor:
@@ -37,9 +36,7 @@ class BSQ(nn.Module):
 
         (...,D) -> down, linear -> (...,L) -> L2 norm -> u -> sign -> code in {-1,1}^L -> up, linear -> (...,D)
 
-    Args:
-        codebook_bits: L, from 1 to 62; there are K = 2^L codes.
-        embedding_dim: D of the vectors.
+    There are K = 2^L codes; ``codebook_bits`` is L, from 1 to 62, and ``embedding_dim`` D.
     """
 
     powers: Tensor
@@ -48,8 +45,7 @@ class BSQ(nn.Module):
         super().__init__()
         checks.integer(1, 62, codebook_bits=codebook_bits)
         self.codebook_bits = codebook_bits
-        self.down = nn.Linear(embedding_dim, codebook_bits)
-        self.up = nn.Linear(codebook_bits, embedding_dim)
+        self.down, self.up = nn.Linear(embedding_dim, codebook_bits), nn.Linear(codebook_bits, embedding_dim)
         # powers of two by multiplication: shifts of tensors are wrong on MPS (PyTorch issue 147889)
         self.register_buffer("powers", torch.tensor([2**i for i in range(codebook_bits)]), persistent=False)
 
@@ -73,12 +69,10 @@ class BSQ(nn.Module):
         """(...) int64 in [0, 2^L) -> (...,D)."""
         return self.decode(self._index_to_code(index))
 
-    def _code_to_index(self, code: Tensor) -> Tensor:
-        """(...,L) -> (...) int64: coordinate i, counted from 0, is bit i; 1 for zero and above."""
+    def _code_to_index(self, code: Tensor) -> Tensor:  # (...,L) -> (...) int64: coordinate i, from 0, is bit i; 1 if >= 0
         return ((code >= 0).long() * self.powers).sum(dim=-1)
 
-    def _index_to_code(self, index: Tensor) -> Tensor:
-        """(...) integers -> (...,L) of -1 and +1."""
+    def _index_to_code(self, index: Tensor) -> Tensor:  # (...) integers -> (...,L) of -1 and +1
         bits = torch.div(index.long()[..., None], self.powers, rounding_mode="floor") % 2
         return (2 * bits - 1).to(self.up.weight.dtype)
 
@@ -121,15 +115,12 @@ class BSQPatchAutoEncoder(QuantizedAutoEncoder):
         return self.bsq.encode(self.latent(x))
 
     def decode(self, code: Tensor) -> Tensor:
-        """(...,h,w,L) -> (...,h*P,w*P,3)."""
         return super().decode(self.bsq.decode(code))
 
     def encode_index(self, x: Tensor) -> Tensor:
-        """(...,H,W,3) float in [-0.5,0.5] -> (...,h,w) int64 in [0,K)."""
         return self.bsq._code_to_index(self.encode(x))
 
     def code_vectors(self, index: Tensor) -> Tensor:
-        """(...,h,w) integers in [0,K) -> (...,h,w,L): the quantized vectors, of -1 and +1."""
         return self.bsq._index_to_code(index)
 
     def quantize(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

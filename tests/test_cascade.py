@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from homework import CascadeStage
 from homework.core import checkpoint
-from homework.nn.activations import ACTIVATIONS
+from homework.nn.blocks import ACTIVATIONS
 from homework.nn.transformer import DecoderLayer
 from homework.priors import sampling
 

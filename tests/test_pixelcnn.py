@@ -14,7 +14,7 @@ from torch import nn
 
 from homework.core import checkpoint, registry
 from homework.datasets.mnist import MnistDataset
-from homework.nn.masked_conv import MaskedConv2d
+from homework.nn.blocks import MaskedConv2d
 from homework.priors.pixelcnn import GatedPixelCNN, PixelCNN, ResidualBlock, he_init
 from homework.priors.sampling import generate
 

@@ -116,9 +116,9 @@ class ExactSteps:
         self.n, self.done = 0, 0  # n tokens are known, done positions computed
         own, around = model._lookup(h, w, torch.device("cpu"))
         self.own, self.around = own.tolist(), around.numpy()  # (N), (N,m)
-        self.padded = model._pad(torch.full((B, h, w), model.n_tokens)).flatten(1).numpy()  # (B,h+2,w+4) -> (B,(h+2)*(w+4))
+        self.padded = model._pad(torch.full((B, h, w), model.n_tokens)).numpy()  # (B,(h+2)*(w+4))
         self.table, self.first_rows = model.table().numpy(), np.arange(around.shape[1]) * (model.n_tokens + 1)
-        self.positions = (torch.zeros(h * w, 1) + model._positions(h, w)).numpy()  # (N,D), or (N,1) if there are none
+        self.positions = (torch.zeros(h * w, 1) + model.positions(h, w).flatten(0, 1)).numpy()  # (N,D), or (N,1)
         self.norm, self.head = NormStep(model.norm, B), LinearStep(model.head, B)
         self.layers = [LayerStep(layer, self.norm, B, h * w) for layer in model.layers]
 

@@ -1,9 +1,46 @@
-"""Layers of encoders and decoders over images in patches."""
+"""Layers of networks over grids: activation functions by name, convolutions, and images in patches."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from homework.core import checks
+
+
+class SquaredReLU(nn.Module):
+    """max(x, 0)^2 (So et al., arXiv 2109.08668)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x).square()
+
+
+ACTIVATIONS = {
+    "relu": nn.ReLU, "relu2": SquaredReLU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU,
+    "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "none": nn.Identity,
+}  # fmt: skip
+
+
+class MaskedConv2d(nn.Conv2d):
+    """A k x k convolution, (B,C,H,W) -> (B,C',H,W), that sees no later position (van den Oord et al., arXiv 1601.06759,
+    section 3.3). Type A hides the position itself too, for the first layer; type B shows it, as by then it depends on
+    earlier positions alone. ``weight`` is masked whenever it is used. ValueError for another type, or an even kernel."""
+
+    mask: Tensor
+
+    def __init__(self, mask_type: str, c_in: int, c_out: int, kernel_size: int):
+        if mask_type not in ("A", "B"):
+            raise ValueError(f"mask_type is {mask_type!r}, but must be A (the position itself hidden) or B (seen).")
+        checks.odd(3, kernel_size=kernel_size)  # with a middle, and something around it
+        super().__init__(c_in, c_out, kernel_size, padding=kernel_size // 2)
+        self.mask_type, k = mask_type, kernel_size
+        seen = torch.arange(k * k).view(k, k) < k * k // 2 + (mask_type == "B")
+        self.register_buffer("mask", seen.float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # the kernel's rows below the middle are all masked; leaving them out saves a third of the work of a 3x3
+        above = self.kernel_size[0] // 2
+        weight = (self.weight * self.mask)[:, :, : above + 1]  # (C',C,k//2+1,k)
+        return F.conv2d(F.pad(x, (0, 0, above, 0)), weight, self.bias, padding=(0, above))
 
 
 class Conv(nn.Conv2d):
@@ -21,31 +58,28 @@ class Block(nn.Module):
         super().__init__()
         self.around = Conv(D, D, kernel, padding=kernel // 2, groups=D)
         self.norm = nn.LayerNorm(D)
-        self.mlp = nn.Sequential(nn.Linear(D, expansion * D), nn.GELU(), nn.Linear(expansion * D, D))
-        nn.init.normal_(self.mlp[2].weight, std=1e-3)
-        nn.init.zeros_(self.mlp[2].bias)
+        self.mlp = nn.Sequential(nn.Linear(D, expansion * D), nn.GELU(), last := nn.Linear(expansion * D, D))
+        nn.init.normal_(last.weight, std=1e-3)
+        nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.mlp(self.norm(self.around(x)))
 
 
 def pad_to_patches(x: Tensor, P: int, Q: int | None = None) -> Tensor:
-    """Repeats the last row and column of (B,H,W,C) until H is a multiple of P and W one of Q (P if None)."""
-    H, W = x.shape[1:3]
-    down, right = -H % P, -W % (Q or P)
+    """Repeats the last row and column of (...,H,W,C) until H is a multiple of P and W one of Q (P if None)."""
+    down, right = -x.shape[-3] % P, -x.shape[-2] % (Q or P)
     if down:
-        x = torch.cat([x, x[:, -1:].expand(-1, down, -1, -1)], dim=1)
+        x = torch.cat([x, *[x[..., -1:, :, :]] * down], dim=-3)
     if right:
-        x = torch.cat([x, x[:, :, -1:].expand(-1, -1, right, -1)], dim=2)
+        x = torch.cat([x, *[x[..., -1:, :]] * right], dim=-2)
     return x
 
 
 def unpatch(x: Tensor, P: int, Q: int | None = None) -> Tensor:
-    """Joins patches: (B,h,w,P*Q*C) -> (B,h*P,w*Q,C); Q = P if None."""
-    B, h, w, _ = x.shape
-    Q = Q or P
-    x = x.view(B, h, w, P, Q, -1).transpose(2, 3)  # (B,h,w,P*Q*C) -> (B,h,P,w,Q,C)
-    return x.reshape(B, h * P, w * Q, -1)  # (B,h,P,w,Q,C) -> (B,h*P,w*Q,C)
+    """Joins patches: (...,h,w,P*Q*C) -> (...,h*P,w*Q,C); Q = P if None."""
+    x = x.unflatten(-1, (P, Q or P, -1)).transpose(-4, -3)  # (...,h,w,P*Q*C) -> (...,h,P,w,Q,C)
+    return x.flatten(-3, -2).flatten(-4, -3)  # (...,h,P,w,Q,C) -> (...,h*P,w*Q,C)
 
 
 class PatchEncoder(nn.Module):
@@ -67,8 +101,7 @@ class PatchDecoder(nn.Module):
 
     def __init__(self, P: int, D: int, inp: int, n_blocks: int, detail: int):
         super().__init__()
-        self.P = P
-        self.inp = nn.Linear(inp, D)
+        self.P, self.inp = P, nn.Linear(inp, D)
         self.blocks = nn.Sequential(*(Block(D) for _ in range(n_blocks)), nn.LayerNorm(D))
         self.pixels = nn.Linear(D, P * P * 3)
         nn.init.normal_(self.pixels.weight, std=0.02)  # start near grey, the middle of what pixels can be
@@ -81,11 +114,9 @@ class PatchDecoder(nn.Module):
         return unpatch(self.pixels(z), self.P) + self.mend(unpatch(self.features(z), self.P))
 
 
-def patch_networks(
-    patch_size: int, latent_dim: int, bottleneck: int, encoder_blocks: int, decoder_blocks: int, detail: int
-) -> tuple[PatchEncoder, PatchDecoder]:
-    """The encoder and the decoder of a patch auto-encoder. ValueError, naming the argument, for a size that is not
-    allowed."""
+def patch_networks(patch_size: int, latent_dim: int, bottleneck: int, encoder_blocks: int, decoder_blocks: int,
+                   detail: int) -> tuple[PatchEncoder, PatchDecoder]:  # fmt: skip
+    """The encoder and decoder of a patch auto-encoder. ValueError, naming the argument, for a size that is not allowed."""
     checks.integer(1, 64, patch_size=patch_size)
     checks.integer(1, 4096, latent_dim=latent_dim, detail=detail)
     checks.integer(0, 64, encoder_blocks=encoder_blocks, decoder_blocks=decoder_blocks)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from homework.nn.activations import ACTIVATIONS
+from homework.nn.blocks import ACTIVATIONS
 
 
 class Attention(nn.Module):
@@ -17,8 +17,7 @@ class Attention(nn.Module):
     def __init__(self, D: int, n_heads: int, window: int):
         super().__init__()
         self.n_heads, self.window = n_heads, window
-        self.qkv = nn.Linear(D, 3 * D)
-        self.out = nn.Linear(D, D)
+        self.qkv, self.out = nn.Linear(D, 3 * D), nn.Linear(D, D)
         self.bias = nn.Parameter(torch.zeros(n_heads, window))
 
     def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int = 0) -> Tensor:
@@ -37,19 +36,6 @@ class Attention(nn.Module):
             y = self.attend_all(q, k, v)
         return self.out(y.transpose(1, 2).reshape(B, n, D))  # (B,heads,n,d) -> (B,n,D)
 
-    def attend_all(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Queries, keys and values of all positions (B,heads,n,d) -> each one's mean of the values it sees."""
-        n = q.shape[2]
-        q, k, v = (in_blocks(t, self.window) for t in (q, k, v))  # (B,heads,n,d) -> (B,heads,b,c,d)
-        k, v = (with_previous(t) for t in (k, v))  # (B,heads,b,2c,d)
-        return self.attend(q, k, v, self.biases(n)).flatten(2, 3)[:, :, :n]  # (B,heads,b,c,d) -> (B,heads,n,d)
-
-    def biases(self, n: int) -> Tensor:
-        """(heads,b,c,2c): the biases of n positions in blocks, :attr:`mask_value` where one does not see the other."""
-        distance, seen = block_distances(n, self.window, self.bias.device)
-        biases = self.last_biases(self.window)[:, self.window - 1 - distance]  # (heads,c,2c)
-        return biases[:, None].masked_fill(~seen, self.mask_value)
-
     def project(self, x: Tensor) -> Tensor:
         """(B,n,D) -> queries, keys and values (B,n,3D)."""
         return self.qkv(x)
@@ -62,60 +48,28 @@ class Attention(nn.Module):
         """Queries (...,n,d), keys and values (...,m,d), and what to add to the scores -> the values' means (...,n,d)."""
         return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2) + bias).softmax(dim=-1) @ v
 
+    def attend_all(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries, keys and values of all positions (B,heads,n,d) -> each one's mean of the values it sees. They are cut
+        into b blocks of c = min(window, n), the last one zero-padded; each block sees itself and the one before."""
+        n = q.shape[2]
+        c = min(self.window, n)
+        padded = ((F.pad(t, (0, 0, 0, -n % c)) if n % c else t) for t in (q, k, v))
+        q, k, v = (t.unflatten(2, (-1, c)) for t in padded)  # (B,heads,b*c,d) -> (B,heads,b,c,d)
+        if n > c:
+            k, v = (torch.cat([F.pad(t[:, :, :-1], (0, 0, 0, 0, 1, 0)), t], dim=3) for t in (k, v))  # (B,heads,b,2c,d)
+        return self.attend(q, k, v, self.biases(n)).flatten(2, 3)[:, :, :n]  # (B,heads,b,c,d) -> (B,heads,n,d)
 
-def in_blocks(x: Tensor, window: int) -> Tensor:
-    """Cuts (B,heads,n,d) into blocks of c = min(window, n) positions, the last one zero-padded: (B,heads,b,c,d)."""
-    B, heads, n, d = x.shape
-    c = min(window, n)
-    return (F.pad(x, (0, 0, 0, -n % c)) if n % c else x).view(B, heads, -1, c, d)  # (B,heads,b*c,d) -> (B,heads,b,c,d)
-
-
-def with_previous(x: Tensor) -> Tensor:
-    """Joins every block to the one before it, which is as far as a window of c positions reaches; a single block stays
-    alone: (B,heads,b,c,d) -> (B,heads,b,2c,d)."""
-    return x if x.shape[2] == 1 else torch.cat([F.pad(x[:, :, :-1], (0, 0, 0, 0, 1, 0)), x], dim=3)
-
-
-def block_distances(n: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The distances of each of a block's c positions from the 2c of :func:`with_previous`, int64 (c,2c), 0 where it does not
-    see them; and for every block which of these it sees, bool (b,c,2c)."""
-    c = min(window, n)
-    b = -(-n // c)
-    own = torch.arange(c, device=device)
-    others = own if b == 1 else torch.arange(-c, c, device=device)
-    distance = own[:, None] - others
-    seen = (distance >= 0) & (distance < window)
-    exists = others >= -c * torch.arange(b, device=device)[:, None]  # (b,2c): nothing is before the first block
-    return distance.where(seen, 0), seen & exists[:, None]
-
-
-class Layer(nn.Module):
-    """A pre-norm transformer layer: attention across positions, then an MLP at each. Norms divide by the root mean square
-    (Zhang and Sennrich, arXiv 1910.07467), and the MLP's activation is a squared ReLU (So et al., arXiv 2109.08668): both
-    are cheap in integer arithmetic, see :mod:`homework.codec.integer_layers`."""
-
-    def __init__(self, D: int, n_heads: int, n_layers: int, window: int, dropout: float):
-        super().__init__()
-        self.norm1, self.attention = nn.RMSNorm(D, eps=1e-6), Attention(D, n_heads, window)
-        self.norm2, self.up, self.down = nn.RMSNorm(D, eps=1e-6), nn.Linear(D, 4 * D), nn.Linear(4 * D, D)
-        self.dropout = nn.Dropout(dropout)
-        initialise([self.attention.qkv, self.up], [self.attention.out, self.down], n_layers)
-
-    def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int = 0) -> Tensor:
-        x = x + self.dropout(self.attention(self.norm1(x), cache, start))
-        return x + self.dropout(self.down(F.relu(self.up(self.norm2(x))).square()))
-
-
-# --- layers of encoders and decoders --------------------------------------------------------------------------------------
-
-
-def initialise(reading: list[nn.Linear], writing: list[nn.Linear], n_layers: int) -> None:
-    """Starting weights of a layer's parts that read the residual stream, and of those that write to it: there the sum of
-    all branches of ``n_layers`` layers keeps its size (GPT-2)."""
-    for module in (*reading, *writing):
-        branches = n_layers * len(writing) if module in writing else 4
-        nn.init.normal_(module.weight, std=(module.in_features * branches) ** -0.5)
-        nn.init.zeros_(module.bias)
+    def biases(self, n: int) -> Tensor:
+        """(heads,b,c,2c), for a single block (heads,1,c,c): the biases of n positions in the blocks of :meth:`attend_all`,
+        ``mask_value`` where one does not see the other."""
+        c = min(self.window, n)
+        own, block = torch.arange(c, device=self.bias.device), torch.arange(-(-n // c), device=self.bias.device)
+        others = torch.arange(-c if n > c else 0, c, device=self.bias.device)
+        distance = own[:, None] - others  # (c,2c)
+        seen = (distance >= 0) & (distance < self.window)
+        exists = others >= -c * block[:, None]  # (b,2c): nothing is before the first block
+        biases = self.last_biases(self.window)[:, self.window - 1 - distance.where(seen, 0)]  # (heads,c,2c)
+        return biases[:, None].masked_fill(~(seen & exists[:, None]), self.mask_value)
 
 
 class CrossAttention(nn.Module):
@@ -132,65 +86,62 @@ class CrossAttention(nn.Module):
         B, m, _ = memory.shape
         return self.kv(memory).view(B, m, 2, self.n_heads, -1).permute(2, 0, 3, 1, 4)  # (B,m,2D) -> (2,B,heads,m,d)
 
-    def forward(self, x: Tensor, keys_values: Tensor) -> Tensor:
-        """(B,n,D), and what :meth:`read` gave -> (B,n,D)."""
+    def forward(self, x: Tensor, keys_values: Tensor | None = None) -> Tensor:
+        """(B,n,D), and what :meth:`read` gave, by default of x itself -> (B,n,D)."""
         B, n, D = x.shape
         q = self.q(x).view(B, n, self.n_heads, -1).transpose(1, 2)  # (B,n,D) -> (B,heads,n,d)
-        y = F.scaled_dot_product_attention(q, *keys_values)
+        y = F.scaled_dot_product_attention(q, *(self.read(x) if keys_values is None else keys_values))
         return self.out(y.transpose(1, 2).reshape(B, n, D))  # (B,heads,n,d) -> (B,n,D)
 
 
-class EncoderLayer(nn.Module):
-    """A pre-norm layer in which every position sees every other: attention, then an MLP at each position.
+class Layer(nn.Module):
+    """A pre-norm layer: an :class:`Attention`, or a :class:`CrossAttention` to the sequence itself, which sees all of it;
+    then an MLP at each position. Norms divide by the root mean square (Zhang and Sennrich, arXiv 1910.07467).
 
     Args:
-        D: width, n_heads: of the attention, hidden: width of the MLP, activation: a name in ACTIVATIONS.
-        n_layers: how many layers follow each other, for the starting weights.
-        dropout: probability.
+        hidden, activation: width of the MLP, and a name in ACTIVATIONS.
+        n_layers: how many layers follow each other, for the starting weights: the sum of all their branches keeps its size
+            in the residual stream (GPT-2).
+        affine, cross: whether norms have weights of their own; another attention, of a subclass.
     """
 
-    def __init__(self, D: int, n_heads: int, hidden: int, activation: str, n_layers: int, dropout: float):
+    def __init__(self, D: int, attention: nn.Module, hidden: int, activation: str, n_layers: int, dropout: float,
+                 affine: bool = True, cross: nn.Module | None = None):  # fmt: skip
         super().__init__()
-        self.norm1, self.attention = nn.RMSNorm(D, eps=1e-6), CrossAttention(D, n_heads)
-        self.norm2, self.up, self.down = nn.RMSNorm(D, eps=1e-6), nn.Linear(D, hidden), nn.Linear(hidden, D)
+        self.norm1, self.attention = nn.RMSNorm(D, 1e-6, affine), attention
+        self.norm2, self.up, self.down = nn.RMSNorm(D, 1e-6, affine), nn.Linear(D, hidden), nn.Linear(hidden, D)
         self.activation, self.dropout = ACTIVATIONS[activation](), nn.Dropout(dropout)
-        initialise([self.attention.q, self.attention.kv, self.up], [self.attention.out, self.down], n_layers)
+        self.cross_norm, self.cross_attention = nn.RMSNorm(D, eps=1e-6) if cross else None, cross
+        writing = [attention.out, self.down, *([cross.out] if cross else [])]  # to the residual stream
+        linear = [*attention.children(), self.up, *(cross.children() if cross else [])]
+        for module in [m for m in linear if m not in writing] + writing:
+            branches = n_layers * len(writing) if module in writing else 4
+            nn.init.normal_(module.weight, std=(module.in_features * branches) ** -0.5)
+            nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B,n,D) -> (B,n,D)."""
-        y = self.norm1(x)
-        x = x + self.dropout(self.attention(y, self.attention.read(y)))
-        return x + self.dropout(self.down(self.activation(self.up(self.norm2(x)))))
+    def forward(self, x: Tensor, *cache) -> Tensor:
+        """(B,n,D), and what else the attention takes -> (B,n,D)."""
+        x = x + self.dropout(self.attention(self.norm1(x), *cache))
+        return x + self.mlp(self.norm2(x))
+
+    def mlp(self, x: Tensor) -> Tensor:
+        return self.dropout(self.down(self.activation(self.up(x))))
 
 
-class DecoderLayer(nn.Module):
-    """A pre-norm layer: causal attention within a window, attention to an encoder's output, then an MLP.
+class DecoderLayer(Layer):
+    """A layer of a decoder: causal attention within a window, attention to an encoder's output, then an MLP.
 
     The norms before the causal attention and the MLP have no weights of their own: their scales and shifts are a linear
     function of each position's condition (adaLN, Peebles and Xie, arXiv 2212.09748, section 3.2), at first 1 and 0. The
-    caller computes them, by :attr:`modulation`, since they do not depend on what the layer reads. The norm before the
-    attention to the encoder's output has weights, as that brings in the condition by itself.
-
-    Args:
-        D: width, n_heads, window: of :class:`Attention`.
-        cross_heads: heads of the attention to the encoder's output, 0 for a layer without.
-        hidden, activation, n_layers, dropout: as of :class:`EncoderLayer`.
+    caller computes them, by ``modulation``, since they do not depend on what the layer reads. The norm before the attention
+    to the encoder's output has weights, as that brings in the condition by itself. ``cross_heads`` is the number of heads of
+    that attention, 0 for a layer without.
     """
 
     def __init__(self, D: int, n_heads: int, window: int, cross_heads: int, hidden: int, activation: str, n_layers: int,
                  dropout: float):  # fmt: skip
-        super().__init__()
-        self.norm = nn.RMSNorm(D, eps=1e-6, elementwise_affine=False)
-        self.attention = Attention(D, n_heads, window)
-        self.up, self.down = nn.Linear(D, hidden), nn.Linear(hidden, D)
-        self.activation, self.dropout = ACTIVATIONS[activation](), nn.Dropout(dropout)
-        reading, writing = [self.attention.qkv, self.up], [self.attention.out, self.down]
-        self.cross_attention = None
-        if cross_heads:
-            self.cross_norm, self.cross_attention = nn.RMSNorm(D, eps=1e-6), CrossAttention(D, cross_heads)
-            reading += [self.cross_attention.q, self.cross_attention.kv]
-            writing += [self.cross_attention.out]
-        initialise(reading, writing, n_layers)
+        cross = CrossAttention(D, cross_heads) if cross_heads else None
+        super().__init__(D, Attention(D, n_heads, window), hidden, activation, n_layers, dropout, False, cross)
         self.modulation = nn.Linear(D, 4 * D)  # to a shift and a scale of the norm before attention, then of the last one
         nn.init.zeros_(self.modulation.weight)
         with torch.no_grad():
@@ -198,11 +149,10 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, modulation: Tensor, keys_values: Tensor | None = None,
                 cache: tuple[Tensor, Tensor] | None = None, start: int = 0) -> Tensor:  # fmt: skip
-        """(B,n,D), :attr:`modulation` of each position's condition (B,n,4D), and :meth:`CrossAttention.read` of the
-        encoder's output -> (B,n,D). ``cache`` and ``start`` as of :class:`Attention`."""
+        """(B,n,D), ``modulation`` of each position's condition (B,n,4D), and :meth:`CrossAttention.read` of the encoder's
+        output -> (B,n,D). ``cache`` and ``start`` as of :class:`Attention`."""
         shift, scale, last_shift, last_scale = modulation.chunk(4, dim=-1)
-        x = x + self.dropout(self.attention(torch.addcmul(shift, self.norm(x), scale), cache, start))
+        x = x + self.dropout(self.attention(torch.addcmul(shift, self.norm1(x), scale), cache, start))
         if self.cross_attention:
             x = x + self.dropout(self.cross_attention(self.cross_norm(x), keys_values))
-        y = torch.addcmul(last_shift, self.norm(x), last_scale)
-        return x + self.dropout(self.down(self.activation(self.up(y))))
+        return x + self.mlp(torch.addcmul(last_shift, self.norm2(x), last_scale))

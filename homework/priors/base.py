@@ -19,9 +19,8 @@ def measures(logits: Tensor, grids: Tensor) -> dict[str, Tensor]:
     nats = F.cross_entropy(logits.flatten(0, 2).float(), grids.flatten())  # (B,h,w,K) -> (B*N,K)
     per_token, N = nats.detach(), grids[0].numel()
     found = {"loss": nats, "bits_per_image": per_token * N / math.log(2)}
-    if logits.shape[-1] == 2:
-        found |= {"nats_per_image": per_token * N, "bits_per_pixel": per_token / math.log(2)}
-    return found
+    binary = {"nats_per_image": per_token * N, "bits_per_pixel": per_token / math.log(2)}
+    return found | binary if logits.shape[-1] == 2 else found
 
 
 @contextlib.contextmanager
@@ -38,19 +37,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 class Steps:
     """A prior fed token by token, in raster order. It computes without gradients and returns ordinary tensors."""
 
+    @ordinary_tensors
     def __call__(self, tokens: Tensor) -> Tensor:
         """Takes the (B,n) int64 tokens of the next n positions, returns the (B,K) logits of the position after them.
-
-        The first call takes any n >= 0; the later ones n = 1.
-        """
-        if torch.is_inference_mode_enabled():
-            return self.advance(tokens)
-        with torch.inference_mode():
-            logits = self.advance(tokens)
-        return logits.clone()
+        The first call takes any n >= 0; the later ones n = 1."""
+        return self.advance(tokens)
 
     def advance(self, tokens: Tensor) -> Tensor:
-        """What a subclass defines for :meth:`__call__`, which runs it in inference mode."""
+        """What a subclass defines for a call, which runs it in inference mode."""
         raise NotImplementedError
 
     def select(self, rows: Tensor) -> None:
@@ -78,12 +72,9 @@ class NaiveSteps(Steps):
 
 
 class Prior(Model):
-    """The contract: p(grid) = prod_n p(t_n | t_0 .. t_{n-1}), in raster order.
-
-    A subclass has ``n_tokens`` and ``forward``.
+    """The contract: p(grid) = prod_n p(t_n | t_0 .. t_{n-1}), in raster order. A subclass has ``n_tokens`` and ``forward``.
 
     Attributes:
-        n_tokens: K; tokens are in [0, K).
         steps_class: its incremental form; by default each token costs a pass over the whole grid.
         reads_codes: whether it can read the tokenizer's code vectors in place of an embedding of its own: then its
             constructor has an argument ``code_dim``, and it defines ``stored_codes``.
@@ -93,6 +84,9 @@ class Prior(Model):
     steps_class: ClassVar[Callable[..., Steps]] = NaiveSteps
     reads_codes: ClassVar[bool] = False
     n_tokens: int
+    row: Tensor
+    column: Tensor
+    place: Tensor
 
     @property
     def grid_size(self) -> tuple[int, int] | None:
@@ -102,6 +96,19 @@ class Prior(Model):
     def forward(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(B,h,w) int64 in [0,K) -> (logits (B,h,w,K), {}). The logits at n depend on tokens before n alone."""
         raise NotImplementedError
+
+    def positions(self, h: int, w: int) -> Tensor:
+        """(h,w,D): the position embedding of an h x w grid, for a model with one: ``row`` (H,D) + ``column`` (W,D) for
+        position "2d", ``place`` (H*W,D) for "1d". ValueError for a grid larger than it was built for."""
+        position, H, W = (self.config[name] for name in ("position", "height", "width"))
+        if position == "none":
+            return torch.zeros(h, w, 1, dtype=torch.bool, device=self.device)  # added to any type, leaves it as it is
+        if position == "2d" and h <= H and w <= W:
+            return self.row[:h, None] + self.column[:w]
+        if position == "1d" and h * w <= H * W:
+            return self.place[: h * w].unflatten(0, (h, w))  # (N,D) -> (h,w,D)
+        raise ValueError(f"A {h}x{w} grid is larger than the {H}x{W} that this prior was built for; train one with "
+                         f"--height {h} --width {w}, or with --position none.")  # fmt: skip
 
     def stored_codes(self) -> Tensor | None:
         """The code vectors (K,code_dim) that it reads, as a view; None if it has an embedding of its own."""
@@ -124,13 +131,13 @@ class Prior(Model):
         return self.steps_class(self, B, h, w, device)
 
     def loss(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Of (B,h,w) int64 grids, see :func:`measures`."""
+        """:func:`measures` of (B,h,w) int64 grids."""
         return measures(self(tokens)[0], tokens)
 
     @ordinary_tensors
     def generate(self, B: int, h: int, w: int, device: str | torch.device = "cpu", **sampling_options: Any) -> Tensor:
-        """Samples (B,h,w) int64 grids, or searches for probable ones, with the options of
-        :func:`homework.priors.sampling.generate`. The model must be on ``device``."""
+        """Samples (B,h,w) int64 grids, or searches for probable ones: see :func:`homework.priors.sampling.generate`. The
+        model must be on ``device``."""
         with evaluating(self):
             return sampling.generate(self.steps(B, h, w, device), B, h, w, **sampling_options)
 

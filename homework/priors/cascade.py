@@ -1,4 +1,4 @@
-"""A cascade of codebooks whose grids get finer, and the stages between them: sampling, and bits."""
+"""A cascade: codebooks whose grids get finer, and the stages between them."""
 
 import math
 from collections.abc import Sequence
@@ -34,8 +34,8 @@ class Cascade:
             sampling, see :func:`homework.priors.sampling.generate`.
         device: where the models compute.
     Raises:
-        FileNotFoundError: there is no such checkpoint.
-        ValueError: an entry is missing or unknown, or stages and codebooks do not go together: which, and why.
+        FileNotFoundError: a checkpoint does not exist.
+        ValueError: an entry is missing or unknown, or stages and codebooks do not go together.
     """
 
     def __init__(self, stages: list[dict], device: str | torch.device = "cpu"):
@@ -57,8 +57,8 @@ class Cascade:
 
     @ordinary_tensors
     def encode(self, x: Tensor) -> list[Tensor]:
-        """(B,H,W,3) float in [-0.5,0.5] -> the grids (B,h,w) int64 of all codebooks, the condition first. ValueError if
-        images of this size have other grids than the stages read."""
+        """(B,H,W,3) float in [-0.5,0.5] -> the grids (B,h,w) int64 of all codebooks, the condition first. ValueError for
+        images of a size whose grids the stages do not read."""
         grids = [book.encode_index(x.to(self.device)) for book in self.codebooks]
         for grid, size in zip(grids, self.sizes, strict=True):
             if grid.shape[1:] != size:
@@ -72,8 +72,7 @@ class Cascade:
         return [book.decode_index(grid) for book, grid in zip(self.codebooks, grids, strict=True)]
 
     def generate(self, condition: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
-        """Conditions (B,hc,wc) int64 -> grids (B,h,w) int64, the conditions first, each sampled given the one before, with
-        the options of its stage."""
+        """Conditions (B,hc,wc) int64 -> grids (B,h,w), the conditions first, each sampled given the one before."""
         grids = [condition.to(self.device)]
         for stage, options, size in zip(self.stages, self.options, self.sizes[1:], strict=True):
             grids.append(stage.generate(grids[-1], *size, self.device, generator=generator, **options))
@@ -105,15 +104,15 @@ def read_options(stages: list[dict]) -> list[dict]:
 
 
 def check_stage(k: int, stage: dict, loaded: dict[str, Model], prints: dict[str, str]) -> None:
-    """ValueError unless the model of stage ``k`` is one, and was trained on the grids of its two codebooks; ``loaded`` and
-    ``prints`` have each path's model and its identity."""
-    path, model = str(stage["model_path"]), loaded[str(stage["model_path"])]
+    """ValueError unless the model of stage ``k`` is a stage, and was trained on the grids of its two codebooks. ``loaded``
+    and ``prints`` have each path's model and its identity."""
+    path = str(stage["model_path"])
+    model = loaded[path]
     if not isinstance(model, CascadeStage):
         raise ValueError(f"Stage {k}: {path} holds a {type(model).__name__}, but a CascadeStage is needed here.")
-    trained_on = (("lr_codebook_path", "coarse_tokenizer", model.config["coarse_tokens"]),
-                  ("hr_codebook_path", "tokenizer", model.n_tokens))  # fmt: skip
-    for role, key, K in trained_on:
-        book = str(stage[role])
+    roles = ("lr_codebook_path", "coarse_tokenizer", "coarse_tokens"), ("hr_codebook_path", "tokenizer", "n_tokens")
+    for role, key, codes in roles:
+        book, K = str(stage[role]), model.config[codes]
         if not isinstance(loaded[book], Tokenizer):
             raise ValueError(f"Stage {k}: {book} holds a {type(loaded[book]).__name__}, but a tokenizer is needed here.")
         if loaded[book].n_tokens != K:
@@ -129,10 +128,10 @@ def check_sizes(configs: list[dict]) -> list[tuple[int, int]]:
     stage reads grids of the size that the one before makes."""
     sizes = [(1, 1), *((c["height"], c["width"]) for c in configs)]
     for k, config in enumerate(configs):
-        read = f"Stage {k} reads grids of {config['coarse_height']}x{config['coarse_width']}"
-        if (config["coarse_height"], config["coarse_width"]) != sizes[k]:
+        h, w = config["coarse_height"], config["coarse_width"]
+        if (h, w) != sizes[k]:
             wanted = f"stage {k - 1} makes those of {sizes[k][0]}x{sizes[k][1]}; train one on the other's"
             if k == 0:
                 wanted = "a cascade starts from one code for the whole image; name the stage that reads that codebook first"
-            raise ValueError(f"{read}, but {wanted}.")
+            raise ValueError(f"Stage {k} reads grids of {h}x{w}, but {wanted}.")
     return sizes

@@ -1,4 +1,4 @@
-"""A cascade of transformers: coarse grids first, and each stage refines them to finer ones."""
+"""A stage of a cascade: a transformer that refines coarse grids to finer ones."""
 
 import torch
 import torch.nn.functional as F
@@ -7,8 +7,8 @@ from torch.utils.checkpoint import checkpoint
 
 from homework.core import checks
 from homework.core.model import Model, ordinary_tensors
-from homework.nn.activations import ACTIVATIONS
-from homework.nn.transformer import DecoderLayer, EncoderLayer
+from homework.nn.blocks import ACTIVATIONS
+from homework.nn.transformer import CrossAttention, DecoderLayer, Layer
 from homework.priors import sampling
 from homework.priors.base import evaluating, measures
 from homework.priors.raster import NEIGHBOURS, FromNeighbours, RasterSteps, check_tokens
@@ -22,7 +22,7 @@ class CascadeStage(FromNeighbours, Model):
 
     ::
 
-        coarse (B,hc,wc) --> embedding + row + column --> num_enc_layers x EncoderLayer --> norm --> memory (B,M,D)
+        coarse (B,hc,wc) --> embedding + row + column --> num_enc_layers x Layer ---------> norm --> memory (B,M,D)
                                                                                                        |
                  +-- the vector over a position -----------------------------+-------------------------+
                  |                                                           v                         |
@@ -34,21 +34,15 @@ class CascadeStage(FromNeighbours, Model):
     Over position (row, column) of the fine grid is (row*hc//h, column*wc//w) of the coarse one. The decoder's layers attend
     to earlier positions in raster order and to the whole memory. With num_enc_layers = 0 the stage is a decoder alone: the
     memory is the embeddings, as a prefix that every position of the fine grid sees. So a first stage can start from a 1x1
-    grid, the token of a class.
-
-    A batch is the tuple (coarse (B,hc,wc), fine (B,h,w)), both int64, of the sizes that the stage was built for.
+    grid, the token of a class. A batch is the tuple (coarse (B,hc,wc), fine (B,h,w)), both int64.
 
     Args:
-        in_dim: D, the width of all layers; a multiple of self_attn_heads and of cross_attn_heads.
-        hidden_dim: width of the MLPs.
-        num_enc_layers: layers that read the coarse grid; 0 for a decoder alone.
-        num_dec_layers: layers over the fine grid.
-        self_attn_heads: of the attention within either grid.
-        cross_attn_heads: of the attention from the fine grid to the coarse one; unused by a decoder alone.
-        hidden_activation: of the MLPs, a name in :mod:`homework.nn.activations`.
-        use_sliding_window: whether attention within the fine grid reaches back only ``sliding_window`` positions, the own
-            one included, in raster order. Not for a decoder alone, which has to see its prefix.
-        sliding_window: from 1 to height * width.
+        in_dim, hidden_dim: D, the width of all layers (a multiple of both numbers of heads), and the width of the MLPs.
+        num_enc_layers, num_dec_layers: layers that read the coarse grid, 0 for a decoder alone; layers over the fine grid.
+        self_attn_heads, cross_attn_heads: of the attention within either grid, and from the fine grid to the coarse one.
+        hidden_activation: of the MLPs, a name in :mod:`homework.nn.blocks`.
+        use_sliding_window: whether attention within the fine grid reaches back only ``sliding_window`` positions, from 1
+            to height * width, the own one included. Not for a decoder alone, which has to see its prefix.
         model_lr: the peak learning rate to train with.
         dropout, neighbours, recompute: as of :class:`homework.autoregressive.AutoregressiveModel`.
         n_tokens, height, width: K, codes of the fine grid (tokens are in [0, K)), and its size in tokens.
@@ -70,25 +64,21 @@ class CascadeStage(FromNeighbours, Model):
         self.neighbours = NEIGHBOURS[:neighbours]
         self.prefix = 0 if num_enc_layers else coarse_height * coarse_width  # positions before the fine grid's
         window = sliding_window if use_sliding_window else self.prefix + height * width
-
         self.coarse_embedding = nn.Embedding(coarse_tokens, D)
         self.coarse_row = nn.Parameter(torch.zeros(coarse_height, D))
         self.coarse_column = nn.Parameter(torch.zeros(coarse_width, D))
-        args = D, self_attn_heads, hidden_dim, hidden_activation, num_enc_layers, dropout
-        self.encoder = nn.ModuleList(EncoderLayer(*args) for _ in range(num_enc_layers))
+        args = hidden_dim, hidden_activation, num_enc_layers, dropout
+        self.encoder = nn.ModuleList(Layer(D, CrossAttention(D, self_attn_heads), *args) for _ in range(num_enc_layers))
         self.memory_norm = nn.RMSNorm(D, eps=1e-6)
-
         self.embedding = nn.Embedding(neighbours * (n_tokens + 1), D)  # see FromNeighbours.table
         nn.init.normal_(self.embedding.weight, std=neighbours**-0.5)
         self.row, self.column = nn.Parameter(torch.zeros(height, D)), nn.Parameter(torch.zeros(width, D))
         cross_heads = cross_attn_heads if num_enc_layers else 0
         args = D, self_attn_heads, window, cross_heads, hidden_dim, hidden_activation, num_dec_layers, dropout
         self.layers = nn.ModuleList(DecoderLayer(*args) for _ in range(num_dec_layers))
-        self.norm = nn.RMSNorm(D, eps=1e-6)
-        self.head = nn.Linear(D, n_tokens)
+        self.norm, self.head = nn.RMSNorm(D, eps=1e-6), nn.Linear(D, n_tokens)
         nn.init.normal_(self.head.weight, std=0.5 * D**-0.5)
         nn.init.zeros_(self.head.bias)
-
         rows, columns = torch.arange(height) * coarse_height // height, torch.arange(width) * coarse_width // width
         over = (rows[:, None] * coarse_width + columns).flatten()  # (h,w) -> (N)
         # the coarse position over each of the decoder's S = prefix + N positions; one of the prefix is its own
@@ -105,21 +95,19 @@ class CascadeStage(FromNeighbours, Model):
 
     def encode(self, coarse: Tensor) -> Tensor:
         """(B,hc,wc) int64 in [0,coarse_tokens) -> memory (B,M,D), a vector for each coarse position."""
-        x = self.coarse_embedding(coarse) + self.coarse_row[:, None] + self.coarse_column  # (B,hc,wc,D)
+        x = self.coarse_embedding(coarse) + self.coarse_row[:, None] + self.coarse_column
         x = x.flatten(1, 2)  # (B,hc,wc,D) -> (B,M,D), M = hc * wc
         for layer in self.encoder:
             x = self._run(layer, x)
         return self.memory_norm(x)
 
-    def _run(self, f, *args) -> Tensor:
-        """f(*args), with activation checkpointing if that was asked for."""
+    def _run(self, f, *args) -> Tensor:  # f(*args), with activation checkpointing if that was asked for
         return checkpoint(f, *args, use_reentrant=False) if self.recompute and self.training else f(*args)
 
     # The condition of a position is memory[over] + row + column. A layer's scales and shifts are linear in it, so they are
     # computed for coarse positions, rows and columns, which are few, and summed at each position.
 
-    def _by_position(self, row: Tensor, column: Tensor) -> Tensor:
-        """Rows (h,C) plus columns (w,C) at each of the decoder's S positions: (S,C), zeros in the prefix."""
+    def _by_position(self, row: Tensor, column: Tensor) -> Tensor:  # rows (h,C) plus columns (w,C), zeros in the prefix
         return F.pad((row[:, None] + column).flatten(0, 1), (0, 0, self.prefix, 0))  # (h,w,C) -> (N,C) -> (S,C)
 
     def _modulation(self, layer: DecoderLayer, memory: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,40 +116,36 @@ class CascadeStage(FromNeighbours, Model):
         return layer.modulation(memory), self._by_position(F.linear(self.row, weight), F.linear(self.column, weight))
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict]:
-        """(coarse (B,hc,wc), fine (B,h,w)) -> (logits (B,h,w,K), {}). The logits at n depend on the coarse grid and on fine
-        tokens before n alone. ValueError for grids of other sizes."""
+        """(coarse (B,hc,wc), fine (B,h,w)) -> (logits (B,h,w,K), {}). ValueError for grids of other sizes."""
         coarse, fine = batch
         B, h, w = fine.shape
         self.check_sizes(coarse, h, w)
         memory = self.encode(coarse)
         condition = memory.index_select(1, self.over) + self._by_position(self.row, self.column)  # (B,S,D)
-        padded = self._pad(fine).flatten(1)  # (B,h+2,w+4) -> (B,(h+2)*(w+4))
-        known = self._embed(self.table(), padded, self.around, 0.0)  # (B,N,D)
+        known = self._embed(self.table(), self._pad(fine), self.around)  # (B,N,D)
         x = F.pad(known, (0, 0, self.prefix, 0)) + condition  # (B,S,D)
         for layer in self.layers:
             x = self._run(self._decode, layer, x, memory)
         return self.head(self.norm(x[:, self.prefix :])).view(B, h, w, self.n_tokens), {}  # (B,N,K) -> (B,h,w,K)
 
-    def _decode(self, layer: DecoderLayer, x: Tensor, memory: Tensor) -> Tensor:
-        """A layer at all positions (B,S,D)."""
+    def _decode(self, layer: DecoderLayer, x: Tensor, memory: Tensor) -> Tensor:  # a layer at all positions (B,S,D)
         by_coarse, by_position = self._modulation(layer, memory)
-        keys_values = layer.cross_attention.read(memory) if layer.cross_attention else None
+        keys_values = layer.cross_attention and layer.cross_attention.read(memory)
         return layer(x, by_coarse.index_select(1, self.over) + by_position, keys_values)
 
     @torch.inference_mode()
     def steps(self, coarse: Tensor, h: int, w: int, device: str | torch.device = "cpu") -> "CascadeSteps":
-        """The same function token by token, for a model in eval mode. ValueError as from :class:`CascadeSteps`."""
+        """The same function token by token, for a model in eval mode."""
         return CascadeSteps(self, coarse, h, w, device)
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """Of the fine grids, given the coarse ones, see :func:`homework.priors.base.measures`."""
+        """:func:`homework.priors.base.measures` of the fine grids, given the coarse ones."""
         return measures(self(batch)[0], batch[1])
 
     @ordinary_tensors
     def generate(self, coarse: Tensor, h: int, w: int, device: str | torch.device = "cpu", **sampling_options) -> Tensor:
-        """Samples fine grids (B,h,w) int64 given coarse ones (B,hc,wc) int64, or searches for probable ones, with the
-        options of :func:`homework.priors.sampling.generate`. The model must be on ``device``. ValueError for a grid of
-        another size or a token out of range."""
+        """Fine grids (B,h,w) int64 given coarse ones (B,hc,wc), see :meth:`homework.priors.base.Prior.generate`. ValueError
+        for a grid of another size or a token out of range."""
         with evaluating(self):
             return sampling.generate(self.steps(coarse, h, w, device), len(coarse), h, w, **sampling_options)
 
@@ -173,13 +157,8 @@ class CascadeStage(FromNeighbours, Model):
 
 
 class CascadeSteps(RasterSteps):
-    """A stage fed token by token, see :class:`homework.priors.raster.RasterSteps`. All that depends only on the coarse grids
-    is computed once, in the constructor. ValueError for a grid of another size or a token out of range.
-
-    Args:
-        coarse: (B,hc,wc) int64 in [0,coarse_tokens).
-        h, w: size of the fine grid, device: where the model is.
-    """
+    """A stage fed token by token. All that depends only on the coarse grids (B,hc,wc) is computed once, in the constructor.
+    ValueError for a grid of another size or a token out of range."""
 
     given = "fine grid"
 
@@ -191,21 +170,19 @@ class CascadeSteps(RasterSteps):
         memory = model.encode(coarse.to(device))
         self.condition = memory, model._by_position(model.row, model.column)
         self.modulations = [model._modulation(layer, memory) for layer in model.layers]
-        cross = (layer.cross_attention for layer in model.layers)
-        self.keys_values = [attention and attention.read(memory) for attention in cross]
+        self.keys_values = [layer.cross_attention and layer.cross_attention.read(memory) for layer in model.layers]
 
     def compute(self, start: int, stop: int) -> Tensor:
         model, first = self.model, start and self.prefix + start  # the prefix comes with the first positions
         positions = slice(first, self.prefix + stop)
-        known = model._embed(self.table, self.padded, self.lookup[start:stop], 0.0)
+        known = model._embed(self.table, self.padded, self.lookup[start:stop])
         x = F.pad(known, (0, 0, self.prefix + stop - first - known.shape[1], 0)) + self._at(positions, *self.condition)
-        parts = zip(model.layers, self.modulations, self.keys_values, self.cache, strict=True)
-        for layer, modulation, keys_values, cache in parts:
-            x = layer(x, self._at(positions, *modulation), keys_values, cache, first)
+        for i, layer in enumerate(model.layers):
+            x = layer(x, self._at(positions, *self.modulations[i]), self.keys_values[i], self.cache[i], first)
         return x
 
     def _at(self, positions: slice, by_coarse: Tensor, by_position: Tensor) -> Tensor:
-        """By coarse position (images,M,C), and by position (S,C) -> the sum at n positions of every grid: (B,n,C)."""
+        # (images,M,C) by coarse position, plus (S,C) by position -> (B,n,C), at n positions of every grid
         return by_coarse[self.image[:, None], self.model.over[positions]] + by_position[positions]
 
     @torch.inference_mode()
@@ -217,7 +194,7 @@ class CascadeSteps(RasterSteps):
 
 
 def check_config(config: dict) -> None:
-    """ValueError, naming the argument of :class:`CascadeStage`, what is allowed and the remedy, if one is not."""
+    """ValueError if an argument of :class:`CascadeStage` is not allowed."""
     checks.integer(1, **{name: config[name] for name in POSITIVE})
     checks.integer(0, num_enc_layers=config["num_enc_layers"])
     checks.integer(1, len(NEIGHBOURS), neighbours=config["neighbours"])

@@ -49,8 +49,7 @@ def load_pair(tokenizer: str | Path, autoregressive: str | Path, device: torch.d
 
 def reads_codes_of(prior: Prior, coder: Tokenizer) -> bool:
     """Whether the code vectors that the prior has stored, if it has any, are the tokenizer's, up to float16."""
-    stored = prior.stored_codes()
-    if stored is None:
+    if (stored := prior.stored_codes()) is None:
         return True
     own = coder.code_table()
     return stored.shape == own.shape and bool((stored - own).abs().max() <= 0.01 * own.abs().max())

@@ -1,11 +1,10 @@
 """PixelCNN and Gated PixelCNN fed token by token: the functions of pixelcnn.py, computed once at each position.
 
 Only convolutions wider than 1x1 look at neighbours, so their inputs are kept. What they take from the rows above is computed
-for a whole row, when it begins; a position then costs a few products of vectors and matrices in each layer.
-
-For one image these are so small that most of the time goes into calling torch. So all memory stays, with views, made once,
-of what a position needs. The results of a row hold the bias, and what comes from above, before their positions are computed:
-to add a product to what is there takes torch half as long as to add a bias to a product.
+for a whole row, when it begins; a position then costs a few products of vectors and matrices in each layer. For one image
+these are so small that most of the time goes into calling torch. So all memory stays, with views, made once, of what a
+position needs. The results of a row hold the bias, and what comes from above, before their positions are computed: adding a
+product to what is there takes torch half as long as adding a bias to a product.
 """
 
 import torch
@@ -15,12 +14,9 @@ from homework.priors.base import Steps
 
 
 class ConvolutionSteps(Steps):
-    """What the incremental forms of both models share, on B grids of h x w.
-
-    A subclass adds its layers to ``parts``, in the order in which they begin a row, and has ``put(token (B,), row,
-    column)``, which stores the token of a position, and ``compute(column)``, which returns, once, the (B,C) that enters the
-    head, all positions before it being known.
-    """
+    """What the incremental forms of both models share. A subclass adds its layers to ``parts``, in the order in which they
+    begin a row, and has ``put(token (B,), row, column)``, which stores the token of a position, and ``compute(column)``,
+    which returns, once, the (B,C) that enters the head, all positions before it being known."""
 
     def __init__(self, model: nn.Module, B: int, h: int, w: int, device: str | torch.device = "cpu"):
         self.model, self.size, self.device, self.n = model, (h, w), device, -1  # n is the last position computed
@@ -33,8 +29,7 @@ class ConvolutionSteps(Steps):
             if token is not None:
                 self.put(token, *divmod(self.n, self.size[1]))
             self.n += 1
-            column = self.n % self.size[1]
-            if column == 0:
+            if (column := self.n % self.size[1]) == 0:
                 self.begin_row()
             x = self.compute(column)
         for layer in self.head:
@@ -49,7 +44,7 @@ class ConvolutionSteps(Steps):
     def select(self, rows: Tensor) -> None:
         rows, new = rows.to(self.device), type(self)(self.model, len(rows), *self.size, self.device)
         for part, kept in zip(new.parts, self.parts, strict=True):
-            for memory, old in zip(part.memory(), kept.memory(), strict=True):
+            for memory, old in zip(part.memory, kept.memory, strict=True):
                 memory.copy_(old[rows])
         self.__dict__ = vars(new) | {"n": self.n}
 
@@ -61,18 +56,15 @@ def taps(weight: Tensor) -> Tensor:
 
 
 class Pointwise:
-    """A convolution at one position of a row after the other: (B,n*C), the n positions that the kernel sees, side by side,
-    -> (B,C'), which the caller may change in place.
-
-    Args:
-        weight: (C',C,1,n), bias: (C'), B, w: number of grids, and their width.
-        row: memory for the results of a row, (w,B,C'); new memory if None.
-    """
+    """A convolution, of weight (C',C,1,n) and bias (C'), at one position of a row after the other: (B,n*C), the n positions
+    that the kernel sees, side by side, -> (B,C'), which the caller may change in place. The results of a row of w go to
+    ``row`` (w,B,C'), or to new memory if it is None."""
 
     def __init__(self, weight: Tensor, bias: Tensor, B: int, w: int, row: Tensor | None = None):
         self.weight, self.bias = taps(weight), bias
         self.row = weight.new_empty(w, B, len(bias)) if row is None else row
         self.columns = self.row.unbind()
+        self.memory = [self.row.transpose(0, 1)]  # all that it keeps of each grid, (B,...): (w,B,C') -> (B,w,C')
 
     def begin_row(self) -> None:
         self.row.copy_(self.bias)
@@ -80,23 +72,16 @@ class Pointwise:
     def __call__(self, x: Tensor, column: int) -> Tensor:
         return self.columns[column].addmm_(x, self.weight)
 
-    def memory(self) -> list[Tensor]:
-        """All that it keeps of each grid, (B,...)."""
-        return [self.row.transpose(0, 1)]  # (w,B,C') -> (B,w,C')
-
 
 class RowCache:
-    """The present row of the input of a convolution and the ``reach`` rows above it, within the zeros of the padding.
+    """The present row of the input (C channels) of a convolution and the ``reach`` rows above it, within the zeros of the
+    padding. The kernel reaches that far up, to the left and to the right, and sees n positions of the row: ``reach``, or one
+    more if it sees the position itself.
 
     Attributes:
-        rows: all of it, (B,reach+1,w+2*reach,C).
+        rows: all of it, (B,reach+1,w+2*reach,C), with the type and device of ``like``.
         row: the present row (w,B,C); ``columns`` are its w positions (B,C).
         left: for each position, the n positions of the row that the kernel sees, side by side, (B,n*C).
-
-    Args:
-        B, w, C: batch, width, channels, like: a tensor of the same type and device.
-        reach: how far the kernel reaches up, to the left and to the right.
-        n: ``reach``, or one more if the kernel sees the position itself.
     """
 
     def __init__(self, B: int, w: int, C: int, reach: int, n: int, like: Tensor):
@@ -108,8 +93,7 @@ class RowCache:
         self.left = flat[:, -1].unfold(1, n * C, C).unbind(dim=1)  # (B,(w+2*reach)*C) -> (B,.,n*C) -> (B,n*C) for each
         self.around = flat.unfold(2, (2 * reach + 1) * C, C).permute(2, 0, 1, 3)  # (w,B,reach+1,(2*reach+1)*C)
 
-    def begin_row(self) -> None:
-        """Moves all rows up by one."""
+    def begin_row(self) -> None:  # moves all rows up by one
         self.upper.copy_(self.lower.clone())
 
     def above(self, n: int) -> Tensor:
@@ -126,6 +110,7 @@ class Masked(Pointwise):
         super().__init__(weight[:, :, self.reach : self.reach + 1, :n], conv.bias, B, w)
         self.over, self.flat = taps(weight[:, :, : self.reach]), self.row.flatten(0, 1)  # (w,B,C') -> (w*B,C')
         self.known = RowCache(B, w, conv.in_channels, self.reach, n, weight)
+        self.memory.append(self.known.rows)
 
     def begin_row(self) -> None:
         self.known.begin_row()
@@ -133,9 +118,6 @@ class Masked(Pointwise):
 
     def __call__(self, column: int) -> Tensor:
         return super().__call__(self.known.left[column], column)
-
-    def memory(self) -> list[Tensor]:
-        return [*super().memory(), self.known.rows]
 
 
 class PixelSteps(ConvolutionSteps):
@@ -163,8 +145,8 @@ class PixelSteps(ConvolutionSteps):
 
 
 class Gated:
-    """A gated layer: its vertical stack at one row after the other, its horizontal one at one position after the other.
-    The results of a row go to ``row`` (w,B,C), or to new memory if it is None."""
+    """A gated layer: its vertical stack at one row after the other, its horizontal one at one position after the other. The
+    results of a row go to ``row`` (w,B,C), or to new memory if it is None."""
 
     def __init__(self, layer: nn.Module, B: int, w: int, row: Tensor | None = None):
         self.first, self.gate, self.rows = layer.first, layer.gate, layer.vertical.kernel_size[0]
@@ -172,10 +154,10 @@ class Gated:
         self.across = taps(layer.across.weight)
         self.horizontal = Pointwise(layer.horizontal.weight, layer.horizontal.bias + layer.across.bias, B, w)
         self.out = Pointwise(layer.out.weight, layer.out.bias, B, w, row)
-        shape = B, w, layer.vertical.in_channels, layer.reach, layer.horizontal.kernel_size[1]
-        self.v = RowCache(*shape, layer.out.weight)
-        # the horizontal stack looks at one row; in the first layer, that is the tokens' own
-        self.h = self.v if self.first else RowCache(*shape, layer.out.weight)
+        args = B, w, layer.vertical.in_channels, layer.reach, layer.horizontal.kernel_size[1], layer.out.weight
+        self.v = RowCache(*args)
+        self.h = self.v if self.first else RowCache(*args)  # of one row; in the first layer, that is the tokens' own
+        self.memory = [*self.horizontal.memory, *self.out.memory, self.v.rows, self.h.rows]
 
     def begin_row(self, v: Tensor | None) -> Tensor:
         """Takes the vertical stack's row (w,B,C) of the layer before, if there is one, and returns that of this one."""
@@ -183,8 +165,7 @@ class Gated:
         if not self.first:
             self.v.row.copy_(v)
         x = torch.addmm(self.vertical_bias, self.v.above(self.rows), self.vertical)  # (w*B,2C)
-        row = self.horizontal.row.flatten(0, 1)  # (w,B,2C) -> (w*B,2C)
-        torch.addmm(self.horizontal.bias, x, self.across, out=row)
+        torch.addmm(self.horizontal.bias, x, self.across, out=self.horizontal.row.flatten(0, 1))  # (w,B,2C) -> (w*B,2C)
         self.out.begin_row()
         return self.gate(x).unflatten(0, self.out.row.shape[:2])  # (w*B,C) -> (w,B,C)
 
@@ -192,9 +173,6 @@ class Gated:
         """The output (B,C) of the layer before at this position, if there is one -> (B,C)."""
         y = self.out(self.gate(self.horizontal(self.h.left[column], column)), column)
         return y if self.first else y.add_(x)
-
-    def memory(self) -> list[Tensor]:
-        return [*self.horizontal.memory(), *self.out.memory(), self.v.rows, self.h.rows]
 
 
 class GatedSteps(ConvolutionSteps):
@@ -208,8 +186,7 @@ class GatedSteps(ConvolutionSteps):
         self.parts += self.layers
 
     def put(self, token: Tensor, row: int, column: int) -> None:
-        position = self.positions[row, column] if torch.is_tensor(self.positions) else self.positions
-        self.layers[0].h.columns[column].copy_(self.model.embed(token) + position)
+        self.layers[0].h.columns[column].copy_(self.model.embed(token) + self.positions[row, column])
 
     def begin_row(self) -> None:
         v = None

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from homework.core import checks
-from homework.nn.masked_conv import MaskedConv2d
+from homework.nn.blocks import MaskedConv2d
 from homework.priors.base import Prior
 from homework.priors.pixel_steps import GatedSteps, PixelSteps
 
@@ -22,13 +22,12 @@ def he_init(layer: nn.Module) -> None:
 
 
 class ResidualBlock(nn.Module):
-    """x + f(x), with f through half of the channels: 1x1, masked 3x3, 1x1 (arXiv 1601.06759, section 3.2, figure 5).
+    """x + f(x), with f through half of the channels (arXiv 1601.06759, section 3.2, figure 5). ValueError unless c_out is
+    c_in, which is at least 2.
 
     ::
 
         (B,C,H,W) -> 1x1 -> (B,C/2,H,W) -> masked 3x3 -> 1x1 -> (B,C,H,W) -> + x -> ReLU      each followed by a ReLU
-
-    ValueError unless c_out is c_in, which is at least 2.
     """
 
     def __init__(self, c_in: int, c_out: int):
@@ -41,11 +40,8 @@ class ResidualBlock(nn.Module):
         self.up = nn.Conv2d(c_out // 2, c_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B,C,H,W) float -> (B,C,H,W), at least 0."""
-        y = F.relu_(self.down(x))
-        y = F.relu_(self.conv(y))
-        y = F.relu_(self.up(y))
-        return F.relu_(y + x)
+        y = F.relu_(self.conv(F.relu_(self.down(x))))
+        return F.relu_(F.relu_(self.up(y)) + x)
 
 
 class PixelCNN(Prior):
@@ -59,10 +55,8 @@ class PixelCNN(Prior):
     Some pixels above, to the right, are never seen (the blind spot; ``python -m homework.receptive_field`` draws it).
 
     Args:
-        c_in: channels of the input; only 1 is allowed.
-        c_hidden: channels of the hidden layers.
-        num_res_block: residual blocks; 0 for none.
-        kernel_size: of the first convolution, odd.
+        c_in, c_hidden: channels of the input (only 1 is allowed) and of the hidden layers.
+        num_res_block, kernel_size: number of residual blocks, from 0; side of the first convolution, odd.
     """
 
     architecture = "PixelCNN 1"
@@ -89,10 +83,8 @@ class PixelCNN(Prior):
         return self.head(self.blocks(x))
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, dict]:
-        """(B,h,w) int64 of 0 and 1 -> (logits (B,h,w,2), {}): 0, and the log odds of a 1, given earlier pixels."""
         x = tokens[:, None].to(self.first.weight.dtype)  # (B,h,w) -> (B,1,h,w)
-        odds = self.net(x)[:, 0, :, :, None]  # (B,1,h,w) -> (B,h,w,1)
-        return self.to_logits(odds), {}
+        return self.to_logits(self.net(x)[:, 0, :, :, None]), {}  # (B,1,h,w) -> (B,h,w,1)
 
     @staticmethod
     def to_logits(odds: Tensor) -> Tensor:
@@ -111,12 +103,7 @@ class GatedLayer(nn.Module):
 
     The horizontal stack sees its own row and takes in what the vertical one sees of those above, so there is no blind spot.
     Kernels that end at the position need no masks. The first layer's end one short of it, and its horizontal stack does not
-    add its input, which is the token to predict.
-
-    Args:
-        c_in, C: channels of the input and of either stack.
-        kernel: k, odd.
-        first: whether it is the first layer.
+    add its input, which is the token to predict. ``c_in`` and ``C`` are the channels of the input and of either stack.
     """
 
     def __init__(self, c_in: int, C: int, kernel: int, first: bool):
@@ -125,8 +112,7 @@ class GatedLayer(nn.Module):
         n = self.reach + (not first)
         self.vertical = nn.Conv2d(c_in, 2 * C, (n, kernel), padding=(0, self.reach))
         self.horizontal = nn.Conv2d(c_in, 2 * C, (1, n))
-        self.across = nn.Conv2d(2 * C, 2 * C, 1)
-        self.out = nn.Conv2d(C, C, 1)
+        self.across, self.out = nn.Conv2d(2 * C, 2 * C, 1), nn.Conv2d(C, C, 1)
 
     def forward(self, v: Tensor, h: Tensor, last: bool = False) -> tuple[Tensor | None, Tensor]:
         """v, h (B,c_in,H,W) -> v, h (B,C,H,W). The last layer's v is not used, and None."""
@@ -152,12 +138,10 @@ class GatedPixelCNN(Prior):
                        -> n_layers x GatedLayer -> ReLU, 1x1, ReLU, 1x1 -> logits (B,h,w,K)
 
     Args:
-        c_hidden: C, channels of each stack.
-        n_layers: number of gated layers.
-        n_tokens: K, codes of the tokenizer, or 2 for binary pixels; tokens are in [0, K).
+        c_hidden, n_layers: C, channels of each stack, and number of gated layers.
+        n_tokens: K, codes of the tokenizer, or 2 for binary pixels.
         height, width: the largest grid, in tokens, that has a position embedding.
-        kernel: of all layers but the first, odd.
-        first_kernel: of the first layer, odd.
+        kernel, first_kernel: sides, odd, of all layers' kernels but the first one's, and of that one.
         embedding_dim: E, length of a token's embedding.
         code_dim: 0 to learn an embedding; otherwise the length of the tokenizer's code vectors, which ``set_codes`` stores.
         position: "2d" (row + column) or "none", for grids of any size.
@@ -171,22 +155,20 @@ class GatedPixelCNN(Prior):
                  kernel: int = 3, first_kernel: int = 7, embedding_dim: int = 32, code_dim: int = 0,
                  position: str = "2d"):  # fmt: skip
         super().__init__()
-        checks.integer(1, c_hidden=c_hidden, n_layers=n_layers, n_tokens=n_tokens, height=height, width=width)
-        checks.integer(1, embedding_dim=embedding_dim)
+        checks.integer(1, c_hidden=c_hidden, n_layers=n_layers, n_tokens=n_tokens, embedding_dim=embedding_dim)
+        checks.integer(1, height=height, width=width)
         checks.integer(0, code_dim=code_dim)
         checks.odd(3, kernel=kernel, first_kernel=first_kernel)
         checks.choice(("none", "2d"), position=position)
-        C, E = c_hidden, code_dim or embedding_dim
-        self.n_tokens = n_tokens
+        C, E, self.n_tokens = c_hidden, code_dim or embedding_dim, n_tokens
         if code_dim:  # NaN until set_codes, so that a forgotten call shows
             self.register_buffer("codes", torch.full((n_tokens, code_dim), torch.nan))
         else:
             self.embedding = nn.Embedding(n_tokens, E)
         if position == "2d":
             self.row, self.column = nn.Parameter(torch.zeros(height, E)), nn.Parameter(torch.zeros(width, E))
-        self.layers = nn.ModuleList(
-            GatedLayer(C if i else E, C, kernel if i else first_kernel, first=i == 0) for i in range(n_layers)
-        )
+        layers = (GatedLayer(C, C, kernel, first=False) for _ in range(n_layers - 1))
+        self.layers = nn.ModuleList([GatedLayer(E, C, first_kernel, first=True), *layers])
         self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(C, C, 1), nn.ReLU(inplace=True), nn.Conv2d(C, n_tokens, 1))
 
     def stored_codes(self) -> Tensor | None:
@@ -196,16 +178,6 @@ class GatedPixelCNN(Prior):
         """(...) int64 -> (...,E)."""
         return self.codes[tokens] if self.config["code_dim"] else self.embedding(tokens)
 
-    def positions(self, h: int, w: int) -> Tensor | float:
-        """(h,w,E): the position embedding of an h x w grid, or 0. ValueError if that is larger than it was built for."""
-        if self.config["position"] == "none":
-            return 0.0
-        H, W = self.config["height"], self.config["width"]
-        if h > H or w > W:
-            raise ValueError(f"A {h}x{w} grid is larger than the {H}x{W} that this prior was built for; train one with "
-                             f"--height {h} --width {w}, or with --position none.")  # fmt: skip
-        return self.row[:h, None] + self.column[:w]
-
     def net(self, x: Tensor) -> Tensor:
         """Embeddings (B,E,h,w) -> logits (B,K,h,w), given the embeddings at earlier positions."""
         v = h = x
@@ -214,7 +186,6 @@ class GatedPixelCNN(Prior):
         return self.head(h)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, dict]:
-        """(B,h,w) int64 in [0,K) -> (logits (B,h,w,K), {}). The logits at n depend on tokens before n alone."""
         x = self.embed(tokens) + self.positions(*tokens.shape[1:])
         return self.net(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), {}  # (B,h,w,E) -> (B,E,h,w); (B,K,h,w) -> (B,h,w,K)
 

@@ -12,10 +12,8 @@ NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (1, 2), (1, -2))
 
 
 class FromNeighbours:
-    """A mixin for models that start each position from the tokens of its known neighbours.
-
-    The model has ``n_tokens`` (K), ``neighbours`` (m of NEIGHBOURS) and ``embedding``, whose weight is the table.
-    """
+    """A mixin for models that start each position from the tokens of its known neighbours. The model has ``n_tokens`` (K),
+    ``neighbours`` (m of NEIGHBOURS) and ``embedding``, whose weight is the table."""
 
     def table(self) -> Tensor:
         """(m * (K+1), D): what each token adds as each neighbour; row i * (K+1) + t is token t at neighbour i, t = K is
@@ -23,8 +21,8 @@ class FromNeighbours:
         return self.embedding.weight
 
     def _pad(self, grid: Tensor) -> Tensor:
-        """(B,h,w) -> (B,h+2,w+4): two rows above and two columns at either side that hold K, "outside"."""
-        return F.pad(grid, (2, 2, 2, 0), value=self.n_tokens)
+        """Adds two rows above and two columns at either side that hold K, "outside": (B,h,w) -> (B,(h+2)*(w+4))."""
+        return F.pad(grid, (2, 2, 2, 0), value=self.n_tokens).flatten(1)  # (B,h+2,w+4) -> (B,(h+2)*(w+4))
 
     def _lookup(self, h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Indices into a flattened padded grid: of each position (N,), and of its neighbours (N,m); int64."""
@@ -34,12 +32,11 @@ class FromNeighbours:
         around[1:, 0] = own[:-1]  # nothing earlier may stay unseen: at the start of a row too, the token before it
         return own, around
 
-    def _embed(self, table: Tensor, padded: Tensor, lookup: Tensor, positions: Tensor | float) -> Tensor:
+    def _embed(self, table: Tensor, padded: Tensor, lookup: Tensor) -> Tensor:
         """Rows of ``table`` for the (B, padded grid) tokens at ``lookup`` (n,m), summed over the m neighbours -> (B,n,D)."""
         first_rows = torch.arange(lookup.shape[1], device=padded.device) * (self.n_tokens + 1)
         rows = (padded[:, lookup] + first_rows).flatten(0, 1)  # (B,n,m) -> (B*n,m)
-        summed = F.embedding_bag(rows, table, mode="sum")  # (B*n,D)
-        return summed.view(len(padded), len(lookup), -1) + positions  # (B*n,D) -> (B,n,D)
+        return F.embedding_bag(rows, table, mode="sum").view(len(padded), len(lookup), -1)  # (B*n,D) -> (B,n,D)
 
 
 def check_tokens(tokens: Tensor, K: int, what: str) -> None:
@@ -52,16 +49,11 @@ def check_tokens(tokens: Tensor, K: int, what: str) -> None:
 
 class RasterSteps(Steps):
     """A transformer fed token by token: keys and values of all positions so far are kept, so that a step costs the same at
-    every position. The model must be in eval mode. ValueError if a token of the first call is not in [0,K).
+    every position. ValueError if a token of the first call is not in [0,K).
 
-    A subclass has ``compute(start, stop)``, which returns the last layer's output (B,n,D) at positions start to stop - 1;
-    all positions before them have been computed.
-
-    Args:
-        model: has :class:`FromNeighbours`, ``layers`` with a causal ``attention``, ``norm`` and ``head``.
-        B, h, w: batch and grid size, device: where the model is.
-        D: width of the layers.
-        prefix: how many positions the layers see before the grid's first one.
+    The model has :class:`FromNeighbours`, ``layers`` of width D with a causal ``attention``, ``norm`` and ``head``; before
+    the grid's first position the layers see ``prefix`` others. A subclass has ``compute(start, stop)``, which returns the
+    last layer's output (B,n,D) at positions start to stop - 1; all positions before them have been computed.
     """
 
     given = "grid to continue"  # what messages call the tokens of the first call
@@ -70,11 +62,9 @@ class RasterSteps(Steps):
         self.model, self.n, self.done = model, 0, 0  # n tokens are known, done positions computed
         self.prefix, self.table = prefix, model.table()
         self.own, self.lookup = model._lookup(h, w, torch.device(device))
-        # (B,h+2,w+4) -> (B,(h+2)*(w+4))
-        self.padded = model._pad(torch.full((B, h, w), model.n_tokens, device=device)).flatten(1)
-        empty = [torch.empty(2, B, heads, prefix + h * w, D // heads, device=device, dtype=model.head.weight.dtype)
-                 for heads in (layer.attention.n_heads for layer in model.layers)]  # fmt: skip
-        self.cache = [(k, v) for k, v in empty]
+        self.padded = model._pad(torch.full((B, h, w), model.n_tokens, device=device))
+        shapes = [(2, B, n, prefix + h * w, D // n) for n in (layer.attention.n_heads for layer in model.layers)]
+        self.cache = [torch.empty(shape, device=device, dtype=model.head.weight.dtype).unbind() for shape in shapes]
 
     def advance(self, tokens: Tensor) -> Tensor:
         if not self.done:  # what a user gives; later tokens come from sampling
@@ -102,12 +92,11 @@ class TransformerSteps(RasterSteps):
     """The incremental form of a :class:`homework.autoregressive.AutoregressiveModel`."""
 
     def __init__(self, model: Prior, B: int, h: int, w: int, device: str | torch.device = "cpu"):
-        self.positions = model._positions(h, w)
+        self.positions = model.positions(h, w).flatten(0, 1)  # (h,w,D) -> (N,D)
         super().__init__(model, B, h, w, device, model.config["d_latent"])
 
     def compute(self, start: int, stop: int) -> Tensor:
-        positions = self.positions if isinstance(self.positions, float) else self.positions[start:stop]
-        x = self.model._embed(self.table, self.padded, self.lookup[start:stop], positions)
+        x = self.model._embed(self.table, self.padded, self.lookup[start:stop]) + self.positions[start:stop]
         for layer, cache in zip(self.model.layers, self.cache, strict=True):
             x = layer(x, cache, start)
         return x

@@ -15,6 +15,10 @@ from homework.core import checks
 def check(temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, num_beam: int = 1,
           beam_width: int = 1, beams: int = 1) -> None:  # fmt: skip
     """ValueError, naming the value and what is allowed, if a setting of :func:`generate` makes no sense."""
+
+    def is_real(x: object) -> bool:  # Python's or numpy's
+        return isinstance(x, numbers.Real) and not isinstance(x, bool)
+
     if not is_real(temperature) or not 0 <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature}, but must be 0 (always the most probable token) or more.")
     if top_k is not None and (not is_real(top_k) or not isinstance(top_k, numbers.Integral) or top_k < 1):
@@ -23,15 +27,10 @@ def check(temperature: float = 1.0, top_k: int | None = None, top_p: float | Non
         raise ValueError(f"top_p is {top_p}, but must be above 0 and at most 1.")
     checks.integer(1, num_beam=num_beam, beam_width=beam_width, beams=beams)
     given = {"temperature": (temperature, 1), "top_k": (top_k, None), "top_p": (top_p, None), "num_beam": (num_beam, 1)}
-    for name, (value, default) in given.items():
-        if beams > 1 and value != default:
-            raise ValueError(f"beams is {beams}: a beam search, which draws nothing, so leave {name} out; or leave beams "
-                             "out.")  # fmt: skip
-
-
-def is_real(x: object) -> bool:
-    """Whether it is a number, Python's or numpy's, and not True or False."""
-    return isinstance(x, numbers.Real) and not isinstance(x, bool)
+    extra = [name for name, (value, default) in given.items() if value != default]
+    if beams > 1 and extra:
+        raise ValueError(f"beams is {beams}: a beam search, which draws nothing, so leave {extra[0]} out; or leave beams "
+                         "out.")  # fmt: skip
 
 
 def check_prefix(prefix: Tensor | None, B: int, h: int, w: int) -> Tensor:
@@ -44,20 +43,11 @@ def check_prefix(prefix: Tensor | None, B: int, h: int, w: int) -> Tensor:
 
 
 def restrict(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-    """Sets to -inf every logit that is not among the ``top_k`` largest or, of those that are, not in the nucleus of mass
-    ``top_p``.
-
-    Args:
-        logits: (..., K) float, natural logarithms up to a constant.
-        top_k: how many tokens to keep at least; ties with the last one stay too.
-        top_p: keep the smallest set of most probable tokens whose probabilities sum to this or more
-            (nucleus sampling, Holtzman et al., arXiv 1904.09751, section 3.1).
-    Returns:
-        (..., K) logits; at least one of them is finite.
-    """
+    """Sets logits (...,K) to -inf, though never all: those not among the ``top_k`` largest (ties with the last one stay)
+    and, of the rest, those outside of the nucleus, the smallest set of most probable tokens whose probabilities sum to
+    ``top_p`` or more (Holtzman et al., arXiv 1904.09751, section 3.1)."""
     if top_k is not None and top_k < logits.shape[-1]:
-        kth = logits.topk(top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
+        logits = logits.masked_fill(logits < logits.topk(top_k, dim=-1).values[..., -1:], -torch.inf)
     if top_p is not None and top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True, stable=True)
         p = ordered.softmax(dim=-1)
@@ -68,17 +58,10 @@ def restrict(logits: Tensor, top_k: int | None = None, top_p: float | None = Non
 
 def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
            generator: torch.Generator | None = None) -> Tensor:  # fmt: skip
-    """Draws one token from each distribution: inverts the cumulative distribution at one uniform number from a CPU
-    generator, so that a seed gives the same numbers for every device.
-
-    Args:
-        logits: (..., K) float, natural logarithms up to a constant.
-        temperature: divides the logits; 0 takes the most probable token (the first of equals).
-        top_k, top_p: see :func:`restrict`.
-        generator: a CPU generator; torch's global one if None.
-    Returns:
-        (...) int64 in [0, K).
-    """
+    """Draws one token from each distribution, (...,K) float logits -> (...) int64 in [0,K): inverts the cumulative
+    distribution at one uniform number from a CPU generator (torch's global one if None), so that a seed gives the same
+    numbers for every device. ``temperature`` divides the logits; 0 takes the most probable token, the first of equals.
+    ``top_k`` and ``top_p`` as of :func:`restrict`."""
     if temperature == 0:
         return logits.argmax(dim=-1)
     logits = logits.float()
@@ -104,21 +87,17 @@ def generate(steps, B: int, h: int, w: int, temperature: float = 1.0, top_k: int
 
     Args:
         steps: a prior's :class:`homework.priors.base.Steps`, before their first call.
-        B, h, w: how many grids, and their size in tokens.
         temperature, top_k, top_p, generator: see :func:`sample`.
-        prefix: (B, R, w) int64 first rows to keep as they are, 0 <= R <= h; None for none.
+        prefix: (B,R,w) int64 first rows to keep as they are, 0 <= R <= h; None for none.
         num_beam, beam_width: how many continuations, and of how many tokens, see :func:`best_of`; 1 to draw one.
         beams: how many partial grids a beam search keeps, see :func:`beam_search`; 1 to draw.
     Returns:
-        (B, h, w) int64.
-    Raises:
-        ValueError: a bad setting or prefix, steps that cannot select, or logits that are not numbers.
+        (B,h,w) int64. ValueError for a bad setting or prefix, steps that cannot select, or logits that are not numbers.
     """
     check(temperature, top_k, top_p, num_beam, beam_width, beams)
     prefix = check_prefix(prefix, B, h, w)
     known = prefix.flatten(1)  # (B,R,w) -> (B,R*w)
-    N = h * w - known.shape[1]
-    if N == 0:
+    if (N := h * w - known.shape[1]) == 0:
         return prefix.clone()
     draw = functools.partial(sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
     if beams > 1:
@@ -129,8 +108,7 @@ def generate(steps, B: int, h: int, w: int, temperature: float = 1.0, top_k: int
         new, last = [], known
         for _ in range(N):
             logits = steps(last)
-            last = draw(logits)[:, None]
-            new.append(last)
+            new.append(last := draw(logits)[:, None])
         check_numbers(logits)
         new = torch.cat(new, dim=1)
     return torch.cat([known.to(new.device), new], dim=1).view(B, h, w)  # (B,h*w) -> (B,h,w)
@@ -143,15 +121,15 @@ def check_numbers(logits: Tensor) -> None:
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
-    """(..., K) logits -> natural logarithms of probabilities, in float64 (on MPS, which has none, in the type of the
-    logits), so that the sums of two grids differ even over hundreds of positions."""
+    """(...,K) logits -> natural logarithms of probabilities, in float64 (on MPS, which has none, in the type of the logits),
+    so that the sums of two grids differ even over hundreds of positions."""
     return (logits if logits.device.type == "mps" else logits.double()).log_softmax(dim=-1)
 
 
 def best_of(steps, known: Tensor, N: int, draw: Callable[[Tensor], Tensor], num_beam: int, beam_width: int) -> Tensor:
-    """The N >= 1 tokens (B, N) int64 after (B, n) ``known`` ones: again and again draws ``num_beam`` continuations of
-    ``beam_width`` tokens (or what is left) for each grid, by ``draw`` from (B, K) logits, and continues from the one that
-    the prior finds most probable, at temperature 1 and with all tokens; the first of equals."""
+    """The N >= 1 tokens (B,N) int64 after (B,n) ``known`` ones: again and again draws ``num_beam`` continuations of
+    ``beam_width`` tokens (or what is left) for each grid, and continues from the one that the prior finds most probable, at
+    temperature 1 and with all tokens; the first of equals."""
     logits = steps(known)
     first = torch.arange(len(known), device=logits.device) * num_beam  # the rows of grid b are b * num_beam + i
     best, tokens = first // num_beam, logits.new_zeros(len(known), 0, dtype=torch.int64)
@@ -171,9 +149,8 @@ def best_of(steps, known: Tensor, N: int, draw: Callable[[Tensor], Tensor], num_
 
 
 def beam_search(steps, known: Tensor, N: int, beams: int) -> Tensor:
-    """The N >= 1 tokens (B, N) int64 after (B, n) ``known`` ones: keeps the ``beams`` most probable partial grids of each
-    image at every position (fewer while there are fewer different ones), and returns the most probable at the end. It draws
-    nothing."""
+    """The N >= 1 tokens (B,N) int64 after (B,n) ``known`` ones: keeps the ``beams`` most probable partial grids of each
+    image at every position (fewer while there are fewer different ones), and returns the most probable at the end."""
     logits = steps(known)
     B, K = logits.shape
     image = torch.arange(B, device=logits.device)[:, None]

@@ -19,15 +19,11 @@ class UniformSteps(Steps):
         return torch.zeros(len(tokens), self.n_tokens, device=self.device)
 
     def select(self, rows: Tensor) -> None:
-        """Does nothing: no state is kept."""
+        pass  # there is nothing to select
 
 
 class Uniform(Prior):
-    """Each token is any of the K codes with the same probability, whatever the others are.
-
-    Args:
-        n_tokens: K.
-    """
+    """Each token is any of the K = n_tokens codes with the same probability, whatever the others are."""
 
     steps_class = UniformSteps
 
@@ -38,7 +34,6 @@ class Uniform(Prior):
         self.n_tokens = n_tokens
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(B,h,w) int64 -> (logits (B,h,w,K), all 0, {})."""
         return torch.zeros(*tokens.shape, self.n_tokens, device=tokens.device), {}
 
     def generate(self, B: int, h: int, w: int, device: str | torch.device = "cpu", generator: torch.Generator | None = None,

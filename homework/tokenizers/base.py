@@ -7,17 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from homework.core.model import Model
-from homework.nn.blocks import pad_to_patches
-from homework.nn.masked_conv import MaskedConv2d
+from homework.nn.blocks import MaskedConv2d, pad_to_patches
 
 
 class Tokenizer(Model):
     """The contract: an image becomes a grid of integers and comes back. A subclass defines :meth:`encode_index`,
     :meth:`code_vectors`, and either ``decode``, (...,h,w,d) -> (...,h*P,w*Q,3), or :meth:`decode_index`.
 
-    Attributes:
-        n_tokens: K; tokens are in [0, K).
-        patch_size: the pixels of a token: P for squares, (P, Q) for P rows and Q columns.
+    ``patch_size`` is the pixels of a token: P for squares, (P, Q) for P rows and Q columns.
     """
 
     n_tokens: int
@@ -72,10 +69,7 @@ class AutoEncoder(Model):
 
         x (...,H,W,3) -> edge-pad -> encoder -> z (...,h,w,C) -> decoder -> crop -> x_hat (...,H,W,3)
 
-    Args:
-        stride: pixels from one vector to the next, down and to the right; also its ``patch_size``.
-        encoder: a module (B,h*stride,w*stride,3) -> (B,h,w,C).
-        decoder: a module (B,h,w,C) -> (B,h*stride,w*stride,3).
+    ``encoder`` and ``decoder`` are modules (B,h*stride,w*stride,3) -> (B,h,w,C), and back.
     """
 
     data = "images"
@@ -87,8 +81,8 @@ class AutoEncoder(Model):
         self.encoder, self.decoder = encoder, decoder
 
     def encode(self, x: Tensor) -> Tensor:
-        """(...,H,W,3) float in [-0.5,0.5] -> (...,h,w,C), h = ceil(H/stride), w = ceil(W/stride).
-        ValueError if the last dimension is not 3."""
+        """(...,H,W,3) float in [-0.5,0.5] -> (...,h,w,C), h = ceil(H/stride), w = ceil(W/stride). ValueError for images of
+        another shape."""
         if x.ndim < 3 or x.shape[-1] != 3:
             raise ValueError(f"Images have the shape (...,H,W,3), but this one has {tuple(x.shape)}.")
         z = self.encoder(pad_to_patches(x.reshape(-1, *x.shape[-3:]), self.stride))  # (...,H,W,3) -> (B,H,W,3)
@@ -135,7 +129,6 @@ class QuantizedAutoEncoder(Tokenizer, AutoEncoder):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(...,H,W,3) -> (x_hat (...,H,W,3), measures: :func:`usage` over the batch, and the weighted losses)."""
         code, measures = self.quantize(self.latent(x))
         return self.decode(code)[..., : x.shape[-3], : x.shape[-2], :], measures
 
@@ -154,14 +147,9 @@ def usage_of(counts: Tensor, n_tokens: int) -> dict[str, Tensor]:
 
 
 class RatePredictor(nn.Module):
-    """Predicts each code from those at earlier positions, by a masked convolution (the context model of Minnen, Ballé and
-    Toderici, arXiv 1809.02736); takes the part of a prior while a tokenizer is being trained.
-
-    Args:
-        C: length of a code, (B,h,w,C).
-        n_tokens: K for codes out of a table, see :meth:`bits_of_entries`; 0 for signs, see :meth:`bits_of_signs`.
-        hidden, kernel: width of the hidden layer, and size of the convolution, odd.
-    """
+    """Predicts each code (B,h,w,C) from those at earlier positions, by a masked convolution (the context model of Minnen,
+    Ballé and Toderici, arXiv 1809.02736); takes the part of a prior while a tokenizer is being trained. ``n_tokens`` is K
+    for :meth:`bits_of_entries`, 0 for :meth:`bits_of_signs`; ``hidden`` the width of the hidden layer."""
 
     def __init__(self, C: int, n_tokens: int = 0, hidden: int = 64, kernel: int = 5):
         super().__init__()

@@ -3,8 +3,7 @@
 from torch import Tensor, nn
 
 from homework.core import checks
-from homework.nn.activations import ACTIVATIONS
-from homework.nn.blocks import Conv, unpatch
+from homework.nn.blocks import ACTIVATIONS, Conv, unpatch
 from homework.tokenizers.base import AutoEncoder
 
 
@@ -15,9 +14,8 @@ class Residual(nn.Module):
     def __init__(self, D: int, activation: type[nn.Module]):
         super().__init__()
         narrow = (D + 3) // 4
-        self.around = nn.Sequential(
-            nn.Linear(D, narrow), activation(), Conv(narrow, narrow, 3, padding=1), activation(), nn.Linear(narrow, D)
-        )
+        layers = nn.Linear(D, narrow), activation(), Conv(narrow, narrow, 3, padding=1), activation(), nn.Linear(narrow, D)
+        self.around = nn.Sequential(*layers)
         nn.init.normal_(self.around[-1].weight, std=1e-3)
         nn.init.zeros_(self.around[-1].bias)
 
@@ -34,9 +32,8 @@ class ConvEncoder(nn.Module):
         self.grey = image_channel == 1
         widths, layers = [image_channel, *channels], []
         for i in range(len(channels)):
-            kernel = 2 if i else 4
-            layers.append(Conv(widths[i], widths[i + 1], kernel, stride=2, padding=kernel // 2 - 1))
-            layers.append(Residual(widths[i + 1], hidden))
+            kernel, padding = (2, 0) if i else (4, 1)
+            layers += [Conv(*widths[i : i + 2], kernel, stride=2, padding=padding), Residual(widths[i + 1], hidden)]
         self.layers = nn.Sequential(*layers)
         self.out = nn.Sequential(nn.Linear(channels[-1], out), final)
 
@@ -57,31 +54,20 @@ class Double(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """(B,h,w,inp) -> (B,H,W,3): the encoder's layers, mirrored; of one channel, three equal ones are made."""
+    """(B,h,w,inp) -> (B,H,W,3): the encoder's layers, mirrored; of one channel, three equal ones are made. The activation
+    ``final`` is brought into the range of pixels: tanh halved, sigmoid lowered by 0.5, others as they are."""
 
-    def __init__(self, image_channel: int, channels: list[int], inp: int, hidden: type[nn.Module], final: nn.Module):
+    def __init__(self, image_channel: int, channels: list[int], inp: int, hidden: type[nn.Module], final: str):
         super().__init__()
         self.inp = nn.Linear(inp, channels[-1])
         widths, layers = [image_channel, *channels], []
         for i in reversed(range(len(channels))):
             layers += [Residual(widths[i + 1], hidden), Double(widths[i + 1], widths[i], kernel=1 if i else 3)]
-        self.layers, self.final = nn.Sequential(*layers), final
+        self.layers, self.final = nn.Sequential(*layers), ACTIVATIONS[final]()
+        self.scale, self.shift = {"tanh": (0.5, 0.0), "sigmoid": (1.0, -0.5)}.get(final, (1.0, 0.0))
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.final(self.layers(self.inp(z))).expand(-1, -1, -1, 3)
-
-
-class ToPixels(nn.Module):
-    """The activation ``name``, brought into the range of pixels, [-0.5,0.5]: tanh is halved, sigmoid lowered by 0.5. The
-    others have no such range, and are left as they are."""
-
-    def __init__(self, name: str):
-        super().__init__()
-        self.activation = ACTIVATIONS[name]()
-        self.scale, self.shift = {"tanh": (0.5, 0.0), "sigmoid": (1.0, -0.5)}.get(name, (1.0, 0.0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.activation(x) * self.scale + self.shift
+        return (self.final(self.layers(self.inp(z))) * self.scale + self.shift).expand(-1, -1, -1, 3)
 
 
 class ConvAutoEncoder(AutoEncoder):
@@ -91,21 +77,15 @@ class ConvAutoEncoder(AutoEncoder):
 
         x (...,H,W,3) -> edge-pad -> ConvEncoder -> z (...,h,w,latent_channel) -> ConvDecoder -> crop -> x_hat (...,H,W,3)
 
-    with one position for each square of 2 ** num_layers pixels: h = ceil(H / 2 ** num_layers), and w likewise.
-
     Args:
         model_lr: peak learning rate of a training, above 0, unless --lr gives another.
         image_channel: 3, or 1 for grey: then the mean of an image's channels is compressed, and comes back in all three.
         min_channel, max_channel: width of the first (finest) and of the last layer, from 1 to 4096; those between grow
             geometrically. A single layer has max_channel.
-        num_layers: how often the resolution is halved, from 1 to 8.
-        latent_channel: numbers at each position.
+        num_layers: how often the resolution is halved, from 1 to 8: h = ceil(H / 2 ** num_layers), and w likewise.
         use_final_enc_activation: whether encoder_activation_type is applied to z; tanh keeps it in [-1,1].
-        use_final_dec_activation: whether decoder_activation_type is applied to x_hat, see :class:`ToPixels`.
-        hidden_activation_type, encoder_activation_type, decoder_activation_type: names in ``ACTIVATIONS``; the first one is
-            the non-linearity inside of the layers.
-    Raises:
-        ValueError: naming the argument and what is allowed.
+        use_final_dec_activation: whether decoder_activation_type is applied to x_hat, see :class:`ConvDecoder`.
+        hidden_activation_type: of the layers; all three are names in ``ACTIVATIONS``.
     """
 
     architecture = "convolutional auto-encoder 1"
@@ -115,31 +95,24 @@ class ConvAutoEncoder(AutoEncoder):
                  num_layers: int = 2, latent_channel: int = 8, hidden_activation_type: str = "silu",
                  use_final_enc_activation: bool = False, encoder_activation_type: str = "tanh",
                  use_final_dec_activation: bool = False, decoder_activation_type: str = "sigmoid"):  # fmt: skip
-        check(self.config)
+        checks.positive(model_lr=model_lr)
+        if type(image_channel) is not int or image_channel not in (1, 3):
+            raise ValueError(f"image_channel is {image_channel!r}, but must be 3, or 1 for grey images.")
+        checks.integer(1, 4096, min_channel=min_channel, max_channel=max_channel, latent_channel=latent_channel)
+        checks.integer(1, 8, num_layers=num_layers)
+        if min_channel > max_channel:
+            raise ValueError(f"min_channel is {min_channel}, but must be at most max_channel, which is {max_channel}; "
+                             "change one of them.")  # fmt: skip
+        checks.choice(ACTIVATIONS, **{name: self.config[name] for name in self.config if name.endswith("_activation_type")})
+        checks.boolean(**{name: self.config[name] for name in self.config if name.startswith("use_final_")})
         growth = (max_channel / min_channel) ** (1 / max(1, num_layers - 1))
         channels = [round(max_channel / growth**i) for i in reversed(range(num_layers))]
         hidden = ACTIVATIONS[hidden_activation_type]
         to_latent = ACTIVATIONS[encoder_activation_type if use_final_enc_activation else "none"]()
-        to_pixels = ToPixels(decoder_activation_type if use_final_dec_activation else "none")
+        to_pixels = decoder_activation_type if use_final_dec_activation else "none"
         encoder = ConvEncoder(image_channel, channels, latent_channel, hidden, to_latent)
         super().__init__(2**num_layers, encoder, ConvDecoder(image_channel, channels, latent_channel, hidden, to_pixels))
         self.learning_rate = model_lr
         for name, weight in self.named_parameters():
-            if "around" not in name and weight.ndim > 1:
-                nn.init.orthogonal_(weight)  # the linear path from pixels to z and back keeps lengths
-            elif "around" not in name:
-                nn.init.zeros_(weight)
-
-
-def check(config: dict) -> None:
-    """ValueError, naming the first wrong argument of :class:`ConvAutoEncoder`, and what is allowed."""
-    checks.positive(model_lr=config["model_lr"])
-    if type(config["image_channel"]) is not int or config["image_channel"] not in (1, 3):
-        raise ValueError(f"image_channel is {config['image_channel']!r}, but must be 3, or 1 for grey images.")
-    checks.integer(1, 4096, **{name: config[name] for name in ("min_channel", "max_channel", "latent_channel")})
-    checks.integer(1, 8, num_layers=config["num_layers"])
-    if config["min_channel"] > config["max_channel"]:
-        raise ValueError(f"min_channel is {config['min_channel']}, but must be at most max_channel, which is "
-                         f"{config['max_channel']}; change one of them.")  # fmt: skip
-    checks.choice(ACTIVATIONS, **{name: value for name, value in config.items() if name.endswith("_activation_type")})
-    checks.boolean(**{name: value for name, value in config.items() if name.startswith("use_final_")})
+            if "around" not in name:  # the linear path from pixels to z and back keeps lengths
+                (nn.init.orthogonal_ if weight.ndim > 1 else nn.init.zeros_)(weight)

@@ -9,17 +9,13 @@ from homework.core import checks
 
 
 class Lattice:
-    """The positions of a map's units, in raster order.
-
-    Attributes: ``rows`` and ``columns``, its sides (a line has one row); ``positions``, (n,2) float, row and column of each
-    unit that is left.
+    """The ``positions`` (n,2) float, row and column, of a map's units, in raster order; its sides are ``rows`` and
+    ``columns`` (a line has one row).
 
     Args:
         shape: "line", "plane" (as near to a square as the number of units allows) or "ROWSxCOLUMNS".
         n: units that are left.
         kept: which of a full lattice's units these are, rising; None for all.
-    Raises:
-        ValueError: naming the value, and what is allowed.
     """
 
     def __init__(self, shape: str, n: int, kept: list[int] | None = None):
@@ -30,29 +26,18 @@ class Lattice:
             raise ValueError(f"lattice is {shape!r}, but must be line, plane or ROWSxCOLUMNS, as in 32x32.")
         if not sides and kept is not None:
             raise ValueError(f"kept is {kept}, so lattice must be ROWSxCOLUMNS, as before pruning, not {shape!r}.")
-        if sides:
-            self.rows, self.columns = sides
-        else:
-            self.rows = 1 if shape == "line" else next(r for r in range(math.isqrt(n), 0, -1) if n % r == 0)
-            self.columns = n // self.rows
+        if not sides:
+            rows = 1 if shape == "line" else next(r for r in range(math.isqrt(n), 0, -1) if n % r == 0)
+            sides = rows, n // rows
+        self.rows, self.columns = sides
         full = self.rows * self.columns
         if kept is None and n != full:
             raise ValueError(f"lattice is {shape}, which has {full} units, but n_codes is {n}; change either.")
         kept = list(range(n)) if kept is None else kept
         if len(kept) != n or kept != sorted(set(kept)) or not 0 <= kept[0] <= kept[-1] < full:
             raise ValueError(f"kept is {kept}, but must be n_codes = {n} different units of the lattice's {full}, rising.")
-        self.kept = kept
-        index = torch.tensor(kept)
+        self.kept, index = kept, torch.tensor(kept)
         self.positions = torch.stack([index.div(self.columns, rounding_mode="floor"), index % self.columns], dim=1).float()
-
-    @property
-    def radius(self) -> float:
-        """Half of the longer side, at least 1: a training's first radius."""
-        return max(1.0, max(self.rows, self.columns) / 2)
-
-    def name(self) -> str:
-        """As in ROWSxCOLUMNS."""
-        return f"{self.rows}x{self.columns}"
 
     def scaled(self) -> Tensor:
         """(n,2) positions with -1 and 1 at the ends of the longer side, and the middle at 0."""
@@ -67,7 +52,7 @@ class Lattice:
 
 
 def squared_distances(positions: Tensor) -> Tensor:
-    """(n,2) positions -> (n,n): squared distances on the lattice, in units of one step."""
+    """(n,2) positions -> (n,n)."""
     return (positions[:, None] - positions).square().sum(dim=-1)
 
 

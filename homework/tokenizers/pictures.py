@@ -15,14 +15,9 @@ from homework.training.loop import shades_of_grey
 
 
 def grid_decoder(path: str | Path, made_by: str | None, n_tokens: int, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """What turns token grids (n,h,w) into pictures (n,3,H,W) in [0,1]: a tokenizer if there is one, else shades of grey.
-
-    Args:
-        path: the tokenizer's checkpoint, which need not exist.
-        made_by: the identity of the tokenizer that made the grids, if it is known; another one is not used.
-        n_tokens: K; tokens are in [0, K).
-        device: where the grids are.
-    """
+    """What turns token grids (n,h,w) on ``device`` into pictures (n,3,H,W) in [0,1]: the tokenizer in the checkpoint
+    ``path`` if it exists and is the one they were ``made_by`` (its identity, or None if that is not known); otherwise shades
+    of grey."""
     path = checkpoint.locate(path)
     model = checkpoint.load(path).to(device) if path.is_file() else None
     if model and made_by and not is_of(made_by, model):

@@ -19,16 +19,15 @@ SHEET = 1024  # pixels of a side of the codebook's picture, at most
 
 
 def parse_patch(patch: int | str, height: int, width: int) -> tuple[int, int]:
-    """The height and width that ``patch`` names: a side, "HEIGHTxWIDTH" or "map" for all of a ``height`` x ``width`` map.
-    ValueError if it is none of these, or does not divide the map."""
+    """The height and width of a patch: a side, "HEIGHTxWIDTH" or "map" for all of a ``height`` x ``width`` map. ValueError
+    if it is none of these, or does not divide the map."""
     if patch == "map":
         return height, width
     ph, pw = (patch, patch) if type(patch) is int else checks.parse_size(patch) or (0, 0)
     if ph < 1:
         raise ValueError(f"patch is {patch!r}, but must be an integer of at least 1, HEIGHTxWIDTH or map.")
     if height % ph or width % pw:
-        common = math.gcd(height, width)
-        sides = ", ".join(str(side) for side in range(1, common + 1) if common % side == 0)
+        sides = ", ".join(str(side) for side in range(1, height + 1) if height % side == width % side == 0)
         raise ValueError(f"patch is {patch}, which does not divide the map of {height}x{width}; squares that do have sides "
                          f"of {sides}.")  # fmt: skip
     return ph, pw
@@ -36,9 +35,9 @@ def parse_patch(patch: int | str, height: int, width: int) -> tuple[int, int]:
 
 def build_autoencoder(spec: dict) -> nn.Module:
     """The frozen auto-encoder {"model": name, "config": {...}}. ValueError if ``spec`` is something else."""
-    form = '{"model": "ConvAutoEncoder", "config": {...}}'
     if not isinstance(spec, dict) or spec.keys() != {"model", "config"} or not isinstance(spec["config"], dict):
-        raise ValueError(f"autoencoder is {spec!r}, but must be of the form {form}.")
+        raise ValueError(f"autoencoder is {spec!r}, but must be of the form "
+                         '{"model": "ConvAutoEncoder", "config": {...}}.')  # fmt: skip
     model = build(model_class(spec["model"]), spec["config"], {})
     if not isinstance(model, AutoEncoder) or isinstance(model, Tokenizer):
         raise ValueError(f"autoencoder is {spec!r}, but a {spec['model']} is not an auto-encoder of images.")
@@ -62,14 +61,11 @@ class SOM(FeatureModel, Tokenizer):
     Args:
         n_codes: K, units, from 1 to 8192.
         patch: P, the side of a patch in positions of the feature map; or "HEIGHTxWIDTH"; or "map", all of it.
-        lattice: "line", "plane" or "ROWSxCOLUMNS", see :class:`homework.tokenizers.lattice.Lattice`.
         height, width: of the feature map.
-        radius_start: the neighbourhood's first radius in steps of the lattice; 0 for half of its longer side.
-        radius_end: its last one.
+        radius_start, radius_end: the neighbourhood's first and last radius in steps of the lattice; the first one is half of
+            the longer side if 0.
         autoencoder: {"model": name, "config": {...}} of the auto-encoder; its weights come with :meth:`set_autoencoder`.
-        kept: units of the lattice that pruning has left, rising; None for all.
-    Raises:
-        ValueError: naming the argument and what is allowed.
+        lattice, kept: see :class:`homework.tokenizers.lattice.Lattice`.
     """
 
     architecture = "SOM 1"
@@ -88,11 +84,12 @@ class SOM(FeatureModel, Tokenizer):
                              f"least radius_end, which is {radius_end}.")  # fmt: skip
         self.n_tokens, self.lattice = n_codes, Lattice(lattice, n_codes, kept)
         self.patch = parse_patch(patch, height, width)
-        self.radius_start, self.radius_end = radius_start or max(self.lattice.radius, radius_end), radius_end
-        self.radius = self.radius_start
-        spec = {"model": "ConvAutoEncoder", "config": {}} if autoencoder is None else autoencoder
-        self.config["autoencoder"] = spec
-        self.autoencoder = build_autoencoder(spec)
+        half = max(self.lattice.rows, self.lattice.columns) / 2
+        self.radius = self.radius_start = radius_start or max(1.0, half, radius_end)
+        self.radius_end = radius_end
+        if autoencoder is None:
+            self.config["autoencoder"] = {"model": "ConvAutoEncoder", "config": {}}
+        self.autoencoder = build_autoencoder(self.config["autoencoder"])
         side = self.autoencoder.patch_size
         with torch.no_grad():
             C = self.autoencoder.encode(torch.zeros(side, side, 3)).shape[-1]
@@ -110,74 +107,56 @@ class SOM(FeatureModel, Tokenizer):
                              "new one on them.")  # fmt: skip
         self.autoencoder.load_state_dict(model.state_dict())
 
-    # --- images, features and codes -------------------------------------------------------------------------------------
-
     def to_patches(self, z: Tensor) -> Tensor:
-        """(B,h*P,w*P,C) features -> (B,h,w,P*P*C). ValueError if the patch does not divide the map."""
-        B, H, W, C = z.shape
-        ph, pw = self.patch
+        """(...,h*P,w*P,C) features -> (...,h,w,P*P*C). ValueError if the patch does not divide the map."""
+        (H, W), (ph, pw) = z.shape[-3:-1], self.patch
         if H % ph or W % pw:
             raise ValueError(f"The features are {H}x{W}, which patches of {ph}x{pw} do not divide.")
-        z = z.view(B, H // ph, ph, W // pw, pw, C).transpose(2, 3)  # (B,h*P,w*P,C) -> (B,h,w,P,P,C)
-        return z.reshape(B, H // ph, W // pw, -1)  # (B,h,w,P,P,C) -> (B,h,w,P*P*C)
+        z = z.unflatten(-2, (-1, pw)).unflatten(-4, (-1, ph))  # (...,h*P,w*P,C) -> (...,h,P,w,P,C)
+        return z.transpose(-4, -3).flatten(-3)  # (...,h,w,P,P,C) -> (...,h,w,P*P*C)
 
     def to_features(self, code: Tensor) -> Tensor:
-        """(B,h,w,P*P*C) -> (B,h*P,w*P,C)."""
+        """(...,h,w,P*P*C) -> (...,h*P,w*P,C)."""
         return unpatch(code, *self.patch)
 
     def latent(self, x: Tensor) -> Tensor:
         """(...,H,W,3) float in [-0.5,0.5], edge-padded to complete patches -> patches of its features (...,h,w,P*P*C).
         ValueError for an image larger than the map, if that is one patch."""
-        H, W = x.shape[-3:-1]
-        ph, pw = self.patch_shape
+        (H, W), (ph, pw) = x.shape[-3:-1], self.patch_shape
         if self.config["patch"] == "map" and (H > ph or W > pw):
             raise ValueError(f"The images are {H}x{W}, but this SOM has one code for images of up to {ph}x{pw}; use "
                              f"--image_size {ph}x{pw}.")  # fmt: skip
-        padded = pad_to_patches(x.reshape(-1, H, W, 3), ph, pw)  # (...,H,W,3) -> (B,H,W,3)
-        z = self.to_patches(self.autoencoder.encode(padded))
-        return z.view(*x.shape[:-3], *z.shape[1:])  # (B,h,w,d) -> (...,h,w,d)
+        return self.to_patches(self.autoencoder.encode(pad_to_patches(x, ph, pw)))
 
     def encode_index(self, x: Tensor) -> Tensor:
-        """(...,H,W,3) float in [-0.5,0.5] -> (...,h,w) int64 in [0,K): best units."""
-        return self.best_units(self.latent(x))
+        return nearest(self.latent(x), self.codebook)
 
     def encode_features(self, z: Tensor) -> Tensor:
-        """Features (B,h*P,w*P,C) -> (B,h,w) int64 in [0,K): best units."""
-        return self.best_units(self.to_patches(z))
-
-    def best_units(self, patches: Tensor) -> Tensor:
-        """(...,d) -> (...) int64 in [0,K)."""
-        return nearest(patches.flatten(0, -2), self.codebook).view(patches.shape[:-1])  # (...,d) -> (n,d) -> (n) -> (...)
+        return nearest(self.to_patches(z), self.codebook)
 
     def code_vectors(self, index: Tensor) -> Tensor:
-        """(...,h,w) integers in [0,K) -> (...,h,w,d)."""
         return self.codebook[index.long()]
 
     def decode(self, code: Tensor) -> Tensor:
         """(...,h,w,d) -> (...,H,W,3): complete patches. ValueError for several codes where one is for the entire map."""
         if self.config["patch"] == "map":
             self.check_single(code)
-        x = self.autoencoder.decode(self.to_features(code.reshape(-1, *code.shape[-3:])))  # (...,h,w,d) -> (B,h,w,d)
-        return x.view(*code.shape[:-3], *x.shape[1:])  # (B,H,W,3) -> (...,H,W,3)
+        return self.autoencoder.decode(self.to_features(code))
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(...,H,W,3) -> (x_hat (...,H,W,3), measures: :func:`homework.tokenizers.base.usage` over the batch)."""
         index = self.encode_index(x)
         return self.decode_index(index)[..., : x.shape[-3], : x.shape[-2], :], usage(index, self.n_tokens)
-
-    # --- training ---------------------------------------------------------------------------------------------------------
 
     def statistics(self, x: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
         """Of patches x (n,d) and their best units (n): how many patches each unit has (K), and their sums (K,d). A step
         needs no more: the neighbourhood acts on units, not on patches."""
         counts = torch.bincount(best, minlength=self.n_tokens).to(x.dtype)
-        sums = x.new_zeros(self.codebook.shape).index_add_(0, best, x)
-        return counts, sums
+        return counts, x.new_zeros(self.codebook.shape).index_add_(0, best, x)
 
     def nearest_two(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The best and the second best unit (n), (n) of patches (n,d); the same one twice if there is only one."""
-        two = [d.topk(min(2, self.n_tokens), largest=False).indices for d in chunked_distances(x, self.codebook)]
-        two = torch.cat(two)
+        n, distances = min(2, self.n_tokens), chunked_distances(x, self.codebook)
+        two = torch.cat([d.topk(n, largest=False).indices for d in distances])  # (rows,K) -> (rows,2)
         return two[:, 0], two[:, -1]
 
     def topographic_error(self, best: Tensor, second: Tensor) -> Tensor:
@@ -200,22 +179,17 @@ class SOM(FeatureModel, Tokenizer):
         h, w = neighbourhood(self.positions, self.radius), self.codebook
         # sum_x sum_k h(k,b) |x - w_k|^2, with the patches of each best unit added up
         error = (h @ squares).sum() - 2 * (w * (h @ sums)).sum() + ((h @ counts) * w.square().sum(dim=-1)).sum()
-        return {
-            "loss": error / x.numel(),
-            "mse": distances.mean() / x.shape[1],
-            "quantization_error": distances.sqrt().mean(),
-            "topographic_error": self.topographic_error(best, second).float().mean(),
-            "radius": torch.tensor(self.radius),
-            **usage(best, self.n_tokens),
-        }
+        measures = {"loss": error / x.numel(), "mse": distances.mean() / x.shape[1]}
+        measures["quantization_error"] = distances.sqrt().mean()
+        measures["topographic_error"] = self.topographic_error(best, second).float().mean()
+        return measures | {"radius": torch.tensor(self.radius), **usage(best, self.n_tokens)}
 
     def set_progress(self, f: float) -> None:
-        """Sets the radius for the fraction f in [0,1] of a training, from radius_start to radius_end."""
         self.radius = self.radius_start * (self.radius_end / self.radius_start) ** f
 
     @torch.no_grad()
     def after_update(self) -> None:
-        """Lays out the units over the first batch, see :meth:`lay_out`."""
+        """Lays out the units over the first batch."""
         if not self.placed and self.first is not None:
             self.lay_out(self.first)
             self.first = None
@@ -245,26 +219,24 @@ class SOM(FeatureModel, Tokenizer):
         weight = (h @ counts)[:, None]
         self.codebook.copy_(torch.where(weight > 1e-12, h @ sums / weight.clamp_min(1e-12), self.codebook))
 
-    # --- pictures ---------------------------------------------------------------------------------------------------------
-
     @torch.no_grad()
     def images(self, z: Tensor) -> dict[str, Tensor]:
         """Features (B,h*P,w*P,C) -> {"features", "reconstruction"}, decoded from them and from their codes: (B,3,H,W) in
         [0,1]; "codebook" and "u_matrix", (1,3,...) in [0,1], of the lattice."""
-        pictures = {"features": self.autoencoder.decode(z), "reconstruction": self.decode_index(self.encode_features(z))}
-        pictures = {k: to_pictures(v) for k, v in pictures.items()}
-        return pictures | {"codebook": self.codebook_picture()[None], "u_matrix": self.u_matrix_picture()[None]}
+        decoded = {"features": self.autoencoder.decode(z), "reconstruction": self.decode_index(self.encode_features(z))}
+        maps = {"codebook": self.codebook_picture()[None], "u_matrix": self.u_matrix_picture()[None]}
+        return {name: to_pictures(x) for name, x in decoded.items()} | maps
 
     def codebook_picture(self) -> Tensor:
         """(3,H,W) in [0,1]: each unit decoded by itself, at its position on the lattice; of every second (third, ...) row
         and column only, if it would be larger than SHEET pixels."""
-        sides = (self.lattice.rows, self.lattice.columns)
-        down, right = (-(-n * p // SHEET) for n, p in zip(sides, self.patch_shape, strict=True))
-        units = self.lattice.on_sheet(torch.arange(self.n_tokens, device=self.codebook.device), -1)[::down, ::right]
+        ph, pw = self.patch_shape
+        down, right = -(-self.lattice.rows * ph // SHEET), -(-self.lattice.columns * pw // SHEET)
+        units = self.lattice.on_sheet(torch.arange(self.n_tokens, device=self.device), -1)[::down, ::right]
         there = units >= 0
-        tiles = self.codebook.new_full((*units.shape, *self.patch_shape, 3), 1.0)
+        tiles = self.codebook.new_full((*units.shape, ph, pw, 3), 1.0)
         tiles[there] = (self.decode_index(units[there][:, None, None]) + 0.5).clamp(0, 1)  # (n,1,1) -> (n,ph,pw,3)
-        return unpatch(tiles.flatten(2)[None], *self.patch_shape)[0].permute(2, 0, 1)  # (R,S,ph,pw,3) -> (3,R*ph,S*pw)
+        return unpatch(tiles.flatten(2), ph, pw).permute(2, 0, 1)  # (R,S,ph,pw,3) -> (3,R*ph,S*pw)
 
     def u_matrix_picture(self) -> Tensor:
         """(3,rows,columns) in [0,1]: each unit's mean distance from its neighbours, as grey; black where there is none."""

@@ -12,18 +12,13 @@ from homework.tokenizers.vector_quantizer import nearest
 
 
 @torch.no_grad()
-def fit_in_passes(
-    model: SOM, data: FeatureDataset, order: Tensor, batch_size: int, passes: int, advance: Callable[[int], object]
-) -> Iterator[dict[str, float]]:
+def fit_in_passes(model: SOM, data: FeatureDataset, order: Tensor, batch_size: int, passes: int,
+                  advance: Callable[[int], object]) -> Iterator[dict[str, float]]:  # fmt: skip
     """Lays out the units over patches of ``data``, then makes ``passes`` batch steps, see :meth:`SOM.batch_step`, each over
-    the maps at ``order`` (n); the radius shrinks from one to the next.
-
-    Yields after each pass its "mse" per number, the "radius", and :func:`usage_of` the units; calls ``advance`` with the
-    number of maps in each batch.
-    """
+    the maps at ``order`` (n); the radius shrinks from one to the next. Yields after each pass its "mse" per number, the
+    "radius", and :func:`usage_of` the units; calls ``advance`` with the number of maps in each batch."""
     batches = order.split(batch_size)
-    some = [_patches(model, data, indices) for indices in batches[:: -(-len(batches) // 16)]]
-    model.lay_out(torch.cat(some))
+    model.lay_out(torch.cat([_patches(model, data, indices) for indices in batches[:: -(-len(batches) // 16)]]))
     for i in range(passes):
         model.set_progress(i / max(1, passes - 1))
         total, error = (0, 0), torch.zeros((), device=model.device)
@@ -38,15 +33,13 @@ def fit_in_passes(
         yield measures | {"radius": model.radius, "mse": float(error / (total[0].sum() * model.codebook.shape[1]))}
 
 
-def _patches(model: SOM, data: FeatureDataset, indices: Tensor) -> Tensor:
-    """(n,d): all patches of the maps at ``indices``."""
+def _patches(model: SOM, data: FeatureDataset, indices: Tensor) -> Tensor:  # (n,d) of the maps at ``indices``
     return model.to_patches(data.batch(indices, model.device)).flatten(0, 2)  # (B,h,w,d) -> (n,d)
 
 
 @torch.no_grad()
-def evaluate_codebook(
-    model: SOM, data: FeatureDataset, batch_size: int, topographic: bool = False
-) -> tuple[Tensor, dict[str, float]]:
+def evaluate_codebook(model: SOM, data: FeatureDataset, batch_size: int,
+                      topographic: bool = False) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
     """The number of patches in ``data`` that each unit is the best for (K), and "mse" and "quantization_error" as of
     :meth:`SOM.loss`, :func:`usage_of` the units and, with ``topographic``, which takes longer, "topographic_error"."""
     counts, sums = torch.zeros(model.n_tokens, device=model.device), torch.zeros(3, dtype=torch.float64)
@@ -65,9 +58,8 @@ def evaluate_codebook(
 
 def pruned(som: SOM, left: list[int]) -> SOM:
     """The SOM with the units ``left`` alone (rising), at their positions."""
-    kept = [som.lattice.kept[i] for i in left]
-    config = som.config | {"n_codes": len(left), "kept": kept, "lattice": som.lattice.name()}
+    kept, state = [som.lattice.kept[i] for i in left], som.state_dict()
+    config = som.config | {"n_codes": len(left), "kept": kept, "lattice": f"{som.lattice.rows}x{som.lattice.columns}"}
     smaller = SOM(**config).to(som.codebook.device)
-    state = som.state_dict()
     smaller.load_state_dict(state | {"codebook": state["codebook"][left]})
     return smaller.eval()

@@ -11,16 +11,10 @@ from homework.training import distributed
 
 
 def nearest(x: Tensor, entries: Tensor, at_once: int = 2**22) -> Tensor:
-    """argmin_k |x - e_k|^2, the first of equals (equation 1 of the paper).
-
-    Args:
-        x: (n,d) float.
-        entries: (K,d) float.
-        at_once: how many distances may be in memory at the same time; at least those of one vector are.
-    Returns:
-        (n,) int64 in [0,K).
-    """
-    return torch.cat([d.argmin(dim=-1) for d in chunked_distances(x, entries, at_once)])  # (rows,K) -> (rows)
+    """argmin_k |x - e_k|^2, the first of equals (equation 1 of the paper): x (...,d) and entries (K,d) float -> (...) int64
+    in [0,K). ``at_once`` is how many distances may be in memory at the same time; at least those of one vector are."""
+    blocks = chunked_distances(x.flatten(0, -2), entries, at_once)  # (...,d) -> (n,d)
+    return torch.cat([d.argmin(dim=-1) for d in blocks]).view(x.shape[:-1])  # (rows,K) -> (rows); (n) -> (...)
 
 
 def chunked_distances(x: Tensor, entries: Tensor, at_once: int = 2**22) -> Iterator[Tensor]:
@@ -49,19 +43,15 @@ class VectorQuantizer(nn.Module):
     update, and the loss or a restart pulls it back; averages have no gradient, so that the optimizer leaves them alone.
 
     Args:
-        n_tokens: K, from 1 to 2^24.
-        code_dim: d, from 1 to 4096.
+        n_tokens, code_dim: K, from 1 to 2^24, and d, from 1 to 4096.
         l2_norm: compare directions only, x and entries scaled to length 1 (Yu et al., arXiv 2110.04627, section 3.2).
         ema_decay: gamma of the moving averages, from 0 to 0.99999, 0.99 in the paper; 0 to learn the entries by gradient.
         restart_below: an entry is restarted when it is chosen less often than this fraction, from 0 to 1, of the mean, as an
             average over some 100 updates (fewer at first); with 0 only one that was never chosen.
-    Raises:
-        ValueError: naming the argument and what is allowed.
     """
 
-    def __init__(
-        self, n_tokens: int, code_dim: int, l2_norm: bool = False, ema_decay: float = 0.0, restart_below: float = 0.1
-    ):
+    def __init__(self, n_tokens: int, code_dim: int, l2_norm: bool = False, ema_decay: float = 0.0,
+                 restart_below: float = 0.1):  # fmt: skip
         super().__init__()
         checks.integer(1, 2**24, n_tokens=n_tokens)
         checks.integer(1, 4096, code_dim=code_dim)
@@ -87,11 +77,9 @@ class VectorQuantizer(nn.Module):
         return F.normalize(x, dim=-1) if self.l2_norm else x
 
     def encode_index(self, x: Tensor) -> Tensor:
-        """(...,d) -> (...) int64 in [0,K)."""
-        return nearest(self.scale(x).flatten(0, -2), self.entries()).view(x.shape[:-1])  # (...,d) -> (n,d) -> (n) -> (...)
+        return nearest(self.scale(x), self.entries())
 
     def decode_index(self, index: Tensor) -> Tensor:
-        """(...) integers in [0,K) -> (...,d)."""
         return F.embedding(index.long(), self.entries())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -106,23 +94,20 @@ class VectorQuantizer(nn.Module):
             losses["codebook"] = F.mse_loss(q, x.detach())
         if self.training and torch.is_grad_enabled():
             self.accumulate_statistics(x.detach().flatten(0, -2), index.flatten())  # (...,d) -> (n,d)
-        # straight through: x + (q - x).detach(), without its rounding
-        return q.detach() + (x - x.detach()), index, losses
+        return q.detach() + (x - x.detach()), index, losses  # straight through: x + (q - x).detach(), without its rounding
 
     def accumulate_statistics(self, x: Tensor, index: Tensor) -> None:
         """Adds vectors (n,d) and their indices (n) to what the next :meth:`after_update` acts on."""
         hits = torch.bincount(index, minlength=len(self.codebook)).to(x.dtype)
         sums = torch.zeros_like(self.codebook).index_add_(0, index, x) if self.ema_decay else x.new_zeros(())
         earlier = self.statistics or (0, 0, None)
-        self.statistics = (earlier[0] + hits, earlier[1] + sums, x)
+        self.statistics = earlier[0] + hits, earlier[1] + sums, x
 
     @torch.no_grad()
     def after_update(self) -> None:
-        """Moves the averages and restarts dead entries, from what the processes have seen since the last call, together.
-
-        With n_i of n vectors, of the sum s_i, nearest to entry i: N_i <- gamma N_i + (1 - gamma) n_i/n, and e_i becomes
-        m_i/N_i where m_i <- gamma m_i + (1 - gamma) s_i/n. No m_i is kept, since it is N_i e_i. At first gamma is lower.
-        """
+        """Moves the averages and restarts dead entries, from what all processes have seen since the last call. With n_i of n
+        vectors, of the sum s_i, nearest to entry i: N_i <- gamma N_i + (1 - gamma) n_i/n, and e_i becomes m_i/N_i where
+        m_i <- gamma m_i + (1 - gamma) s_i/n. No m_i is kept, since it is N_i e_i. At first gamma is lower."""
         if self.statistics is None:
             return
         (hits, sums, x), self.statistics = self.statistics, None

@@ -26,10 +26,7 @@ class VQPatchAutoEncoder(QuantizedAutoEncoder):
         codebook_weight: of the codebook loss, which the moving averages of ``ema_decay`` replace.
         commitment_weight: of the commitment loss (beta in equation 3 of the paper); lower, for the entries are to follow
             the vectors rather than the other way round.
-        rate_weight: of the bits of a token under a RatePredictor, beside the mean squared error: trades error for tokens
-            that are cheaper under a prior (entropy-constrained quantization); 0 for none.
-    Raises:
-        ValueError: naming the argument and what is allowed.
+        rate_weight: as of :class:`homework.bsq.BSQPatchAutoEncoder`.
     """
 
     architecture = "VQ patch auto-encoder 1"
@@ -48,15 +45,12 @@ class VQPatchAutoEncoder(QuantizedAutoEncoder):
         self.rate = RatePredictor(code_dim, n_tokens) if rate_weight else None
 
     def encode_index(self, x: Tensor) -> Tensor:
-        """(...,H,W,3) float in [-0.5,0.5] -> (...,h,w) int64 in [0,K)."""
         return self.quantizer.encode_index(self.latent(x))
 
     def code_vectors(self, index: Tensor) -> Tensor:
-        """(...,h,w) integers in [0,K) -> (...,h,w,d)."""
         return self.quantizer.decode_index(index)
 
     def quantize(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(...,h,w,d) -> (the nearest entries, with a straight-through gradient; measures and weighted losses)."""
         code, index, losses = self.quantizer(z)
         measures = usage(index, self.n_tokens)
         if self.rate is not None:
@@ -66,12 +60,10 @@ class VQPatchAutoEncoder(QuantizedAutoEncoder):
         return code, measures | {f"{name}_loss": self.weights[name] * loss for name, loss in losses.items()}
 
     def set_progress(self, f: float) -> None:
-        """No restarts in the last fifth of a training: an entry that has jumped is worthless in an average of weights that
-        reaches back to before the jump."""
+        # an entry that has jumped is worthless in an average of weights that reaches back to before the jump
         self.quantizer.restarts = f < 0.8
 
     def after_update(self) -> None:
-        """To be called after each step of the optimizer, see :class:`VectorQuantizer`."""
         self.quantizer.after_update()
 
 
@@ -88,8 +80,6 @@ class VQVAE(VQPatchAutoEncoder):
         height, width: of the images, in pixels; it takes no others.
         stride: size of the patches that the networks start and end with, from 1 to 64.
         latent_dim, n_tokens, code_dim, encoder_blocks, decoder_blocks, detail, ema_decay: see :class:`VQPatchAutoEncoder`.
-    Raises:
-        ValueError: naming the argument and what is allowed.
     """
 
     architecture = "VQ-VAE 1"
@@ -100,11 +90,9 @@ class VQVAE(VQPatchAutoEncoder):
         checks.integer(1, 4096, height=height, width=width)
         checks.integer(1, 64, stride=stride)
         super().__init__(stride, latent_dim, n_tokens, code_dim, encoder_blocks, decoder_blocks, detail, ema_decay=ema_decay)
-        self.size = (height, width)
-        self.patch_size = self.size
-        self.grid = (-(-height // stride), -(-width // stride), code_dim)
-        self.down = nn.Linear(math.prod(self.grid), code_dim)
-        self.up = nn.Linear(code_dim, math.prod(self.grid))
+        self.size = self.patch_size = height, width
+        self.grid = -(-height // stride), -(-width // stride), code_dim
+        self.down, self.up = nn.Linear(math.prod(self.grid), code_dim), nn.Linear(code_dim, math.prod(self.grid))
 
     def latent(self, x: Tensor) -> Tensor:
         """(...,height,width,3) -> (...,1,1,d). ValueError for an image of another size."""
