@@ -9,20 +9,8 @@ from pathlib import Path
 
 import homework
 
-COMMANDS = (
-    "train",
-    "tokenize",
-    "generation",
-    "compress",
-    "data",
-    "evaluate",
-    "sample",
-    "features",
-    "som",
-    "summary",
-    "receptive_field",
-    "demo",
-)
+COMMANDS = ("train", "tokenize", "generation", "compress", "data", "evaluate", "sample", "features", "som", "summary",
+            "receptive_field", "demo")  # fmt: skip
 
 
 def describe(name: str) -> str:
@@ -43,14 +31,14 @@ def show_commands() -> None:
 
 
 def main() -> None:
-    """Runs the command that the command line names, or lists the commands; exits with 1 if there is no such command."""
+    """Runs the command that the command line names, or lists the commands; exits with 1 if it does not exist."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         show_commands()
     elif name == "--version":
         print(f"homework {homework.__version__}")
     elif name in COMMANDS:
-        sys.argv = [name, *arguments]  # runpy puts the path of the module in place of the name
+        sys.argv = [name, *arguments]  # runpy puts the path of the module instead of the name
         runpy.run_module(f"homework.{name}", run_name="__main__", alter_sys=True)
     else:
         near = difflib.get_close_matches(name, COMMANDS, n=1)

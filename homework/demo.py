@@ -16,18 +16,9 @@ from homework.priors.pairs import load_pair
 from homework.tokenizers.base import AutoEncoder, Tokenizer
 
 
-def demo(
-    out: str = "demo",
-    images: str = "data/sample",
-    n_generate: int = 8,
-    seed: int = 0,
-    limit: int = 32,
-    image_size: str | None = None,
-    autoencoder: str | None = None,
-    tokenizer: str | None = None,
-    autoregressive: str | None = None,
-    device: str = "auto",
-) -> None:
+def demo(out: str = "demo", images: str = "data/sample", n_generate: int = 8, seed: int = 0, limit: int = 32,
+         image_size: str | None = None, autoencoder: str | None = None, tokenizer: str | None = None,
+         autoregressive: str | None = None, device: str = "auto") -> None:  # fmt: skip
     """Reconstructs images, tokenizes, compresses and decompresses them, generates new ones, and writes a page about it.
 
     Args:

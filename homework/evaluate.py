@@ -19,17 +19,9 @@ from homework.evaluation.report import write_report
 from homework.priors.pairs import load_pair
 
 
-def evaluate(
-    tokenizer: str,
-    autoregressive: str,
-    images: str = "data/valid",
-    limit: int | None = None,
-    image_size: str | None = None,
-    out: str = "report",
-    n_pictures: int = 4,
-    batch_size: int = 64,
-    device: str = "auto",
-) -> None:
+def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", limit: int | None = None,
+             image_size: str | None = None, out: str = "report", n_pictures: int = 4, batch_size: int = 64,
+             device: str = "auto") -> None:  # fmt: skip
     """Compresses images with our models and with the common codecs, and writes a page, a plot and tables about it.
 
     Args:
