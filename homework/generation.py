@@ -4,16 +4,15 @@ import itertools
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from homework.core import checks, cli, devices
 from homework.datasets.image_files import read_image
-from homework.datasets.images import to_float, to_uint8
+from homework.datasets.images import to_uint8
 from homework.evaluation.generated import generate_images
-from homework.evaluation.pictures import on_sheet, save_picture
+from homework.evaluation.pictures import float_image, on_sheet, save_picture
 from homework.priors import sampling
 from homework.priors.cascade import Cascade
 from homework.priors.pairs import load_pair
@@ -60,7 +59,7 @@ def generate(tokenizer: str, prior: str, n_images: int, output_path: str, seed: 
     coder, prior = load_pair(str(tokenizer), str(prior), device)  # Fire takes 7 for a number
     trained = prior.grid_size and tuple(n * side for n, side in zip(prior.grid_size, coder.patch_shape, strict=True))
     size = cli.parse_image_size(image_size) or trained or FRAME
-    kept = None if complete is None else token_rows(coder, read_float(str(complete), size).to(device), rows)
+    kept = None if complete is None else token_rows(coder, float_image(read_image(str(complete), size)).to(device), rows)
     folder, options["generator"] = Path(str(output_path)), torch.Generator().manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     batches = generate_images(coder, prior, n_images, size, batch_size, kept, **options)
@@ -69,11 +68,6 @@ def generate(tokenizer: str, prior: str, n_images: int, output_path: str, seed: 
         save_picture(image, folder / f"generation_{i}.png")
     names = "generation_0.png" + f" to generation_{n_images - 1}.png" * (n_images > 1)
     print(f"{folder}: {names}, of {size[1]}x{size[0]} pixels (width x height)")
-
-
-def read_float(path: str, size: tuple[int, int]) -> Tensor:
-    """(H,W,3) float in [-0.5,0.5]: an image, scaled and cropped to ``size``."""
-    return to_float(torch.from_numpy(np.array(read_image(path, size))))
 
 
 @torch.inference_mode()
@@ -131,7 +125,7 @@ def starting_codes(model: Cascade, condition: int | str | None, n: int, generato
     if not Path(str(condition)).is_file():
         raise ValueError(f"--condition is {condition}, but must be an integer, the code to start from, or an image.")
     H, W = model.codebooks[0].decode_index(torch.zeros(size, dtype=torch.int64, device=model.device)).shape[:2]
-    return model.encode(read_float(str(condition), (H, W))[None])[0].cpu().expand(n, -1, -1)
+    return model.encode(float_image(read_image(str(condition), (H, W)))[None])[0].cpu().expand(n, -1, -1)
 
 
 if __name__ == "__main__":

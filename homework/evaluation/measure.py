@@ -14,14 +14,14 @@ from tqdm import tqdm
 
 from homework.codec import archive, range_coder, tiles
 from homework.codec.compressor import Compressor
-from homework.codec.parallel import pieces
+from homework.codec.parallel import groups, pieces
 from homework.datasets.image_files import decoded, read_image
-from homework.datasets.images import to_float, to_uint8
+from homework.datasets.images import to_uint8
 from homework.evaluation.codecs import Codec
 from homework.evaluation.curves import Point
 from homework.evaluation.metrics import errors, ms_ssim, psnr
 from homework.evaluation.pages import file_name
-from homework.evaluation.pictures import heat, save_picture
+from homework.evaluation.pictures import float_image, heat, save_picture
 
 
 def measure_ours(compressor: Compressor, paths: list[str], size: tuple[int, int] | None = None) -> np.ndarray:
@@ -30,9 +30,8 @@ def measure_ours(compressor: Compressor, paths: list[str], size: tuple[int, int]
     rows, total = [], 0
     with tqdm(total=len(paths), desc="ours", unit="img") as bar:
         for _, images in decoded(pieces(paths, compressor.batch_size), size):
-            for image in images:
-                if isinstance(image, str):
-                    raise ValueError(image)
+            if bad := [image for image in images if isinstance(image, str)]:
+                raise ValueError(bad[0])
             start = time.perf_counter()
             files = compressor.compress_batch([float_image(image) for image in images])
             middle = time.perf_counter()
@@ -47,8 +46,7 @@ def measure_ours(compressor: Compressor, paths: list[str], size: tuple[int, int]
 
 
 def measure_codecs(rivals: list[Codec], paths: list[str], size: tuple[int, int] | None = None) -> dict[str, list[Point]]:
-    """The operating points of other codecs, by name; several images at the same time, and seconds of a thread's own
-    processor time."""
+    """The operating points of other codecs, by name, with seconds of a thread's own processor time."""
     settings = [(codec, quality) for codec in rivals for quality in codec.qualities]
 
     def measure(path: str) -> list[list[float]]:  # COLUMNS at each setting
@@ -60,10 +58,9 @@ def measure_codecs(rivals: list[Codec], paths: list[str], size: tuple[int, int] 
 
     with ThreadPool(os.cpu_count()) as pool:  # Pillow's encoders let other threads run
         images = list(tqdm(pool.imap(measure, paths), "other codecs", len(paths), unit="img"))
-    points = {codec.name: [] for codec in rivals}
-    for k, (codec, quality) in enumerate(settings):
-        points[codec.name].append(Point(codec.name, quality, np.array([rows[k] for rows in images])))
-    return points
+    columns = np.array(images).swapaxes(0, 1)  # (n, settings, COLUMNS) -> (settings, n, COLUMNS)
+    points = [Point(codec.name, quality, rows) for (codec, quality), rows in zip(settings, columns, strict=True)]
+    return dict(groups(points, [point.codec for point in points]))
 
 
 def distortion(x_hat: np.ndarray, image: np.ndarray) -> tuple[float, float]:
@@ -74,12 +71,7 @@ def distortion(x_hat: np.ndarray, image: np.ndarray) -> tuple[float, float]:
 
 def payload(data: bytes) -> int:
     """The bytes of one of our files that hold coded tokens."""
-    return archive.Reader(io.BytesIO(data), "The file").lengths[0]
-
-
-def float_image(image: np.ndarray) -> Tensor:
-    """(H,W,3) uint8 -> float in [-0.5,0.5]."""
-    return to_float(torch.from_numpy(np.array(image)))
+    return archive.Reader(io.BytesIO(data)).lengths[0]
 
 
 def bit_map(compressor: Compressor, image: np.ndarray) -> Tensor:

@@ -21,10 +21,8 @@ def write_page(template: str, title: str, results: dict[str, Any], path: Path) -
     """Writes the HTML page that ``template`` makes of ``results``. It refers to nothing but the files beside it."""
     import jinja2
 
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    pages = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
+    pages = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
+                               trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)  # fmt: skip
     pages.filters |= {"number": number, "percent": percent, "psnr": psnr, "file_name": file_name}
     with files.replacing(path) as temporary:
         temporary.write_text(pages.get_template(template).render(results, title=title), "utf-8")
