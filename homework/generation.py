@@ -59,7 +59,7 @@ def generate(tokenizer: str, prior: str, n_images: int, output_path: str, seed: 
     coder, prior = load_pair(str(tokenizer), str(prior), device)  # Fire takes 7 for a number
     trained = prior.grid_size and tuple(n * side for n, side in zip(prior.grid_size, coder.patch_shape, strict=True))
     size = cli.parse_image_size(image_size) or trained or FRAME
-    kept = None if complete is None else token_rows(coder, float_image(read_image(str(complete), size)).to(device), rows)
+    kept = None if complete is None else token_rows(coder, str(complete), size, rows)
     folder, options["generator"] = Path(str(output_path)), torch.Generator().manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     batches = generate_images(coder, prior, n_images, size, batch_size, kept, **options)
@@ -71,12 +71,12 @@ def generate(tokenizer: str, prior: str, n_images: int, output_path: str, seed: 
 
 
 @torch.inference_mode()
-def token_rows(coder: Tokenizer, x: Tensor, rows: int) -> Tensor:
-    """The first ``rows`` token rows of an image: (H,W,3) -> (rows,w) int64. ValueError if it has fewer."""
-    grid = coder.encode_index(x)
+def token_rows(coder: Tokenizer, path: str, size: tuple[int, int], rows: int) -> Tensor:
+    """(rows,w) int64: the first token rows of an image, scaled and cropped to (H,W). ValueError if it has fewer."""
+    grid = coder.encode_index(float_image(read_image(path, size)).to(coder.device))
     if type(rows) is not int or not 0 <= rows <= len(grid):
-        size = "x".join(map(str, x.shape[:2]))
-        raise ValueError(f"--rows is {rows!r}, but must be from 0 to {len(grid)}, the token rows of a {size} image.")
+        raise ValueError(f"--rows is {rows!r}, but must be from 0 to {len(grid)}, the token rows of a {size[0]}x{size[1]} "
+                         "image.")  # fmt: skip
     return grid[:rows]
 
 

@@ -22,8 +22,7 @@ Item = tuple[archive.Reader, int]  # a file, and which of its images
 
 
 class Compressor:
-    """Images to bytes and back: the tokens of a tokenizer, range-coded under a prior.
-
+    """Images to bytes and back: the tokens of a tokenizer, range-coded under a prior. ValueError if they do not go together.
     ::
 
         x (H,W,3) -> encode_index -> grid (h,w) -> tiles of the prior's size -> weights -> range coder -> file
@@ -31,19 +30,12 @@ class Compressor:
 
     The grid comes back exactly: under a transformer, which computes on integers (:mod:`homework.codec.integer_layers`), on
     every machine and in any batch; under other priors, which take the same float steps in both directions, on machines of
-    one kind. A file says which.
-
-    Args:
-        tokenizer, autoregressive: the models; both are put into eval mode and onto ``device``.
-        device: where the models compute; None for where the tokenizer is.
-        batch_size: images, or tiles of them, that go through the models at once.
-    Raises:
-        ValueError: the models do not go together.
+    one kind. A file says which. Both models are put into eval mode and onto ``device`` (None for where the tokenizer is);
+    ``batch_size`` images, or tiles of them, go through them at once.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, autoregressive: Prior, device: str | torch.device | None = None, batch_size: int = 64
-    ):
+    def __init__(self, tokenizer: Tokenizer, autoregressive: Prior, device: str | torch.device | None = None,
+                 batch_size: int = 64):  # fmt: skip
         if tokenizer.n_tokens != autoregressive.n_tokens:
             raise ValueError(f"The tokenizer has {tokenizer.n_tokens} codes, but the prior was trained on "
                              f"{autoregressive.n_tokens}; train a prior on this tokenizer's grids.")  # fmt: skip
@@ -69,7 +61,7 @@ class Compressor:
 
     def compress_batch(self, images: Tensor | Sequence[Tensor]) -> list[bytes]:
         """As :meth:`compress`, for (B,H,W,3) or several images (H,W,3), of any sizes."""
-        same = groups(range(len(images)), [image_size(x) for x in images])
+        same = groups(range(len(images)), map(image_size, images))
         parts = [(size, part) for size, where in same for part in self.parts(where, self.grid(size))]
 
         def work(part: tuple) -> dict[int, bytes]:
@@ -95,10 +87,8 @@ class Compressor:
             raise ValueError(f"Tokens must be from 0 to {self.entropy_model.n_tokens - 1}.")
         # floats repeat only in the batch in which they were coded, and a file of its own is a batch of one
         payloads = self.encode(grids) if self.entropy_model.exact else [self.encode(grid[None])[0] for grid in grids]
-        return [
-            format.image_file(self.models, size, payload, self.models.crc(size, grid))
-            for payload, grid in zip(payloads, grids, strict=True)
-        ]
+        crcs = [self.models.crc(size, grid) for grid in grids]
+        return [format.image_file(self.models, size, *coded) for coded in zip(payloads, crcs, strict=True)]
 
     def decompress_tokens(self, files: Sequence[bytes]) -> list[np.ndarray]:
         """The grids (h,w) int64 of files. ValueError as in :meth:`decompress`."""
@@ -238,8 +228,8 @@ def image_size(x: Tensor) -> tuple[int, int]:
 def _single(files: Sequence[bytes]) -> list[Item]:
     """Files of one image each. ValueError, saying which, for an archive."""
     names = [f"File {k}" if len(files) > 1 else "The file" for k in range(len(files))]
-    readers = list(map(archive.Reader, map(io.BytesIO, files), names))
-    for reader in readers:
+    items = [(archive.Reader(io.BytesIO(data), name), 0) for data, name in zip(files, names, strict=True)]
+    for reader, _ in items:
         if reader.kind != format.IMAGE:
             raise ValueError(f"{reader.name} is an archive; unpack it with python -m homework.compress decompress.")
-    return [(reader, 0) for reader in readers]
+    return items

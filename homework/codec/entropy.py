@@ -35,11 +35,8 @@ class ExactPrior:
     """A transformer prior on integers, see :func:`entropy_model`. It gives the same weights to the last bit at once and step
     by step, in any batch, with any number of threads, on the CPU and on CUDA (MPS has no float64: there the CPU computes).
 
-    Args:
-        prior: the model; it stays as it is.
-        carrier: dtype that holds the integers: float32, the fastest, float64 or int64.
-    Raises:
-        OverflowError: the model has no room for all of its parts below 2^24.
+    ``carrier`` is the dtype that holds the integers: float32, the fastest, float64 or int64. ``prior`` stays as it is.
+    OverflowError if it has no room for all of its parts below 2^24.
     """
 
     exact: Literal[True] = True

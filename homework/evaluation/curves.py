@@ -62,16 +62,10 @@ def curve(points: list[Point], rate: str = "bytes", quality: str = "psnr") -> Cu
     return [(point[rate], point[quality]) for point in points if math.isfinite(point[quality])]
 
 
-# --- interpolation --------------------------------------------------------------------------------------------------------
-
-
 def log_rate(curve: Curve) -> "PchipInterpolator":
     """The natural logarithm of a codec's rate as a function of its quality: a piecewise cubic that is monotone wherever the
-    points are (Fritsch and Butland 1984), and so does not swing as one cubic through all of them may.
-
-    Args:
-        curve: at least two points of different quality, in any order. Of points of one quality the cheapest counts.
-    """
+    points are (Fritsch and Butland 1984), and so does not swing as one cubic through all of them may. Needs at least two
+    points of different quality, in any order; of points of one quality the cheapest counts."""
     from scipy.interpolate import PchipInterpolator
 
     cheapest = {q: math.log(rate) for rate, q in sorted(curve, reverse=True)}
@@ -108,9 +102,6 @@ def bd_rate(curve: Curve, reference: Curve) -> float | None:
     return math.expm1(difference / (between[1] - between[0]))
 
 
-# --- comparing ------------------------------------------------------------------------------------------------------------
-
-
 def rivals_at(curves: Curves, point: Point, rate: str, quality: str = "psnr") -> dict[str, tuple[float, float] | None]:
     """The rate of each other codec at the quality of our ``point``, and by what fraction of it ours is smaller (negative if
     it is larger); None for a codec without points as good, or as bad."""
@@ -123,20 +114,17 @@ def comparison(curves: Curves, point: Point, rate: str) -> str:
     found, parts, sentences = rivals_at(curves, point, rate), [], []
     saved = {name: f[1] for name, f in found.items() if f}
     for word, smaller in ("smaller", True), ("larger", False):
-        some = [f"{name} (by {percent(abs(x), digits=0)})" for name, x in saved.items() if (x >= 0) == smaller]
-        if some:
+        if some := [f"{name} (by {percent(abs(x), digits=0)})" for name, x in saved.items() if (x >= 0) == smaller]:
             parts.append(f"{word} than {listed(some)}")
     if parts:
         sentences.append(f"At our PSNR, ours is {', but '.join(parts)}.")
     for word, sign in ("better", 1), ("worse", -1):
-        beyond = [name for name in found if all(sign * (p["psnr"] - point["psnr"]) > 0 for p in curves[name])]
-        if beyond:
+        if beyond := [name for name in found if all(sign * (p["psnr"] - point["psnr"]) > 0 for p in curves[name])]:
             sentences.append(f"Every measured setting of {listed(beyond)} is {word} than ours.")
     return " ".join(sentences)
 
 
-def listed(names: list[str]) -> str:
-    """As in "A, B and C"."""
+def listed(names: list[str]) -> str:  # as in "A, B and C"
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 

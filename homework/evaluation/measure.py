@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from homework.codec import archive, range_coder, tiles
+from homework.codec import archive, range_coder
 from homework.codec.compressor import Compressor
 from homework.codec.parallel import groups, pieces
 from homework.datasets.image_files import decoded, read_image
 from homework.datasets.images import to_uint8
+from homework.evaluation import metrics, pages
 from homework.evaluation.codecs import Codec
 from homework.evaluation.curves import Point
-from homework.evaluation.metrics import errors, ms_ssim, psnr
-from homework.evaluation.pages import file_name
 from homework.evaluation.pictures import float_image, heat, save_picture
 
 
@@ -66,7 +65,7 @@ def measure_codecs(rivals: list[Codec], paths: list[str], size: tuple[int, int] 
 def distortion(x_hat: np.ndarray, image: np.ndarray) -> tuple[float, float]:
     """Mean squared error (of pixels from 0 to 1) and MS-SSIM of two images (H,W,3) uint8."""
     x, y = (torch.from_numpy(np.array(z)[None]).double() / 255 for z in (x_hat, image))
-    return errors(x, y)[0], ms_ssim(x, y).item()
+    return metrics.errors(x, y)[0], metrics.ms_ssim(x, y).item()
 
 
 def payload(data: bytes) -> int:
@@ -76,9 +75,9 @@ def payload(data: bytes) -> int:
 
 def bit_map(compressor: Compressor, image: np.ndarray) -> Tensor:
     """(H,W,3) uint8 -> (h,w) float64: the bits that each token takes in the file, by the coder's own frequencies."""
-    grid, coder = compressor.to_tokens(float_image(image)[None])[0], compressor.entropy_model
+    grid = compressor.to_tokens(float_image(image)[None])[0]
     bits = torch.empty(grid.shape, dtype=torch.float64)
-    for (a, b), corners in tiles.tiles(grid.shape, (coder.height, coder.width)):
+    for (a, b), corners in compressor.tiles(grid.shape):
         cut = np.stack([grid[top : top + a, left : left + b] for top, left in corners])  # (T,a,b)
         frequencies = torch.from_numpy(compressor.intervals(cut)[1]).view(-1, a, b)  # (T,N) -> (T,a,b)
         for (top, left), frequency in zip(corners, frequencies, strict=True):
@@ -99,12 +98,12 @@ def show(compressor: Compressor, rivals: list[Codec], path: str, size: tuple[int
         pictures[codec.name] = codec.decode(file)
         captions[codec.name] = [f"{len(file):,} bytes, quality {quality}"]
     for name in list(pictures)[1:]:
-        captions[name].append(f"{psnr(distortion(pictures[name], image)[0]):.1f} dB")
+        captions[name].append(f"{metrics.psnr(distortion(pictures[name], image)[0]):.1f} dB")
     bits = bit_map(compressor, image)
     pictures["bits"] = over(bits / math.log2(compressor.entropy_model.n_tokens), image, compressor.models.patch)
     captions["bits"] = [f"{bits.sum():,.0f} bits, {bits.min():.1f} to {bits.max():.1f} a patch"]
     for name, picture in pictures.items():
-        save_picture(picture, folder / f"{file_name(name)}_{i}.png")
+        save_picture(picture, folder / f"{pages.file_name(name)}_{i}.png")
     return {"name": Path(path).stem, "size": image.shape[:2], "captions": captions}
 
 

@@ -28,16 +28,14 @@ def write_page(template: str, title: str, results: dict[str, Any], path: Path) -
         temporary.write_text(pages.get_template(template).render(results, title=title), "utf-8")
 
 
-def number(x: float, digits: int = 0) -> str:
-    """With a comma before every three digits, as in 1,234.5."""
+def number(x: float, digits: int = 0) -> str:  # as in 1,234.5
     return f"{x:,.{digits}f}"
 
 
 def percent(fraction: float, sign: str = "-", digits: int = 1) -> str:
-    """With ``sign`` "+", a plus before what is positive."""
+    """As in 12.5 %; with ``sign`` "+", a plus before what is positive."""
     return f"{fraction:{sign}.{digits}%}".replace("-", "−").replace("%", " %")
 
 
-def file_name(codec: str) -> str:
-    """As in jpeg_xl."""
+def file_name(codec: str) -> str:  # as in jpeg_xl
     return codec.lower().replace(" ", "_")
