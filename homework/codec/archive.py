@@ -56,8 +56,7 @@ class ArchiveWriter:
 
 
 def check_name(name: str) -> None:
-    """ValueError if ``name`` could lead out of the folder that an archive is unpacked into, or means the same file as
-    another (``./a`` and ``a``)."""
+    """ValueError if ``name`` could lead out of the folder that an archive is unpacked into, or, like ``./a``, has a twin."""
     for path in (PurePosixPath(name), PurePath(name)):  # on Windows the second also knows drives and backslashes
         if path.as_posix() != name or not path.parts or path.anchor or ".." in path.parts or "\0" in name:
             raise ValueError(f"{name!r} cannot be a name in an archive: it must be a relative path without '..'.")
@@ -65,8 +64,7 @@ def check_name(name: str) -> None:
 
 class Reader:
     """A ``file`` of either kind that can seek, checked but for the payloads, which stay unread; one image is an archive of
-    one. ValueError, which calls it ``name``, if another program or a newer version wrote it, or if it is cut short, too
-    long, or damaged.
+    one. ValueError, which calls it ``name``, if another program or a newer version wrote it, or it is damaged or of another length.
 
     Attributes: ``kind`` (IMAGE or ARCHIVE), ``head`` (8 bytes), ``version`` of the format, ``patch``, ``exact``, ``length``
     of the file in bytes; and a list each of ``names`` (one image has the name ""), ``sizes`` (H,W), ``lengths`` of the
@@ -122,8 +120,12 @@ class Reader:
         packed = self.file.read(length - at)
         if crc32(packed[:-4]) != packed[-4:]:
             raise self._changed("index")
+        unpacker = zlib.decompressobj()
         try:
-            self._read_index(_unzip(packed[:-4]), at)
+            index = unpacker.decompress(packed[:-4], MAX_INDEX)
+            if not unpacker.eof or unpacker.unused_data:
+                raise ValueError("it is larger than allowed, or has no end")
+            self._read_index(index, at)
         except (ValueError, struct.error, zlib.error) as error:
             raise damaged(self.name, f"its index cannot be read ({error})") from None
 
@@ -185,12 +187,3 @@ class Reader:
         """The coded tokens of image ``i``; only they are read."""
         self.file.seek(self.starts[i])
         return self.file.read(self.lengths[i])
-
-
-def _unzip(data: bytes) -> bytes:
-    """ValueError if more than MAX_INDEX bytes come out, or the stream does not end where the data does."""
-    unpacker = zlib.decompressobj()
-    index = unpacker.decompress(data, MAX_INDEX)
-    if not unpacker.eof or unpacker.unused_data:
-        raise ValueError("it is larger than allowed, or has no end")
-    return index

@@ -1,7 +1,6 @@
 """Images to bytes and back."""
 
 import io
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -22,8 +21,7 @@ Item = tuple[archive.Reader, int]  # a file, and which of its images
 
 
 class Compressor:
-    """Images to bytes and back: the tokens of a tokenizer, range-coded under a prior. ValueError if they do not go together.
-    ::
+    """Images to bytes and back: the tokens of a tokenizer, range-coded under a prior::
 
         x (H,W,3) -> encode_index -> grid (h,w) -> tiles of the prior's size -> weights -> range coder -> file
         file -> range coder <-> the prior's steps -> grid (h,w) -> decode_index -> crop -> x_hat (H,W,3)
@@ -31,7 +29,7 @@ class Compressor:
     The grid comes back exactly: under a transformer, which computes on integers (:mod:`homework.codec.integer_layers`), on
     every machine and in any batch; under other priors, which take the same float steps in both directions, on machines of
     one kind. A file says which. Both models are put into eval mode and onto ``device`` (None for where the tokenizer is);
-    ``batch_size`` images, or tiles of them, go through them at once.
+    ``batch_size`` images, or tiles of them, go through them at once. ValueError if the two do not go together.
     """
 
     def __init__(self, tokenizer: Tokenizer, autoregressive: Prior, device: str | torch.device | None = None,
@@ -47,8 +45,6 @@ class Compressor:
         own = {1: legacy_fingerprint(tokenizer), 2: fingerprint(tokenizer)}
         both = {version: (own[version], prior) for version, prior in self.entropy_model.fingerprints.items()}
         self.models = format.Models(both, max(tokenizer.patch_shape), self.entropy_model.exact)
-
-    # --- images ----------------------------------------------------------------------------------------------------------
 
     def compress(self, x: Tensor) -> bytes:
         """One image (H,W,3), float in [-0.5,0.5] -> its file. ValueError if it is of another shape or too large."""
@@ -74,8 +70,6 @@ class Compressor:
     def decompress_batch(self, files: Sequence[bytes]) -> list[Tensor]:
         """As :meth:`decompress`, for several. (In another batch the last bits of the floats may differ, but no token.)"""
         return in_order(self.read_images(_single(files)))
-
-    # --- tokens ----------------------------------------------------------------------------------------------------------
 
     def compress_tokens(self, grids: Tensor | np.ndarray, size: tuple[int, int]) -> list[bytes]:
         """(B,h,w) integers in [0,K), the grids of images of ``size`` (H,W) -> a file each. ValueError for any others."""
@@ -118,8 +112,6 @@ class Compressor:
             found += self.tokenizer.decode_index(torch.from_numpy(np.stack(part)).to(self.device))  # (B,H,W,3)
         return [image[:H, :W] for image, (H, W) in zip(found, sizes, strict=True)]
 
-    # --- the range coder -------------------------------------------------------------------------------------------------
-
     def encode(self, grids: np.ndarray) -> list[bytes]:
         """(B,h,w) int64 -> B payloads, which are a chunk: if the prior computes in floats, :meth:`decode` needs them all."""
         parts = []
@@ -155,8 +147,6 @@ class Compressor:
     def tiles(self, grid: tuple[int, int]) -> Iterator[tuple]:
         """Of the prior's size, see :func:`homework.codec.tiles.tiles`."""
         return tiles.tiles(grid, (self.entropy_model.height, self.entropy_model.width))
-
-    # --- what is coded together ------------------------------------------------------------------------------------------
 
     def read(self, items: Sequence[Item], use: Callable = lambda grids: grids) -> Iterator[dict]:
         """The grids (h,w) int64 of images in files, some of one size at a time, by their position in ``items``; or what
@@ -212,7 +202,7 @@ class Compressor:
 
 def in_order(batches: Iterable[dict]) -> list:
     """The values of dictionaries that together hold each position once, by position."""
-    found = dict(itertools.chain.from_iterable(batch.items() for batch in batches))
+    found = {k: value for batch in batches for k, value in batch.items()}
     return [found[k] for k in range(len(found))]
 
 

@@ -20,8 +20,8 @@ def entropy_model(prior: Prior) -> "ExactPrior | FloatPrior":
     """What codes grids under ``prior``: on integers where it is a transformer that can be exported to them, else in floats.
 
     Both have ``n_tokens`` (K), ``exact``, ``height`` and ``width`` (of the largest grid), ``fingerprints`` (32 bytes by
-    version of the file format) and ``steps``; on integers also ``weights``, of complete grids. Both give weights for the
-    range coder, see :mod:`homework.codec.range_coder`, from arrays of tokens.
+    version of the file format) and ``steps``, which give weights for the range coder (:mod:`homework.codec.range_coder`)
+    from arrays of tokens; on integers also ``weights``, those of complete grids.
     """
     if isinstance(prior, AutoregressiveModel):
         try:
@@ -64,8 +64,7 @@ class ExactPrior:
             return self._weights(logits.flatten(1, 2))  # (B,h,w,K) -> (B,N,K)
 
     def steps(self, B: int, h: int, w: int) -> Step:
-        """Takes the (B,n) int64 tokens of the next n positions (any n at first, then 1), returns (B,K) float32 for the
-        position after them."""
+        """The (B,n) int64 tokens of the next n positions (any n at first, then 1) -> (B,K) float32 for the one after."""
         with full_precision(self.device):
             steps = ExactSteps(self.model, B, h, w) if self.in_numpy else self.model.steps(B, h, w, self.device)
 
@@ -101,9 +100,8 @@ class FloatPrior:
 
 
 def quantize_probabilities(begin: Callable[[], Steps], n_tokens: int, device: torch.device) -> Step:
-    """Steps that give weights where those that ``begin`` makes on ``device`` give logits; both in full precision, for a
-    model may compute as soon as it begins."""
-    with full_precision(device):
+    """Steps that give weights where those that ``begin`` makes on ``device`` give logits."""
+    with full_precision(device):  # a model may compute as soon as it begins
         steps = begin()
 
     def step(tokens: np.ndarray) -> np.ndarray:

@@ -56,8 +56,8 @@ def compress_files(compressor: Compressor, paths: list[str], output: str, *, pac
             try:
                 _verify(compressor, temporary, kept)
             except ValueError as error:
-                what = f"{output} is not written, for it would not decode to the tokens that were coded"
-                raise ValueError(f"{what}: {error}") from error
+                raise ValueError(f"{output} is not written, for it would not decode to the tokens that were coded: "
+                                 f"{error}") from error  # fmt: skip
     return len(paths) - len(bad), original
 
 

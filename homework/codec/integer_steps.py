@@ -129,14 +129,9 @@ class ExactSteps:
             self.padded[:, self.own[n]] = column
         self.n += tokens.shape[1]
         for n in range(self.done, self.n + 1):
-            x = self.compute(n)
+            rows = self.padded.take(self.around[n], 1) + self.first_rows  # (B,m)
+            x = np.add.reduce(self.table.take(rows, 0), 1) + self.positions[n]  # (B,m,D) -> (B,D)
+            for layer in self.layers:
+                layer(x, n)
         self.done = self.n + 1
         return torch.from_numpy(self.head(self.norm(x)).copy())
-
-    def compute(self, n: int) -> np.ndarray:
-        """(B,D) after the last layer at position n; all positions before it have been computed."""
-        rows = self.padded.take(self.around[n], 1) + self.first_rows  # (B,m)
-        x = np.add.reduce(self.table.take(rows, 0), 1) + self.positions[n]  # (B,m,D) -> (B,D)
-        for layer in self.layers:
-            layer(x, n)
-        return x

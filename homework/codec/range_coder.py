@@ -71,8 +71,7 @@ def _shortest(encoder: RangeEncoder) -> bytes:
 
 
 class BatchDecoder:
-    """Decodes S payloads of :func:`encode` in lockstep, one or several tokens of each at a time; messages call them by
-    ``names``."""
+    """Decodes S payloads, which messages call by ``names``, in lockstep, one or several tokens of each at a time."""
 
     def __init__(self, payloads: Sequence[bytes], names: Sequence[str]):
         padded = [payload + bytes(-len(payload) % 4 + 8) for payload in payloads]

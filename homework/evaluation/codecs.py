@@ -90,8 +90,7 @@ class Codec:
         return min(tried.items(), key=lambda item: (abs(len(item[1]) - n_bytes), item[0]))
 
     def as_good(self, image: np.ndarray, mse: float) -> tuple[int, bytes]:
-        """The lowest quality that a bisection finds whose mean squared error (of pixels from 0 to 1) is at most ``mse``, and
-        its file; quality 100 if there is none."""
+        """The lowest quality of a bisection whose error (pixels from 0 to 1) is at most ``mse``, else 100; and its file."""
 
         def worse(file: bytes) -> bool:
             return np.square(self.decode(file) / 255.0 - image / 255.0).mean() > mse

@@ -31,17 +31,11 @@ class Point:
 
     def summary(self) -> dict:
         """Means by name."""
-        return {
-            "codec": self.codec,
-            "setting": self.setting,
-            "images": len(self.rows),
-            "bytes": self["bytes"],
-            "payload_bytes": self["payload"],
-            "bits_per_pixel": 8 * self["bytes"] / self["pixels"],
-            "psnr_of_mean_mse": self["psnr"],
-            "mean_of_psnrs": sum(map(psnr, self.rows[:, COLUMNS.index("mse")])) / len(self.rows),
-            **{name: self[name] for name in ("ms_ssim", "encode_s", "decode_s")},
-        }
+        n, mean_psnr = len(self.rows), sum(map(psnr, self.rows[:, COLUMNS.index("mse")])) / len(self.rows)
+        return {"codec": self.codec, "setting": self.setting, "images": n, "bytes": self["bytes"],
+                "payload_bytes": self["payload"], "bits_per_pixel": 8 * self["bytes"] / self["pixels"],
+                "psnr_of_mean_mse": self["psnr"], "mean_of_psnrs": mean_psnr,
+                **{name: self[name] for name in ("ms_ssim", "encode_s", "decode_s")}}  # fmt: skip
 
     def each(self, paths: list[str]) -> list[dict]:
         """The columns by name, for each of the images ``paths``, with their bits per pixel and PSNR."""
@@ -93,8 +87,7 @@ def rate_at(curve: Curve, quality: float) -> float | None:
 
 def bd_rate(curve: Curve, reference: Curve) -> float | None:
     """Bjontegaard's difference in rate (VCEG-M33) of ``curve`` from ``reference``: the mean difference of the logarithms of
-    both rates over the qualities that both reach, as a fraction: -0.5 is half the rate. None where the curves have no
-    qualities in common, or one is a single point."""
+    both rates over their :func:`common_range`, as a fraction: -0.5 is half the rate. None where they have none."""
     between = common_range(curve, reference)
     if between is None:
         return None
@@ -140,8 +133,7 @@ def verdict(curves: Curves, original: float) -> list[str]:
 
 
 def bjontegaard(curves: Curves) -> list[dict]:
-    """A row for each codec: Bjontegaard's mean difference in rate, as a fraction, of it against JPEG and of ours against it;
-    None where the two are the same, have no quality in common, or one is a single point."""
+    """A row for each codec: the :func:`bd_rate` of it against JPEG and of ours against it; None where both are the same."""
     rows = []
     for name, points in curves.items():
         row = {"codec": name}

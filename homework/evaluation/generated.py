@@ -34,9 +34,6 @@ def generate_images(tokenizer: Tokenizer, prior: Prior, n_images: int, size: tup
         yield grids, decode(tokenizer, grids)[:, : size[0], : size[1]]
 
 
-# --- tokens that are shades of grey ---------------------------------------------------------------------------------------
-
-
 def to_shades(grey: np.ndarray, K: int, binarize: float | str) -> Tensor:
     """(H,W) uint8 -> (H,W) int64: the nearest of K shades; for K = 2, ink or not, see :func:`.mnist.binary`."""
     grid = binary(grey, binarize) if K == 2 else (grey.astype(np.int64) * (K - 1) + 127) // 255

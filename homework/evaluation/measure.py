@@ -24,8 +24,7 @@ from homework.evaluation.pictures import float_image, heat, save_picture
 
 
 def measure_ours(compressor: Compressor, paths: list[str], size: tuple[int, int] | None = None) -> np.ndarray:
-    """Rows (n, COLUMNS) of our files, whose times are wall-clock times of a batch divided by its images. ValueError if an
-    image is damaged."""
+    """Rows (n, COLUMNS) of our files; times are wall-clock times of a batch over its images. ValueError for damaged ones."""
     rows, total = [], 0
     with tqdm(total=len(paths), desc="ours", unit="img") as bar:
         for _, images in decoded(pieces(paths, compressor.batch_size), size):

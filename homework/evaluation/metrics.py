@@ -28,8 +28,7 @@ def bits_at(prior: nn.Module, grids: Tensor) -> Tensor:
 
 
 def n_scales(H: int, W: int) -> int:
-    """How many of MS-SSIM's five scales an image has room for, at least one. The window has to fit into the coarsest: five
-    need a side of 161 pixels, four one of 81."""
+    """How many of MS-SSIM's five scales have room for the window, at least one: five need 161 pixels a side, four 81."""
     return max(1, sum(min(H, W) > (WINDOW - 1) * 2**scale for scale in range(len(WEIGHTS))))
 
 

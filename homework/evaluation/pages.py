@@ -23,13 +23,10 @@ def write_page(template: str, title: str, results: dict[str, Any], path: Path) -
 
     pages = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
                                trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)  # fmt: skip
-    pages.filters |= {"number": number, "percent": percent, "psnr": psnr, "file_name": file_name}
+    pages.filters |= {"percent": percent, "psnr": psnr, "file_name": file_name}
+    pages.filters["number"] = lambda x, digits=0: f"{x:,.{digits}f}"  # as in 1,234.5
     with files.replacing(path) as temporary:
         temporary.write_text(pages.get_template(template).render(results, title=title), "utf-8")
-
-
-def number(x: float, digits: int = 0) -> str:  # as in 1,234.5
-    return f"{x:,.{digits}f}"
 
 
 def percent(fraction: float, sign: str = "-", digits: int = 1) -> str:

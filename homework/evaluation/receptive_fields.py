@@ -50,8 +50,7 @@ def seen(name: str, depth: int, size: int, kernel: int = 3) -> Tensor:
 
 
 def draw(layers: int, size: int, kernel: int, seed: int, out: str | Path) -> None:
-    """Writes a PNG: a row for each depth from 1 to ``layers``, and side by side the two maps of each model, as in
-    :func:`weighted` and :func:`seen`."""
+    """Writes a PNG: a row for each depth from 1 to ``layers``, and in it :func:`weighted` and :func:`seen` of each model."""
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 

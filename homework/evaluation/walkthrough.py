@@ -12,15 +12,14 @@ from torch import Tensor
 
 from homework.codec.compressor import Compressor
 from homework.datasets.images import to_float, to_uint8
-from homework.evaluation.codecs import CODECS
-from homework.evaluation.generated import generate_images
+from homework.evaluation import codecs, generated
 from homework.evaluation.metrics import bits_at, errors
 from homework.evaluation.pictures import heat
 from homework.priors.base import Prior
 from homework.tokenizers.base import AutoEncoder, Tokenizer, usage_of
 
 BATCH = 16  # images that go through a model at once; with many more, a processor's caches overflow
-RIVALS = tuple(codec for codec in CODECS if codec.name in ("JPEG", "WebP"))
+RIVALS = tuple(codec for codec in codecs.CODECS if codec.name in ("JPEG", "WebP"))
 
 
 class Stopwatch(dict):
@@ -49,8 +48,8 @@ def walk_through(ae: AutoEncoder, coder: Tokenizer, prior: Prior, x: Tensor, n_g
     again = timed("files to tokens", compressor.decompress_tokens, files)
     if not np.array_equal(again, grids.cpu()):
         raise ValueError("The files did not decode to the tokens that were coded; please report it.")
-    parts = generate_images(coder, prior, n_generate, (H, W), BATCH, generator=torch.Generator().manual_seed(seed))
-    new, generated = map(torch.cat, zip(*timed(f"{n_generate} generated images", list, parts), strict=True))
+    parts = generated.generate_images(coder, prior, n_generate, (H, W), BATCH, generator=torch.Generator().manual_seed(seed))
+    new, drawn = map(torch.cat, zip(*timed(f"{n_generate} generated images", list, parts), strict=True))
     mse_coded = errors(to_float(to_uint8(coded)), x)
     columns = {
         "mse_plain": errors(plain, x),
@@ -70,25 +69,17 @@ def walk_through(ae: AutoEncoder, coder: Tokenizer, prior: Prior, x: Tensor, n_g
         "seed": seed,
         **code_usage(grids, coder.n_tokens),
     }
-    pictures = {
-        "original": to_uint8(x),
-        "plain": to_uint8(plain),
-        "coded": to_uint8(coded),
-        "tokens": code_colours(grids, coder.n_tokens),
-        "bits": heat(bits / math.log2(coder.n_tokens)),
-        "generation": generated,
-    }
-    return results, pictures, files
+    pictures = {name: to_uint8(images) for name, images in (("original", x), ("plain", plain), ("coded", coded))}
+    pictures |= {"tokens": code_colours(grids, coder.n_tokens), "bits": heat(bits / math.log2(coder.n_tokens))}
+    return results, pictures | {"generation": drawn}, files
 
 
 def file_columns(results: dict[str, Any], paths: list[str]) -> dict[str, Any]:
     """What templates/demo.html needs of the original files: "kind", the word for them, "images", now with "name" and
     "original" (bytes), and "mean" of all images' numbers."""
     kind = "JPEG" if all(Path(path).suffix.lower() in (".jpg", ".jpeg") for path in paths) else "file"
-    images = [
-        {"name": Path(path).stem.replace("_", " "), "original": Path(path).stat().st_size, **image}
-        for path, image in zip(paths, results["images"], strict=True)
-    ]
+    own = [{"name": path.stem.replace("_", " "), "original": path.stat().st_size} for path in map(Path, paths)]
+    images = [file | image for file, image in zip(own, results["images"], strict=True)]
     mean = {key: sum(image[key] for image in images) / len(images) for key in images[0] if key != "name"}
     return {"kind": kind, "images": images, "mean": {"name": "mean", **mean}}
 
@@ -109,13 +100,9 @@ def code_usage(grids: Tensor, n_tokens: int) -> dict[str, Any]:
     and "perplexity" of their frequencies, and the "log_frequencies" of all codes, from 1 down to 0."""
     counts = torch.bincount(grids.flatten().cpu(), minlength=n_tokens).double()
     measures, logs = usage_of(counts, n_tokens), counts.sort(descending=True).values.log1p()
-    return {
-        "n_tokens": n_tokens,
-        "bits_per_token": math.log2(n_tokens),
-        "used": int(counts.count_nonzero()),
-        **{name: measures[name].item() for name in ("entropy", "perplexity")},
-        "log_frequencies": (logs / logs[0]).tolist(),
-    }
+    return {"n_tokens": n_tokens, "bits_per_token": math.log2(n_tokens), "used": int(counts.count_nonzero()),
+            "entropy": measures["entropy"].item(), "perplexity": measures["perplexity"].item(),
+            "log_frequencies": (logs / logs[0]).tolist()}  # fmt: skip
 
 
 def code_colours(grids: Tensor, n_tokens: int) -> Tensor:
