@@ -64,7 +64,8 @@ def check_name(name: str) -> None:
 
 class Reader:
     """A ``file`` of either kind that can seek, checked but for the payloads, which stay unread; one image is an archive of
-    one. ValueError, which calls it ``name``, if another program or a newer version wrote it, or it is damaged or of another length.
+    one. ValueError, naming it ``name``, if another program or a newer version wrote it, or if it is cut short, too long or
+    damaged.
 
     Attributes: ``kind`` (IMAGE or ARCHIVE), ``head`` (8 bytes), ``version`` of the format, ``patch``, ``exact``, ``length``
     of the file in bytes; and a list each of ``names`` (one image has the name ""), ``sizes`` (H,W), ``lengths`` of the
