@@ -1,6 +1,7 @@
 """What codes grids under a prior: integer frequencies, exact where the prior allows it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from homework.codec.integer_steps import ExactSteps, softmax
 from homework.codec.precision import full_precision
 from homework.codec.range_coder import TOTAL, Step
 from homework.core.fingerprint import digest, fingerprint, legacy_digest, legacy_fingerprint, legacy_options
-from homework.priors.base import Prior, Steps
+from homework.priors.base import Prior
 
 
 def entropy_model(prior: Prior) -> "ExactPrior | FloatPrior":
@@ -65,14 +66,8 @@ class ExactPrior:
 
     def steps(self, B: int, h: int, w: int) -> Step:
         """The (B,n) int64 tokens of the next n positions (any n at first, then 1) -> (B,K) float32 for the one after."""
-        with full_precision(self.device):
-            steps = ExactSteps(self.model, B, h, w) if self.in_numpy else self.model.steps(B, h, w, self.device)
-
-        def step(tokens: np.ndarray) -> np.ndarray:
-            with full_precision(self.device):
-                return self._weights(steps(torch.from_numpy(tokens).to(self.device)))
-
-        return step
+        begin = partial(ExactSteps, self.model) if self.in_numpy else partial(self.model.steps, device=self.device)
+        return coding_steps(partial(begin, B, h, w), self._weights, self.device)
 
     def _weights(self, logits: Tensor) -> np.ndarray:
         """Softmax of (...,K) logits on integers: the table has p_k (2^24 - K), which is divided by the sum of p."""
@@ -96,23 +91,28 @@ class FloatPrior:
 
     def steps(self, B: int, h: int, w: int) -> Step:
         """As :meth:`ExactPrior.steps`."""
-        return quantize_probabilities(lambda: self.model.steps(B, h, w, self.device), self.n_tokens, self.device)
+        return coding_steps(partial(self.model.steps, B, h, w, self.device), quantize_probabilities, self.device)
 
 
-def quantize_probabilities(begin: Callable[[], Steps], n_tokens: int, device: torch.device) -> Step:
-    """Steps that give weights where those that ``begin`` makes on ``device`` give logits."""
+def coding_steps(begin: Callable, weights: Callable[[Tensor], np.ndarray], device: torch.device) -> Step:
+    """Steps from tokens to the ``weights`` of the logits that the steps made by ``begin`` give, all in full precision."""
     with full_precision(device):  # a model may compute as soon as it begins
         steps = begin()
 
     def step(tokens: np.ndarray) -> np.ndarray:
         with full_precision(device):
-            p = steps(torch.from_numpy(tokens).to(device)).float().softmax(dim=-1).cpu().double()
-            total = p.sum(dim=-1, keepdim=True)
-            if not total.isfinite().all():
-                raise ValueError("The prior gives probabilities that are not numbers, so nothing can be coded under it.")
-            return rounded((p / total * (TOTAL - n_tokens)).floor_())
+            return weights(steps(torch.from_numpy(tokens).to(device)))
 
     return step
+
+
+def quantize_probabilities(logits: Tensor) -> np.ndarray:
+    """(...,K) float logits -> weights (...,K) float32. ValueError if some probability is not a number."""
+    p = logits.float().softmax(dim=-1).cpu().double()
+    total = p.sum(dim=-1, keepdim=True)
+    if not total.isfinite().all():
+        raise ValueError("The prior gives probabilities that are not numbers, so nothing can be coded under it.")
+    return rounded((p / total * (TOTAL - logits.shape[-1])).floor_())
 
 
 def rounded(weights: Tensor) -> np.ndarray:

@@ -25,7 +25,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
             common, own = _before.pop()
             if not _before and common is not None:
                 torch.set_float32_matmul_precision(common)
-            for backend, precision in own if not _before else ():
+            for backend, precision in [] if _before else own:
                 backend.fp32_precision = "none"  # so that it has again what it had from a setting for several backends
                 if backend.fp32_precision != precision:
                     backend.fp32_precision = precision

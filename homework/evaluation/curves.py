@@ -63,8 +63,7 @@ def log_rate(curve: Curve) -> "PchipInterpolator":
     from scipy.interpolate import PchipInterpolator
 
     cheapest = {q: math.log(rate) for rate, q in sorted(curve, reverse=True)}
-    qualities = sorted(cheapest)
-    return PchipInterpolator(qualities, [cheapest[q] for q in qualities])
+    return PchipInterpolator(*zip(*sorted(cheapest.items()), strict=True))
 
 
 def common_range(*curves: Curve) -> tuple[float, float] | None:

@@ -25,7 +25,7 @@ from homework.evaluation.pictures import float_image, heat, save_picture
 
 def measure_ours(compressor: Compressor, paths: list[str], size: tuple[int, int] | None = None) -> np.ndarray:
     """Rows (n, COLUMNS) of our files; times are wall-clock times of a batch over its images. ValueError for damaged ones."""
-    rows, total = [], 0
+    rows = []
     with tqdm(total=len(paths), desc="ours", unit="img") as bar:
         for _, images in decoded(pieces(paths, compressor.batch_size), size):
             if bad := [image for image in images if isinstance(image, str)]:
@@ -37,9 +37,8 @@ def measure_ours(compressor: Compressor, paths: list[str], size: tuple[int, int]
             times = [(middle - start) / len(images), (time.perf_counter() - middle) / len(images)]
             for data, x_hat, image in zip(files, again, images, strict=True):
                 rows.append([image.size // 3, len(data), payload(data), *distortion(x_hat, image), *times])
-                total += len(data)
             bar.update(len(images))
-            bar.set_postfix_str(f"{total:,} bytes")
+            bar.set_postfix_str(f"{sum(row[1] for row in rows):,} bytes")
     return np.array(rows)
 
 
