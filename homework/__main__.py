@@ -9,20 +9,8 @@ from pathlib import Path
 
 import homework
 
-COMMANDS = (
-    "train",
-    "tokenize",
-    "generation",
-    "compress",
-    "data",
-    "evaluate",
-    "sample",
-    "features",
-    "som",
-    "summary",
-    "receptive_field",
-    "demo",
-)
+COMMANDS = ("train", "tokenize", "generation", "compress", "data", "evaluate", "sample", "features", "som", "summary",
+            "receptive_field", "demo")  # fmt: skip
 
 
 def describe(name: str) -> str:
@@ -31,26 +19,21 @@ def describe(name: str) -> str:
     return (ast.get_docstring(ast.parse(source)) or "").split(": ``")[0].splitlines()[0]
 
 
-def show_commands() -> None:
-    """Prints the commands with a line each; a reader that closes the pipe, as ``head`` does, ends it quietly."""
-    lines = [f"  {name:<17}{describe(name)}." for name in COMMANDS]
-    usage = "Usage: homework COMMAND ARGUMENTS, or python -m homework.COMMAND ARGUMENTS"
-    hint = "Options of a command: homework COMMAND --help. Version: homework --version."
-    try:
-        print(usage, "", *lines, "", hint, sep="\n", flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would complain at exit
-
-
 def main() -> None:
-    """Runs the command that the command line names, or lists the commands; exits with 1 if there is no such command."""
+    """Runs the command that the command line names, or lists the commands; exits with 1 if it does not exist."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        show_commands()
+        lines = [f"  {command:<17}{describe(command)}." for command in COMMANDS]
+        usage = "Usage: homework COMMAND ARGUMENTS, or python -m homework.COMMAND ARGUMENTS"
+        hint = "Options of a command: homework COMMAND --help. Version: homework --version."
+        try:
+            print(usage, "", *lines, "", hint, sep="\n", flush=True)
+        except BrokenPipeError:  # by a reader such as head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would complain at exit
     elif name == "--version":
         print(f"homework {homework.__version__}")
     elif name in COMMANDS:
-        sys.argv = [name, *arguments]  # runpy puts the path of the module in place of the name
+        sys.argv = [name, *arguments]  # runpy puts the path of the module instead of the name
         runpy.run_module(f"homework.{name}", run_name="__main__", alter_sys=True)
     else:
         near = difflib.get_close_matches(name, COMMANDS, n=1)

@@ -81,7 +81,6 @@ def decompress(tokenizer: str, autoregressive: str, file: str, output: str, only
 
 
 def _find(reader: archive.Reader, name: str) -> int:
-    """The position of an image in an archive. ValueError if it holds none of that name."""
     if reader.kind == format.IMAGE:
         raise ValueError(f"{reader.name} is one image, not an archive of several; leave --only out.")
     if name not in reader.names:
@@ -133,7 +132,6 @@ def printable(name: str) -> str:
 
 
 def _load(tokenizer: str, autoregressive: str, batch_size: int, device: str):
-    """The Compressor of two checkpoints."""
     from homework.codec.compressor import Compressor
 
     cli.at_least(1, batch_size=batch_size)

@@ -4,30 +4,17 @@ from pathlib import Path
 
 import numpy as np
 
-from homework.core import checkpoint, cli, devices
-from homework.core.files import replacing
+from homework.core import checkpoint, cli, devices, files
 from homework.datasets.image_files import image_paths
 from homework.datasets.images import ImageDataset
-from homework.evaluation.pages import require, write_page
-from homework.evaluation.pictures import save_picture
-from homework.evaluation.walkthrough import Stopwatch, file_columns, walk_through
-from homework.priors.base import Prior
+from homework.evaluation import pages, pictures, walkthrough
 from homework.priors.pairs import load_pair
-from homework.tokenizers.base import AutoEncoder, Tokenizer
+from homework.tokenizers.base import AutoEncoder
 
 
-def demo(
-    out: str = "demo",
-    images: str = "data/sample",
-    n_generate: int = 8,
-    seed: int = 0,
-    limit: int = 32,
-    image_size: str | None = None,
-    autoencoder: str | None = None,
-    tokenizer: str | None = None,
-    autoregressive: str | None = None,
-    device: str = "auto",
-) -> None:
+def demo(out: str = "demo", images: str = "data/sample", n_generate: int = 8, seed: int = 0, limit: int = 32,
+         image_size: str | None = None, autoencoder: str | None = None, tokenizer: str | None = None,
+         autoregressive: str | None = None, device: str = "auto") -> None:  # fmt: skip
     """Reconstructs images, tokenizes, compresses and decompresses them, generates new ones, and writes a page about it.
 
     Args:
@@ -44,12 +31,12 @@ def demo(
     """
     cli.at_least(1, n_generate=n_generate, limit=limit)
     cli.check_seed(seed)
-    require("jinja2")
+    pages.require("jinja2")
     autoencoder = str(autoencoder or "PatchAutoEncoder")
     pair = str(tokenizer or "BSQPatchAutoEncoder"), str(autoregressive or "AutoregressiveModel")
-    folder, device, timed = Path(str(out)), devices.pick_device(device), Stopwatch()
+    folder, device, timed = Path(str(out)), devices.pick_device(device), walkthrough.Stopwatch()
 
-    def load() -> tuple[AutoEncoder, Tokenizer, Prior, ImageDataset]:
+    def load() -> tuple:
         coder, prior = load_pair(*pair, device)
         ae = checkpoint.load(autoencoder).to(device)
         if not isinstance(ae, AutoEncoder):
@@ -58,15 +45,15 @@ def demo(
 
     *models, data = timed("load models and images", load)
     x = data.batch(np.arange(len(data)), device)  # (B,H,W,3)
-    results, pictures, files = walk_through(*models, x, n_generate, seed, timed)
-    for name, several in pictures.items():
+    results, shown, compressed = walkthrough.walk_through(*models, x, n_generate, seed, timed)
+    for name, several in shown.items():
         for i, picture in enumerate(several.cpu()):
-            save_picture(picture, folder / f"{name}_{i}.png")
-    for i, file in enumerate(files):
-        with replacing(folder / f"compressed_{i}.hwi") as path:
+            pictures.save_picture(picture, folder / f"{name}_{i}.png")
+    for i, file in enumerate(compressed):
+        with files.replacing(folder / f"compressed_{i}.hwi") as path:
             path.write_bytes(file)
-    results |= file_columns(results, data.names) | {"seconds": timed}
-    write_page("demo.html", "Images, tokens and back", results, folder / "index.html")  # last: all that it shows is there
+    results |= walkthrough.file_columns(results, data.names) | {"seconds": timed}
+    pages.write_page("demo.html", "Images, tokens and back", results, folder / "index.html")  # last: what it shows is there
     print(f"{folder / 'index.html'}: {len(x)} images and {n_generate} generated ones; open it in a browser.")
 
 

@@ -11,25 +11,13 @@ from tqdm import tqdm
 from homework.codec.compressor import Compressor
 from homework.core import checkpoint, cli, devices
 from homework.datasets.image_files import image_paths
-from homework.evaluation import codecs
-from homework.evaluation.curves import Point, verdict
-from homework.evaluation.measure import measure_codecs, measure_ours, show
-from homework.evaluation.pages import require
-from homework.evaluation.report import write_report
+from homework.evaluation import codecs, curves, measure, pages, report
 from homework.priors.pairs import load_pair
 
 
-def evaluate(
-    tokenizer: str,
-    autoregressive: str,
-    images: str = "data/valid",
-    limit: int | None = None,
-    image_size: str | None = None,
-    out: str = "report",
-    n_pictures: int = 4,
-    batch_size: int = 64,
-    device: str = "auto",
-) -> None:
+def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", limit: int | None = None,
+             image_size: str | None = None, out: str = "report", n_pictures: int = 4, batch_size: int = 64,
+             device: str = "auto") -> None:  # fmt: skip
     """Compresses images with our models and with the common codecs, and writes a page, a plot and tables about it.
 
     Args:
@@ -45,10 +33,8 @@ def evaluate(
         batch_size: images that go through our models at once.
         device: of our models: auto, cpu, cuda or mps.
     """
-    cli.at_least(1, n_pictures=n_pictures, batch_size=batch_size)
-    if limit is not None:
-        cli.at_least(1, limit=limit)
-    require("jinja2", "matplotlib", "scipy")
+    cli.at_least(1, n_pictures=n_pictures, batch_size=batch_size, limit=1 if limit is None else limit)
+    pages.require("jinja2", "matplotlib", "scipy")
     folder, pairs = Path(str(out)), list_pairs(tokenizer, autoregressive)
     paths, size = spread(image_paths(str(images)), limit), cli.parse_image_size(image_size)
     device = devices.pick_device(device)
@@ -57,13 +43,14 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)  # before the work, so that a folder that cannot be made is reported at once
 
     settings = [" + ".join(Path(path).stem for path in pair) if len(pairs) > 1 else "" for pair in pairs]
-    ours = [Point("ours", s, measure_ours(c, paths, size)) for s, c in zip(settings, compressors, strict=True)]
-    curves = {"ours": ours} | measure_codecs(rivals, paths, size)
+    ours = [measure.measure_ours(compressor, paths, size) for compressor in compressors]
+    points = {"ours": [curves.Point("ours", s, rows) for s, rows in zip(settings, ours, strict=True)]}
+    points |= measure.measure_codecs(rivals, paths, size)
     shown = tqdm(spread(paths, n_pictures), "pictures", unit="img")
     model, threads = compressors[0].entropy_model, torch.get_num_threads()
     original = float(np.mean([os.path.getsize(path) for path in paths]))
     results = {
-        "pictures": [show(compressors[0], rivals, path, size, i, folder) for i, path in enumerate(shown)],
+        "pictures": [measure.show(compressors[0], rivals, path, size, i, folder) for i, path in enumerate(shown)],
         "original": original,
         "model_bytes": sum(path.stat().st_size for path in map(checkpoint.locate, pairs[0]) if path.is_file()),
         "left_out": left_out,
@@ -72,8 +59,8 @@ def evaluate(
         "exact": model.exact,
         "where": f"{device.type}, {threads} thread{'s' * (threads > 1)}, batches of {batch_size}",
     }
-    write_report(folder, curves, paths, results)
-    print(*verdict(curves, original), sep="\n")
+    report.write_report(folder, points, paths, results)
+    print(*curves.verdict(points, original), sep="\n")
     print(f"{folder / 'index.html'}: {len(paths)} images; open it in a browser.")
 
 

@@ -1,9 +1,9 @@
 """Samples new images, or the rest of an image: ``python -m homework.generation``. See ``--help``."""
 
+import itertools
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -11,9 +11,9 @@ from tqdm import tqdm
 from homework.core import checks, cli, devices
 from homework.core.model import ordinary_tensors
 from homework.datasets.image_files import read_image
-from homework.datasets.images import to_float, to_uint8
-from homework.evaluation.generated import generate_images, save_images
-from homework.evaluation.pictures import on_sheet, save_picture
+from homework.datasets.images import to_uint8
+from homework.evaluation.generated import generate_images
+from homework.evaluation.pictures import float_image, on_sheet, save_picture
 from homework.priors import sampling
 from homework.priors.cascade import Cascade
 from homework.priors.pairs import load_pair
@@ -22,24 +22,10 @@ from homework.tokenizers.base import Tokenizer
 FRAME = (100, 150)  # pixels, height and width, of images whose prior is for no size of its own
 
 
-def generate(
-    tokenizer: str,
-    prior: str,
-    n_images: int,
-    output_path: str,
-    seed: int = 0,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    batch_size: int = 16,
-    complete: str | None = None,
-    rows: int = 10,
-    image_size: str | None = None,
-    device: str = "auto",
-    num_beam: int = 1,
-    beam_width: int = 1,
-    beams: int = 1,
-) -> None:
+def generate(tokenizer: str, prior: str, n_images: int, output_path: str, seed: int = 0, temperature: float = 1.0,
+             top_k: int | None = None, top_p: float | None = None, batch_size: int = 16, complete: str | None = None,
+             rows: int = 10, image_size: str | None = None, device: str = "auto", num_beam: int = 1, beam_width: int = 1,
+             beams: int = 1) -> None:  # fmt: skip
     """Samples images and writes them as generation_0.png, generation_1.png, ... into a folder.
 
     (For a cascade of transformers, see ``python -m homework.generation cascade --help``.)
@@ -68,50 +54,36 @@ def generate(
     checks.integer(1, N_IMAGES=n_images)
     cli.at_least(1, batch_size=batch_size)
     cli.check_seed(seed)
-    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    options |= {"num_beam": num_beam, "beam_width": beam_width, "beams": beams}
+    options = dict(temperature=temperature, top_k=top_k, top_p=top_p, num_beam=num_beam, beam_width=beam_width, beams=beams)
     sampling.check(**options)
     device = devices.pick_device(device)
     coder, prior = load_pair(str(tokenizer), str(prior), device)  # Fire takes 7 for a number
     trained = prior.grid_size and tuple(n * side for n, side in zip(prior.grid_size, coder.patch_shape, strict=True))
     size = cli.parse_image_size(image_size) or trained or FRAME
-    kept = None if complete is None else token_rows(coder, read_float(str(complete), size).to(device), rows)
-    folder, first, options["generator"] = Path(str(output_path)), 0, torch.Generator().manual_seed(seed)
+    kept = None if complete is None else token_rows(coder, str(complete), size, rows)
+    folder, options["generator"] = Path(str(output_path)), torch.Generator().manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=n_images, unit="img") as bar:
-        for _, images in generate_images(coder, prior, n_images, size, batch_size, kept, **options):
-            save_images(images, folder, first)
-            first += len(images)
-            bar.update(len(images))
+    batches = generate_images(coder, prior, n_images, size, batch_size, kept, **options)
+    images = tqdm(itertools.chain.from_iterable(new for _, new in batches), total=n_images, unit="img")
+    for i, image in enumerate(images):
+        save_picture(image, folder / f"generation_{i}.png")
     names = "generation_0.png" + f" to generation_{n_images - 1}.png" * (n_images > 1)
     print(f"{folder}: {names}, of {size[1]}x{size[0]} pixels (width x height)")
 
 
-def read_float(path: str, size: tuple[int, int]) -> Tensor:
-    """(H,W,3) float in [-0.5,0.5]: an image, scaled and cropped to ``size``."""
-    return to_float(torch.from_numpy(np.array(read_image(path, size))))
-
-
 @ordinary_tensors
-def token_rows(coder: Tokenizer, x: Tensor, rows: int) -> Tensor:
-    """The first ``rows`` token rows of an image: (H,W,3) -> (rows,w) int64. ValueError if it has fewer."""
-    grid = coder.encode_index(x)
+def token_rows(coder: Tokenizer, path: str, size: tuple[int, int], rows: int) -> Tensor:
+    """(rows,w) int64: the first token rows of an image, scaled and cropped to (H,W). ValueError if it has fewer."""
+    grid = coder.encode_index(float_image(read_image(path, size)).to(coder.device))
     if type(rows) is not int or not 0 <= rows <= len(grid):
-        size = "x".join(map(str, x.shape[:2]))
-        raise ValueError(f"--rows is {rows!r}, but must be from 0 to {len(grid)}, the token rows of a {size} image.")
+        raise ValueError(f"--rows is {rows!r}, but must be from 0 to {len(grid)}, the token rows of a {size[0]}x{size[1]} "
+                         "image.")  # fmt: skip
     return grid[:rows]
 
 
-def cascade(
-    stages: list[dict],
-    num_images: int = 5,
-    out_dir: str = "generated",
-    seed: int = 69,
-    condition: int | str | None = None,
-    batch_size: int = 16,
-    scale: int = 1,
-    device: str = "auto",
-) -> None:
+def cascade(stages: list[dict], num_images: int = 5, out_dir: str = "generated", seed: int = 69,
+            condition: int | str | None = None, batch_size: int = 16, scale: int = 1,
+            device: str = "auto") -> None:  # fmt: skip
     """Samples images from coarse to fine: i_condition.png, i_stage0.png, i_stage1.png and so on, and all on sheet.png.
 
     Args:
@@ -154,11 +126,8 @@ def starting_codes(model: Cascade, condition: int | str | None, n: int, generato
     if not Path(str(condition)).is_file():
         raise ValueError(f"--condition is {condition}, but must be an integer, the code to start from, or an image.")
     H, W = model.codebooks[0].decode_index(torch.zeros(size, dtype=torch.int64, device=model.device)).shape[:2]
-    return model.encode(read_float(str(condition), (H, W))[None])[0].cpu().expand(n, -1, -1)
+    return model.encode(float_image(read_image(str(condition), (H, W)))[None])[0].cpu().expand(n, -1, -1)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["cascade"]:
-        cli.main("python -m homework.generation", {"cascade": cascade})
-    else:
-        cli.main("python -m homework.generation", generate)
+    cli.main("python -m homework.generation", {"cascade": cascade} if sys.argv[1:2] == ["cascade"] else generate)

@@ -1,16 +1,14 @@
 """Draws what the layers of PixelCNN and GatedPixelCNN see: ``python -m homework.receptive_field``. See ``--help``."""
 
-import itertools
 from pathlib import Path
 
 from homework.core import checks, cli
 from homework.evaluation.pages import require
-from homework.evaluation.receptive_fields import MODELS, draw, seen, weighted
+from homework.evaluation.receptive_fields import draw
 
 
-def receptive_field(
-    layers: int = 4, size: int = 11, kernel: int = 3, seed: int = 0, out: str = "receptive_field.png"
-) -> None:
+def receptive_field(layers: int = 4, size: int = 11, kernel: int = 3, seed: int = 0,
+                    out: str = "receptive_field.png") -> None:  # fmt: skip
     """Draws, for each depth from 1 to LAYERS, which pixels the output in the middle of an image depends on.
 
     There are four maps a depth: how strongly (the mean size of the gradient over random weights and images, on a
@@ -29,11 +27,7 @@ def receptive_field(
     if Path(str(out)).suffix.lower() != ".png" or Path(str(out)).is_dir():
         raise ValueError(f"--out is {out}, but must be a .png file.")
     require("matplotlib")
-    maps = {
-        (name, depth): (weighted(name, depth, size, kernel, seed), seen(name, depth, size, kernel))
-        for name, depth in itertools.product(MODELS, range(1, layers + 1))
-    }
-    draw(maps, layers, str(out))
+    draw(layers, size, kernel, seed, str(out))
     print(f"{out}: the fields of 1 to {layers} layers in {size}x{size} pixels")
 
 

@@ -15,22 +15,10 @@ from homework.priors import sampling
 from homework.priors.pairs import check_prior
 
 
-def sample(
-    prior: str,
-    n_images: int,
-    output_path: str,
-    complete: str | int | tuple | None = None,
-    rows: int = 14,
-    image_size: str = "28x28",
-    binarize: float | str | None = None,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
-    scale: int = 2,
-    data: str = "data",
-    device: str = "auto",
-) -> None:
+def sample(prior: str, n_images: int, output_path: str, complete: str | int | tuple | None = None, rows: int = 14,
+           image_size: str = "28x28", binarize: float | str | None = None, temperature: float = 1.0,
+           top_k: int | None = None, top_p: float | None = None, seed: int = 0, scale: int = 2, data: str = "data",
+           device: str = "auto") -> None:  # fmt: skip
     """Samples pictures of a prior whose tokens are shades of grey, as PNG files sample_0.png, ..., and all on one sheet.png.
 
     With --complete, N_IMAGES endings of each given picture; the sheet then has rows of it, what was kept of it, and these.
@@ -62,8 +50,7 @@ def sample(
     if not 2 <= model.n_tokens <= 256 or "tokenizer" in model.meta or model.stored_codes() is not None:
         raise ValueError(f"The {model.n_tokens} tokens of {prior} are not shades of grey; for a prior over a tokenizer's "
                          f"grids there is python -m homework.generation.")  # fmt: skip
-    if binarize is None:
-        binarize = model.meta.get("binarize", 0)
+    binarize = model.meta.get("binarize", 0) if binarize is None else binarize
     H, W = cli.parse_image_size(image_size)
     options["generator"] = torch.Generator().manual_seed(seed)
     if complete is None:
@@ -79,10 +66,10 @@ def sample(
         given = [to_shades(read_grey(name, (H, W), str(data)), model.n_tokens, binarize) for name in names]
         sheet = complete_rows(model, torch.stack(given), rows, n_images, **options)
         new = torch.cat([row[2:] for row in sheet])
-    folder, sheet = Path(str(output_path)), [[from_shades(grid, model.n_tokens) for grid in row] for row in sheet]
-    for i, grid in enumerate(new):
-        save_picture(from_shades(grid, model.n_tokens), folder / f"sample_{i}.png")
-    save_picture(on_sheet(sheet, scale), folder / "sheet.png")
+    folder = Path(str(output_path))
+    for i, picture in enumerate(from_shades(new, model.n_tokens)):
+        save_picture(picture, folder / f"sample_{i}.png")
+    save_picture(on_sheet([from_shades(row, model.n_tokens) for row in sheet], scale), folder / "sheet.png")
     print(f"{folder / 'sheet.png'}: {len(new)} pictures, each also in a file of its own")
 
 

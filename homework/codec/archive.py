@@ -28,7 +28,7 @@ class ArchiveWriter:
 
     def add(self, names: Sequence[str], sizes: Sequence, payloads: Sequence[bytes], crcs: Sequence[int]) -> None:
         """Appends images that were coded together, at most MAX_CHUNK: their names, (H,W), payloads and CRC-32.
-        ValueError if a name is not a safe relative path, a size is too large, or the archive has grown too large."""
+        ValueError for a name that :func:`check_name` refuses, or if a size or the archive is too large."""
         for name, size in zip(names, sizes, strict=True):
             check_name(name)
             check_size(name, size)
@@ -56,22 +56,20 @@ class ArchiveWriter:
 
 
 def check_name(name: str) -> None:
-    """ValueError if ``name`` could lead out of the folder that an archive is unpacked into, or means the same file as
-    another (``./a`` and ``a``)."""
+    """ValueError if ``name`` could lead out of the folder that an archive is unpacked into, or, like ``./a``, has a twin."""
     for path in (PurePosixPath(name), PurePath(name)):  # on Windows the second also knows drives and backslashes
         if path.as_posix() != name or not path.parts or path.anchor or ".." in path.parts or "\0" in name:
             raise ValueError(f"{name!r} cannot be a name in an archive: it must be a relative path without '..'.")
 
 
 class Reader:
-    """A file of either kind, checked but for the payloads, which stay unread; one image is an archive of one.
+    """A ``file`` of either kind that can seek, checked but for the payloads, which stay unread; one image is an archive of
+    one. ValueError, naming it ``name``, if another program or a newer version wrote it, or if it is cut short, too long or
+    damaged.
 
     Attributes: ``kind`` (IMAGE or ARCHIVE), ``head`` (8 bytes), ``version`` of the format, ``patch``, ``exact``, ``length``
     of the file in bytes; and a list each of ``names`` (one image has the name ""), ``sizes`` (H,W), ``lengths`` of the
     payloads in bytes, ``starts``, ``crcs``, and ``chunks``, ranges of images that were coded together.
-
-    ``file`` must be able to seek; messages call it ``name``. ValueError if another program or a newer version wrote it, or
-    if it is cut short, too long, or damaged.
     """
 
     def __init__(self, file: BinaryIO, name: str = "The file"):
@@ -108,8 +106,7 @@ class Reader:
         self._check_length(at + length + 4)
         self.file.seek(at + length)
         self.names, self.sizes, self.lengths, self.starts = [""], [(height, width)], [length], [at]
-        self.crcs = list(struct.unpack("<I", self.file.read(4)))
-        self.chunks = [range(1)]
+        self.crcs, self.chunks = list(struct.unpack("<I", self.file.read(4))), [range(1)]
 
     def _read_archive(self, start: bytes) -> None:
         if len(start) < FIRST:
@@ -124,8 +121,12 @@ class Reader:
         packed = self.file.read(length - at)
         if crc32(packed[:-4]) != packed[-4:]:
             raise self._changed("index")
+        unpacker = zlib.decompressobj()
         try:
-            self._read_index(_unzip(packed[:-4]), at)
+            index = unpacker.decompress(packed[:-4], MAX_INDEX)
+            if not unpacker.eof or unpacker.unused_data:
+                raise ValueError("it is larger than allowed, or has no end")
+            self._read_index(index, at)
         except (ValueError, struct.error, zlib.error) as error:
             raise damaged(self.name, f"its index cannot be read ({error})") from None
 
@@ -135,8 +136,8 @@ class Reader:
         planes = np.frombuffer(index, np.uint8, 16 * n, 8 + n_chunks).reshape(4, 4, n)
         columns = np.ascontiguousarray(planes.transpose(0, 2, 1)).view("<u4")[..., 0].astype(np.int64)  # (4,4,n) -> (4,n)
         self.names = index[8 + n_chunks + 16 * n :].decode("utf-8", "surrogateescape").split("\0")
-        height, width, self.lengths, self.crcs = columns.tolist()
-        self.sizes = list(zip(height, width, strict=True))
+        *sides, self.lengths, self.crcs = columns.tolist()
+        self.sizes = list(zip(*sides, strict=True))
         ends = FIRST + np.cumsum(columns[2])
         self.starts = (ends - columns[2]).tolist()
         stops = np.cumsum(counts).tolist()
@@ -149,12 +150,11 @@ class Reader:
 
     def _check_length(self, claimed: int) -> None:
         if self.length < claimed:
-            raise self._cut_short(claimed)
+            raise self._cut_short(f" of {claimed:,}")
         if self.length > claimed:
             raise ValueError(f"{self.name} is longer than it says: it has {self.length:,} bytes, not {claimed:,}.")
 
-    def _cut_short(self, claimed: int | None = None) -> ValueError:
-        of = f" of {claimed:,}" if claimed else ""
+    def _cut_short(self, of: str = "") -> ValueError:
         return ValueError(f"{self.name} is cut short: it has {self.length:,}{of} bytes.")
 
     def _changed(self, part: str) -> ValueError:
@@ -165,10 +165,9 @@ class Reader:
         wanted = models.head(self.kind, self.version)
         for what, part in ("tokenizer", slice(3, 5)), ("prior", slice(5, 7)):
             if wanted[part] != self.head[part]:
-                raise ValueError(
-                    f"{self.name} was written with another {what}, whose fingerprint begins with {self.head[part].hex()}; "
-                    f"that of the one given begins with {wanted[part].hex()}; name the {what} that wrote it."
-                )
+                raise ValueError(f"{self.name} was written with another {what}, whose fingerprint begins with "
+                                 f"{self.head[part].hex()}; that of the one given begins with {wanted[part].hex()}; name "
+                                 f"the {what} that wrote it.")  # fmt: skip
         if wanted != self.head:
             raise ValueError(f"{self.name} was written with another patch size or arithmetic than that of the models given.")
 
@@ -189,12 +188,3 @@ class Reader:
         """The coded tokens of image ``i``; only they are read."""
         self.file.seek(self.starts[i])
         return self.file.read(self.lengths[i])
-
-
-def _unzip(data: bytes) -> bytes:
-    """ValueError if more than MAX_INDEX bytes come out, or the stream does not end where the data does."""
-    unpacker = zlib.decompressobj()
-    index = unpacker.decompress(data, MAX_INDEX)
-    if not unpacker.eof or unpacker.unused_data:
-        raise ValueError("it is larger than allowed, or has no end")
-    return index

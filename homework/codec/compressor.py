@@ -1,7 +1,6 @@
 """Images to bytes and back."""
 
 import io
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -22,28 +21,19 @@ Item = tuple[archive.Reader, int]  # a file, and which of its images
 
 
 class Compressor:
-    """Images to bytes and back: the tokens of a tokenizer, range-coded under a prior.
-
-    ::
+    """Images to bytes and back: the tokens of a tokenizer, range-coded under a prior::
 
         x (H,W,3) -> encode_index -> grid (h,w) -> tiles of the prior's size -> weights -> range coder -> file
         file -> range coder <-> the prior's steps -> grid (h,w) -> decode_index -> crop -> x_hat (H,W,3)
 
     The grid comes back exactly: under a transformer, which computes on integers (:mod:`homework.codec.integer_layers`), on
     every machine and in any batch; under other priors, which take the same float steps in both directions, on machines of
-    one kind. A file says which.
-
-    Args:
-        tokenizer, autoregressive: the models; both are put into eval mode and onto ``device``.
-        device: where the models compute; None for where the tokenizer is.
-        batch_size: images, or tiles of them, that go through the models at once.
-    Raises:
-        ValueError: the models do not go together.
+    one kind. A file says which. Both models are put into eval mode and onto ``device`` (None for where the tokenizer is);
+    ``batch_size`` images, or tiles of them, go through them at once. ValueError if the two do not go together.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, autoregressive: Prior, device: str | torch.device | None = None, batch_size: int = 64
-    ):
+    def __init__(self, tokenizer: Tokenizer, autoregressive: Prior, device: str | torch.device | None = None,
+                 batch_size: int = 64):  # fmt: skip
         if tokenizer.n_tokens != autoregressive.n_tokens:
             raise ValueError(f"The tokenizer has {tokenizer.n_tokens} codes, but the prior was trained on "
                              f"{autoregressive.n_tokens}; train a prior on this tokenizer's grids.")  # fmt: skip
@@ -56,8 +46,6 @@ class Compressor:
         both = {version: (own[version], prior) for version, prior in self.entropy_model.fingerprints.items()}
         self.models = format.Models(both, max(tokenizer.patch_shape), self.entropy_model.exact)
 
-    # --- images ----------------------------------------------------------------------------------------------------------
-
     def compress(self, x: Tensor) -> bytes:
         """One image (H,W,3), float in [-0.5,0.5] -> its file. ValueError if it is of another shape or too large."""
         return self.compress_batch([x])[0]
@@ -69,7 +57,7 @@ class Compressor:
 
     def compress_batch(self, images: Tensor | Sequence[Tensor]) -> list[bytes]:
         """As :meth:`compress`, for (B,H,W,3) or several images (H,W,3), of any sizes."""
-        same = groups(range(len(images)), [image_size(x) for x in images])
+        same = groups(range(len(images)), map(image_size, images))
         parts = [(size, part) for size, where in same for part in self.parts(where, self.grid(size))]
 
         def work(part: tuple) -> dict[int, bytes]:
@@ -83,8 +71,6 @@ class Compressor:
         """As :meth:`decompress`, for several. (In another batch the last bits of the floats may differ, but no token.)"""
         return in_order(self.read_images(_single(files)))
 
-    # --- tokens ----------------------------------------------------------------------------------------------------------
-
     def compress_tokens(self, grids: Tensor | np.ndarray, size: tuple[int, int]) -> list[bytes]:
         """(B,h,w) integers in [0,K), the grids of images of ``size`` (H,W) -> a file each. ValueError for any others."""
         grids = np.asarray(torch.as_tensor(grids).cpu(), np.int64)
@@ -95,10 +81,8 @@ class Compressor:
             raise ValueError(f"Tokens must be from 0 to {self.entropy_model.n_tokens - 1}.")
         # floats repeat only in the batch in which they were coded, and a file of its own is a batch of one
         payloads = self.encode(grids) if self.entropy_model.exact else [self.encode(grid[None])[0] for grid in grids]
-        return [
-            format.image_file(self.models, size, payload, self.models.crc(size, grid))
-            for payload, grid in zip(payloads, grids, strict=True)
-        ]
+        crcs = [self.models.crc(size, grid) for grid in grids]
+        return [format.image_file(self.models, size, *coded) for coded in zip(payloads, crcs, strict=True)]
 
     def decompress_tokens(self, files: Sequence[bytes]) -> list[np.ndarray]:
         """The grids (h,w) int64 of files. ValueError as in :meth:`decompress`."""
@@ -127,8 +111,6 @@ class Compressor:
         for part in pieces(grids, max(1, PIXELS_AT_ONCE // (grids[0].size * self.models.patch**2))):
             found += self.tokenizer.decode_index(torch.from_numpy(np.stack(part)).to(self.device))  # (B,H,W,3)
         return [image[:H, :W] for image, (H, W) in zip(found, sizes, strict=True)]
-
-    # --- the range coder -------------------------------------------------------------------------------------------------
 
     def encode(self, grids: np.ndarray) -> list[bytes]:
         """(B,h,w) int64 -> B payloads, which are a chunk: if the prior computes in floats, :meth:`decode` needs them all."""
@@ -165,8 +147,6 @@ class Compressor:
     def tiles(self, grid: tuple[int, int]) -> Iterator[tuple]:
         """Of the prior's size, see :func:`homework.codec.tiles.tiles`."""
         return tiles.tiles(grid, (self.entropy_model.height, self.entropy_model.width))
-
-    # --- what is coded together ------------------------------------------------------------------------------------------
 
     def read(self, items: Sequence[Item], use: Callable = lambda grids: grids) -> Iterator[dict]:
         """The grids (h,w) int64 of images in files, some of one size at a time, by their position in ``items``; or what
@@ -222,7 +202,7 @@ class Compressor:
 
 def in_order(batches: Iterable[dict]) -> list:
     """The values of dictionaries that together hold each position once, by position."""
-    found = dict(itertools.chain.from_iterable(batch.items() for batch in batches))
+    found = {k: value for batch in batches for k, value in batch.items()}
     return [found[k] for k in range(len(found))]
 
 
@@ -238,8 +218,8 @@ def image_size(x: Tensor) -> tuple[int, int]:
 def _single(files: Sequence[bytes]) -> list[Item]:
     """Files of one image each. ValueError, saying which, for an archive."""
     names = [f"File {k}" if len(files) > 1 else "The file" for k in range(len(files))]
-    readers = list(map(archive.Reader, map(io.BytesIO, files), names))
-    for reader in readers:
+    items = [(archive.Reader(io.BytesIO(data), name), 0) for data, name in zip(files, names, strict=True)]
+    for reader, _ in items:
         if reader.kind != format.IMAGE:
             raise ValueError(f"{reader.name} is an archive; unpack it with python -m homework.compress decompress.")
-    return [(reader, 0) for reader in readers]
+    return items

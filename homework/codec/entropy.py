@@ -1,6 +1,7 @@
 """What codes grids under a prior: integer frequencies, exact where the prior allows it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -13,15 +14,15 @@ from homework.codec.integer_steps import ExactSteps, softmax
 from homework.codec.precision import full_precision
 from homework.codec.range_coder import TOTAL, Step
 from homework.core.fingerprint import digest, fingerprint, legacy_digest, legacy_fingerprint, legacy_options
-from homework.priors.base import Prior, Steps
+from homework.priors.base import Prior
 
 
 def entropy_model(prior: Prior) -> "ExactPrior | FloatPrior":
     """What codes grids under ``prior``: on integers where it is a transformer that can be exported to them, else in floats.
 
     Both have ``n_tokens`` (K), ``exact``, ``height`` and ``width`` (of the largest grid), ``fingerprints`` (32 bytes by
-    version of the file format) and ``steps``; on integers also ``weights``, of complete grids. Both give weights for the
-    range coder, see :mod:`homework.codec.range_coder`, from arrays of tokens.
+    version of the file format) and ``steps``, which give weights for the range coder (:mod:`homework.codec.range_coder`)
+    from arrays of tokens; on integers also ``weights``, those of complete grids.
     """
     if type(prior) is AutoregressiveModel:  # a subclass may compute something else
         try:
@@ -35,11 +36,8 @@ class ExactPrior:
     """A transformer prior on integers, see :func:`entropy_model`. It gives the same weights to the last bit at once and step
     by step, in any batch, with any number of threads, on the CPU and on CUDA (MPS has no float64: there the CPU computes).
 
-    Args:
-        prior: the model; it stays as it is.
-        carrier: dtype that holds the integers: float32, the fastest, float64 or int64.
-    Raises:
-        OverflowError: the model has no room for all of its parts below 2^24.
+    ``carrier`` is the dtype that holds the integers: float32, the fastest, float64 or int64. ``prior`` stays as it is.
+    OverflowError if it has no room for all of its parts below 2^24.
     """
 
     exact: Literal[True] = True
@@ -67,16 +65,9 @@ class ExactPrior:
             return self._weights(logits.flatten(1, 2))  # (B,h,w,K) -> (B,N,K)
 
     def steps(self, B: int, h: int, w: int) -> Step:
-        """Takes the (B,n) int64 tokens of the next n positions (any n at first, then 1), returns (B,K) float32 for the
-        position after them."""
-        with full_precision(self.device):
-            steps = ExactSteps(self.model, B, h, w) if self.in_numpy else self.model.steps(B, h, w, self.device)
-
-        def step(tokens: np.ndarray) -> np.ndarray:
-            with full_precision(self.device):
-                return self._weights(steps(torch.from_numpy(tokens).to(self.device)))
-
-        return step
+        """The (B,n) int64 tokens of the next n positions (any n at first, then 1) -> (B,K) float32 for the one after."""
+        begin = partial(ExactSteps, self.model) if self.in_numpy else partial(self.model.steps, device=self.device)
+        return coding_steps(partial(begin, B, h, w), self._weights, self.device)
 
     def _weights(self, logits: Tensor) -> np.ndarray:
         """Softmax of (...,K) logits on integers: the table has p_k (2^24 - K), which is divided by the sum of p."""
@@ -100,24 +91,28 @@ class FloatPrior:
 
     def steps(self, B: int, h: int, w: int) -> Step:
         """As :meth:`ExactPrior.steps`."""
-        return quantize_probabilities(lambda: self.model.steps(B, h, w, self.device), self.n_tokens, self.device)
+        return coding_steps(partial(self.model.steps, B, h, w, self.device), quantize_probabilities, self.device)
 
 
-def quantize_probabilities(begin: Callable[[], Steps], n_tokens: int, device: torch.device) -> Step:
-    """Steps that give weights where those that ``begin`` makes on ``device`` give logits; both in full precision, for a
-    model may compute as soon as it begins."""
-    with full_precision(device):
+def coding_steps(begin: Callable, weights: Callable[[Tensor], np.ndarray], device: torch.device) -> Step:
+    """Steps from tokens to the ``weights`` of the logits that the steps made by ``begin`` give, all in full precision."""
+    with full_precision(device):  # a model may compute as soon as it begins
         steps = begin()
 
     def step(tokens: np.ndarray) -> np.ndarray:
         with full_precision(device):
-            p = steps(torch.from_numpy(tokens).to(device)).float().softmax(dim=-1).cpu().double()
-            total = p.sum(dim=-1, keepdim=True)
-            if not total.isfinite().all():
-                raise ValueError("The prior gives probabilities that are not numbers, so nothing can be coded under it.")
-            return rounded((p / total * (TOTAL - n_tokens)).floor_())
+            return weights(steps(torch.from_numpy(tokens).to(device)))
 
     return step
+
+
+def quantize_probabilities(logits: Tensor) -> np.ndarray:
+    """(...,K) float logits -> weights (...,K) float32. ValueError if some probability is not a number."""
+    p = logits.float().softmax(dim=-1).cpu().double()
+    total = p.sum(dim=-1, keepdim=True)
+    if not total.isfinite().all():
+        raise ValueError("The prior gives probabilities that are not numbers, so nothing can be coded under it.")
+    return rounded((p / total * (TOTAL - logits.shape[-1])).floor_())
 
 
 def rounded(weights: Tensor) -> np.ndarray:

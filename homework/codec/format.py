@@ -26,17 +26,11 @@ MAX_PIXELS = 2**26  # of an image: what a header may claim must be bounded
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """What wrote a file, and is needed to read it.
+    """What wrote a file, and is needed to read it."""
 
-    Args:
-        fingerprints: of the tokenizer and of the prior, 32 bytes each, by the version of the format that knows them so.
-        patch: side P of a patch in pixels, 1 to 127.
-        exact: whether the prior's arithmetic is on integers.
-    """
-
-    fingerprints: dict[int, tuple[bytes, bytes]]
-    patch: int
-    exact: bool
+    fingerprints: dict[int, tuple[bytes, bytes]]  # by version of the format: of tokenizer and prior, 32 bytes each
+    patch: int  # side P of a patch in pixels, 1 to 127
+    exact: bool  # whether the prior's arithmetic is on integers
 
     def head(self, magic: bytes, version: int = FORMAT) -> bytes:
         """The first 8 bytes of a file. ValueError if it cannot say the patch size."""

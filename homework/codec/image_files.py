@@ -56,8 +56,8 @@ def compress_files(compressor: Compressor, paths: list[str], output: str, *, pac
             try:
                 _verify(compressor, temporary, kept)
             except ValueError as error:
-                what = f"{output} is not written, for it would not decode to the tokens that were coded"
-                raise ValueError(f"{what}: {error}") from error
+                raise ValueError(f"{output} is not written, for it would not decode to the tokens that were coded: "
+                                 f"{error}") from error  # fmt: skip
     return len(paths) - len(bad), original
 
 
@@ -71,15 +71,14 @@ def names_below(paths: list[str]) -> list[str]:
 
 
 def _encode(compressor: Compressor, chunk: Chunk) -> tuple[Chunk, list[bytes]]:
-    """A chunk with grids in place of pixels, and its payloads."""
+    """A chunk with grids instead of pixels, and its payloads."""
     part, size, pixels = chunk
     grids = compressor.to_tokens(to_float(torch.from_numpy(pixels)))  # (B,H,W,3)
     return (part, size, grids), compressor.encode(grids)
 
 
-def _same_size(
-    compressor: Compressor, paths: list[str], bad: list[str], bar: tqdm, scaled: tuple[int, int] | None
-) -> Iterator[Chunk]:
+def _same_size(compressor: Compressor, paths: list[str], bad: list[str], bar: tqdm,
+               scaled: tuple[int, int] | None) -> Iterator[Chunk]:  # fmt: skip
     """As many images of one size as are coded together; ``bad`` gets a sentence about each that cannot be one."""
     at_once = min(compressor.batch_size, -(-len(paths) // compressor.workers))
     for batch, images in decoded(_read_ahead(paths, at_once), scaled):
@@ -125,9 +124,6 @@ def _verify(compressor: Compressor, path: Path, kept: list[np.ndarray]) -> None:
             bar.set_postfix_str(f"{n_bytes:,} bytes")
 
 
-# --- decompressing --------------------------------------------------------------------------------------------------------
-
-
 def decompress_file(compressor: Compressor, reader: Reader, wanted: Sequence[int], target: Path, folder: bool) -> None:
     """Writes the ``wanted`` images of a file as PNG files in the folder ``target``, or one image as ``target`` itself, in
     the lossless format of its suffix. ValueError if any is damaged or of other models; then nothing is written."""
@@ -138,19 +134,17 @@ def decompress_file(compressor: Compressor, reader: Reader, wanted: Sequence[int
         kind = "PNG" if folder else LOSSLESS[target.suffix.lower()]
 
         def save(k: int, image: torch.Tensor) -> int:
-            return _save(to_uint8(image).cpu().numpy(), names[wanted[k]], kind)
+            path = names[wanted[k]]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(to_uint8(image).cpu().numpy())
+            image.save(path, format=kind, compress_level=1)  # of PNG: as large as with 6, nearly, in half the time
+            return path.stat().st_size
 
         with tqdm(total=len(wanted), desc="decompressing", unit="img") as bar:
             for lengths in compressor.read_images(items, save):
                 n_bytes += sum(lengths.values())
                 bar.update(len(lengths))
                 bar.set_postfix_str(f"{n_bytes:,} bytes")
-
-
-def _save(image: np.ndarray, path: Path, kind: str) -> int:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path, format=kind, compress_level=1)  # of PNG: as large as with 6, nearly, in half the time
-    return path.stat().st_size
 
 
 def png_names(names: list[str]) -> list[str]:

@@ -59,16 +59,11 @@ def look_up(table: Tensor, i: Tensor) -> Tensor:
 
 
 class ExactLinear(nn.Module):
-    """A linear layer on integers: floor((W x + b) / 2^s + 1/2), with an s for every row of W.
+    """A linear layer on integers, of dtype ``carrier``: floor((W x + b) / 2^s + 1/2), with an s for every row of W.
 
-    Args:
-        weight, bias: (out,in) and (out), real numbers, float64.
-        in_bits, limit: inputs are Q.in_bits, from -limit to limit.
-        out_bits: outputs are Q.out_bits, all or each (out).
-        carrier: dtype of the tensors.
-        floored: whether the inputs were floored, not rounded: then they represent values that are half a unit higher.
-    Raises:
-        OverflowError: some row has no room for weights of at least the outputs' precision.
+    ``weight`` (out,in) and ``bias`` (out) are real, float64. Inputs are Q.in_bits from -limit to limit, outputs Q.out_bits,
+    all or each (out). Inputs that were ``floored``, not rounded, represent values that are half a unit higher. OverflowError
+    if some row has no room for weights of at least the outputs' precision.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, in_bits: int, limit: int, out_bits: int | Tensor,
@@ -87,10 +82,8 @@ class ExactLinear(nn.Module):
             if (shift < 1).any():
                 raise OverflowError("The weights are too large for integers below 2^24.")
         self.bound = int((largest / 2.0**shift).max()) + 1  # of the outputs
-        self.register_buffer("weight", w.to(carrier))
-        self.register_buffer("bias", b.to(carrier))
-        self.register_buffer("divisor", (2.0**shift).to(carrier))
-        self.limit = limit
+        for name, values in ("weight", w), ("bias", b), ("divisor", 2.0**shift):
+            self.register_buffer(name, values.to(carrier))
         if carrier != torch.int64:  # floats need no division: integers times powers of two are as exact as they are
             scaled = (w / 2.0 ** shift[:, None]).T.to(carrier)  # (in,out), which is faster for few rows
             self.register_buffer("scaled", scaled.contiguous(), persistent=False)
@@ -111,7 +104,6 @@ class ExactNorm(nn.Module):
         wide = torch.int64 if carrier == torch.int64 else torch.float64  # sums of squares are below 2^53
         self.register_buffer("D", torch.tensor(D, dtype=wide))
         self.register_buffer("one", torch.tensor(2**NORMED, dtype=carrier))
-        self.limit = NORMED_LIMIT
 
     def forward(self, x: Tensor) -> Tensor:
         mean = floor_divide_(x.to(self.D.dtype, copy=True).square_().sum(dim=-1, keepdim=True), self.D)
@@ -185,7 +177,6 @@ class ExactLayer(nn.Module):
         self.down = ExactLinear(down.weight, down.bias, HIDDEN, HIDDEN_LIMIT, stream, carrier)
         self.register_buffer("rounding", torch.tensor(2 ** (2 * UP - 1 - HIDDEN), dtype=carrier))
         self.register_buffer("divisor", 2 * self.rounding)  # from squares, Q.16, to Q.5
-        self.u_limit = U_LIMIT
         self.bound = self.attention.out.bound + self.down.bound  # of what it adds to the stream
 
     def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int = 0) -> Tensor:
@@ -220,7 +211,6 @@ def export(prior: AutoregressiveModel, carrier: torch.dtype = torch.float32) -> 
     weight, bias = wide.head.weight * wide.norm.weight * math.log2(math.e), wide.head.bias * math.log2(math.e)
     model.head = ExactLinear(weight, bias, NORMED, NORMED_LIMIT, LOGIT, carrier, floored=True)
     model.norm = ExactNorm(D, carrier)
-    if carrier == torch.float32:
-        for p in model.parameters():
-            p.data = p.float()
+    for p in model.parameters() if carrier == torch.float32 else ():
+        p.data = p.float()
     return model

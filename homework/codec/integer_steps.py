@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from homework.codec.integer_layers import HIDDEN_LIMIT, NORMED_LIMIT, U_LIMIT
+
 ROWS = 128  # of logits that become weights at once: with many more, memory costs more than it saves
 
 
@@ -40,7 +42,7 @@ class NormStep:
     """:class:`ExactNorm` of (B,D) rows: (B,D), the same memory each time."""
 
     def __init__(self, norm: nn.Module, B: int):
-        self.D, self.one, self.limit = norm.D.numpy(), norm.one.double().numpy(), norm.limit
+        self.D, self.one = norm.D.numpy(), norm.one.double().numpy()
         self.out = torch.empty(B, int(norm.D), dtype=torch.float32)
         self.array = self.out.numpy()
 
@@ -50,7 +52,7 @@ class NormStep:
         mean = np.floor(np.add.reduce(wide, 1, keepdims=True) / self.D)
         root = np.floor(np.sqrt(mean + 1.5)) / self.one
         np.floor(np.divide(x, root.astype(np.float32), self.array), self.array)
-        return self.out.clamp_(-self.limit, self.limit)
+        return self.out.clamp_(-NORMED_LIMIT, NORMED_LIMIT)
 
 
 class LayerStep:
@@ -64,8 +66,7 @@ class LayerStep:
         attention, self.norm = layer.attention, norm
         parts = attention.qkv, attention.out, layer.up, layer.down
         self.qkv, self.out, self.up, self.down = (LinearStep(part, B) for part in parts)
-        self.limit, self.u_limit, self.h_limit = attention.limit, layer.u_limit, layer.down.limit
-        self.part, self.half = (1 / layer.divisor).numpy(), np.array(0.5, np.float32)
+        self.limit, self.part, self.half = attention.limit, (1 / layer.divisor).numpy(), np.array(0.5, np.float32)
         heads, self.c, step = attention.n_heads, min(attention.window, N), attention.step
         self.table, self.per_step = attention.table.numpy(), (1 / step).numpy()
         bias = attention.last_biases(self.c) / step
@@ -83,12 +84,12 @@ class LayerStep:
         self.qkv(self.norm(x))
         x += self.out(self.attend(n))
         u = self.up(self.norm(x))
-        self.up.out.clamp_(0, self.u_limit)
+        self.up.out.clamp_(0, U_LIMIT)
         u *= u
         u *= self.part
         u += self.half
         np.floor(u, u)
-        x += self.down(self.up.out.clamp_max_(self.h_limit))
+        x += self.down(self.up.out.clamp_max_(HIDDEN_LIMIT))
 
     def attend(self, n: int) -> Tensor:
         """The means (B,D) of the values that position n sees; its projections are in ``qkv``."""
@@ -128,14 +129,9 @@ class ExactSteps:
             self.padded[:, self.own[n]] = column
         self.n += tokens.shape[1]
         for n in range(self.done, self.n + 1):
-            x = self.compute(n)
+            rows = self.padded.take(self.around[n], 1) + self.first_rows  # (B,m)
+            x = np.add.reduce(self.table.take(rows, 0), 1) + self.positions[n]  # (B,m,D) -> (B,D)
+            for layer in self.layers:
+                layer(x, n)
         self.done = self.n + 1
         return torch.from_numpy(self.head(self.norm(x)).copy())
-
-    def compute(self, n: int) -> np.ndarray:
-        """(B,D) after the last layer at position n; all positions before it have been computed."""
-        rows = self.padded.take(self.around[n], 1) + self.first_rows  # (B,m)
-        x = np.add.reduce(self.table.take(rows, 0), 1) + self.positions[n]  # (B,m,D) -> (B,D)
-        for layer in self.layers:
-            layer(x, n)
-        return x

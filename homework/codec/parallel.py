@@ -1,7 +1,6 @@
 """Work divided among threads."""
 
 import collections
-import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,35 +21,24 @@ def pieces(things: Sequence, n: int) -> list:
     return [things[i : i + n] for i in range(0, len(things), n)]
 
 
+_lock, _before = threading.Lock(), []  # torch's number of threads before the first of the calls that are open, for each
+
+
 def in_parallel(f: Callable, things: Iterable, n: int) -> Iterator:
     """``f`` of each thing, in their order, ``n`` of them at a time in as many threads. Each computes with one torch thread,
     since many small steps that each wait for all cores take longer than many at the same time."""
-    pending = collections.deque()
-    with one_torch_thread():
-        pool = ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,))
-        try:
-            for thing in things:
-                pending.append(pool.submit(f, thing))
-                if len(pending) > n:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, what has not begun is left
-
-
-_lock, _before = threading.Lock(), []  # the number of threads before the first of the blocks that are open, for each of them
-
-
-@contextlib.contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """One torch thread within the block. New threads start with the number that any thread has set last, so blocks that
-    overlap in time all restore the number from before the first."""
+    pool, pending = ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)), collections.deque()
     with _lock:
         _before.append(_before[0] if _before else torch.get_num_threads())
         torch.set_num_threads(1)
     try:
-        yield
+        for thing in things:
+            pending.append(pool.submit(f, thing))
+            if len(pending) > n:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
-        with _lock:
+        pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, what has not begun is left
+        with _lock:  # a new thread starts with the number that any has set last, so all restore that from before the first
             torch.set_num_threads(_before.pop())

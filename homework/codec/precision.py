@@ -22,9 +22,13 @@ def full_precision(device: torch.device) -> Iterator[None]:
             yield
     finally:
         with _lock:
-            allowed = _before.pop()
-            if not _before:
-                _allow(*allowed)
+            common, own = _before.pop()
+            if not _before and common is not None:
+                torch.set_float32_matmul_precision(common)
+            for backend, precision in [] if _before else own:
+                backend.fp32_precision = "none"  # so that it has again what it had from a setting for several backends
+                if backend.fp32_precision != precision:
+                    backend.fp32_precision = precision
 
 
 def _allowed() -> tuple[str | None, list]:
@@ -35,12 +39,3 @@ def _allowed() -> tuple[str | None, list]:
         return torch.get_float32_matmul_precision(), own
     except RuntimeError:  # torch reports a mix of both so
         return None, own
-
-
-def _allow(common: str | None, own: list) -> None:
-    if common is not None:
-        torch.set_float32_matmul_precision(common)
-    for backend, precision in own:
-        backend.fp32_precision = "none"  # so that it has again what it had from a setting for several backends
-        if backend.fp32_precision != precision:
-            backend.fp32_precision = precision

@@ -37,12 +37,9 @@ def intervals_by_steps(step: Step, tokens: np.ndarray) -> np.ndarray:
 
 
 def encode(cumulative: np.ndarray, frequency: np.ndarray) -> bytes:
-    """The payload of a stream of tokens, given their :func:`intervals` (N), (N).
-
-    Each token is coded as the middle one of three symbols, smaller, own and larger, which gives the same bytes as coding it
-    among all K, at the price of three numbers a token and not K. The payload is the shortest that a decoder which reads
-    zeros after its end takes for these tokens, but for zero bytes that say how much has been coded.
-    """
+    """The payload of a stream of tokens, given their :func:`intervals` (N), (N): the shortest that a decoder which reads
+    zeros after its end takes for these tokens, but for zero bytes that say how much has been coded. Each token is coded as
+    the middle one of three symbols, smaller, own and larger: the same bytes as among all K, from three numbers and not K."""
     larger = TOTAL - cumulative - frequency
     first, last = cumulative == 0, larger == 0
     parts = np.stack([cumulative, frequency, larger], axis=1)  # (N,3)
@@ -74,12 +71,7 @@ def _shortest(encoder: RangeEncoder) -> bytes:
 
 
 class BatchDecoder:
-    """Decodes payloads in lockstep, one or several tokens of each at a time.
-
-    Args:
-        payloads: what :func:`encode` returned, S of them.
-        names: what the payloads are called in messages.
-    """
+    """Decodes S payloads, which messages call by ``names``, in lockstep, one or several tokens of each at a time."""
 
     def __init__(self, payloads: Sequence[bytes], names: Sequence[str]):
         padded = [payload + bytes(-len(payload) % 4 + 8) for payload in payloads]

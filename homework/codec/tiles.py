@@ -10,14 +10,11 @@ def tiles(grid: tuple[int, int], tile: tuple[int, int]) -> Iterator[tuple[tuple[
     """Cuts a ``grid`` (h,w) into tiles of at most ``tile`` (height,width), the largest grid of the prior, in the order in
     which a payload holds them: at most TILES of one size at a time, coded in turns, the first token of each, then the second
     ones, and so on. First come the complete tiles in raster order, then those cut off at the right, at the bottom, at both.
-
-    Yields ((a,b), corners): the size of some tiles, and for each the row and column of its first token in the grid.
-    """
-    for a, tops in _sides(grid[0], tile[0]):
-        for b, lefts in _sides(grid[1], tile[1]):
-            corners = itertools.product(tops, lefts)
-            while some := list(itertools.islice(corners, TILES)):
-                yield (a, b), some
+    Yields ((a,b), corners): the size of some tiles, and for each the row and column of its first token in the grid."""
+    for (a, tops), (b, lefts) in itertools.product(*map(_sides, grid, tile)):
+        corners = itertools.product(tops, lefts)
+        while some := list(itertools.islice(corners, TILES)):
+            yield (a, b), some
 
 
 def _sides(length: int, part: int) -> list[tuple[int, range]]:

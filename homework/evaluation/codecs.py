@@ -37,9 +37,8 @@ def boxes(data: bytes) -> list[tuple[bytes, bytes]]:
     """The type and contents of each box of an ISO base media file (ISO/IEC 14496-12, section 4.2)."""
     at, found = 0, []
     while at + 8 <= len(data):
-        length, start = int.from_bytes(data[at : at + 4]), 8
-        if length == 1:
-            length, start = int.from_bytes(data[at + 8 : at + 16]), 16
+        length = int.from_bytes(data[at : at + 4])
+        length, start = (int.from_bytes(data[at + 8 : at + 16]), 16) if length == 1 else (length, 8)
         end = at + length if length else len(data)
         found.append((data[at + 4 : at + 8], data[at + start : end]))
         at = max(end, at + 8)
@@ -69,14 +68,12 @@ class Codec:
     payload: Callable[[bytes], int]  # how many bytes of a file are the coded image, without headers and container
     description: str  # of the options, for the report
 
-    def encode(self, image: np.ndarray, quality: int) -> bytes:
-        """(H,W,3) uint8 -> its file."""
+    def encode(self, image: np.ndarray, quality: int) -> bytes:  # (H,W,3) uint8 -> its file
         file = io.BytesIO()
         Image.fromarray(image).save(file, self.format, quality=quality, **self.options)
         return file.getvalue()
 
-    def decode(self, data: bytes) -> np.ndarray:
-        """A file -> (H,W,3) uint8."""
+    def decode(self, data: bytes) -> np.ndarray:  # a file -> (H,W,3) uint8
         with Image.open(io.BytesIO(data), formats=[self.format]) as image:
             return np.array(image.convert("RGB"))
 
@@ -93,15 +90,13 @@ class Codec:
         return min(tried.items(), key=lambda item: (abs(len(item[1]) - n_bytes), item[0]))
 
     def as_good(self, image: np.ndarray, mse: float) -> tuple[int, bytes]:
-        """The lowest quality that a bisection finds whose mean squared error (of pixels from 0 to 1) is at most ``mse``, and
-        its file; quality 100 if there is none."""
+        """The lowest quality of a bisection whose error (pixels from 0 to 1) is at most ``mse``, else 100; and its file."""
 
         def worse(file: bytes) -> bool:
             return np.square(self.decode(file) / 255.0 - image / 255.0).mean() > mse
 
-        tried = self.bisect(image, worse)
-        good = [item for item in tried.items() if not worse(item[1])]
-        return min(good, default=max(tried.items()))
+        tried = sorted(self.bisect(image, worse).items())
+        return next((item for item in tried if not worse(item[1])), tried[-1])
 
     def bisect(self, image: np.ndarray, too_low: Callable[[bytes], bool]) -> dict[int, bytes]:
         """The files by quality that a bisection tries on its way to where ``too_low`` changes."""

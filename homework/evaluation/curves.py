@@ -31,17 +31,11 @@ class Point:
 
     def summary(self) -> dict:
         """Means by name."""
-        return {
-            "codec": self.codec,
-            "setting": self.setting,
-            "images": len(self.rows),
-            "bytes": self["bytes"],
-            "payload_bytes": self["payload"],
-            "bits_per_pixel": 8 * self["bytes"] / self["pixels"],
-            "psnr_of_mean_mse": self["psnr"],
-            "mean_of_psnrs": sum(map(psnr, self.rows[:, COLUMNS.index("mse")])) / len(self.rows),
-            **{name: self[name] for name in ("ms_ssim", "encode_s", "decode_s")},
-        }
+        n, mean_psnr = len(self.rows), sum(map(psnr, self.rows[:, COLUMNS.index("mse")])) / len(self.rows)
+        return {"codec": self.codec, "setting": self.setting, "images": n, "bytes": self["bytes"],
+                "payload_bytes": self["payload"], "bits_per_pixel": 8 * self["bytes"] / self["pixels"],
+                "psnr_of_mean_mse": self["psnr"], "mean_of_psnrs": mean_psnr,
+                **{name: self[name] for name in ("ms_ssim", "encode_s", "decode_s")}}  # fmt: skip
 
     def each(self, paths: list[str]) -> list[dict]:
         """The columns by name, for each of the images ``paths``, with their bits per pixel and PSNR."""
@@ -62,21 +56,14 @@ def curve(points: list[Point], rate: str = "bytes", quality: str = "psnr") -> Cu
     return [(point[rate], point[quality]) for point in points if math.isfinite(point[quality])]
 
 
-# --- interpolation --------------------------------------------------------------------------------------------------------
-
-
 def log_rate(curve: Curve) -> "PchipInterpolator":
     """The natural logarithm of a codec's rate as a function of its quality: a piecewise cubic that is monotone wherever the
-    points are (Fritsch and Butland 1984), and so does not swing as one cubic through all of them may.
-
-    Args:
-        curve: at least two points of different quality, in any order. Of points of one quality the cheapest counts.
-    """
+    points are (Fritsch and Butland 1984), and so does not swing as one cubic through all of them may. Needs at least two
+    points of different quality, in any order; of points of one quality the cheapest counts."""
     from scipy.interpolate import PchipInterpolator
 
     cheapest = {q: math.log(rate) for rate, q in sorted(curve, reverse=True)}
-    qualities = sorted(cheapest)
-    return PchipInterpolator(qualities, [cheapest[q] for q in qualities])
+    return PchipInterpolator(*zip(*sorted(cheapest.items()), strict=True))
 
 
 def common_range(*curves: Curve) -> tuple[float, float] | None:
@@ -99,16 +86,12 @@ def rate_at(curve: Curve, quality: float) -> float | None:
 
 def bd_rate(curve: Curve, reference: Curve) -> float | None:
     """Bjontegaard's difference in rate (VCEG-M33) of ``curve`` from ``reference``: the mean difference of the logarithms of
-    both rates over the qualities that both reach, as a fraction: -0.5 is half the rate. None where the curves have no
-    qualities in common, or one is a single point."""
+    both rates over their :func:`common_range`, as a fraction: -0.5 is half the rate. None where they have none."""
     between = common_range(curve, reference)
     if between is None:
         return None
     difference = log_rate(curve).integrate(*between) - log_rate(reference).integrate(*between)
     return math.expm1(difference / (between[1] - between[0]))
-
-
-# --- comparing ------------------------------------------------------------------------------------------------------------
 
 
 def rivals_at(curves: Curves, point: Point, rate: str, quality: str = "psnr") -> dict[str, tuple[float, float] | None]:
@@ -123,20 +106,17 @@ def comparison(curves: Curves, point: Point, rate: str) -> str:
     found, parts, sentences = rivals_at(curves, point, rate), [], []
     saved = {name: f[1] for name, f in found.items() if f}
     for word, smaller in ("smaller", True), ("larger", False):
-        some = [f"{name} (by {percent(abs(x), digits=0)})" for name, x in saved.items() if (x >= 0) == smaller]
-        if some:
+        if some := [f"{name} (by {percent(abs(x), digits=0)})" for name, x in saved.items() if (x >= 0) == smaller]:
             parts.append(f"{word} than {listed(some)}")
     if parts:
         sentences.append(f"At our PSNR, ours is {', but '.join(parts)}.")
     for word, sign in ("better", 1), ("worse", -1):
-        beyond = [name for name in found if all(sign * (p["psnr"] - point["psnr"]) > 0 for p in curves[name])]
-        if beyond:
+        if beyond := [name for name in found if all(sign * (p["psnr"] - point["psnr"]) > 0 for p in curves[name])]:
             sentences.append(f"Every measured setting of {listed(beyond)} is {word} than ours.")
     return " ".join(sentences)
 
 
-def listed(names: list[str]) -> str:
-    """As in "A, B and C"."""
+def listed(names: list[str]) -> str:  # as in "A, B and C"
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
@@ -152,8 +132,7 @@ def verdict(curves: Curves, original: float) -> list[str]:
 
 
 def bjontegaard(curves: Curves) -> list[dict]:
-    """A row for each codec: Bjontegaard's mean difference in rate, as a fraction, of it against JPEG and of ours against it;
-    None where the two are the same, have no quality in common, or one is a single point."""
+    """A row for each codec: the :func:`bd_rate` of it against JPEG and of ours against it; None where both are the same."""
     rows = []
     for name, points in curves.items():
         row = {"codec": name}

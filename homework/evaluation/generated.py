@@ -1,7 +1,6 @@
 """Images out of priors: drawn or completed token grids, decoded and written."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ from torch import Tensor
 from homework.core.model import ordinary_tensors
 from homework.datasets.images import to_uint8
 from homework.datasets.mnist import binary
-from homework.evaluation.pictures import save_picture
 from homework.priors.base import Prior
 from homework.tokenizers.base import Tokenizer
 
@@ -24,15 +22,8 @@ def decode(tokenizer: Tokenizer, grids: Tensor) -> Tensor:
     return to_uint8(tokenizer.decode_index(grids)).cpu()
 
 
-def generate_images(
-    tokenizer: Tokenizer,
-    prior: Prior,
-    n_images: int,
-    size: tuple[int, int],
-    batch_size: int = 16,
-    kept: Tensor | None = None,
-    **options: Any,
-) -> Iterator[tuple[Tensor, Tensor]]:
+def generate_images(tokenizer: Tokenizer, prior: Prior, n_images: int, size: tuple[int, int], batch_size: int = 16,
+                    kept: Tensor | None = None, **options: Any) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     """Samples images of ``size`` (H,W) pixels, a batch at a time: (B,h,w) int64, and (B,H,W,3) uint8 on the CPU. All have
     the first token rows ``kept`` (r,w) int64. For the options see :meth:`homework.priors.base.Prior.generate`."""
     h, w = (-(-side // patch) for side, patch in zip(size, tokenizer.patch_shape, strict=True))
@@ -43,15 +34,6 @@ def generate_images(
         yield grids, decode(tokenizer, grids)[:, : size[0], : size[1]]
 
 
-def save_images(images: Tensor, folder: Path, first: int) -> None:
-    """Writes (B,H,W,3) uint8 images as generation_{first}.png and so on, each completely or not at all."""
-    for i, image in enumerate(images, first):
-        save_picture(image, folder / f"generation_{i}.png")
-
-
-# --- tokens that are shades of grey ---------------------------------------------------------------------------------------
-
-
 def to_shades(grey: np.ndarray, K: int, binarize: float | str) -> Tensor:
     """(H,W) uint8 -> (H,W) int64: the nearest of K shades; for K = 2, ink or not, see :func:`.mnist.binary`."""
     grid = binary(grey, binarize) if K == 2 else (grey.astype(np.int64) * (K - 1) + 127) // 255
@@ -59,7 +41,7 @@ def to_shades(grey: np.ndarray, K: int, binarize: float | str) -> Tensor:
 
 
 def from_shades(grid: Tensor, K: int) -> np.ndarray:
-    """(H,W) int64 in [0,K), from black to white, or -1 for unknown -> (H,W) uint8."""
+    """(...,H,W) int64 in [0,K), from black to white, or -1 for unknown -> (...,H,W) uint8."""
     return torch.where(grid < 0, UNKNOWN, grid * 255 // (K - 1)).to(torch.uint8).cpu().numpy()
 
 

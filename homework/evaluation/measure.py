@@ -12,27 +12,24 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from homework.codec import archive, range_coder, tiles
+from homework.codec import archive, range_coder
 from homework.codec.compressor import Compressor
-from homework.codec.parallel import pieces
+from homework.codec.parallel import groups, pieces
 from homework.datasets.image_files import decoded, read_image
-from homework.datasets.images import to_float, to_uint8
+from homework.datasets.images import to_uint8
+from homework.evaluation import metrics, pages
 from homework.evaluation.codecs import Codec
 from homework.evaluation.curves import Point
-from homework.evaluation.metrics import errors, ms_ssim, psnr
-from homework.evaluation.pages import file_name
-from homework.evaluation.pictures import heat, save_picture
+from homework.evaluation.pictures import float_image, heat, save_picture
 
 
 def measure_ours(compressor: Compressor, paths: list[str], size: tuple[int, int] | None = None) -> np.ndarray:
-    """Rows (n, COLUMNS) of our files, whose times are wall-clock times of a batch divided by its images. ValueError if an
-    image is damaged."""
-    rows, total = [], 0
+    """Rows (n, COLUMNS) of our files; times are wall-clock times of a batch over its images. ValueError for damaged ones."""
+    rows = []
     with tqdm(total=len(paths), desc="ours", unit="img") as bar:
         for _, images in decoded(pieces(paths, compressor.batch_size), size):
-            for image in images:
-                if isinstance(image, str):
-                    raise ValueError(image)
+            if bad := [image for image in images if isinstance(image, str)]:
+                raise ValueError(bad[0])
             start = time.perf_counter()
             files = compressor.compress_batch([float_image(image) for image in images])
             middle = time.perf_counter()
@@ -40,15 +37,13 @@ def measure_ours(compressor: Compressor, paths: list[str], size: tuple[int, int]
             times = [(middle - start) / len(images), (time.perf_counter() - middle) / len(images)]
             for data, x_hat, image in zip(files, again, images, strict=True):
                 rows.append([image.size // 3, len(data), payload(data), *distortion(x_hat, image), *times])
-                total += len(data)
             bar.update(len(images))
-            bar.set_postfix_str(f"{total:,} bytes")
+            bar.set_postfix_str(f"{sum(row[1] for row in rows):,} bytes")
     return np.array(rows)
 
 
 def measure_codecs(rivals: list[Codec], paths: list[str], size: tuple[int, int] | None = None) -> dict[str, list[Point]]:
-    """The operating points of other codecs, by name; several images at the same time, and seconds of a thread's own
-    processor time."""
+    """The operating points of other codecs, by name, with seconds of a thread's own processor time."""
     settings = [(codec, quality) for codec in rivals for quality in codec.qualities]
 
     def measure(path: str) -> list[list[float]]:  # COLUMNS at each setting
@@ -60,33 +55,27 @@ def measure_codecs(rivals: list[Codec], paths: list[str], size: tuple[int, int] 
 
     with ThreadPool(os.cpu_count()) as pool:  # Pillow's encoders let other threads run
         images = list(tqdm(pool.imap(measure, paths), "other codecs", len(paths), unit="img"))
-    points = {codec.name: [] for codec in rivals}
-    for k, (codec, quality) in enumerate(settings):
-        points[codec.name].append(Point(codec.name, quality, np.array([rows[k] for rows in images])))
-    return points
+    columns = np.array(images).swapaxes(0, 1)  # (n, settings, COLUMNS) -> (settings, n, COLUMNS)
+    points = [Point(codec.name, quality, rows) for (codec, quality), rows in zip(settings, columns, strict=True)]
+    return dict(groups(points, [point.codec for point in points]))
 
 
 def distortion(x_hat: np.ndarray, image: np.ndarray) -> tuple[float, float]:
     """Mean squared error (of pixels from 0 to 1) and MS-SSIM of two images (H,W,3) uint8."""
     x, y = (torch.from_numpy(np.array(z)[None]).double() / 255 for z in (x_hat, image))
-    return errors(x, y)[0], ms_ssim(x, y).item()
+    return metrics.errors(x, y)[0], metrics.ms_ssim(x, y).item()
 
 
 def payload(data: bytes) -> int:
     """The bytes of one of our files that hold coded tokens."""
-    return archive.Reader(io.BytesIO(data), "The file").lengths[0]
-
-
-def float_image(image: np.ndarray) -> Tensor:
-    """(H,W,3) uint8 -> float in [-0.5,0.5]."""
-    return to_float(torch.from_numpy(np.array(image)))
+    return archive.Reader(io.BytesIO(data)).lengths[0]
 
 
 def bit_map(compressor: Compressor, image: np.ndarray) -> Tensor:
     """(H,W,3) uint8 -> (h,w) float64: the bits that each token takes in the file, by the coder's own frequencies."""
-    grid, coder = compressor.to_tokens(float_image(image)[None])[0], compressor.entropy_model
+    grid = compressor.to_tokens(float_image(image)[None])[0]
     bits = torch.empty(grid.shape, dtype=torch.float64)
-    for (a, b), corners in tiles.tiles(grid.shape, (coder.height, coder.width)):
+    for (a, b), corners in compressor.tiles(grid.shape):
         cut = np.stack([grid[top : top + a, left : left + b] for top, left in corners])  # (T,a,b)
         frequencies = torch.from_numpy(compressor.intervals(cut)[1]).view(-1, a, b)  # (T,N) -> (T,a,b)
         for (top, left), frequency in zip(corners, frequencies, strict=True):
@@ -107,12 +96,12 @@ def show(compressor: Compressor, rivals: list[Codec], path: str, size: tuple[int
         pictures[codec.name] = codec.decode(file)
         captions[codec.name] = [f"{len(file):,} bytes, quality {quality}"]
     for name in list(pictures)[1:]:
-        captions[name].append(f"{psnr(distortion(pictures[name], image)[0]):.1f} dB")
+        captions[name].append(f"{metrics.psnr(distortion(pictures[name], image)[0]):.1f} dB")
     bits = bit_map(compressor, image)
     pictures["bits"] = over(bits / math.log2(compressor.entropy_model.n_tokens), image, compressor.models.patch)
     captions["bits"] = [f"{bits.sum():,.0f} bits, {bits.min():.1f} to {bits.max():.1f} a patch"]
     for name, picture in pictures.items():
-        save_picture(picture, folder / f"{file_name(name)}_{i}.png")
+        save_picture(picture, folder / f"{pages.file_name(name)}_{i}.png")
     return {"name": Path(path).stem, "size": image.shape[:2], "captions": captions}
 
 

@@ -27,12 +27,8 @@ def bits_at(prior: nn.Module, grids: Tensor) -> Tensor:
     return F.cross_entropy(logits.permute(0, 3, 1, 2).float(), grids, reduction="none") / math.log(2)
 
 
-# --- MS-SSIM --------------------------------------------------------------------------------------------------------------
-
-
 def n_scales(H: int, W: int) -> int:
-    """How many of MS-SSIM's five scales an image has room for, at least one. The window has to fit into the coarsest: five
-    need a side of 161 pixels, four one of 81."""
+    """How many of MS-SSIM's five scales have room for the window, at least one: five need 161 pixels a side, four 81."""
     return max(1, sum(min(H, W) > (WINDOW - 1) * 2**scale for scale in range(len(WEIGHTS))))
 
 
@@ -43,20 +39,17 @@ def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
     the finest are scaled to sum to 1, so that values compare between images of one size only. The window (11x11, sigma 1.5)
     is cut to images that are smaller. A contrast term that is negative on average counts as 0.
 
-    Args:
-        x, y: (B,H,W,C) of one size and peak 1: pixels in [0,1]. (SSIM is not blind to an offset: not [-0.5,0.5].)
-    Returns:
-        (B) float64, from 0 to 1; 1 for equal images. (Computed on the CPU for MPS, which has no float64.)
+    (B,H,W,C) in [0,1] twice (SSIM is not blind to an offset: not [-0.5,0.5]) -> (B) float64 from 0 to 1; 1 for equal images.
     """
-    device, C = "cpu" if x.device.type == "mps" else x.device, x.shape[-1]
+    device, C = "cpu" if x.device.type == "mps" else x.device, x.shape[-1]  # MPS has no float64
     x, y = (z.to(device, torch.float64).movedim(-1, 1).flatten(0, 1)[:, None] for z in (x, y))  # (B,H,W,C) -> (B*C,1,H,W)
     sides = x.shape[-2:]
     weights = torch.tensor(WEIGHTS[: n_scales(*sides)], dtype=torch.float64, device=device)
     windows = [gaussian(min(WINDOW, side)).to(device) for side in sides]
     terms = []
     for scale in range(len(weights)):
-        if scale:
-            x, y = halve(x), halve(y)
+        if scale:  # means of 2x2 pixels, (n,1,H,W) -> (n,1,ceil(H/2),ceil(W/2)); a last odd row or column by itself
+            x, y = (F.avg_pool2d(z, 2, ceil_mode=True) for z in (x, y))
         luminance, contrast = ssim(x, y, windows)
         terms.append(contrast.mean(dim=(1, 2, 3)))  # (B*C,1,H,W) -> (B*C)
     terms[-1] = (luminance * contrast).mean(dim=(1, 2, 3))  # luminance is compared at the coarsest scale alone
@@ -77,12 +70,6 @@ def ssim(x: Tensor, y: Tensor, windows: Sequence[Tensor]) -> tuple[Tensor, Tenso
     return (2 * mx * my + c1) / (mx * mx + my * my + c1), (2 * vxy + c2) / (vx + vy + c2)
 
 
-def gaussian(n: int) -> Tensor:
-    """(n) float64 that sum to 1."""
+def gaussian(n: int) -> Tensor:  # (n) float64 that sum to 1
     g = torch.exp(-((torch.arange(n, dtype=torch.float64) - (n - 1) / 2) ** 2) / (2 * SIGMA**2))
     return g / g.sum()
-
-
-def halve(x: Tensor) -> Tensor:
-    """Means of 2x2 pixels, (n,1,H,W) -> (n,1,ceil(H/2),ceil(W/2)); a last odd row or column is its own neighbour."""
-    return F.avg_pool2d(F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2), mode="replicate"), 2)

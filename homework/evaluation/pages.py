@@ -21,25 +21,18 @@ def write_page(template: str, title: str, results: dict[str, Any], path: Path) -
     """Writes the HTML page that ``template`` makes of ``results``. It refers to nothing but the files beside it."""
     import jinja2
 
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    pages = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    pages.filters |= {"number": number, "percent": percent, "psnr": psnr, "file_name": file_name}
+    pages = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
+                               trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)  # fmt: skip
+    pages.filters |= {"percent": percent, "psnr": psnr, "file_name": file_name}
+    pages.filters["number"] = lambda x, digits=0: f"{x:,.{digits}f}"  # as in 1,234.5
     with files.replacing(path) as temporary:
         temporary.write_text(pages.get_template(template).render(results, title=title), "utf-8")
 
 
-def number(x: float, digits: int = 0) -> str:
-    """With a comma before every three digits, as in 1,234.5."""
-    return f"{x:,.{digits}f}"
-
-
 def percent(fraction: float, sign: str = "-", digits: int = 1) -> str:
-    """With ``sign`` "+", a plus before what is positive."""
+    """As in 12.5 %; with ``sign`` "+", a plus before what is positive."""
     return f"{fraction:{sign}.{digits}%}".replace("-", "−").replace("%", " %")
 
 
-def file_name(codec: str) -> str:
-    """As in jpeg_xl."""
+def file_name(codec: str) -> str:  # as in jpeg_xl
     return codec.lower().replace(" ", "_")

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from homework.core import files
+from homework.datasets.images import to_float
 
 MARGIN = 4  # pixels between the pictures of a sheet
 
@@ -21,16 +22,20 @@ def heat(x: Tensor) -> Tensor:
 
 
 def on_sheet(rows: Sequence[Sequence[np.ndarray]], scale: int = 1) -> np.ndarray:
-    """Pictures (H,W) or (H,W,3) uint8 of one size, row by row, on one sheet with white between them, each pixel ``scale``
-    wide."""
+    """Pictures (H,W) or (H,W,3) uint8 of one size, by rows, on a white sheet, each of their pixels ``scale`` wide."""
     H, W, *colours = rows[0][0].shape
-    H, W = H * scale, W * scale
-    sheet = np.full((len(rows) * (H + MARGIN) + MARGIN, len(rows[0]) * (W + MARGIN) + MARGIN, *colours), 255, np.uint8)
+    H, W = H * scale + MARGIN, W * scale + MARGIN
+    sheet = np.full((len(rows) * H + MARGIN, len(rows[0]) * W + MARGIN, *colours), 255, np.uint8)
     for i, row in enumerate(rows):
         for j, picture in enumerate(row):
-            top, left = MARGIN + i * (H + MARGIN), MARGIN + j * (W + MARGIN)
-            sheet[top : top + H, left : left + W] = np.asarray(picture).repeat(scale, axis=0).repeat(scale, axis=1)
+            enlarged = np.asarray(picture).repeat(scale, axis=0).repeat(scale, axis=1)
+            sheet[i * H + MARGIN : (i + 1) * H, j * W + MARGIN : (j + 1) * W] = enlarged
     return sheet
+
+
+def float_image(image: np.ndarray) -> Tensor:
+    """(H,W,3) uint8 -> float in [-0.5,0.5]."""
+    return to_float(torch.from_numpy(np.array(image)))
 
 
 def save_picture(image: Tensor | np.ndarray, path: Path) -> None:

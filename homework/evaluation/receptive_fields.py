@@ -1,5 +1,6 @@
 """Which pixels an output of PixelCNN and GatedPixelCNN depends on, and how strongly."""
 
+import itertools
 from pathlib import Path
 
 import torch
@@ -14,17 +15,14 @@ DRAWS = 32  # random models and images that a weighted map is the mean of
 # models of ``depth`` layers, the first of them ``kernel`` wide, that take images (B,1,H,W)
 MODELS = {
     "PixelCNN": lambda depth, kernel: PixelCNN(1, CHANNELS, depth - 1, kernel),
-    "GatedPixelCNN": lambda depth, kernel: GatedPixelCNN(
-        CHANNELS, depth, n_tokens=2, first_kernel=kernel, embedding_dim=1, position="none"
-    ),
-}
+    "GatedPixelCNN": lambda depth, kernel: GatedPixelCNN(CHANNELS, depth, n_tokens=2, first_kernel=kernel, embedding_dim=1,
+                                                         position="none"),
+}  # fmt: skip
 
 
 def gradient(model: nn.Module, x: Tensor) -> Tensor:
     """(H,W): the size of the gradient of the output in the middle by each pixel of ``x`` (1,1,H,W)."""
-    x = x.requires_grad_()
-    H, W = x.shape[2:]
-    model.net(x)[..., H // 2, W // 2].sum().backward()
+    model.net(x.requires_grad_())[..., x.shape[2] // 2, x.shape[3] // 2].sum().backward()
     return x.grad[0, 0].abs()
 
 
@@ -51,27 +49,26 @@ def seen(name: str, depth: int, size: int, kernel: int = 3) -> Tensor:
     return gradient(model, torch.full((1, 1, size, size), 0.5, dtype=torch.float64)) > 0
 
 
-def draw(maps: dict[tuple[str, int], tuple[Tensor, Tensor]], layers: int, out: str | Path) -> None:
-    """Writes a PNG of (weighted, seen) by (name, depth): a row for each depth, the two maps of each name side by side."""
+def draw(layers: int, size: int, kernel: int, seed: int, out: str | Path) -> None:
+    """Writes a PNG: a row for each depth from 1 to ``layers``, and in it :func:`weighted` and :func:`seen` of each model."""
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 2.25 * layers + 0.6), layout="constrained")
     axes = figure.subplots(layers, 2 * len(MODELS), squeeze=False)
-    for (name, depth), (strength, yes) in maps.items():
-        column = 2 * list(MODELS).index(name)
-        left, right = axes[depth - 1][column : column + 2]
+    middle, borders = size // 2, [x - 0.5 for x in range(1, size)]
+    for (k, name), depth in itertools.product(enumerate(MODELS), range(1, layers + 1)):
+        strength, yes = weighted(name, depth, size, kernel, seed), seen(name, depth, size, kernel)
+        left, right = axes[depth - 1][2 * k : 2 * k + 2]
         shade = left.imshow(strength.where(yes, torch.nan).numpy(), norm=LogNorm(1e-4, 1), cmap="viridis")
         left.set_facecolor("0.9")
         right.imshow(yes.numpy(), cmap="Blues", vmin=0, vmax=1.4)
         if depth == 1:
             left.set_title(f"{name}\ngradient")
             right.set_title(f"{name}\ndepends or not")
-        middle, borders = len(yes) // 2, [x - 0.5 for x in range(1, len(yes))]
         for axis in (left, right):
             axis.plot(middle, middle, "rx", markersize=7, markeredgewidth=2)
-            axis.set_xticks(borders, labels=[])
-            axis.set_yticks(borders, labels=[])
+            axis.set(xticks=borders, yticks=borders, xticklabels=[], yticklabels=[])
             axis.grid(color="white", linewidth=0.5)
             axis.tick_params(length=0)
         axes[depth - 1][0].set_ylabel(f"{depth} layer{'s' * (depth > 1)}")

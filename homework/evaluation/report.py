@@ -1,6 +1,7 @@
 """The report of :mod:`homework.evaluate`: a plot, tables, and what its page shows."""
 
 import csv
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,13 @@ COLOURS = {"ours": "#c0392b", "JPEG": "#7f7f7f", "WebP": "#2e8b57", "AVIF": "#e0
 def write_report(folder: Path, curves: Curves, paths: list[str], results: dict[str, Any]) -> None:
     """Writes rates.csv (a row for each operating point), bjontegaard.csv, images.csv (a row for each image at each point),
     rates.png and index.html; ``results`` are the other entries that templates/rates.html needs."""
-    all_points = [point for points in curves.values() for point in points]
+    points = {name: [point.summary() for point in points] for name, points in curves.items()}
     differences = bjontegaard(curves)
-    write_csv(folder / "rates.csv", [point.summary() for point in all_points])
+    write_csv(folder / "rates.csv", list(itertools.chain(*points.values())))
     write_csv(folder / "bjontegaard.csv", differences)
-    write_csv(folder / "images.csv", [row for point in all_points for row in point.each(paths)])
+    write_csv(folder / "images.csv", [row for point in itertools.chain(*curves.values()) for row in point.each(paths)])
     plot(curves, folder / "rates.png")
-    results |= {
-        "points": {name: [point.summary() for point in points] for name, points in curves.items()},
-        "at_our_quality": at_our_quality(curves),
-        "bjontegaard": differences,
-    }
+    results |= {"points": points, "at_our_quality": at_our_quality(curves), "bjontegaard": differences}
     write_page("rates.html", "Rate and distortion", results, folder / "index.html")  # last, so that all it shows is there
 
 

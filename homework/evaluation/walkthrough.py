@@ -13,22 +13,20 @@ from torch import Tensor
 from homework.codec.compressor import Compressor
 from homework.core.model import ordinary_tensors
 from homework.datasets.images import to_float, to_uint8
-from homework.evaluation.codecs import CODECS
-from homework.evaluation.generated import generate_images
+from homework.evaluation import codecs, generated
 from homework.evaluation.metrics import bits_at, errors
 from homework.evaluation.pictures import heat
 from homework.priors.base import Prior
 from homework.tokenizers.base import AutoEncoder, Tokenizer, usage_of
 
 BATCH = 16  # images that go through a model at once; with many more, a processor's caches overflow
-RIVALS = tuple(codec for codec in CODECS if codec.name in ("JPEG", "WebP"))
+RIVALS = tuple(codec for codec in codecs.CODECS if codec.name in ("JPEG", "WebP"))
 
 
 class Stopwatch(dict):
-    """Seconds that each step took, by its name."""
+    """Seconds that each step took, by its name. A call returns what ``function`` does, and prints how long it took."""
 
     def __call__(self, step: str, function: Callable, *arguments: Any) -> Any:
-        """What ``function`` returns; notes how long it took, and prints it."""
         start = time.perf_counter()
         result = function(*arguments)
         self[step] = time.perf_counter() - start
@@ -37,16 +35,10 @@ class Stopwatch(dict):
 
 
 @ordinary_tensors
-def walk_through(
-    ae: AutoEncoder, coder: Tokenizer, prior: Prior, x: Tensor, n_generate: int, seed: int, timed: Stopwatch
-) -> tuple[dict[str, Any], dict[str, Tensor], list[bytes]]:
-    """Takes images (B,H,W,3), float in [-0.5,0.5], through every step.
-
-    Returns:
-        results: what templates/demo.html needs, except for the original files and the seconds.
-        pictures: uint8 (n,H,W,3) or (n,h,w,3) by their name: "original", "plain", "coded", "tokens", "bits", "generation".
-        files: of the images, compressed.
-    """
+def walk_through(ae: AutoEncoder, coder: Tokenizer, prior: Prior, x: Tensor, n_generate: int, seed: int,
+                 timed: Stopwatch) -> tuple[dict[str, Any], dict[str, Tensor], list[bytes]]:  # fmt: skip
+    """Takes images (B,H,W,3), float in [-0.5,0.5], through every step. Returns what templates/demo.html needs, except for
+    the original files and the seconds; pictures, uint8 (n,H,W,3) or (n,h,w,3), by name; and the images' compressed files."""
     H, W = x.shape[1:3]
     plain = timed("auto-encoder, there and back", batched, lambda part: ae(part)[0], x)
     grids = timed("images to tokens", batched, coder.encode_index, x)  # (B,h,w)
@@ -57,18 +49,16 @@ def walk_through(
     again = timed("files to tokens", compressor.decompress_tokens, files)
     if not np.array_equal(again, grids.cpu()):
         raise ValueError("The files did not decode to the tokens that were coded; please report it.")
-    draws = torch.Generator().manual_seed(seed)
-    parts = generate_images(coder, prior, n_generate, (H, W), BATCH, generator=draws)
-    new, generated = map(torch.cat, zip(*timed(f"{n_generate} generated images", list, parts), strict=True))
+    parts = generated.generate_images(coder, prior, n_generate, (H, W), BATCH, generator=torch.Generator().manual_seed(seed))
+    new, drawn = map(torch.cat, zip(*timed(f"{n_generate} generated images", list, parts), strict=True))
     mse_coded = errors(to_float(to_uint8(coded)), x)
-    rivals = timed("JPEG and WebP of the same error", as_good, x, mse_coded)
     columns = {
         "mse_plain": errors(plain, x),
         "mse_coded": mse_coded,
         "distinct": [len(grid.unique()) for grid in grids],
         "bits": bits.sum(dim=(1, 2)).tolist(),
-        "bytes": [len(file) for file in files],
-        **rivals,
+        "bytes": list(map(len, files)),
+        **timed("JPEG and WebP of the same error", as_good, x, mse_coded),
     }
     results = {
         "images": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
@@ -80,25 +70,17 @@ def walk_through(
         "seed": seed,
         **code_usage(grids, coder.n_tokens),
     }
-    pictures = {
-        "original": to_uint8(x),
-        "plain": to_uint8(plain),
-        "coded": to_uint8(coded),
-        "tokens": code_colours(grids, coder.n_tokens),
-        "bits": heat(bits / math.log2(coder.n_tokens)),
-        "generation": generated,
-    }
-    return results, pictures, files
+    pictures = {name: to_uint8(images) for name, images in (("original", x), ("plain", plain), ("coded", coded))}
+    pictures |= {"tokens": code_colours(grids, coder.n_tokens), "bits": heat(bits / math.log2(coder.n_tokens))}
+    return results, pictures | {"generation": drawn}, files
 
 
 def file_columns(results: dict[str, Any], paths: list[str]) -> dict[str, Any]:
     """What templates/demo.html needs of the original files: "kind", the word for them, "images", now with "name" and
     "original" (bytes), and "mean" of all images' numbers."""
     kind = "JPEG" if all(Path(path).suffix.lower() in (".jpg", ".jpeg") for path in paths) else "file"
-    images = [
-        {"name": Path(path).stem.replace("_", " "), "original": Path(path).stat().st_size, **image}
-        for path, image in zip(paths, results["images"], strict=True)
-    ]
+    own = [{"name": path.stem.replace("_", " "), "original": path.stat().st_size} for path in map(Path, paths)]
+    images = [file | image for file, image in zip(own, results["images"], strict=True)]
     mean = {key: sum(image[key] for image in images) / len(images) for key in images[0] if key != "name"}
     return {"kind": kind, "images": images, "mean": {"name": "mean", **mean}}
 
@@ -118,15 +100,10 @@ def code_usage(grids: Tensor, n_tokens: int) -> dict[str, Any]:
     """Of integers in [0,K) of any shape: "n_tokens" K, "bits_per_token" log2 K, how many codes are "used", "entropy" in bits
     and "perplexity" of their frequencies, and the "log_frequencies" of all codes, from 1 down to 0."""
     counts = torch.bincount(grids.flatten().cpu(), minlength=n_tokens).double()
-    measures = usage_of(counts, n_tokens)
-    logs = counts.sort(descending=True).values.log1p()
-    return {
-        "n_tokens": n_tokens,
-        "bits_per_token": math.log2(n_tokens),
-        "used": int(counts.count_nonzero()),
-        **{name: measures[name].item() for name in ("entropy", "perplexity")},
-        "log_frequencies": (logs / logs[0]).tolist(),
-    }
+    measures, logs = usage_of(counts, n_tokens), counts.sort(descending=True).values.log1p()
+    return {"n_tokens": n_tokens, "bits_per_token": math.log2(n_tokens), "used": int(counts.count_nonzero()),
+            "entropy": measures["entropy"].item(), "perplexity": measures["perplexity"].item(),
+            "log_frequencies": (logs / logs[0]).tolist()}  # fmt: skip
 
 
 def code_colours(grids: Tensor, n_tokens: int) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from homework.codec import range_coder
-from homework.codec.entropy import quantize_probabilities
+from homework.codec.entropy import coding_steps, quantize_probabilities
 from homework.core.model import ordinary_tensors
 from homework.priors.cascade import Cascade
 
@@ -24,7 +24,7 @@ class CascadeCoder:
         cascade, K = self.cascade, self.cascade.codebooks[k].n_tokens
         if k:
             stage, size, device = cascade.stages[k - 1], cascade.sizes[k], cascade.device
-            return quantize_probabilities(lambda: stage.steps(coarse, *size, device), K, device)
+            return coding_steps(lambda: stage.steps(coarse, *size, device), quantize_probabilities, device)
         uniform = np.full((B, K), range_coder.TOTAL // K - 1, np.float32)
         uniform[:, 0] += range_coder.TOTAL % K
         return lambda tokens: uniform
