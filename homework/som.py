@@ -1,7 +1,6 @@
 """Fits and prunes self-organizing maps: ``python -m homework.som fit|prune``. See ``--help``."""
 
 import math
-import sys
 from pathlib import Path
 
 import torch
@@ -55,7 +54,7 @@ def fit(features: str, output: str, n_codes: int = 1024, patch: int | str = 1, l
     for k, pictures in model.images(valid.batch(torch.arange(min(8, len(valid))), device)).items():
         writer.add_images(k, pictures, passes)
     writer.close()
-    meta = {"command": " ".join(["python -m homework.som", *sys.argv[1:]]), "valid": results}
+    meta = {"command": cli.command_line("som"), "valid": results}
     checkpoint.save(model.cpu(), str(output), meta)
     print(f"{output}: {', '.join(f'{k} {v:.5g}' for k, v in results.items())} on {len(valid)} validation images")
 

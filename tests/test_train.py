@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import homework
 from homework import TokenDataset
-from homework.core import checkpoint, registry
+from homework.core import checkpoint, cli, registry
 from homework.core.files import read, write
 from homework.train import train as train_function
 from homework.training import resume
@@ -774,3 +774,16 @@ def test_it_runs_as_a_program_and_fails_as_one(tmp_path):
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
     )  # fmt: skip
     assert "--help" in sentence(done) and all(name in done.stderr for name in registry.MODELS)
+
+
+def test_the_pretrained_models_cannot_be_named_as_output(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = checkpoint.PRETRAINED / "BSQPatchAutoEncoder.pth"
+    assert "pretrained models stay" in sentence(command("train", "BSQPatchAutoEncoder", "--output", path))
+
+
+def test_a_checkpoint_holds_the_arguments_of_its_own_command_alone(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/homework/train.py", "PixelCNN", "--epochs", "2"])
+    assert cli.command_line("train") == "python -m homework.train PixelCNN --epochs 2"
+    monkeypatch.setattr(sys, "argv", ["/somewhere/ipykernel_launcher.py", "-f", "/home/someone/kernel.json"])
+    assert cli.command_line("train") == "python -m homework.train"

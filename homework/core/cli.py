@@ -45,6 +45,15 @@ def check_output(path: str | Path, name: str = "The output") -> None:
     path = Path(str(path))  # Fire takes 2026 for a number
     if path.suffix != ".pth" or path.is_dir() or any(p.exists() and not p.is_dir() for p in path.parents):
         raise ValueError(f"{name} is {path}, but must be a .pth file in a folder.")
+    if Path(__file__).parents[1] / "pretrained" in path.resolve().parents:
+        raise ValueError(f"{name} is {path}, but the pretrained models stay as they are; name a file in another folder.")
+
+
+def command_line(module: str) -> str:
+    """The command line of ``python -m homework.MODULE``, for checkpoints; without arguments if this process is another one,
+    such as a notebook, whose arguments are its own."""
+    arguments = sys.argv[1:] if Path(sys.argv[0]).stem == module else []
+    return " ".join([f"python -m homework.{module}", *arguments])
 
 
 def check_seed(seed: int) -> None:

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from homework.core import checkpoint, devices
+from homework.core import checkpoint, cli, devices
 from homework.training import distributed, resume
 from homework.training.settings import set_up
 
@@ -260,7 +260,7 @@ class Run:
         return self.grid_decoder(self.settings["tokenizer"], made_by, self.model.n_tokens, self.device)
 
     def meta(self) -> dict:
-        return {"command": " ".join(["python -m homework.train", *sys.argv[1:]]), "update": self.update,
+        return {"command": cli.command_line("train"), "update": self.update,
                 "minutes": self.seconds / 60, "valid": self.measures} | self.train_data.meta  # fmt: skip
 
     def save(self, finished: bool, validated: bool) -> None:
