@@ -164,7 +164,7 @@ def test_code_vectors_must_be_there(tokens, command, monkeypatch, tmp_path):
     assert "use --inputs codes" in sentence(command("train", "GatedPixelCNN", "--code_dim", 4))
     for bad in (torch.zeros(K + 1, 4), torch.zeros(K), [0.0]):
         files.write(plain | {"codes": bad}, "data/tokenized_train.pth")
-        assert f"no table of {K} rows" in sentence(command("train", "GatedPixelCNN", "--inputs", "codes"))
+        assert f"not a table of {K} rows" in sentence(command("train", "GatedPixelCNN", "--inputs", "codes"))
 
 
 def test_weights_are_taken_over_where_they_fit(tmp_path, monkeypatch, command, data):
