@@ -1,8 +1,10 @@
 """What the tests share: the checkout, tiny models, a folder of tiny real frames, and ways to run a command."""
 
 import contextlib
+import gzip
 import importlib
 import os
+import struct
 import subprocess
 import sys
 import zipfile
@@ -18,6 +20,7 @@ from PIL import Image
 from homework.core import cli
 from homework.core.files import write
 from homework.core.registry import model_class
+from homework.datasets import mnist
 
 ROOT = Path(__file__).parents[1]
 SIZE = (20, 30)  # of the frames here, in pixels
@@ -162,3 +165,34 @@ def real_frames(tmp_path_factory) -> list[Path]:
         names = sorted(n for n in z.namelist() if Path(n).parent.name == "valid" and n.endswith(".jpg"))[::40][:32]
         folder = tmp_path_factory.mktemp("real")
         return [Path(z.extract(n, folder)) for n in names]
+
+
+# --- a small MNIST --------------------------------------------------------------------------------------------------------
+
+
+def idx(array: np.ndarray) -> bytes:
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def digits(n: int, seed: int = 0) -> np.ndarray:
+    """Noise (n,28,28), half of it quite black."""
+    draw = np.random.default_rng(seed)
+    return draw.integers(0, 256, (n, 28, 28), dtype=np.uint8) * draw.integers(0, 2, (n, 28, 28), dtype=np.uint8)
+
+
+def write_mnist(folder: Path, zipped: bool = True) -> Path:
+    """A small MNIST: 32 digits for training and validation, 9 for testing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, name in enumerate(mnist.FILES):
+        n = 9 if name.startswith("t10k") else 32
+        content = idx(digits(n, seed=i) if "images" in name else np.arange(n, dtype=np.uint8) % 10)
+        (folder / (f"{name}.gz" if zipped else name)).write_bytes(gzip.compress(content, 1) if zipped else content)
+    return folder
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch) -> Path:
+    """A data folder with a small MNIST, whose first 24 digits are for training."""
+    monkeypatch.setattr(mnist, "N_TRAIN", 24)
+    write_mnist(tmp_path / "data" / "mnist")
+    return tmp_path / "data"

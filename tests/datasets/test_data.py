@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,7 +22,6 @@ from homework.datasets.image_files import image_paths, read_image
 from homework.datasets.images import ImageDataset, to_float, to_uint8
 from homework.datasets.tokens import TokenDataset
 
-ROOT = Path(__file__).parents[1]
 SIZE = (6, 8)
 
 

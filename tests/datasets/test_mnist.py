@@ -2,7 +2,6 @@
 
 import gzip
 import re
-import struct
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, K, build, files, sentence
+from conftest import ROOT, TINY, K, build, digits, files, idx, sentence, write_mnist
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -26,34 +25,6 @@ from homework.tokenize import tokenize
 
 REAL = ROOT.parent / "shared" / "data" / "mnist"
 TRAIN, TEST = mnist.FILES[0], mnist.FILES[2]
-
-
-def idx(array: np.ndarray) -> bytes:
-    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-
-
-def digits(n: int, seed: int = 0) -> np.ndarray:
-    """Noise (n,28,28), half of it quite black."""
-    draw = np.random.default_rng(seed)
-    return draw.integers(0, 256, (n, 28, 28), dtype=np.uint8) * draw.integers(0, 2, (n, 28, 28), dtype=np.uint8)
-
-
-def write_mnist(folder: Path, zipped: bool = True) -> Path:
-    """A small MNIST: 32 digits for training and validation, 9 for testing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, name in enumerate(mnist.FILES):
-        n = 9 if name.startswith("t10k") else 32
-        content = idx(digits(n, seed=i) if "images" in name else np.arange(n, dtype=np.uint8) % 10)
-        (folder / (f"{name}.gz" if zipped else name)).write_bytes(gzip.compress(content, 1) if zipped else content)
-    return folder
-
-
-@pytest.fixture
-def small(tmp_path, monkeypatch) -> Path:
-    """A data folder with a small MNIST, whose first 24 digits are for training."""
-    monkeypatch.setattr(mnist, "N_TRAIN", 24)
-    write_mnist(tmp_path / "data" / "mnist")
-    return tmp_path / "data"
 
 
 # --- files ---------------------------------------------------------------------------------------------------------------

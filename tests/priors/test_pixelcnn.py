@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from conftest import K, batch_for, build, sentence
 from PIL import Image
-from test_mnist import small  # noqa: F401
 from torch import nn
 
 from homework.core import checkpoint, registry

@@ -19,7 +19,7 @@ from conftest import GRID, ROOT, SIZE, K, build, file_size_limit, files, run, se
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_container import mutate
+from test_format import mutate
 
 from homework import Compressor, compress
 from homework.codec import archive, format, tiles
