@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bench.cascade_coder import CascadeCoder
+from homework.codec.cascade_coder import CascadeCoder
 from homework.core import cli
 from homework.datasets.images import ImageDataset, to_uint8
 from homework.evaluation.metrics import bits_at, errors, psnr

@@ -11,8 +11,8 @@ import torch
 from conftest import GRID, SIZE, TINY, K, build, run, sentence
 from PIL import Image
 
-from bench.cascade_coder import CascadeCoder
 from homework import load
+from homework.codec.cascade_coder import CascadeCoder
 from homework.core import checkpoint, files, fingerprint
 from homework.datasets.images import ImageDataset
 from homework.datasets.tokens import MultiscaleDataset
