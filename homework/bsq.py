@@ -24,7 +24,7 @@ def diff_sign(x: Tensor) -> Tensor:
 def binary_entropy(p: Tensor) -> Tensor:
     """Entropy in nats of a bit that is 1 with probability p, elementwise."""
     eps = torch.finfo(p.dtype).eps
-    p = p.clamp(eps, 1 - eps)  # at 0 and 1 the slope is infinite, which times the 0 of a saturated sigmoid makes NaN
+    p = p.clamp(eps, 1 - eps)  # the slope at 0 and 1 is infinite; times the slope 0 of a saturated sigmoid it is NaN
     return -p * p.log() - (1 - p) * (1 - p).log()
 
 

@@ -1,4 +1,4 @@
-"""The command line of training: ``python -m homework.train MODEL`` trains any model of the registry. See ``--help``."""
+"""Trains any model of the registry: ``python -m homework.train MODEL``. See ``--help``."""
 
 import inspect
 import sys
@@ -19,8 +19,8 @@ def train(model: str | Path, epochs: float = 5, batch_size: int = 16, accumulate
           init: str | Path | None = None, inputs: str = "embedding", output: str | Path | None = None,
           tokenizer: str | Path = "homework/BSQPatchAutoEncoder.pth", device: str = "auto", bf16: bool = True,
           compile: bool = False, **options) -> None:  # fmt: skip
-    """Trains a model: logs/{date}_{Model}/, checkpoints/{date}_{Model}.pth, and the latest also as homework/{Model}.pth.
-    That copy is written after every validation. All commands prefer it to the pretrained model of the same name.
+    """Trains a model. Writes logs/{date}_{Model}/, checkpoints/{date}_{Model}.pth and, after every validation, a copy
+    homework/{Model}.pth, which all commands prefer to the pretrained model of the same name.
 
     Any argument of the model's constructor is an option too, as in --codebook_bits 12. Run it under torchrun to train
     on several processes. Ctrl-C saves before it stops.
@@ -29,16 +29,16 @@ def train(model: str | Path, epochs: float = 5, batch_size: int = 16, accumulate
         model: a model's name, or the path of a checkpoint to continue from with a new schedule.
         epochs: passes over the training data; may be a fraction.
         batch_size: images or grids per step, on each process.
-        accumulate: steps whose gradients are averaged before the weights move.
+        accumulate: batches whose gradients are averaged for one update of the weights.
         lr: peak learning rate of AdamW; by default the model's own (its learning_rate), or 1e-3.
-        lr_step: updates after each of which the rate is multiplied by lr_factor, in place of the cosine.
+        lr_step: multiply the rate by lr_factor every so many updates, in place of the cosine.
         lr_factor: see lr_step; above 0 and at most 1.
         warmup: updates of linear warm-up, before a cosine to a hundredth of the peak; by default the model's own, or 100.
         weight_decay: of AdamW; applies to matrices alone.
         clip: largest L2 norm of the gradient.
         ema: decay of the moving average of the weights, which is what is evaluated and saved; 0 for none.
         seed: of the weights, the order of the data and all random draws.
-        augment: mirror images at random; token grids stay as they are, but for --binarize sample.
+        augment: mirror images at random; token grids stay as they are, except with --binarize sample.
         data: folder with train/ and valid/, with tokenized_train.pth and tokenized_valid.pth, or with mnist/.
         dataset: images, tokens, mnist (grids of binary pixels) or mnist_images; by default the model's own kind.
         binarize: of mnist: how bright a pixel must be to count as ink, at least 0 (by default: not quite black) and below 1;
@@ -48,7 +48,7 @@ def train(model: str | Path, epochs: float = 5, batch_size: int = 16, accumulate
         limit: how many training and validation samples to use at most; all by default.
         validate_every: updates between validations; once an epoch by default.
         save_every: minutes between saves of all that --resume needs.
-        keep_every: updates after each of which a checkpoint is made that stays, checkpoints/{date}_{Model}_{update}.pth.
+        keep_every: keep a checkpoint of every so many updates, checkpoints/{date}_{Model}_{update}.pth.
         resume: continue exactly where this model's latest unfinished run, or the run of this checkpoint, stopped; of its
             options, only save_every, output and device may differ.
         config: a JSON file with any of these options by name; those on the command line win.
