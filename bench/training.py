@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from bench import feeding
@@ -61,9 +62,13 @@ def updates(name: str, way: str) -> dict[str, float]:
     settings = {k: p.default for k, p in inspect.signature(train.train).parameters.items() if k not in ("resume", "config")}
     settings |= {"model": str(path) if path.is_file() else name, "options": {}, "batch_size": BATCH, "device": "cpu"}
     run, feeding_seconds, update_seconds = loop.Run(settings), [], []
+
+    def grid(i: int) -> torch.Tensor:
+        return torch.from_numpy(run.train_data.tokens[i].astype(np.int64))
+
     baseline = {
         "images": lambda indices, device: feeding.decoded(run.train_data.names, indices),
-        "tokens": lambda indices, device: torch.stack([run.train_data[i] for i in indices]),
+        "tokens": lambda indices, device: torch.stack([grid(i) for i in indices]),
     }
     batch = baseline[run.model.data] if way == "baseline" else run.train_data.batch
 
