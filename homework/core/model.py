@@ -68,10 +68,11 @@ def ordinary_tensors(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        inside = torch.is_inference_mode_enabled()
+        if torch.is_inference_mode_enabled():  # as in each step of a sampler, where entering it again would cost time
+            return function(*args, **kwargs)
         with torch.inference_mode():
             result = function(*args, **kwargs)
-        return result if inside else _ordinary(result)
+        return _ordinary(result)
 
     return wrapped
 
