@@ -414,7 +414,7 @@ def test_samples_are_shown_by_the_tokenizer_that_its_name_means(call, tmp_path):
     assert events.Images("samples")[0].height % SIZE[0] == 0
 
 
-# --- the optimisation -----------------------------------------------------------------------------------------------------
+# --- the optimization -----------------------------------------------------------------------------------------------------
 
 
 def rates(lr=1.0, warmup=10, updates=110, lr_step=None, lr_factor=0.5) -> list[float]:

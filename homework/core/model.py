@@ -48,7 +48,7 @@ class Model(nn.Module):
         return next((p.device for p in self.parameters()), torch.device("cpu"))
 
     def loss(self, batch: Any) -> dict[str, Tensor]:
-        """The scalars of a batch: "loss" is minimised, and every entry is logged under its name."""
+        """The scalars of a batch: "loss" is minimized, and every entry is logged under its name."""
         raise NotImplementedError(f"{type(self).__name__} defines no loss.")
 
     def images(self, batch: Any) -> dict[str, Tensor]:

@@ -110,7 +110,7 @@ class Codec:
 
 CODECS = (
     Codec("JPEG", "JPEG", {"subsampling": "4:2:0", "optimize": True}, (2, 4, 6, 8, 12, 17, 24, 34, 55), jpeg_payload,
-          "4:2:0, optimised Huffman tables"),
+          "4:2:0, optimized Huffman tables"),
     Codec("WebP", "WEBP", {"method": 6}, (0, 1, 2, 5, 10, 18, 30, 50), webp_payload, "method 6"),
     Codec("AVIF", "AVIF", {"speed": 0, "max_threads": 1}, (1, 6, 12, 18, 25, 33, 44), avif_payload, "speed 0"),
     Codec("JPEG XL", "JXL", {"effort": 9, "num_threads": 1}, (0, 4, 9, 15, 25, 40, 65), jxl_payload, "effort 9"),

@@ -1,4 +1,4 @@
-"""MNIST: the IDX files, their split and binarisation, getting them, and training on them."""
+"""MNIST: the IDX files, their split and binarization, getting them, and training on them."""
 
 import gzip
 import re
@@ -105,7 +105,7 @@ def test_the_real_files():
     assert 0.15 < ink < 0.25 and splits["valid"].tokens.max() == 1
 
 
-# --- binarisation ---------------------------------------------------------------------------------------------------------
+# --- binarization ---------------------------------------------------------------------------------------------------------
 
 
 def test_grids_of_ink(small):
@@ -138,7 +138,7 @@ def test_sampled_ink(small):
 
 
 @pytest.mark.parametrize("value", [-0.1, 1, 1.5, "half", True, None, float("nan"), [0.5]])
-def test_other_binarisations_are_named(small, value):
+def test_other_binarizations_are_named(small, value):
     with pytest.raises(ValueError, match="binarize is .*below 1, or sample"):
         MnistDataset("train", small, binarize=value)
 
