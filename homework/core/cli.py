@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial, wraps
 from pathlib import Path
 
@@ -116,6 +116,20 @@ def main(name: str, command: Command) -> None:
         threading.excepthook = hook
 
 
+@contextlib.contextmanager
+def _help_as_it_is() -> Iterator[None]:
+    """Lets Fire print a page of help without a pager and with complete defaults; leaves the process as it was."""
+    pager, length = os.environ.get("PAGER"), fire.helptext.LINE_LENGTH
+    os.environ["PAGER"] = pager or "cat"
+    fire.helptext.LINE_LENGTH = 240  # Fire cuts off defaults of half of this
+    try:
+        yield
+    finally:
+        fire.helptext.LINE_LENGTH = length
+        if pager is None:
+            del os.environ["PAGER"]
+
+
 def parse(name: str, command: Command, arguments: list[str]) -> Callable[[], None]:
     """The call that ``arguments`` ask for; Fire only binds them, so that the errors of the call itself are ours to word.
     For --help, a call that prints it. ValueError, or OSError for --config, if they ask for none."""
@@ -128,12 +142,10 @@ def parse(name: str, command: Command, arguments: list[str]) -> Callable[[], Non
     part = [argument for argument in arguments[:1] if argument in parts]
     if {"-h", "--help"} & set(arguments):  # Fire wants its own flags after a lone "--"
         arguments = [*part, "--", "--help"]
-    os.environ.setdefault("PAGER", "cat")
-    fire.helptext.LINE_LENGTH = 240  # Fire cuts off defaults of half of this
     arguments = with_config(arguments, inspect.signature(command).parameters if callable(command) else ())
     stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(stderr):
+        with contextlib.redirect_stderr(stderr), _help_as_it_is():
             recorded = record(command) if callable(command) else {key: record(f) for key, f in parts.items()}
             fire.Fire(recorded, command=arguments, name=name)
     except fire.core.FireExit as stop:

@@ -16,7 +16,8 @@ def keep_memory() -> None:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The torch device called ``name``; "auto" takes CUDA, then MPS, then the CPU. ValueError if it cannot be used."""
+    """The torch device called ``name``; "auto" takes CUDA, then MPS, then the CPU. ValueError if it cannot be used. For the
+    CPU, the whole process keeps freed memory from then on, see :func:`keep_memory`."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

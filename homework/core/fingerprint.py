@@ -51,12 +51,13 @@ def identity(model: Model) -> str:
 
 
 def is_same(one: str, other: str) -> bool:
-    """Whether two identities are of one model. Early files have the second half alone."""
+    """Whether two files that know their model by these :func:`identity` strings mean one model: they share a half. Early
+    files have the second half alone."""
     return not set(one.split()).isdisjoint(other.split())
 
 
 def is_of(known: str, model: Model) -> bool:
-    """Whether ``known`` is the :func:`identity` of ``model``."""
+    """Whether a file that knows its model by the :func:`identity` ``known`` means ``model``."""
     return is_same(known, identity(model))
 
 
