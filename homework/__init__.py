@@ -14,7 +14,7 @@ EXPORTS = MODELS | {
     "MnistDataset": "homework.datasets.mnist",
     "Model": "homework.core.model",
     "Prior": "homework.priors.base",
-    "Steps": "homework.priors.base",
+    "Steps": "homework.priors.steps",
     "TokenDataset": "homework.datasets.tokens",
     "Tokenizer": "homework.tokenizers.base",
     "load": "homework.core.checkpoint",

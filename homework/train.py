@@ -3,11 +3,12 @@
 import inspect
 import sys
 from pathlib import Path
+from typing import Any
 
 from homework.core import checks, cli, registry
 from homework.tokenizers.pictures import grid_decoder
 from homework.training import loop
-from homework.training.resume import RESUME_OVERRIDES, take_up
+from homework.training.resume import RESUME_OVERRIDES, resume_settings
 
 
 def train(model: str | Path, epochs: float = 5, batch_size: int = 16, accumulate: int = 1, lr: float | None = None,
@@ -18,7 +19,7 @@ def train(model: str | Path, epochs: float = 5, batch_size: int = 16, accumulate
           keep_every: int | None = None, resume: bool = False, config: str | Path | None = None,
           init: str | Path | None = None, inputs: str = "embedding", output: str | Path | None = None,
           tokenizer: str | Path = "homework/BSQPatchAutoEncoder.pth", device: str = "auto", bf16: bool = True,
-          compile: bool = False, **options) -> None:  # fmt: skip
+          compile: bool = False, **options: Any) -> None:  # fmt: skip
     """Trains a model. Writes logs/{date}_{Model}/, checkpoints/{date}_{Model}.pth and, after every validation, a copy
     homework/{Model}.pth, which all commands prefer to the pretrained model of the same name.
 
@@ -69,7 +70,7 @@ def train(model: str | Path, epochs: float = 5, batch_size: int = 16, accumulate
     if resume:
         defaults = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
         given = {k: v for k, v in (settings | options).items() if k != "options" and v != defaults.get(k)}
-        settings, state = take_up(settings, {k: v for k, v in given.items() if k not in RESUME_OVERRIDES})
+        settings, state = resume_settings(settings, {k: v for k, v in given.items() if k not in RESUME_OVERRIDES})
     loop.train(settings, state, grid_decoder)
 
 

@@ -19,8 +19,9 @@ from homework.core.registry import model_class, register
 from homework.datasets.images import ImageDataset
 from homework.evaluate import evaluate
 from homework.generation import generate
-from homework.priors.base import NaiveSteps, Prior, Steps
+from homework.priors.base import Prior
 from homework.priors.cascade_stage import CascadeStage
+from homework.priors.steps import NaiveSteps, Steps
 from homework.priors.uniform import Uniform
 from homework.tokenize import tokenize
 from homework.tokenizers.base import QuantizedAutoEncoder, Tokenizer

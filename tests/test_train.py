@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import homework
 from homework import TokenDataset
-from homework.core import checkpoint, cli, registry
+from homework.core import checkpoint, cli, devices, registry
 from homework.core.files import read, write
 from homework.train import train as train_function
 from homework.training import resume
@@ -344,6 +344,39 @@ def test_it_leaves_the_global_state_as_it_was(call, monkeypatch, end):
         with pytest.raises(ValueError):
             call(BSQ, batch_size=1000)
     assert global_state() == before
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "mps"])
+def test_generators_that_it_seeds_are_as_they_were_and_no_others_are_seeded(monkeypatch, kind):
+    """Also those of devices that are not started yet."""
+    states, device = {"cuda": 3, "mps": 4}, torch.device(kind)
+    for module, names in (torch.cuda, ("cuda", "manual_seed_all")), (torch.mps, ("mps", "manual_seed")):
+        monkeypatch.setattr(module, names[1], lambda seed, name=names[0]: states.update({name: seed}))
+        monkeypatch.setattr(module, "get_rng_state", lambda *_, name=names[0]: states[name])
+        monkeypatch.setattr(module, "set_rng_state", lambda state, *_, name=names[0]: states.update({name: state}))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    before = torch.get_rng_state()
+    with devices.keeping_generators(device):
+        devices.seed_generators(7, device)
+        assert states == {"cuda": 3, "mps": 4} | ({} if kind == "cpu" else {kind: 7})
+        assert torch.equal(torch.get_rng_state(), torch.Generator().manual_seed(7).get_state())
+    assert states == {"cuda": 3, "mps": 4} and torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_training_on_the_cpu_seeds_no_other_device(call, monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    monkeypatch.setattr(torch.mps, "manual_seed", seeded.append)
+    call(AE)
+    assert seeded == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_training_on_cuda_leaves_its_generator_alone(call):
+    torch.cuda.manual_seed(3)
+    before = torch.cuda.get_rng_state()
+    call(AE, device="cuda")
+    assert torch.equal(torch.cuda.get_rng_state(), before)
 
 
 def test_the_command_does_too(train):

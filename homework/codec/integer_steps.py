@@ -110,8 +110,8 @@ class LayerStep:
 
 
 class ExactSteps:
-    """Steps over B grids of h x w, as of :class:`homework.priors.base.Steps`, of a model that :func:`export` made in float32
-    on the CPU; many tokens at first are taken one by one too."""
+    """Steps over B grids of h x w, as of :class:`homework.priors.steps.Steps`, of a model that :func:`export` made
+    in float32 on the CPU; many tokens at first are taken one by one too."""
 
     def __init__(self, model: nn.Module, B: int, h: int, w: int):
         self.n, self.done = 0, 0  # n tokens are known, done positions computed

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+from collections.abc import Iterator
 
 import torch
 
@@ -27,3 +28,25 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "cpu":
         keep_memory()
     return torch.device(name)
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seeds torch's global generators of the CPU and of ``device``'s kind; those of other kinds stay as they are, even if
+    they are not started yet, for which torch.manual_seed would remember the seed."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def keeping_generators(device: torch.device) -> Iterator[None]:
+    """Leaves those generators as they were."""
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if device.type == "cuda" else (), device_type="cuda"):
+        state = torch.mps.get_rng_state() if device.type == "mps" else None
+        try:
+            yield
+        finally:
+            if state is not None:
+                torch.mps.set_rng_state(state)

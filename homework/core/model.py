@@ -51,6 +51,10 @@ class Model(nn.Module):
         """The scalars of a batch: "loss" is minimized, and every entry is logged under its name."""
         raise NotImplementedError(f"{type(self).__name__} defines no loss.")
 
+    def set_codes(self, codes: Tensor) -> None:
+        """Stores the tokenizer's code vectors (K,d), for a model that ``reads_codes``."""
+        raise NotImplementedError(f"{type(self).__name__} reads no code vectors.")
+
     def images(self, batch: Any) -> dict[str, Tensor]:
         """Pictures of a batch for TensorBoard: (n,3,H,W) float in [0,1], or token grids (n,h,w) int64 to be decoded."""
         return {}

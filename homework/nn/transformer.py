@@ -147,10 +147,14 @@ class DecoderLayer(Layer):
         with torch.no_grad():
             self.modulation.bias.copy_(torch.tensor([0.0, 1.0, 0.0, 1.0]).repeat_interleave(D))
 
+    def read(self, memory: Tensor) -> Tensor | None:
+        """:meth:`CrossAttention.read` of the encoder's output (B,m,D); None for a layer without that attention."""
+        return self.cross_attention.read(memory) if self.cross_attention else None
+
     def forward(self, x: Tensor, modulation: Tensor, keys_values: Tensor | None = None,
                 cache: tuple[Tensor, Tensor] | None = None, start: int = 0) -> Tensor:  # fmt: skip
-        """(B,n,D), ``modulation`` of each position's condition (B,n,4D), and :meth:`CrossAttention.read` of the encoder's
-        output -> (B,n,D). ``cache`` and ``start`` as of :class:`Attention`."""
+        """(B,n,D), ``modulation`` of each position's condition (B,n,4D), and what :meth:`read` gave -> (B,n,D). ``cache``
+        and ``start`` as of :class:`Attention`."""
         shift, scale, last_shift, last_scale = modulation.chunk(4, dim=-1)
         x = x + self.dropout(self.attention(torch.addcmul(shift, self.norm1(x), scale), cache, start))
         if self.cross_attention:

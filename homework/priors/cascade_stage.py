@@ -1,5 +1,8 @@
 """A stage of a cascade: a transformer that refines coarse grids to finer ones."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,6 +55,10 @@ class CascadeStage(FromNeighbours, Model):
     architecture = "cascade stage 1"
     training_options = frozenset({"model_lr", "dropout", "recompute"})
     data = "multiscale"
+    embedding: nn.Embedding
+    layers: Any  # nn.ModuleList of DecoderLayer
+    coarse_position: Tensor
+    neighbour_lookup: Tensor
 
     def __init__(self, in_dim: int = 128, hidden_dim: int = 512, num_enc_layers: int = 2, num_dec_layers: int = 2,
                  self_attn_heads: int = 4, cross_attn_heads: int = 4, hidden_activation: str = "gelu",
@@ -67,23 +74,24 @@ class CascadeStage(FromNeighbours, Model):
         self.coarse_embedding = nn.Embedding(coarse_tokens, D)
         self.coarse_row = nn.Parameter(torch.zeros(coarse_height, D))
         self.coarse_column = nn.Parameter(torch.zeros(coarse_width, D))
-        args = hidden_dim, hidden_activation, num_enc_layers, dropout
-        self.encoder = nn.ModuleList(Layer(D, CrossAttention(D, self_attn_heads), *args) for _ in range(num_enc_layers))
+        mlp = hidden_dim, hidden_activation
+        self.encoder = nn.ModuleList(Layer(D, CrossAttention(D, self_attn_heads), *mlp, num_enc_layers, dropout)
+                                     for _ in range(num_enc_layers))  # fmt: skip
         self.memory_norm = nn.RMSNorm(D, eps=1e-6)
         self.embedding = nn.Embedding(neighbours * (n_tokens + 1), D)  # see FromNeighbours.table
         nn.init.normal_(self.embedding.weight, std=neighbours**-0.5)
         self.row, self.column = nn.Parameter(torch.zeros(height, D)), nn.Parameter(torch.zeros(width, D))
         cross_heads = cross_attn_heads if num_enc_layers else 0
-        args = D, self_attn_heads, window, cross_heads, hidden_dim, hidden_activation, num_dec_layers, dropout
+        args = D, self_attn_heads, window, cross_heads, *mlp, num_dec_layers, dropout
         self.layers = nn.ModuleList(DecoderLayer(*args) for _ in range(num_dec_layers))
         self.norm, self.head = nn.RMSNorm(D, eps=1e-6), nn.Linear(D, n_tokens)
         nn.init.normal_(self.head.weight, std=0.5 * D**-0.5)
         nn.init.zeros_(self.head.bias)
         rows, columns = torch.arange(height) * coarse_height // height, torch.arange(width) * coarse_width // width
-        over = (rows[:, None] * coarse_width + columns).flatten()  # (h,w) -> (N)
+        nearest = (rows[:, None] * coarse_width + columns).flatten()  # (h,w) -> (N)
         # the coarse position over each of the decoder's S = prefix + N positions; one of the prefix is its own
-        self.register_buffer("over", torch.cat([torch.arange(self.prefix), over]), persistent=False)
-        self.register_buffer("around", self._lookup(height, width, over.device)[1], persistent=False)
+        self.register_buffer("coarse_position", torch.cat([torch.arange(self.prefix), nearest]), persistent=False)
+        self.register_buffer("neighbour_lookup", self._lookup(height, width, nearest.device)[1], persistent=False)
 
     def check_sizes(self, coarse: Tensor, h: int, w: int) -> None:
         """ValueError unless ``coarse`` (B,hc,wc) and the fine grid's h, w have the sizes that this stage was built for."""
@@ -101,11 +109,12 @@ class CascadeStage(FromNeighbours, Model):
             x = self._run(layer, x)
         return self.memory_norm(x)
 
-    def _run(self, f, *args) -> Tensor:  # f(*args), with activation checkpointing if that was asked for
+    def _run(self, f: Callable[..., Tensor], *args: Any) -> Tensor:
+        # f(*args), with activation checkpointing if that was asked for
         return checkpoint(f, *args, use_reentrant=False) if self.recompute and self.training else f(*args)
 
-    # The condition of a position is memory[over] + row + column. A layer's scales and shifts are linear in it, so they are
-    # computed for coarse positions, rows and columns, which are few, and summed at each position.
+    # The condition of a position is memory[coarse_position] + row + column. A layer's scales and shifts are linear in it, so
+    # they are computed for coarse positions, rows and columns, which are few, and summed at each position.
 
     def _by_position(self, row: Tensor, column: Tensor) -> Tensor:  # rows (h,C) plus columns (w,C), zeros in the prefix
         return F.pad((row[:, None] + column).flatten(0, 1), (0, 0, self.prefix, 0))  # (h,w,C) -> (N,C) -> (S,C)
@@ -121,8 +130,8 @@ class CascadeStage(FromNeighbours, Model):
         B, h, w = fine.shape
         self.check_sizes(coarse, h, w)
         memory = self.encode(coarse)
-        condition = memory.index_select(1, self.over) + self._by_position(self.row, self.column)  # (B,S,D)
-        known = self._embed(self.table(), self._pad(fine), self.around)  # (B,N,D)
+        condition = memory.index_select(1, self.coarse_position) + self._by_position(self.row, self.column)  # (B,S,D)
+        known = self._embed(self.table(), self._pad(fine), self.neighbour_lookup)  # (B,N,D)
         x = F.pad(known, (0, 0, self.prefix, 0)) + condition  # (B,S,D)
         for layer in self.layers:
             x = self._run(self._decode, layer, x, memory)
@@ -130,8 +139,7 @@ class CascadeStage(FromNeighbours, Model):
 
     def _decode(self, layer: DecoderLayer, x: Tensor, memory: Tensor) -> Tensor:  # a layer at all positions (B,S,D)
         by_coarse, by_position = self._modulation(layer, memory)
-        keys_values = layer.cross_attention and layer.cross_attention.read(memory)
-        return layer(x, by_coarse.index_select(1, self.over) + by_position, keys_values)
+        return layer(x, by_coarse.index_select(1, self.coarse_position) + by_position, layer.read(memory))
 
     @torch.inference_mode()
     def steps(self, coarse: Tensor, h: int, w: int, device: str | torch.device = "cpu") -> "CascadeSteps":
@@ -143,7 +151,8 @@ class CascadeStage(FromNeighbours, Model):
         return measures(self(batch)[0], batch[1])
 
     @ordinary_tensors
-    def generate(self, coarse: Tensor, h: int, w: int, device: str | torch.device = "cpu", **sampling_options) -> Tensor:
+    def generate(self, coarse: Tensor, h: int, w: int, device: str | torch.device = "cpu",
+                 **sampling_options: Any) -> Tensor:  # fmt: skip
         """Fine grids (B,h,w) int64 given coarse ones (B,hc,wc), see :meth:`homework.priors.base.Prior.generate`. ValueError
         for a grid of another size or a token out of range."""
         with evaluating(self):
@@ -170,7 +179,7 @@ class CascadeSteps(RasterSteps):
         memory = model.encode(coarse.to(device))
         self.condition = memory, model._by_position(model.row, model.column)
         self.modulations = [model._modulation(layer, memory) for layer in model.layers]
-        self.keys_values = [layer.cross_attention and layer.cross_attention.read(memory) for layer in model.layers]
+        self.keys_values = [layer.read(memory) for layer in model.layers]
 
     def compute(self, start: int, stop: int) -> Tensor:
         model, first = self.model, start and self.prefix + start  # the prefix comes with the first positions
@@ -183,7 +192,7 @@ class CascadeSteps(RasterSteps):
 
     def _at(self, positions: slice, by_coarse: Tensor, by_position: Tensor) -> Tensor:
         # (images,M,C) by coarse position, plus (S,C) by position -> (B,n,C), at n positions of every grid
-        return by_coarse[self.image[:, None], self.model.over[positions]] + by_position[positions]
+        return by_coarse[self.image[:, None], self.model.coarse_position[positions]] + by_position[positions]
 
     @torch.inference_mode()
     def select(self, rows: Tensor) -> None:

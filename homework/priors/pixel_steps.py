@@ -10,7 +10,7 @@ product to what is there takes torch half as long as adding a bias to a product.
 import torch
 from torch import Tensor, nn
 
-from homework.priors.base import Steps
+from homework.priors.steps import Steps
 
 
 class ConvolutionSteps(Steps):

@@ -16,7 +16,8 @@ def he_init(layer: nn.Module) -> None:
     1502.01852, equation 10), where masked taps do not count as inputs; biases are 0. Leaves other layers alone."""
     if isinstance(layer, nn.Conv2d):
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        nn.init.zeros_(layer.bias)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
         if isinstance(layer, MaskedConv2d):
             layer.weight /= layer.mask.mean().sqrt()
 
@@ -149,6 +150,7 @@ class GatedPixelCNN(Prior):
 
     architecture = "Gated PixelCNN 1"
     reads_codes = True
+    codes: Tensor
     steps_class = GatedSteps
 
     def __init__(self, c_hidden: int = 64, n_layers: int = 8, n_tokens: int = 1024, height: int = 20, width: int = 30,

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from homework.priors.base import Prior, Steps
+from homework.priors.base import Prior
+from homework.priors.steps import Steps
 
 # Already known neighbours whose embeddings a position starts from, as (rows up, columns left), nearest first. The first is
 # the token before it in raster order: to the left, or at the start of a row the last one of the row above.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from homework.core import checks
+from homework.priors.steps import Steps
 
 
 def check(temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, num_beam: int = 1,
@@ -79,14 +80,14 @@ def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, t
     return (cumulative <= target).sum(dim=-1)  # the first token whose cumulative mass exceeds the target
 
 
-def generate(steps, B: int, h: int, w: int, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-             generator: torch.Generator | None = None, prefix: Tensor | None = None, num_beam: int = 1, beam_width: int = 1,
-             beams: int = 1) -> Tensor:  # fmt: skip
+def generate(steps: Steps, B: int, h: int, w: int, temperature: float = 1.0, top_k: int | None = None,
+             top_p: float | None = None, generator: torch.Generator | None = None, prefix: Tensor | None = None,
+             num_beam: int = 1, beam_width: int = 1, beams: int = 1) -> Tensor:  # fmt: skip
     """Fills whole grids in raster order: draws token by token, or draws several continuations and keeps the most probable
     one again and again (``num_beam`` > 1), or searches without drawing (``beams`` > 1).
 
     Args:
-        steps: a prior's :class:`homework.priors.base.Steps`, before their first call.
+        steps: a prior's :class:`homework.priors.steps.Steps`, before their first call.
         temperature, top_k, top_p, generator: see :func:`sample`.
         prefix: (B,R,w) int64 first rows to keep as they are, 0 <= R <= h; None for none.
         num_beam, beam_width: how many continuations, and of how many tokens, see :func:`best_of`; 1 to draw one.
@@ -105,12 +106,12 @@ def generate(steps, B: int, h: int, w: int, temperature: float = 1.0, top_k: int
     elif num_beam > 1:
         new = best_of(steps, known, N, draw, num_beam, beam_width)
     else:
-        new, last = [], known
+        last, drawn = known, []
         for _ in range(N):
             logits = steps(last)
-            new.append(last := draw(logits)[:, None])
+            drawn.append(last := draw(logits)[:, None])
         check_numbers(logits)
-        new = torch.cat(new, dim=1)
+        new = torch.cat(drawn, dim=1)
     return torch.cat([known.to(new.device), new], dim=1).view(B, h, w)  # (B,h*w) -> (B,h,w)
 
 
@@ -126,7 +127,7 @@ def log_probabilities(logits: Tensor) -> Tensor:
     return (logits if logits.device.type == "mps" else logits.double()).log_softmax(dim=-1)
 
 
-def best_of(steps, known: Tensor, N: int, draw: Callable[[Tensor], Tensor], num_beam: int, beam_width: int) -> Tensor:
+def best_of(steps: Steps, known: Tensor, N: int, draw: Callable[[Tensor], Tensor], num_beam: int, beam_width: int) -> Tensor:
     """The N >= 1 tokens (B,N) int64 after (B,n) ``known`` ones: again and again draws ``num_beam`` continuations of
     ``beam_width`` tokens (or what is left) for each grid, and continues from the one that the prior finds most probable, at
     temperature 1 and with all tokens; the first of equals."""
@@ -136,7 +137,7 @@ def best_of(steps, known: Tensor, N: int, draw: Callable[[Tensor], Tensor], num_
     while tokens.shape[1] < N:
         rows = best.repeat_interleave(num_beam)  # (B) -> (B*num_beam)
         steps.select(rows)
-        logits, tokens, scores = logits[rows], tokens[rows], 0.0
+        logits, tokens, scores = logits[rows], tokens[rows], torch.zeros(())
         for _ in range(min(beam_width, N - tokens.shape[1])):
             new = draw(logits)[:, None]
             scores = scores + log_probabilities(logits).gather(1, new)
@@ -148,7 +149,7 @@ def best_of(steps, known: Tensor, N: int, draw: Callable[[Tensor], Tensor], num_
     return tokens[best]
 
 
-def beam_search(steps, known: Tensor, N: int, beams: int) -> Tensor:
+def beam_search(steps: Steps, known: Tensor, N: int, beams: int) -> Tensor:
     """The N >= 1 tokens (B,N) int64 after (B,n) ``known`` ones: keeps the ``beams`` most probable partial grids of each
     image at every position (fewer while there are fewer different ones), and returns the most probable at the end."""
     logits = steps(known)

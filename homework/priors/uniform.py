@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from homework.priors import sampling
-from homework.priors.base import Prior, Steps
+from homework.priors.base import Prior
+from homework.priors.steps import Steps
 
 
 class UniformSteps(Steps):

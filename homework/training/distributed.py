@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,7 +38,7 @@ def gather(value: object) -> list | None:
     return values if rank() == 0 else None
 
 
-def broadcast(value: object) -> object:
+def broadcast(value: Any) -> Any:
     """Rank 0's ``value`` on every process."""
     box = [value]
     if world_size() > 1:

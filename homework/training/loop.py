@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ def shades_of_grey(path: str, made_by: str | None, n_tokens: int, device: torch.
 
 
 @contextlib.contextmanager
-def on_signals(handler: Callable) -> Iterator[None]:
+def on_signals(handler: Callable[..., object]) -> Iterator[None]:
     """Calls ``handler`` on Ctrl-C and SIGTERM, as far as Python allows it: in the main thread alone."""
     with contextlib.ExitStack() as stack:
         for sig in (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ():
@@ -48,8 +48,7 @@ def on_signals(handler: Callable) -> Iterator[None]:
 
 def train(settings: dict, state: dict | None, grid_decoder: Callable) -> None:
     """Fits a :class:`Run` of these arguments, and leaves the global generators as they were."""
-    devices.pick_device(settings["device"])  # which may start CUDA
-    with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+    with devices.keeping_generators(devices.pick_device(settings["device"])):
         try:
             Run(settings, state, grid_decoder).fit()
         finally:
@@ -58,7 +57,7 @@ def train(settings: dict, state: dict | None, grid_decoder: Callable) -> None:
 
 class Run:
     """One training run, by the arguments of :func:`homework.train.train`; to resume one, with the ``state`` that
-    :func:`homework.training.resume.take_up` gives. ValueError if settings, data and state do not go together.
+    :func:`homework.training.resume.resume_settings` gives. ValueError if settings, data and state do not go together.
 
     Every draw (order of the data, augmentation, dropout) is a function of (seed, update, accumulated batch, rank). So the
     state is weights, optimizer, average and the number of the update, and a resumed run repeats the uninterrupted one.
@@ -82,7 +81,9 @@ class Run:
         self.average = copy.deepcopy(self.model).requires_grad_(False) if s["ema"] else self.model
         self.optimizer = self.build_optimizer()
         self.loss = torch.compile(self.model.loss) if s["compile"] else self.model.loss
-        self.update, self.seconds, self.measures, self.sums = 0, 0.0, {}, {}
+        self.update, self.seconds = 0, 0.0
+        self.measures: dict[str, float] = {}
+        self.sums: dict[str, Tensor] = {}
         self.epoch, self.order = -1, torch.empty(0)  # the permutation of the training data in this epoch
         self.stopped, self.saved_at = False, time.time()
         if state:
@@ -147,7 +148,7 @@ class Run:
             print(f"{self.path}: {figures} on {self.n_valid} validation samples, after {self.seconds / 60:.1f} minutes; "
                   f"in float16 as {self.copy_path}")  # fmt: skip
 
-    def ask_to_stop(self, *_) -> None:
+    def ask_to_stop(self, *_: object) -> None:
         """A first Ctrl-C lets the update finish and saves; a second one stops at once."""
         if self.stopped:
             raise KeyboardInterrupt
@@ -170,10 +171,10 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
-        measures = {}
+        measures: dict[str, Tensor] = {}
         for a, indices in enumerate(order[:, self.rank]):
             draws, others = (generator(s["seed"], self.update, a, self.rank, i) for i in range(2))
-            torch.manual_seed(others.initial_seed())  # of dropout and the like
+            devices.seed_generators(others.initial_seed(), self.device)  # of dropout and the like
             batch = self.train_data.batch(indices, self.device)
             if s["augment"]:
                 batch = self.train_data.augment(batch, draws, indices)
@@ -227,7 +228,7 @@ class Run:
             self.writer.add_scalar("train/learning_rate", self.optimizer.param_groups[0]["lr"], self.update)
             self.writer.add_scalar("train/images_per_second", self.update * self.group / self.seconds, self.update)
 
-    def check_finite(self, measures: dict[str, Tensor | float]) -> None:
+    def check_finite(self, measures: Mapping[str, Tensor | float]) -> None:
         """ValueError if the loss or the gradient is not finite: nothing is logged or saved after it."""
         if not all(math.isfinite(measures.get(k, 0.0)) for k in ("loss", "gradient_norm")):
             kept = "--resume continues from the last save" if self.state_path.is_file() else "nothing was saved yet"
@@ -237,18 +238,19 @@ class Run:
     @torch.no_grad()
     def validate(self) -> None:
         """Measures the averaged weights on the validation data, every process its share; logs figures and pictures."""
-        model, mine, sums = self.average.eval(), torch.arange(self.rank, self.n_valid, self.world), {}
+        model, mine = self.average.eval(), torch.arange(self.rank, self.n_valid, self.world)
+        sums: dict[str, Tensor] = {}
         model.set_progress(self.update / self.updates)
         for indices in mine.split(self.settings["batch_size"]):
             for k, v in model.loss(self.valid_data.batch(indices, self.device)).items():
                 sums[k] = sums.get(k, 0) + v * len(indices)
         shares = distributed.gather({k: float(v) for k, v in sums.items()})
-        if self.rank:
+        if shares is None or self.writer is None:  # not the first process
             return
         self.measures = {k: sum(s.get(k, 0.0) for s in shares) / self.n_valid for k in sorted(set().union(*shares))}
         self.check_finite(self.measures)
-        for k, v in self.measures.items():
-            self.writer.add_scalar(f"valid/{k}", v, self.update)
+        for k, figure in self.measures.items():
+            self.writer.add_scalar(f"valid/{k}", figure, self.update)
         first = torch.arange(min(8, self.n_valid))
         for k, v in model.images(self.valid_data.batch(first, self.device)).items():
             self.writer.add_images(k, v if v.is_floating_point() else self.decode_grids(v), self.update)

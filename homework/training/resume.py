@@ -37,7 +37,7 @@ def find_state(model: str) -> Path:
     return paths[-1]
 
 
-def take_up(settings: dict, overrides: dict) -> tuple[dict, dict]:
+def resume_settings(settings: dict, overrides: dict) -> tuple[dict, dict]:
     """The settings that the unfinished run of ``settings["model"]`` began with, but for RESUME_OVERRIDES, and its state.
     ValueError if one of ``overrides``, the user's other options, differs, or the file is not a state."""
     path = find_state(settings["model"])

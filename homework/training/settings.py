@@ -2,11 +2,12 @@
 
 import inspect
 import sys
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from homework.core import checkpoint, cli, fingerprint, registry
+from homework.core import checkpoint, cli, devices, fingerprint, registry
 from homework.core.model import Model
 from homework.datasets.base import Dataset
 from homework.datasets.kinds import DATASETS
@@ -15,7 +16,7 @@ from homework.training import distributed
 
 def set_up(settings: dict, state: dict | None, device: torch.device) -> tuple[Model, Dataset, Dataset]:
     """The model on ``device``, the training and the validation data of a new run, or of the one with this ``state``."""
-    torch.manual_seed(settings["seed"])
+    devices.seed_generators(settings["seed"], device)
     base = checkpoint.load(settings["model"]) if settings["model"].endswith(".pth") and not state else None
     cls = type(base) if base else registry.model_class(state["class"] if state else settings["model"])
     train_data, valid_data = open_data(cls, settings)
@@ -34,15 +35,16 @@ def set_up(settings: dict, state: dict | None, device: torch.device) -> tuple[Mo
 def new_model(cls: type[Model], base: Model | None, settings: dict, data: Dataset, device: torch.device) -> Model:
     """A model of ``cls`` to be trained on ``data``, which starts from the trained ``base`` if there is one."""
     options, reads_codes = settings["options"], settings["inputs"] == "codes"
+    codes = data.codes if reads_codes else None
     if "code_dim" in options and cls.reads_codes:
         raise ValueError("--code_dim comes with the code vectors themselves; use --inputs codes.")
     if reads_codes and not cls.reads_codes:
         raise ValueError(f"--inputs codes is not for {cls.__name__}, which reads no code vectors; leave it out.")
-    if reads_codes and data.codes is None:
+    if reads_codes and codes is None:
         raise ValueError("--inputs codes needs the tokenizer's code vectors, but these tokens came without; make them with "
                          "python -m homework.tokenize ... --codes.")  # fmt: skip
-    if reads_codes:
-        options = options | {"code_dim": data.codes.shape[1]}
+    if codes is not None:
+        options = options | {"code_dim": codes.shape[1]}
     others = ("resume", "config", *(k for k in settings if k not in ("model", "options")))
     model = registry.build(cls, options, data.model_defaults(), base, others).to(device)
     if base:
@@ -54,8 +56,8 @@ def new_model(cls: type[Model], base: Model | None, settings: dict, data: Datase
         data.prepare(model)
     if settings["init"]:
         load_matching_weights(model, checkpoint.load(settings["init"]), settings["init"])
-    if reads_codes:
-        model.set_codes(data.codes.to(device))
+    if codes is not None:
+        model.set_codes(codes.to(device))
     return model
 
 
@@ -71,7 +73,8 @@ def open_data(cls: type[Model], settings: dict) -> tuple[Dataset, Dataset]:
             raise ValueError(f"--{k} is not for the data set {name}; leave it out.")
     if "image_size" in options:
         options["image_size"] = cli.parse_image_size(options["image_size"])
-    train, valid = (DATASETS[name](split, root=settings["data"], **options) for split in ("train", "valid"))
+    dataset: Callable[..., Dataset] = DATASETS[name]
+    train, valid = (dataset(split, root=settings["data"], **options) for split in ("train", "valid"))
     return train, valid
 
 

@@ -99,7 +99,7 @@ def test_the_coarse_position_over_a_fine_one_is_the_nearest_by_proportion(kind):
     model = stage(kind)
     hc, wc = model.config["coarse_height"], model.config["coarse_width"]
     over = [r * hc // GRID[0] * wc + c * wc // GRID[1] for r in range(GRID[0]) for c in range(GRID[1])]
-    assert model.over.tolist() == list(range(model.prefix)) + over
+    assert model.coarse_position.tolist() == list(range(model.prefix)) + over
 
 
 # --- the incremental form -------------------------------------------------------------------------------------------------
@@ -215,23 +215,15 @@ def test_grids_of_other_sizes_are_refused_with_what_is_needed(sizes):
             call()
 
 
-@pytest.mark.parametrize("token", [-1, KC, 1000])
-def test_coarse_tokens_out_of_range_are_refused(token):
-    model = stage()
-    coarse, _ = batch_for(model)
-    coarse[1, 0, 2] = token
-    for call in (lambda: model.steps(coarse, *GRID), lambda: model.generate(coarse, *GRID)):
-        with pytest.raises(ValueError, match=f"coarse grid holds token {token}, .* 0 to {KC - 1}"):
-            call()
-
-
-@pytest.mark.parametrize("token", [-1, K, 1000])
-def test_fine_tokens_out_of_range_are_refused(token):
-    model = stage()
+@pytest.mark.parametrize("token", [-1, "first", 1000])
+@pytest.mark.parametrize("which, codes", [("coarse", KC), ("fine", K)])
+def test_tokens_out_of_range_are_refused(which, codes, token):
+    model, token = stage(), codes if token == "first" else token
     coarse, fine = batch_for(model)
-    fine[0, 0, 1] = token
+    {"coarse": coarse, "fine": fine}[which][0, 0, 1] = token
     for call in (lambda: model.steps(coarse, *GRID)(fine[:, 0]), lambda: model.generate(coarse, *GRID, prefix=fine[:, :1])):
-        with pytest.raises(ValueError, match=f"fine grid holds token {token}, .* 0 to {K - 1}"), torch.inference_mode():
+        said = f"{which} grid holds token {token}, .* 0 to {codes - 1}"
+        with pytest.raises(ValueError, match=said), torch.inference_mode():
             call()
 
 

@@ -10,8 +10,8 @@ from conftest import batch_for, build
 from hypothesis import given
 from hypothesis import strategies as st
 
-from homework.priors.base import Steps
 from homework.priors.sampling import check, generate, restrict, sample
+from homework.priors.steps import Steps
 
 logit_lists = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12)
 
