@@ -9,7 +9,8 @@ import torch
 from bench.common import Line, compare, load
 from homework.datasets.image_files import image_paths, read_image
 from homework.datasets.images import to_float
-from homework.tokenize import encode_files, tokenize
+from homework.tokenize import tokenize
+from homework.tokenizers.encoding import encode_files
 
 N = 192
 BATCH = inspect.signature(tokenize).parameters["batch_size"].default

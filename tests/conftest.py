@@ -7,7 +7,9 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -165,6 +167,55 @@ def real_frames(tmp_path_factory) -> list[Path]:
         names = sorted(n for n in z.namelist() if Path(n).parent.name == "valid" and n.endswith(".jpg"))[::40][:32]
         folder = tmp_path_factory.mktemp("real")
         return [Path(z.extract(n, folder)) for n in names]
+
+
+# --- a server -------------------------------------------------------------------------------------------------------------
+
+
+class Server(BaseHTTPRequestHandler):
+    """Serves ``content``, or the files of the folder ``content``; ``ranges``: knows Range; ``cut``: breaks off after so many
+    bytes; ``status``: an error."""
+
+    content, ranges, cut, status = b"", True, None, None
+
+    def do_GET(self):
+        content = self.content
+        if isinstance(content, Path):
+            content = content / self.path[1:]
+            content = content.read_bytes() if content.is_file() else None
+        if self.status or content is None:
+            return self.send_error(self.status or 404)
+        start = int(self.headers.get("Range", "bytes=0-")[6:-1]) if self.ranges else 0
+        if start and start >= len(content):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(content)}")
+            return self.end_headers()
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        self.wfile.write(content[start:][: self.cut])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Starts a Server with the given settings on this machine; returns its URL."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    servers = []
+
+    def start(**settings):
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), type("Set", (Server,), settings)))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
 # --- a small MNIST --------------------------------------------------------------------------------------------------------

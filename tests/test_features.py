@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from homework import FeatureDataset, ImageDataset
-from homework import features as module
 from homework.core import checkpoint, fingerprint
-from homework.datasets.features import FeatureModel, shard_path
+from homework.datasets.features import FeatureModel, shard_path, write_index, write_shard
 from homework.datasets.kinds import DATASETS
-from homework.features import features, write_index, write_shard
+from homework.features import features
+from homework.tokenizers import encoding
 
 N, C = 24, 3  # images in train/, numbers at a position
 
@@ -102,7 +102,7 @@ def test_it_is_a_data_set_for_the_training_loop(folder, autoencoder):
 def test_what_was_interrupted_resumes_to_the_same_bytes(folder, autoencoder, data, tmp_path, monkeypatch, after):
     """The run ends with the ``after``-th batch of 7; shards of 3, 3 and 1 batches."""
     options = {"batch_size": 4, "shard": 10, "device": "cpu"}
-    calls, to_float = [], module.to_float
+    calls, to_float = [], encoding.to_float
 
     def failing(pixels):
         calls.append(1)
@@ -111,7 +111,7 @@ def test_what_was_interrupted_resumes_to_the_same_bytes(folder, autoencoder, dat
         return to_float(pixels)
 
     with monkeypatch.context() as context:
-        context.setattr(module, "to_float", failing)
+        context.setattr(encoding, "to_float", failing)
         with pytest.raises(KeyboardInterrupt):
             features(autoencoder, data / "train", tmp_path / "other", **options)
     assert len(list((tmp_path / "other").glob("*.npy"))) == after // 3

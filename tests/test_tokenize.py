@@ -14,7 +14,8 @@ from homework import BSQPatchAutoEncoder, PatchAutoEncoder, TokenDataset
 from homework.core import checkpoint, files
 from homework.datasets.image_files import read_image
 from homework.datasets.images import to_float
-from homework.tokenize import mirrored_and_shifted, smallest_type, tokenize
+from homework.tokenize import tokenize
+from homework.tokenizers.encoding import mirrored_and_shifted, smallest_type
 
 ROOT = Path(__file__).parents[1]
 TINY = {"patch_size": 5, "latent_dim": 8, "encoder_blocks": 1, "decoder_blocks": 1, "detail": 4}

@@ -8,11 +8,12 @@ import tempfile
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
+from io import FileIO
 from pathlib import Path, PurePath, PureWindowsPath
-from typing import BinaryIO
+from typing import IO
 
 from tqdm import tqdm
 
@@ -22,8 +23,8 @@ from homework.datasets.image_files import SPLITS, is_image, read_dataset_json
 
 URL = "https://utexas.box.com/shared/static/qubjm5isldqvyimfj9rsmbnvnbezwcv4.zip"
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist"
-Opener = Callable[[], BinaryIO]
-Entries = list[tuple[PurePath, Opener]]  # the path of a file, and what opens it
+Opener = Callable[[], IO[bytes]]
+Entries = list[tuple[PurePath, Opener]]  # the path of a file, and what opens it for reading
 
 
 def download(dir: str = "data", url: str = URL, replace: bool = False) -> None:
@@ -67,7 +68,7 @@ def mnist(dir: str = "data", url: str = MNIST_URL, replace: bool = False) -> Non
             part.unlink()
 
 
-def import_(zip_or_folder: str, dir: str = "data", valid_every: int = 20, replace: bool = False) -> None:
+def import_(zip_or_folder: str | Path, dir: str | Path = "data", valid_every: int = 20, replace: bool = False) -> None:
     """Puts images that you already have into DIR/train and DIR/valid, and MNIST's files into DIR/mnist.
 
     Args:
@@ -82,15 +83,14 @@ def import_(zip_or_folder: str, dir: str = "data", valid_every: int = 20, replac
         raise FileNotFoundError(f"There is no file or folder {source}.")
     cli.at_least(2, valid_every=valid_every)
     if source.is_dir():
-        entries = [(path, partial(open, path, "rb")) for path in sorted(source.rglob("*")) if path.is_file()]
-        digits = {path.name.removesuffix(".gz"): path for path, _ in reversed(entries)}  # the first of several stays
+        paths = [path for path in sorted(source.rglob("*")) if path.is_file()]
+        digits = {path.name.removesuffix(".gz"): path for path in reversed(paths)}  # the first of several stays
         if digits := {name: digits[name] for name in idx.FILES if name in digits}:
             _put_idx(digits, folder, replace)
-        if not digits or any(is_image(path) for path, _ in entries):
-            _put(_by_split(entries, source, valid_every), folder, replace)
+        if not digits or any(map(is_image, paths)):
+            _put(_by_split(_entries(paths), source, valid_every), folder, replace)
     elif source.suffix.lower() == ".json":
-        entries = [(Path(path), partial(open, path, "rb")) for path in read_dataset_json(source)]
-        _put(_share_out(entries, valid_every), folder, replace)
+        _put(_share_out(_entries(map(Path, read_dataset_json(source))), valid_every), folder, replace)
     else:
         try:
             with zipfile.ZipFile(source) as archive:
@@ -130,7 +130,7 @@ def fetch(url: str, part: Path, what: str = "ZIP") -> None:
         raise OSError(f"The connection broke after {have} of {total} bytes; run the same command again to resume.")
 
 
-def _read_block(response) -> bytes:
+def _read_block(response: HTTPResponse) -> bytes:
     try:
         return response.read1(1 << 16)
     except (OSError, HTTPException):  # cut off, as the count of bytes will show
@@ -149,12 +149,16 @@ def _put_idx(files: dict[str, Path], folder: Path, replace: bool) -> None:
     print(f"{folder / 'mnist'}: {len(files)} files")
 
 
+def _entries(paths: Iterable[Path]) -> Entries:
+    return [(path, partial(FileIO, path)) for path in paths]
+
+
 def _zip_entries(archive: zipfile.ZipFile, source: Path) -> Entries:
-    entries = [(PureWindowsPath(info.filename), info) for info in archive.infolist()]  # splits at both / and \\
-    for path, info in entries:
+    infos = [(PureWindowsPath(info.filename), info) for info in archive.infolist()]  # splits at both / and \\
+    for path, info in infos:
         if path.anchor or ".." in path.parts or stat.S_ISLNK(info.external_attr >> 16):
             raise ValueError(f"{source} holds {info.filename!r}, which leads out of its folder; refused.")
-    return [(path, partial(archive.open, info)) for path, info in entries]
+    return [(path, partial(archive.open, info)) for path, info in infos]
 
 
 def _by_split(entries: Entries, source: Path, valid_every: int) -> dict[str, Opener]:

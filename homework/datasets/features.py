@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from homework.core import checkpoint, fingerprint
+from homework.core import checkpoint, files, fingerprint
 from homework.core.model import Model
 from homework.datasets.base import Dataset, Indices
 from homework.datasets.image_files import SPLITS
@@ -21,7 +21,7 @@ class FeatureModel(Model):
     """The contract of a model of feature maps that bears the ``autoencoder`` which made them."""
 
     data = "features"
-    autoencoder: nn.Module
+    autoencoder: Model
 
     def set_autoencoder(self, model: nn.Module) -> None:
         """Takes the weights of the auto-encoder. ValueError if it is of another kind than its own."""
@@ -62,6 +62,40 @@ def open_shard(folder: Path, index: dict, i: int) -> np.ndarray:
     if not isinstance(maps, np.ndarray) or maps.shape != shape or maps.dtype != np.float16:
         raise ValueError(f"{path} does not hold the {shape} float16 numbers of {INDEX}; remove it, and {AGAIN}")
     return maps
+
+
+def prepare_folder(folder: Path, index: dict, replace: bool) -> list[int]:
+    """Makes ``folder`` ready for the shards of ``index``, and returns those to be made; ``replace`` removes other maps."""
+    there = sorted(folder.glob("features_*.npy"))
+    if replace:
+        (folder / INDEX).unlink(missing_ok=True)  # first: without it, what is left is not taken for complete
+        for path in there:
+            path.unlink()
+    elif (folder / INDEX).is_file():
+        found = read_index(folder)
+        if other := [k for k in index if found[k] != index[k]]:
+            raise ValueError(f"{folder} has feature maps already, whose {' and '.join(other)} differ; name another folder, "
+                             "or pass --replace to make them again.")  # fmt: skip
+    elif there:
+        raise ValueError(f"{folder} has feature maps, but no {INDEX}; pass --replace to make them again.")
+    for path in folder.glob("*.tmp"):  # what a killed run left
+        path.unlink()
+    missing = [i for i in range(len(index["shards"])) if not shard_path(folder, i).is_file()]
+    for i in set(range(len(index["shards"]))) - set(missing):
+        open_shard(folder, index, i)
+    return missing
+
+
+def write_shard(path: Path, maps: np.ndarray) -> None:
+    """Writes maps (n, h, w, C) as a .npy file."""
+    with files.replacing(path) as temporary, open(temporary, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(maps))
+        file.write(maps.tobytes())  # on a full disk an OSError, unlike np.save's own error, says so
+
+
+def write_index(folder: Path, index: dict, finished: bool) -> None:
+    with files.replacing(folder / INDEX) as temporary:
+        temporary.write_text(json.dumps(index | {"finished": finished}, indent=1), "utf-8")
 
 
 class FeatureDataset(Dataset):

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, features
 
 SPLITS = ("train", "valid")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
 if "avif" in features.modules and features.check("avif"):  # from Pillow 11.3 on, where it was built with libavif
     SUFFIXES += (".avif",)
 HELD_OUT = 20  # where there are no splits, one image of so many is for validation
@@ -44,19 +44,19 @@ def image_paths(source: Source, root: str | Path = "data") -> list[str]:
         if not source.is_dir():
             raise FileNotFoundError(f"There is no folder {source}, nor images in {root}; get them with {HOW_TO_GET}.")
     sources = [source] if isinstance(source, str | Path) else list(source)
-    paths = set()
+    found: set[str] = set()
     for path in map(Path, sources):
         if path.is_dir():
-            paths.update(str(p) for p in path.iterdir() if is_image(p))
+            found.update(str(p) for p in path.iterdir() if is_image(p))
         elif not path.is_file():
             raise FileNotFoundError(f"There is no file or folder {path}.")
         elif path.suffix.lower() != ".json":
-            paths.add(str(path))
+            found.add(str(path))
         elif not path.name.endswith("_info.json"):  # notes among the course's images
-            paths.update(read_dataset_json(path))
-    if not paths:
+            found.update(read_dataset_json(path))
+    if not found:
         raise ValueError(f"There are no images in {', '.join(map(str, sources[:3])) or 'an empty list'}.")
-    return sorted(paths)
+    return sorted(found)
 
 
 def is_image(path: PurePath) -> bool:
@@ -85,14 +85,14 @@ def read_dataset_json(path: Path) -> list[str]:
     """``{"_default": {"1": {"image_fpath": ...}, ...}}``; relative to the file's folder, else to the current one."""
     try:
         names = [entry["image_fpath"] for entry in json.loads(path.read_text("utf-8"))["_default"].values()]
-        found = [(path.parent / name, Path(name)) for name in names]
+        candidates = [(path.parent / name, Path(name)) for name in names]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         form = '{"_default": {"1": {"image_fpath": "..."}, ...}}'
         raise ValueError(f"{path} is not a dataset.json of the form {form}.") from error
-    for beside, here in found:
-        if not (beside.is_file() or here.is_file()):
-            raise FileNotFoundError(f"{path} names {here}, which does not exist.")
-    return [str(beside if beside.is_file() else here) for beside, here in found]
+    for name, files in zip(names, candidates, strict=True):
+        if not any(map(Path.is_file, files)):
+            raise FileNotFoundError(f"{path} names {name}, which does not exist.")
+    return [str(next(filter(Path.is_file, files))) for files in candidates]
 
 
 def read_image(path: str | Path, image_size: tuple[int, int] | None = None) -> np.ndarray:
@@ -119,7 +119,7 @@ def _decode(stream: BinaryIO, path: str | Path) -> Image.Image:
                     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
                 return image.convert("RGB")
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{path} is too large: Pillow reads up to {2 * Image.MAX_IMAGE_PIXELS:,} pixels.") from error
+        raise ValueError(f"{path} is too large: Pillow reads up to {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels.") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
         raise ValueError(f"{path} cannot be read as an image ({type(error).__name__}); is it damaged?") from error
     raise ValueError(f"{path} cannot be read: it has floats or 32 bits a pixel, of unknown white; convert to 8 or 16 bits.")
@@ -148,7 +148,7 @@ def decoded(batches: Iterable[list[str]], image_size: tuple[int, int] | None = N
     """Every batch of paths with its images, as :func:`read_image` returns them; instead of one that cannot be read, a
     sentence that says why. While a batch is being used, threads decode the next."""
     with ThreadPool(os.cpu_count()) as pool:
-        pending = ((batch, pool.map_async(partial(_read, image_size), batch)) for batch in batches)
+        pending: Iterator[Any] = ((batch, pool.map_async(partial(_read, image_size), batch)) for batch in batches)
         for (batch, images), _ in itertools.pairwise(itertools.chain(pending, [None])):
             yield batch, images.get()
 

@@ -8,6 +8,7 @@ import tempfile
 import time
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -101,7 +102,7 @@ def _make_cache(names: list[str], image_size: tuple[int, int] | None, paths: lis
     raise AssertionError("unreachable")
 
 
-def _decode_all(names: list[str], image_size: tuple[int, int] | None, file) -> None:
+def _decode_all(names: list[str], image_size: tuple[int, int] | None, file: BinaryIO) -> None:
     # plain writes, not a writable map: on a full disk the one raises OSError, the other kills the process
     size = None
     with ThreadPool(os.cpu_count()) as pool, tqdm(total=len(names), desc="decoding", unit="img", leave=False) as bar:

@@ -75,7 +75,7 @@ def binary(digits: np.ndarray, how: float | str = 0) -> np.ndarray:
     if isinstance(how, str) and how == "sample":
         draws = np.random.default_rng(0).integers(0, 255, digits.shape, dtype=np.uint8)  # 0 .. 254
         return (draws < digits).astype(np.uint8)
-    if type(how) not in (int, float) or not 0 <= how < 1:
+    if not isinstance(how, int | float) or isinstance(how, bool) or not 0 <= how < 1:
         raise ValueError(f"binarize is {how!r}, but must be a brightness of at least 0 and below 1, or sample.")
     return (digits > 255 * how).astype(np.uint8)
 

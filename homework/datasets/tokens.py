@@ -1,6 +1,7 @@
 """Grids of tokens on disk."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,13 @@ class Grids(Dataset):
 
     def model_defaults(self) -> dict:
         return {"n_tokens": self.n_tokens, "height": self.size[0], "width": self.size[1]}
+
+
+def write_tokens(path: str | Path, grids: dict[str, np.ndarray], n_tokens: int, fields: dict[str, Any]) -> np.ndarray:
+    """Writes grids (h, w) by name, and more ``fields``, as :class:`TokenDataset` reads them; returns them as (N, h, w)."""
+    tokens = np.stack(list(grids.values()))
+    files.write({"tokens": torch.from_numpy(tokens), "n_tokens": n_tokens, "names": list(grids)} | fields, path)
+    return tokens
 
 
 class TokenDataset(Grids):

@@ -3,9 +3,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -465,47 +463,6 @@ def test_import_of_a_dataset_json(tmp_path):
     assert len(files(tmp_path / "data" / "train")) == 5
     stored = {p.read_bytes() for p in (tmp_path / "data").rglob("*.png")}
     assert stored == {(tmp_path / name).read_bytes() for name in names}
-
-
-class Server(BaseHTTPRequestHandler):
-    """Serves ``content``; ``ranges``: knows Range; ``cut``: breaks off after so many bytes; ``status``: an error."""
-
-    content, ranges, cut, status = b"", True, None, None
-
-    def do_GET(self):
-        if self.status:
-            return self.send_error(self.status)
-        start = int(self.headers.get("Range", "bytes=0-")[6:-1]) if self.ranges else 0
-        if start and start >= len(self.content):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(self.content)}")
-            return self.end_headers()
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
-        self.send_header("Content-Length", str(len(self.content) - start))
-        self.end_headers()
-        self.wfile.write(self.content[start:][: self.cut])
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def serve(monkeypatch):
-    """Starts a Server with the given settings on this machine; returns the URL of its file."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    servers = []
-
-    def start(**settings):
-        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), type("Set", (Server,), settings)))
-        threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
-        return f"http://127.0.0.1:{servers[-1].server_port}/frames.zip"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.mark.parametrize("ranges", [True, False])
