@@ -44,7 +44,7 @@ class Compressor:
         self.workers = torch.get_num_threads() if self.device.type == "cpu" else 1
         own = {1: legacy_fingerprint(tokenizer), 2: fingerprint(tokenizer)}
         both = {version: (own[version], prior) for version, prior in self.entropy_model.fingerprints.items()}
-        self.models = format.Models(both, max(tokenizer.patch_shape), self.entropy_model.exact)
+        self.models = format.ModelPair(both, max(tokenizer.patch_shape), self.entropy_model.exact)
 
     def compress(self, x: Tensor) -> bytes:
         """One image (H,W,3), float in [-0.5,0.5] -> its file. ValueError if it is of another shape or too large."""

@@ -6,6 +6,7 @@ import math
 import struct
 import subprocess
 import sys
+import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,7 @@ from test_format import mutate
 from homework import Compressor, compress
 from homework.codec import archive, format, tiles
 from homework.codec.entropy import FloatPrior
+from homework.codec.image_files import compress_files
 from homework.codec.parallel import in_parallel
 from homework.core import checkpoint, cli
 from homework.datasets.image_files import read_image
@@ -246,6 +248,44 @@ def test_calls_that_overlap_leave_the_number_of_threads():
             assert pool.submit(torch.get_num_threads).result() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_calls_in_several_threads_leave_to_each_its_number_of_threads():
+    """Also to one that begins while another's call has set the number to 1; and a new thread starts with a caller's."""
+    before, started = torch.get_num_threads(), [threading.Event() for _ in range(3)]
+
+    def call(k: int, n: int | None) -> int:
+        if n:
+            torch.set_num_threads(n)
+        for _ in in_parallel(lambda i: i, range(3), 1):
+            started[k].set()
+            assert started[2].wait(60)
+        return torch.get_num_threads()
+
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            found = []
+            for k, n in enumerate((4, 2, None)):
+                found.append(pool.submit(call, k, n))
+                assert started[k].wait(60)
+            assert [call.result(60) for call in found] == [4, 2, 4]
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() in (2, 4)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_error_of_the_caller_ends_the_threads(folder, models, monkeypatch):
+    """While it is being handled, its traceback keeps all frames alive."""
+    made = Compressor(*models)
+    monkeypatch.setattr(archive.ArchiveWriter, "add", lambda *args: 1 / 0)
+    n_threads = threading.active_count()
+    with pytest.raises(ZeroDivisionError):
+        try:
+            compress_files(made, sorted(map(str, Path("photos").iterdir())), "a.tok", pack=True, scaled=None, skip_bad=False,
+                           verify=False)  # fmt: skip
+        finally:
+            assert threading.active_count() <= n_threads + 1  # tqdm's own
 
 
 def test_what_is_not_an_image_is_reported(exactly):

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 
 from homework.codec import archive, format, range_coder, tiles
 from homework.codec.archive import ArchiveWriter, Reader
-from homework.codec.format import ARCHIVE, IMAGE, Models
+from homework.codec.format import ARCHIVE, IMAGE, ModelPair
 from homework.codec.range_coder import TOTAL, BatchDecoder
 
 K = 16
 TOKENIZER, PRIOR = bytes(range(32)), bytes(range(100, 132))
 
 
-def models_of(tokenizer: bytes = TOKENIZER, prior: bytes = PRIOR, patch: int = 5, exact: bool = True) -> Models:
+def models_of(tokenizer: bytes = TOKENIZER, prior: bytes = PRIOR, patch: int = 5, exact: bool = True) -> ModelPair:
     """Files of either format know both models by the same hashes."""
-    return Models({1: (tokenizer, prior), 2: (tokenizer, prior)}, patch, exact)
+    return ModelPair({1: (tokenizer, prior), 2: (tokenizer, prior)}, patch, exact)
 
 
 MODELS = models_of()
@@ -71,7 +71,7 @@ def image_bytes(pixels: tuple[int, int] = (10, 15), seed: int = 0) -> bytes:
     return format.image_file(MODELS, pixels, code(grid), MODELS.crc(pixels, grid))
 
 
-def archive_bytes(sizes: list[tuple[int, int]], names: list[str] | None = None, models: Models = MODELS) -> bytes:
+def archive_bytes(sizes: list[tuple[int, int]], names: list[str] | None = None, models: ModelPair = MODELS) -> bytes:
     file = io.BytesIO()
     writer = ArchiveWriter(file, models)
     for i, size in enumerate(sizes):
@@ -507,14 +507,14 @@ def test_files_are_written_as_the_golden_ones_of_this_version():
 
 @pytest.mark.parametrize("kind", FILES)
 def test_files_of_either_version_know_their_models_by_the_hashes_of_their_own(kind):
-    """Models with other hashes for the other version read the file; those with others for its own do not."""
+    """ModelPair with other hashes for the other version read the file; those with others for its own do not."""
     own, other = (TOKENIZER, PRIOR), (bytes(32), bytes(32))
     reader = Reader(io.BytesIO(FILES[kind]))
-    reader.check(Models({1: other, 2: own}, 5, True))
-    reader.check_tokens(0, Models({1: other, 2: own}, 5, True), draw_grid((2, 3), 0))
+    reader.check(ModelPair({1: other, 2: own}, 5, True))
+    reader.check_tokens(0, ModelPair({1: other, 2: own}, 5, True), draw_grid((2, 3), 0))
     for check in reader.check, lambda models: reader.check_tokens(0, models, draw_grid((2, 3), 0)):
         with pytest.raises(ValueError, match="another tokenizer|checksum"):
-            check(Models({1: own, 2: other}, 5, True))
+            check(ModelPair({1: own, 2: other}, 5, True))
 
 
 GOLDEN = {
