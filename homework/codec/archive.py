@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from homework.codec.format import ARCHIVE, FORMAT, IMAGE, ModelPair, check_size, crc8, crc32, read_leb128
-from homework.codec.range_coder import damaged
+from homework.codec.range_coder import OTHER_FLOATS, damaged
 
 MAX_INDEX = 2**24  # bytes of an archive's index, unpacked
 MAX_CHUNK = 255  # images that are coded together
@@ -174,7 +174,8 @@ class Reader:
     def check_tokens(self, i: int, models: ModelPair, tokens: np.ndarray) -> None:
         """ValueError if ``tokens`` (h,w) are not those that image ``i`` was written with."""
         if models.crc(self.sizes[i], tokens, self.version) != self.crcs[i]:
-            raise ValueError(f"{self.label(i)} is damaged, or of other models: the checksum of its tokens is wrong.")
+            or_else = ["of other models", *[OTHER_FLOATS] * (not self.exact)]
+            raise damaged(self.label(i), "the checksum of its tokens is wrong", *or_else)
 
     def grid(self, i: int) -> tuple[int, int]:
         """(h,w) in tokens of image ``i``."""
