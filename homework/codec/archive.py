@@ -8,8 +8,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from homework.codec.format import ARCHIVE, FORMAT, IMAGE, Models, check_size, crc8, crc32, read_leb128
-from homework.codec.range_coder import damaged
+from homework.codec.format import ARCHIVE, FORMAT, IMAGE, ModelPair, check_size, crc8, crc32, read_leb128
+from homework.codec.range_coder import OTHER_FLOATS, damaged
 
 MAX_INDEX = 2**24  # bytes of an archive's index, unpacked
 MAX_CHUNK = 255  # images that are coded together
@@ -20,7 +20,7 @@ FIRST = HEADER.size + 4  # where the first payload starts
 class ArchiveWriter:
     """Writes an archive chunk by chunk to a ``file`` that can seek; :meth:`close` completes it."""
 
-    def __init__(self, file: BinaryIO, models: Models):
+    def __init__(self, file: BinaryIO, models: ModelPair):
         self.file, self.models = file, models
         self.chunks, self.names, self.columns = [], [], []
         self.index_size = 8
@@ -160,7 +160,7 @@ class Reader:
     def _changed(self, part: str) -> ValueError:
         return damaged(self.name, f"its {part} is not as it was written")
 
-    def check(self, models: Models) -> None:
+    def check(self, models: ModelPair) -> None:
         """ValueError, saying which, if the file was written with another tokenizer, prior or arithmetic than ``models``."""
         wanted = models.head(self.kind, self.version)
         for what, part in ("tokenizer", slice(3, 5)), ("prior", slice(5, 7)):
@@ -171,10 +171,11 @@ class Reader:
         if wanted != self.head:
             raise ValueError(f"{self.name} was written with another patch size or arithmetic than that of the models given.")
 
-    def check_tokens(self, i: int, models: Models, tokens: np.ndarray) -> None:
+    def check_tokens(self, i: int, models: ModelPair, tokens: np.ndarray) -> None:
         """ValueError if ``tokens`` (h,w) are not those that image ``i`` was written with."""
         if models.crc(self.sizes[i], tokens, self.version) != self.crcs[i]:
-            raise ValueError(f"{self.label(i)} is damaged, or of other models: the checksum of its tokens is wrong.")
+            or_else = ["of other models", *[OTHER_FLOATS] * (not self.exact)]
+            raise damaged(self.label(i), "the checksum of its tokens is wrong", *or_else)
 
     def grid(self, i: int) -> tuple[int, int]:
         """(h,w) in tokens of image ``i``."""

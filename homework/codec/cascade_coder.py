@@ -42,10 +42,11 @@ class CascadeCoder:
     def decompress(self, payloads: Sequence[bytes]) -> list[Tensor]:
         """The grids of payloads, all that were coded together. ValueError if one cannot be decoded; but most damage gives
         other grids silently, for a payload, unlike a file, has no checksum."""
-        decoder = range_coder.BatchDecoder(payloads, [f"Payload {i}" for i in range(len(payloads))])
+        decoder = range_coder.BatchDecoder(payloads, [f"Payload {i}" for i in range(len(payloads))], exact=False)
         grids = []
         for k, (h, w) in enumerate(self.cascade.sizes):
             step = self._step(k, grids[-1] if k else None, len(payloads))
             tokens = torch.from_numpy(decoder.decode(step, len(payloads), h * w))
             grids.append(tokens.view(-1, h, w).to(self.cascade.device))  # (B,N) -> (B,h,w)
+        decoder.finish()
         return grids

@@ -1,5 +1,6 @@
 """Images to bytes and back."""
 
+import copy
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -10,12 +11,14 @@ from torch import Tensor
 from homework.codec import archive, format, range_coder, tiles
 from homework.codec.entropy import entropy_model
 from homework.codec.parallel import groups, in_parallel, pieces
+from homework.core import checks
 from homework.core.fingerprint import fingerprint, legacy_fingerprint
 from homework.core.model import ordinary_tensors
 from homework.priors.base import Prior
 from homework.tokenizers.base import Tokenizer
 
 WEIGHTS_AT_ONCE = 2**21  # numbers that a prior returns from a parallel pass; with many more, memory costs more than it saves
+OVERSHOOT = 0.25  # how far an image's values may be beyond [-0.5,0.5], as those of decoded images are
 PIXELS_AT_ONCE = 2**17  # that go through the tokenizer together, for the same reason
 Item = tuple[archive.Reader, int]  # a file, and which of its images
 
@@ -28,8 +31,9 @@ class Compressor:
 
     The grid comes back exactly: under a transformer, which computes on integers (:mod:`homework.codec.integer_layers`), on
     every machine and in any batch; under other priors, which take the same float steps in both directions, on machines of
-    one kind. A file says which. Both models are put into eval mode and onto ``device`` (None for where the tokenizer is);
-    ``batch_size`` images, or tiles of them, go through them at once. ValueError if the two do not go together.
+    one kind. A file says which. The models are copied, in eval mode, to ``device`` (None for where the tokenizer is): what
+    becomes of the caller's changes no file. ``batch_size`` images, or tiles of them, go through them at once. ValueError if
+    the two do not go together.
     """
 
     def __init__(self, tokenizer: Tokenizer, autoregressive: Prior, device: str | torch.device | None = None,
@@ -37,17 +41,21 @@ class Compressor:
         if tokenizer.n_tokens != autoregressive.n_tokens:
             raise ValueError(f"The tokenizer has {tokenizer.n_tokens} codes, but the prior was trained on "
                              f"{autoregressive.n_tokens}; train a prior on this tokenizer's grids.")  # fmt: skip
+        checks.integer(1, None, batch_size=batch_size)
         self.device = tokenizer.device if device is None else torch.device(device)
-        self.tokenizer = tokenizer.to(self.device).eval()
-        self.entropy_model = entropy_model(autoregressive.to(self.device).eval())
+        with torch.inference_mode(False):  # in float32, since the fingerprints are of that
+            self.tokenizer = copy.deepcopy(tokenizer).to(self.device, torch.float32).eval()
+            prior = copy.deepcopy(autoregressive).to(self.device, torch.float32).eval()
+        self.entropy_model = entropy_model(prior)
         self.batch_size = batch_size
         self.workers = torch.get_num_threads() if self.device.type == "cpu" else 1
-        own = {1: legacy_fingerprint(tokenizer), 2: fingerprint(tokenizer)}
-        both = {version: (own[version], prior) for version, prior in self.entropy_model.fingerprints.items()}
-        self.models = format.Models(both, max(tokenizer.patch_shape), self.entropy_model.exact)
+        of_tokenizer = {1: legacy_fingerprint(self.tokenizer), 2: fingerprint(self.tokenizer)}
+        by_version = {version: (of_tokenizer[version], own) for version, own in self.entropy_model.fingerprints.items()}
+        self.models = format.ModelPair(by_version, max(tokenizer.patch_shape), self.entropy_model.exact)
 
     def compress(self, x: Tensor) -> bytes:
-        """One image (H,W,3), float in [-0.5,0.5] -> its file. ValueError if it is of another shape or too large."""
+        """One image (H,W,3), float (of any precision, but computed with as float32) in [-0.5,0.5] -> its file. ValueError if
+        it is of another shape, too large, or far from this range."""
         return self.compress_batch([x])[0]
 
     def decompress(self, data: bytes) -> Tensor:
@@ -95,7 +103,7 @@ class Compressor:
     @torch.inference_mode()
     def to_tokens(self, x: Tensor) -> np.ndarray:
         """(B,H,W,3) float in [-0.5,0.5] -> grids (B,h,w) int64. ValueError if the tokenizer's grids have another size."""
-        parts = x.split(max(1, PIXELS_AT_ONCE // (x.shape[1] * x.shape[2])))
+        parts = x.float().split(max(1, PIXELS_AT_ONCE // (x.shape[1] * x.shape[2])))
         grids = np.concatenate([self.tokenizer.encode_index(part.to(self.device)).cpu().numpy() for part in parts])
         if grids.shape[1:] != self.grid((x.shape[1], x.shape[2])):
             raise ValueError(f"The tokenizer makes grids {grids.shape[1:]} of images {tuple(x.shape[1:3])}, which are not "
@@ -134,14 +142,15 @@ class Compressor:
         return np.concatenate(parts, axis=1).reshape(2, -1, N)  # (2,R*N) -> (2,R,N)
 
     def decode(self, payloads: Sequence[bytes], grid: tuple[int, int], names: Sequence[str]) -> np.ndarray:
-        """The grids (B,h,w) int64 of payloads. ValueError, by one of the names, if a payload is damaged."""
-        decoder = range_coder.BatchDecoder(payloads, names)
+        """The grids (B,h,w) int64 of payloads. ValueError, by one of the names, if a payload is damaged or too long."""
+        decoder = range_coder.BatchDecoder(payloads, names, self.entropy_model.exact)
         grids = np.empty((len(payloads), *grid), np.int64)
         for (a, b), corners in self.tiles(grid):
             R = len(payloads) * len(corners)
             tokens = decoder.decode(self.entropy_model.steps(R, a, b), R, a * b)  # (B*T,N)
             for (top, left), tile in zip(corners, tokens.reshape(len(payloads), -1, a, b).swapaxes(0, 1), strict=True):
                 grids[:, top : top + a, left : left + b] = tile  # (B*T,N) -> (B,T,a,b) -> (T,B,a,b)
+        decoder.finish()
         return grids
 
     def tiles(self, grid: tuple[int, int]) -> Iterator[tuple]:
@@ -207,11 +216,15 @@ def in_order(batches: Iterable[dict]) -> list:
 
 
 def image_size(x: Tensor) -> tuple[int, int]:
-    """(H,W) of an image. ValueError for any other tensor."""
+    """(H,W) of an image, float (H,W,3). ValueError for any other tensor, also if a value is no number or out of range."""
     if x.ndim != 3 or x.shape[-1] != 3 or not x.is_floating_point():
         raise ValueError(f"An image is a float tensor (H,W,3), but this is {tuple(x.shape)} of {x.dtype}.")
     size = x.shape[0], x.shape[1]
     format.check_size("The image", size)
+    low, high = (value.item() for value in x.detach().float().aminmax())
+    if not -0.5 - OVERSHOOT <= low <= high <= 0.5 + OVERSHOOT:  # nor if one is nan
+        raise ValueError(f"An image's values are from -0.5 to 0.5, but these are from {low:g} to {high:g}; bring them "
+                         "there, as homework.data.to_float does with uint8.")  # fmt: skip
     return size
 
 

@@ -25,8 +25,8 @@ MAX_PIXELS = 2**26  # of an image: what a header may claim must be bounded
 
 
 @dataclasses.dataclass(frozen=True)
-class Models:
-    """What wrote a file, and is needed to read it."""
+class ModelPair:
+    """By what files know the tokenizer and the prior that wrote them, and that are needed to read them."""
 
     fingerprints: dict[int, tuple[bytes, bytes]]  # by version of the format: of tokenizer and prior, 32 bytes each
     patch: int  # side P of a patch in pixels, 1 to 127
@@ -49,7 +49,7 @@ class Models:
         return zlib.crc32(np.ascontiguousarray(tokens, "<u4"), zlib.crc32(known + struct.pack("<II", *size)))
 
 
-def image_file(models: Models, size: tuple[int, int], payload: bytes, crc: int) -> bytes:
+def image_file(models: ModelPair, size: tuple[int, int], payload: bytes, crc: int) -> bytes:
     """One image's file: 16 to 22 bytes more than its payload. ValueError if ``size`` (H,W) is too large."""
     check_size("The image", size)
     header = models.head(IMAGE) + leb128(size[1]) + leb128(size[0]) + leb128(len(payload))

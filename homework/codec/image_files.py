@@ -1,10 +1,10 @@
 """Image files to a compressed file, and compressed files back to images."""
 
-import contextlib
 import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -35,9 +35,12 @@ def compress_files(compressor: Compressor, paths: list[str], output: str, *, pac
     names, kept, original = dict(zip(paths, names_below(paths), strict=True)), [], 0
     with files.replacing(output) as temporary, open(temporary, "wb") as file:
         bad, writer = [], ArchiveWriter(file, compressor.models) if pack else None
-        with tqdm(total=len(paths), desc="compressing", unit="img") as bar:
-            chunks = _same_size(compressor, paths, bad, bar, scaled)
-            for (part, size, grids), payloads in in_parallel(partial(_encode, compressor), chunks, compressor.workers):
+        with (
+            tqdm(total=len(paths), desc="compressing", unit="img") as bar,
+            closing(_same_size(compressor, paths, bad, bar, scaled)) as chunks,
+            closing(in_parallel(partial(_encode, compressor), chunks, compressor.workers)) as encoded,
+        ):
+            for (part, size, grids), payloads in encoded:
                 crcs = [compressor.models.crc(size, grid) for grid in grids]
                 if writer:
                     writer.add([names[path] for path in part], [size] * len(part), payloads, crcs)
@@ -115,13 +118,14 @@ def _verify(compressor: Compressor, path: Path, kept: list[np.ndarray]) -> None:
     n_bytes = 0
     with open(path, "rb") as file, tqdm(total=len(kept), desc="verifying", unit="img") as bar:
         reader = Reader(file, "it")
-        for grids in compressor.read([(reader, i) for i in range(len(kept))]):
-            for i, grid in grids.items():
-                if not np.array_equal(grid, kept[i]):
-                    raise ValueError(f"{reader.label(i)} has other tokens.")
-                n_bytes += reader.lengths[i]
-            bar.update(len(grids))
-            bar.set_postfix_str(f"{n_bytes:,} bytes")
+        with closing(compressor.read([(reader, i) for i in range(len(kept))])) as read:
+            for grids in read:
+                for i, grid in grids.items():
+                    if not np.array_equal(grid, kept[i]):
+                        raise ValueError(f"{reader.label(i)} has other tokens.")
+                    n_bytes += reader.lengths[i]
+                bar.update(len(grids))
+                bar.set_postfix_str(f"{n_bytes:,} bytes")
 
 
 def decompress_file(compressor: Compressor, reader: Reader, wanted: Sequence[int], target: Path, folder: bool) -> None:
@@ -140,8 +144,9 @@ def decompress_file(compressor: Compressor, reader: Reader, wanted: Sequence[int
             image.save(path, format=kind, compress_level=1)  # of PNG: as large as with 6, nearly, in half the time
             return path.stat().st_size
 
-        with tqdm(total=len(wanted), desc="decompressing", unit="img") as bar:
-            for lengths in compressor.read_images(items, save):
+        bar = tqdm(total=len(wanted), desc="decompressing", unit="img")
+        with bar, closing(compressor.read_images(items, save)) as saved:
+            for lengths in saved:
                 n_bytes += sum(lengths.values())
                 bar.update(len(lengths))
                 bar.set_postfix_str(f"{n_bytes:,} bytes")
@@ -153,7 +158,7 @@ def png_names(names: list[str]) -> list[str]:
     return short if len(set(short)) == len(short) else [f"{name}.png" for name in names]
 
 
-@contextlib.contextmanager
+@contextmanager
 def _complete_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder, whose files are in ``path`` after the block, or nowhere after an error in it."""
     temporary = (path if path.is_dir() else path.parent) / f"{path.name}.{uuid.uuid4().hex[:8]}.tmp"

@@ -1,7 +1,6 @@
 """Work divided among threads."""
 
 import collections
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,16 +20,18 @@ def pieces(things: Sequence, n: int) -> list:
     return [things[i : i + n] for i in range(0, len(things), n)]
 
 
-_lock, _before = threading.Lock(), []  # torch's number of threads before the first of the calls that are open, for each
+_open: list[int] = []  # for each of the calls that are open, torch's number of threads in the thread that made it
 
 
 def in_parallel(f: Callable, things: Iterable, n: int) -> Iterator:
     """``f`` of each thing, in their order, ``n`` of them at a time in as many threads. Each computes with one torch thread,
-    since many small steps that each wait for all cores take longer than many at the same time."""
+    since many small steps that each wait for all cores take longer than many at the same time. A caller that may stop before
+    the end closes the iterator (``contextlib.closing``), which ends the threads."""
     pool, pending = ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)), collections.deque()
-    with _lock:
-        _before.append(_before[0] if _before else torch.get_num_threads())
-        torch.set_num_threads(1)
+    own = torch.get_num_threads()
+    if own == 1:  # perhaps only since this thread began while another call's pool had set it
+        own = next(iter(_open), own)
+    _open.append(own)
     try:
         for thing in things:
             pending.append(pool.submit(f, thing))
@@ -40,5 +41,5 @@ def in_parallel(f: Callable, things: Iterable, n: int) -> Iterator:
             yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, what has not begun is left
-        with _lock:  # a new thread starts with the number that any has set last, so all restore that from before the first
-            torch.set_num_threads(_before.pop())
+        _open.remove(own)
+        torch.set_num_threads(own)  # for each thread its own; but a new one starts with the number that any has set last

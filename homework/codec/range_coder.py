@@ -6,7 +6,6 @@ TOTAL - K over the tokens in proportion and then adds 1 to each, so here its sca
 integer below 2^24, which float32 holds exactly, so what it codes with are our integers and nothing else.
 """
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,8 +13,8 @@ from constriction import stream
 
 Categorical, RangeEncoder, RangeDecoder = stream.model.Categorical, stream.queue.RangeEncoder, stream.queue.RangeDecoder
 TOTAL = 2**24  # the frequencies of all tokens together: the precision of the range coder
+OTHER_FLOATS = "coded in floats on another kind of machine"
 Step = Callable[[np.ndarray], np.ndarray]  # (R,n) tokens since its last call, 0 and then 1 -> weights (R,K) of the next one
-SLACK = 64  # bits by which tokens may cost more than their payload has; the coder's own loss is below 33
 
 
 def intervals(weights: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -71,30 +70,47 @@ def _shortest(encoder: RangeEncoder) -> bytes:
 
 
 class BatchDecoder:
-    """Decodes S payloads, which messages call by ``names``, in lockstep, one or several tokens of each at a time."""
+    """Decodes S payloads, which messages call by ``names``, in lockstep, one or several tokens of each at a time. Unless
+    the weights are ``exact``, messages say that they may differ on another kind of machine."""
 
-    def __init__(self, payloads: Sequence[bytes], names: Sequence[str]):
+    def __init__(self, payloads: Sequence[bytes], names: Sequence[str], exact: bool = True):
         padded = [payload + bytes(-len(payload) % 4 + 8) for payload in payloads]
         self.decoders = [RangeDecoder(np.frombuffer(p, ">u4").astype(np.uint32)) for p in padded]
-        self.names = names
-        self.bits_left = np.array([8.0 * len(payload) + SLACK for payload in payloads])
+        self.names, self.or_else = names, () if exact else (OTHER_FLOATS,)
+        # of each payload: its bytes, how many of them are finished words of the encoder, and the width of its interval
+        self.streams = [[len(payload), 0, 2**64 - 1] for payload in payloads]
 
     def next(self, weights: np.ndarray) -> np.ndarray:
         """Weights (S*T,K) as in :func:`intervals`, T rows for the next T tokens of each stream -> the tokens (S*T) int64.
         ValueError, naming the payload, if one cannot hold what has been read from it."""
         R, K = weights.shape
-        S, tokens = len(self.decoders), []
-        try:
-            for row, w in enumerate(weights if K > 1 else ()):
-                tokens.append(self.decoders[row * S // R].decode(Categorical(w, perfect=False, lazy=True)))
-        except Exception:  # an AssertionError today: the bytes point outside of every token's interval
-            raise damaged(self.names[row * S // R], "its tokens cannot be decoded") from None
-        tokens = np.array(tokens or [0] * R)
-        frequency = weights[np.arange(R), tokens].astype(np.float64) + 1
-        self.bits_left -= (math.log2(TOTAL) - np.log2(frequency)).reshape(S, -1).sum(axis=1)  # (S*T) -> (S,T)
-        if (self.bits_left < 0).any():  # so the time is bounded by the payload, whatever size a header claims
-            raise damaged(self.names[self.bits_left.argmin()], "its tokens take more bits than it has")
+        S, tokens = len(self.decoders), np.zeros(R, np.int64)
+        for row, w in enumerate(weights if K > 1 else ()):
+            s = row * S // R
+            try:
+                tokens[row] = token = self.decoders[s].decode(Categorical(w, perfect=False, lazy=True))
+            except Exception:  # an AssertionError today: the bytes point outside of every token's interval
+                raise damaged(self.names[s], "its tokens cannot be decoded", *self.or_else) from None
+            self._narrow(s, int(w[token]) + 1)
         return tokens
+
+    def _narrow(self, s: int, frequency: int) -> None:
+        """Repeats what the encoder's interval became by a token of payload ``s``. ValueError if it cannot be so long: thus
+        the time is bounded by the payload, whatever size a header claims."""
+        stream = self.streams[s]
+        width = (stream[2] >> 24) * frequency  # TOTAL is 2^24
+        if width < 2**32:
+            width <<= 32
+            stream[1] += 4
+            if stream[1] > stream[0]:
+                raise damaged(self.names[s], "its tokens take more bytes than it has", *self.or_else)
+        stream[2] = width
+
+    def finish(self) -> None:
+        """ValueError, naming it, if a payload goes on after its tokens."""
+        for name, (length, words, _) in zip(self.names, self.streams, strict=True):
+            if length > words + 8:  # see _shortest
+                raise damaged(name, f"it has {length - words - 8:,} bytes after its tokens", *self.or_else)
 
     def decode(self, step: Step, R: int, N: int) -> np.ndarray:
         """The next N tokens (R,N) int64 of R = S*T rows, position by position. ValueError as in :meth:`next`."""
@@ -104,5 +120,6 @@ class BatchDecoder:
         return tokens
 
 
-def damaged(name: str, how: str) -> ValueError:
-    return ValueError(f"{name} is damaged: {how}.")
+def damaged(name: str, how: str, *or_else: str) -> ValueError:
+    """``or_else``: what it may be instead."""
+    return ValueError(f"{', or '.join([f'{name} is damaged', *or_else])}: {how}.")

@@ -6,6 +6,7 @@ import math
 import struct
 import subprocess
 import sys
+import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,7 @@ from test_format import mutate
 from homework import Compressor, compress
 from homework.codec import archive, format, tiles
 from homework.codec.entropy import FloatPrior
+from homework.codec.image_files import compress_files
 from homework.codec.parallel import in_parallel
 from homework.core import checkpoint, cli
 from homework.datasets.image_files import read_image
@@ -248,16 +250,131 @@ def test_calls_that_overlap_leave_the_number_of_threads():
         torch.set_num_threads(before)
 
 
+def test_calls_in_several_threads_leave_to_each_its_number_of_threads():
+    """Also to one that begins while another's call has set the number to 1; and a new thread starts with a caller's."""
+    before, started = torch.get_num_threads(), [threading.Event() for _ in range(3)]
+
+    def call(k: int, n: int | None) -> int:
+        if n:
+            torch.set_num_threads(n)
+        for _ in in_parallel(lambda i: i, range(3), 1):
+            started[k].set()
+            assert started[2].wait(60)
+        return torch.get_num_threads()
+
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            found = []
+            for k, n in enumerate((4, 2, None)):
+                found.append(pool.submit(call, k, n))
+                assert started[k].wait(60)
+            assert [call.result(60) for call in found] == [4, 2, 4]
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() in (2, 4)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_error_of_the_caller_ends_the_threads(folder, models, monkeypatch):
+    """While it is being handled, its traceback keeps all frames alive."""
+    made = Compressor(*models)
+    monkeypatch.setattr(archive.ArchiveWriter, "add", lambda *args: 1 / 0)
+    n_threads = threading.active_count()
+    with pytest.raises(ZeroDivisionError):
+        try:
+            compress_files(made, sorted(map(str, Path("photos").iterdir())), "a.tok", pack=True, scaled=None, skip_bad=False,
+                           verify=False)  # fmt: skip
+        finally:
+            assert threading.active_count() <= n_threads + 1  # tqdm's own
+
+
 def test_what_is_not_an_image_is_reported(exactly):
     for value, message in [
         (noise((4, 4))[..., :2], "(4, 4, 2)"),
         (torch.zeros(4, 4, 3, dtype=torch.uint8), "uint8"),
         (noise((4, 4))[None], "(1, 4, 4, 3)"),
         (torch.zeros(0, 4, 3), "0x4"),
+        (torch.full((4, 4, 3), torch.nan), "nan to nan"),
+        (noise((4, 4)).index_fill(0, torch.tensor(2), torch.nan), "from nan"),
+        (torch.full((4, 4, 3), -torch.inf), "-inf"),
+        (255 * (noise((4, 4)) + 0.5), "from -0.5 to 0.5"),
+        (torch.linspace(0, 1, 48).view(4, 4, 3), "from 0 to 1"),
     ]:
         with pytest.raises(ValueError) as raised:
             exactly.compress(value)
         assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_images_of_any_precision_are_computed_with_in_float32(exactly, dtype):
+    x = noise((23, 31)).to(dtype)
+    assert exactly.compress(x) == exactly.compress(x.float())
+    assert exactly.decompress(exactly.compress(x)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, True, "64"])
+def test_a_batch_size_that_is_none_is_reported(models, batch_size):
+    with pytest.raises(ValueError, match="batch_size is .*, but must be an integer of at least 1"):
+        Compressor(*models, batch_size=batch_size)
+
+
+def spoil(model: torch.nn.Module, how: str) -> None:
+    """Changes all weights, or what else a model computes with."""
+    if how == "load_state_dict":
+        model.load_state_dict({name: torch.ones_like(tensor) for name, tensor in model.state_dict().items()})
+    elif how == "optimizer":
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        torch.optim.SGD(model.parameters(), lr=1.0).step()
+    elif how == "data":
+        for p in model.parameters():
+            p.data = torch.ones_like(p)
+    elif how == "in place":
+        for p in model.parameters():
+            p.data.zero_()
+    else:
+        model.train() if how == "train" else model.to(getattr(torch, how))
+
+
+@pytest.mark.parametrize("how", ["load_state_dict", "optimizer", "data", "in place", "train", "float64", "float16"])
+@pytest.mark.parametrize("prior", ["AutoregressiveModel", "GatedPixelCNN"])
+def test_what_becomes_of_the_models_changes_no_file(how, prior):
+    pair, x = (build("BSQPatchAutoEncoder").train(), build(prior).train()), noise(SIZE)
+    made, other = Compressor(*pair), Compressor(build("BSQPatchAutoEncoder"), build(prior))
+    assert all(model.training for model in pair)  # the caller's stay as they are
+    data = other.compress(x)
+    for model in pair:
+        spoil(model, how)
+    assert made.compress(x) == data and torch.equal(made.decompress(data), other.decompress(data))
+    if how not in ("train", "float64"):
+        with pytest.raises(ValueError, match="another tokenizer"):
+            Compressor(*pair).decompress(data)
+
+
+def test_other_floats_are_named_as_what_they_may_be(compressor, monkeypatch):
+    """As of another kind of machine: the tokens decode to others, or not at all."""
+    data = compressor.compress(noise((47, 100)))
+    steps = type(compressor.entropy_model).steps
+
+    def others(*args):
+        step = steps(*args)
+        return lambda tokens: np.roll(step(tokens), 1, axis=-1)
+
+    monkeypatch.setattr(type(compressor.entropy_model), "steps", others)
+    with pytest.raises(ValueError, match="The file is damaged") as raised:
+        compressor.decompress(data)
+    assert ("coded in floats on another kind of machine" in str(raised.value)) == (not compressor.models.exact)
+
+
+def test_what_follows_the_tokens_is_refused(compressor, tmp_path):
+    """A megabyte in a payload, with the header and all checksums right."""
+    x = noise((23, 31))
+    (grid,) = compressor.decompress_tokens([compressor.compress(x)])
+    (payload,) = compressor.encode(grid[None])
+    for n in 9, 2**20:
+        crc = compressor.models.crc((23, 31), grid)
+        with pytest.raises(ValueError, match=f"it has {n - 8:,}|it has {n:,}|bytes after its tokens"):
+            compressor.decompress(format.image_file(compressor.models, (23, 31), payload + bytes(n), crc))
 
 
 def test_wrong_tokens_are_reported(exactly):
