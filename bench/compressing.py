@@ -18,7 +18,7 @@ from homework.datasets.image_files import image_paths
 from homework.datasets.images import ImageDataset
 
 N = 512
-PASSES = 4  # of the plain way, which takes one for each of 600 tokens
+PASSES = 4  # of the baseline, which takes one for each of 600 tokens
 BATCHES = (1, 4, 16, 64)
 STEPS = 120  # of the incremental form that are timed at each size
 

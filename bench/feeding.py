@@ -15,7 +15,7 @@ BATCH = 64
 
 
 def decoded(names: list[str], indices: np.ndarray | Tensor) -> Tensor:
-    """The plain way: what ``ImageDataset.batch`` returns, (B,H,W,3) float32, read with Pillow file by file."""
+    """The baseline: what ``ImageDataset.batch`` returns, (B,H,W,3) float32, read with Pillow file by file."""
     return to_float(torch.from_numpy(np.stack([read_image(names[i]) for i in indices])))
 
 

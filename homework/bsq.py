@@ -135,8 +135,8 @@ class BSQPatchAutoEncoder(QuantizedAutoEncoder):
             losses["commitment_loss"] = c["commitment_weight"] * distance
         if c["entropy_weight"]:
             q = torch.sigmoid(2 * c["inverse_temperature"] * scale * u).flatten(0, -2)  # (...,L) -> (n,L)
-            sure, used = binary_entropy(q).sum(dim=-1).mean(), binary_entropy(q.mean(dim=0)).sum()
-            losses["entropy_loss"] = c["entropy_weight"] * (sure - c["gamma"] * used)
+            mean_entropy, entropy_of_mean = binary_entropy(q).sum(dim=-1).mean(), binary_entropy(q.mean(dim=0)).sum()
+            losses["entropy_loss"] = c["entropy_weight"] * (mean_entropy - c["gamma"] * entropy_of_mean)
         if self.rate is not None:
             bits = self.rate.bits_of_signs(code.reshape(-1, *code.shape[-3:])).mean()  # (...,h,w,L) -> (B,h,w,L)
             losses |= {"bits_per_token": bits.detach(), "rate_loss": c["rate_weight"] * bits}

@@ -52,7 +52,7 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", li
     results = {
         "pictures": [measure.show(compressors[0], rivals, path, size, i, folder) for i, path in enumerate(shown)],
         "original": original,
-        "model_bytes": sum(path.stat().st_size for path in map(checkpoint.locate, pairs[0]) if path.is_file()),
+        "model_bytes": sum(path.stat().st_size for path in map(Path, pairs[0]) if path.is_file()),
         "left_out": left_out,
         "descriptions": {codec.name: codec.description for codec in rivals},
         "bits_per_token": math.log2(model.n_tokens),
@@ -65,9 +65,9 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", li
 
 
 def list_pairs(tokenizer: str | tuple, autoregressive: str | tuple) -> list[tuple[str, str]]:
-    """The (tokenizer, prior) paths that two comma-separated lists name. ValueError if they do not pair up."""
+    """The (tokenizer, prior) files that two comma-separated lists name. ValueError if they do not pair up."""
     lists = [value if isinstance(value, tuple | list) else str(value).split(",") for value in (tokenizer, autoregressive)]
-    first, second = ([str(path) for path in paths] for paths in lists)
+    first, second = ([str(checkpoint.locate(str(path))) for path in paths] for paths in lists)
     if len(first) != len(second) and 1 not in (len(first), len(second)):
         raise ValueError(f"There are {len(first)} tokenizers but {len(second)} priors; name one prior for each tokenizer.")
     n = max(len(first), len(second))

@@ -12,10 +12,10 @@ from homework.core import checks, cli, devices
 from homework.core.model import ordinary_tensors
 from homework.datasets.image_files import read_image
 from homework.datasets.images import to_uint8
-from homework.evaluation.generated import generate_images
 from homework.evaluation.pictures import float_image, on_sheet, save_picture
 from homework.priors import sampling
 from homework.priors.cascade import Cascade
+from homework.priors.images import generate_images
 from homework.priors.pairs import load_pair
 from homework.tokenizers.base import Tokenizer
 

@@ -1,4 +1,4 @@
-"""Samples pictures from a prior over pixels, or completes given ones: ``python -m homework.sample``. See ``--help``."""
+"""Samples images from a prior over pixels, or completes given ones: ``python -m homework.sample``. See ``--help``."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from PIL import Image
 from homework.core import checkpoint, checks, cli, devices
 from homework.datasets.image_files import read_image
 from homework.datasets.mnist import read_split
-from homework.evaluation.generated import complete_rows, from_shades, to_shades
 from homework.evaluation.pictures import on_sheet, save_picture
 from homework.priors import sampling
+from homework.priors.images import complete_rows, from_shades, to_shades
 from homework.priors.pairs import check_prior
 
 
@@ -19,22 +19,22 @@ def sample(prior: str, n_images: int, output_path: str, complete: str | int | tu
            image_size: str = "28x28", binarize: float | str | None = None, temperature: float = 1.0,
            top_k: int | None = None, top_p: float | None = None, seed: int = 0, scale: int = 2, data: str = "data",
            device: str = "auto") -> None:  # fmt: skip
-    """Samples pictures of a prior whose tokens are shades of grey, as PNG files sample_0.png, ..., and all on one sheet.png.
+    """Samples images from a prior over pixels: the PNG files sample_0.png, sample_1.png, ..., and all on sheet.png.
 
-    With --complete, N_IMAGES endings of each given picture; the sheet then has rows of it, what was kept of it, and these.
+    With --complete, N_IMAGES endings of each given image; a row of the sheet then has it, what was kept of it, and these.
 
     Args:
         prior: checkpoint of a prior over pixels, such as PixelCNN.
         n_images: how many to sample.
         output_path: the folder; made if it is not there.
-        complete: pictures whose first rows are kept: image files, or the numbers of digits in MNIST's test set, with commas.
-        rows: how many rows of it to keep.
-        image_size: HEIGHTxWIDTH in pixels; --complete resizes and crops its pictures to it.
+        complete: images whose first rows are kept: files, or the numbers of digits in MNIST's test set, with commas.
+        rows: how many rows of pixels to keep.
+        image_size: HEIGHTxWIDTH in pixels; --complete resizes and crops its images to it.
         binarize: how bright ink is in --complete, at least 0 and below 1; by default as the prior was trained.
         temperature: divides the logits: below 1 is safer, above 1 wilder, 0 always takes the most probable token.
         top_k: keep only the so many most probable tokens at each position; all by default.
         top_p: keep only the most probable tokens that make up this probability, in (0, 1]; all by default.
-        seed: of the draws; the same seed and options give the same pictures.
+        seed: of the draws; the same seed and options give the same images.
         scale: how many times larger the sheet shows each pixel.
         data: the folder that holds mnist/, for numbers in --complete.
         device: auto, cpu, cuda or mps.
@@ -58,11 +58,11 @@ def sample(prior: str, n_images: int, output_path: str, complete: str | int | tu
         sheet = new.split(max(1, round(n_images**0.5)))
     else:
         if rows > H:
-            raise ValueError(f"--rows is {rows}, but must be from 0 to {H}, the rows of a {H}x{W} picture.")
+            raise ValueError(f"--rows is {rows}, but must be from 0 to {H}, the rows of a {H}x{W} image.")
         names = complete if isinstance(complete, tuple | list) else str(complete).split(",")  # Fire makes tuples of some
         names = [str(name).strip() for name in names]
         if not any(names):
-            raise ValueError("--complete names no picture; give it an image file, or the number of a digit.")
+            raise ValueError("--complete names no image; give it a file, or the number of a digit.")
         given = [to_shades(read_grey(name, (H, W), str(data)), model.n_tokens, binarize) for name in names]
         sheet = complete_rows(model, torch.stack(given), rows, n_images, **options)
         new = torch.cat([row[2:] for row in sheet])
@@ -70,11 +70,11 @@ def sample(prior: str, n_images: int, output_path: str, complete: str | int | tu
     for i, picture in enumerate(from_shades(new, model.n_tokens)):
         save_picture(picture, folder / f"sample_{i}.png")
     save_picture(on_sheet([from_shades(row, model.n_tokens) for row in sheet], scale), folder / "sheet.png")
-    print(f"{folder / 'sheet.png'}: {len(new)} pictures, each also in a file of its own")
+    print(f"{folder / 'sheet.png'}: {len(new)} images, each also in a file of its own")
 
 
 def read_grey(name: str, size: tuple[int, int], data: str) -> np.ndarray:
-    """(H,W) uint8: the picture ``name``, a file or the number of a digit in MNIST's test set."""
+    """(H,W) uint8: the image ``name``, a file or the number of a digit in MNIST's test set."""
     if not name.isdecimal():
         return read_image(name, size).mean(axis=2).round().astype(np.uint8)
     digits = read_split("test", data)

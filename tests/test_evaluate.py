@@ -387,6 +387,15 @@ def test_lists_of_checkpoints():
     assert list_pairs(("a", "b"), ["c", "d"]) == [("a", "c"), ("b", "d")]  # what Fire makes of some names
 
 
+def test_which_file_a_name_means_is_said_once(command, folder):
+    Path("homework").mkdir()
+    for name in "tp":
+        Path(f"{name}.pth").rename(f"homework/{name}.pth")
+    done = command("evaluate", "t", "p", "pictures/0.png", "--n_pictures", 1)
+    said = [line for line in done.stderr.splitlines() if ": using " in line]
+    assert done.returncode == 0 and said == [f"{name}: using homework/{name}.pth" for name in "tp"]
+
+
 @given(st.integers(1, 50), st.one_of(st.none(), st.integers(1, 60)))
 def test_spread(n, k):
     some = spread(list(range(n)), k)

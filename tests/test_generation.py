@@ -12,8 +12,7 @@ from PIL import Image
 
 from homework.core import checkpoint, cli
 from homework.datasets.image_files import read_image
-from homework.evaluation import generated
-from homework.priors import uniform
+from homework.priors import images, uniform
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +35,8 @@ def generate(command):
 @pytest.fixture
 def grids(monkeypatch):
     """Every grid that is decoded, in order."""
-    seen, decode = [], generated.decode
-    monkeypatch.setattr(generated, "decode", lambda coder, g: (seen.extend(g), decode(coder, g))[1])
+    seen, decode = [], images.decode
+    monkeypatch.setattr(images, "decode", lambda coder, g: (seen.extend(g), decode(coder, g))[1])
     return seen
 
 

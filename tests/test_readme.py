@@ -216,12 +216,12 @@ def test_every_page_and_every_module_is_in_the_site():
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory) -> Path:
     """A folder as the documents assume it: frames in data/train and data/valid and their tokens, the same in a zip and in
-    my_pictures/, a few digits in data/mnist, the configurations in bench/."""
+    my_images/, a few digits in data/mnist, the configurations in bench/."""
     folder = tmp_path_factory.mktemp("workplace")
     images = sorted((ROOT / "data/sample").glob("*.jpg"))
-    for part in ("data/train", "data/valid", "my_pictures", "source/data/train", "source/data/valid"):
+    for part in ("data/train", "data/valid", "my_images", "source/data/train", "source/data/valid"):
         (folder / part).mkdir(parents=True)
-        for i in range(20 if part == "my_pictures" else 8):
+        for i in range(20 if part == "my_images" else 8):
             shutil.copy(images[i % len(images)], folder / part / f"{i:02}.jpg")
     shutil.make_archive(str(folder / "supertux_data"), "zip", folder / "source")
     shutil.copytree(ROOT / "data/sample", folder / "data/sample")

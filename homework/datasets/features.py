@@ -23,7 +23,7 @@ class FeatureModel(Model):
     data = "features"
     autoencoder: Model
 
-    def set_autoencoder(self, model: nn.Module) -> None:
+    def set_autoencoder(self, model: Model) -> None:
         """Takes the weights of the auto-encoder. ValueError if it is of another kind than its own."""
         raise NotImplementedError
 

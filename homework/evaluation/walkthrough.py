@@ -13,10 +13,11 @@ from torch import Tensor
 from homework.codec.compressor import Compressor
 from homework.core.model import ordinary_tensors
 from homework.datasets.images import to_float, to_uint8
-from homework.evaluation import codecs, generated
+from homework.evaluation import codecs
 from homework.evaluation.metrics import bits_at, errors
 from homework.evaluation.pictures import heat
 from homework.priors.base import Prior
+from homework.priors.images import generate_images
 from homework.tokenizers.base import AutoEncoder, Tokenizer, usage_of
 
 BATCH = 16  # images that go through a model at once; with many more, a processor's caches overflow
@@ -49,7 +50,7 @@ def walk_through(ae: AutoEncoder, coder: Tokenizer, prior: Prior, x: Tensor, n_g
     again = timed("files to tokens", compressor.decompress_tokens, files)
     if not np.array_equal(again, grids.cpu()):
         raise ValueError("The files did not decode to the tokens that were coded; please report it.")
-    parts = generated.generate_images(coder, prior, n_generate, (H, W), BATCH, generator=torch.Generator().manual_seed(seed))
+    parts = generate_images(coder, prior, n_generate, (H, W), BATCH, generator=torch.Generator().manual_seed(seed))
     new, drawn = map(torch.cat, zip(*timed(f"{n_generate} generated images", list, parts), strict=True))
     mse_coded = errors(to_float(to_uint8(coded)), x)
     columns = {

@@ -42,24 +42,24 @@ class Cascade:
         self.options = read_options(stages)
         paths = dict.fromkeys(str(stage[p]) for stage in stages for p in PATHS)
         loaded = {path: checkpoint.load(path).to(device) for path in paths}
-        prints = {path: fingerprint.identity(model) for path, model in loaded.items()}
+        identities = {path: fingerprint.identity(model) for path, model in loaded.items()}
         for k, stage in enumerate(stages):
-            check_stage(k, stage, loaded, prints)
+            check_stage(k, stage, loaded, identities)
             coarse, before = str(stage["lr_codebook_path"]), str(stages[max(0, k - 1)]["hr_codebook_path"])
-            if k and prints[coarse] != prints[before]:
+            if k and identities[coarse] != identities[before]:
                 raise ValueError(f"Stage {k} reads the grids of {coarse}, but stage {k - 1} makes those of {before}; they "
                                  "must be of one codebook.")  # fmt: skip
         self.device = torch.device(device)
         self.stages = [loaded[str(stage["model_path"])] for stage in stages]
-        books = [stages[0]["lr_codebook_path"], *(stage["hr_codebook_path"] for stage in stages)]
-        self.codebooks = [loaded[str(path)] for path in books]
+        codebook_paths = [stages[0]["lr_codebook_path"], *(stage["hr_codebook_path"] for stage in stages)]
+        self.codebooks = [loaded[str(path)] for path in codebook_paths]
         self.sizes = check_sizes([model.config for model in self.stages])
 
     @ordinary_tensors
     def encode(self, x: Tensor) -> list[Tensor]:
         """(B,H,W,3) float in [-0.5,0.5] -> the grids (B,h,w) int64 of all codebooks, the condition first. ValueError for
         images of a size whose grids the stages do not read."""
-        grids = [book.encode_index(x.to(self.device)) for book in self.codebooks]
+        grids = [codebook.encode_index(x.to(self.device)) for codebook in self.codebooks]
         for grid, size in zip(grids, self.sizes, strict=True):
             if grid.shape[1:] != size:
                 raise ValueError(f"Images of {x.shape[1]}x{x.shape[2]} have grids of {grid.shape[1]}x{grid.shape[2]}, but "
@@ -69,7 +69,7 @@ class Cascade:
     @ordinary_tensors
     def decode(self, grids: Sequence[Tensor]) -> list[Tensor]:
         """Grids of all codebooks -> the images (B,H,W,3) of each, float."""
-        return [book.decode_index(grid) for book, grid in zip(self.codebooks, grids, strict=True)]
+        return [codebook.decode_index(grid) for codebook, grid in zip(self.codebooks, grids, strict=True)]
 
     def generate(self, condition: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
         """Conditions (B,hc,wc) int64 -> grids (B,h,w), the conditions first, each sampled given the one before."""
@@ -103,23 +103,24 @@ def read_options(stages: list[dict]) -> list[dict]:
     return options
 
 
-def check_stage(k: int, stage: dict, loaded: dict[str, Model], prints: dict[str, str]) -> None:
+def check_stage(k: int, stage: dict, loaded: dict[str, Model], identities: dict[str, str]) -> None:
     """ValueError unless the model of stage ``k`` is a stage, and was trained on the grids of its two codebooks. ``loaded``
-    and ``prints`` have each path's model and its identity."""
+    and ``identities`` have each path's model and its identity."""
     path = str(stage["model_path"])
     model = loaded[path]
     if not isinstance(model, CascadeStage):
         raise ValueError(f"Stage {k}: {path} holds a {type(model).__name__}, but a CascadeStage is needed here.")
     roles = ("lr_codebook_path", "coarse_tokenizer", "coarse_tokens"), ("hr_codebook_path", "tokenizer", "n_tokens")
     for role, key, codes in roles:
-        book, K = str(stage[role]), model.config[codes]
-        if not isinstance(loaded[book], Tokenizer):
-            raise ValueError(f"Stage {k}: {book} holds a {type(loaded[book]).__name__}, but a tokenizer is needed here.")
-        if loaded[book].n_tokens != K:
-            raise ValueError(f"Stage {k}: {role} {book} has {loaded[book].n_tokens} codes, but {path} was trained on {K}; "
+        name, K = str(stage[role]), model.config[codes]
+        codebook, identity = loaded[name], identities[name]
+        if not isinstance(codebook, Tokenizer):
+            raise ValueError(f"Stage {k}: {name} holds a {type(codebook).__name__}, but a tokenizer is needed here.")
+        if codebook.n_tokens != K:
+            raise ValueError(f"Stage {k}: {role} {name} has {codebook.n_tokens} codes, but {path} was trained on {K}; "
                              "name the codebook that made its grids.")  # fmt: skip
-        if not fingerprint.is_same(model.meta.get(key, prints[book]), prints[book]):
-            raise ValueError(f"Stage {k}: {path} was trained on the grids of another codebook than {role} {book}; name that "
+        if not fingerprint.is_same(model.meta.get(key, identity), identity):
+            raise ValueError(f"Stage {k}: {path} was trained on the grids of another codebook than {role} {name}; name that "
                              "one.")  # fmt: skip
 
 

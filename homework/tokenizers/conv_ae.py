@@ -1,5 +1,7 @@
 """A fully convolutional auto-encoder: any image becomes a map of a few numbers at every position, and comes back."""
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from homework.core import checks
@@ -14,10 +16,10 @@ class Residual(nn.Module):
     def __init__(self, D: int, activation: type[nn.Module]):
         super().__init__()
         narrow = (D + 3) // 4
-        layers = nn.Linear(D, narrow), activation(), Conv(narrow, narrow, 3, padding=1), activation(), nn.Linear(narrow, D)
-        self.around = nn.Sequential(*layers)
-        nn.init.normal_(self.around[-1].weight, std=1e-3)
-        nn.init.zeros_(self.around[-1].bias)
+        first, middle, last = nn.Linear(D, narrow), Conv(narrow, narrow, 3, padding=1), nn.Linear(narrow, D)
+        self.around = nn.Sequential(first, activation(), middle, activation(), last)
+        nn.init.normal_(last.weight, std=1e-3)
+        nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.around(x)
@@ -30,10 +32,10 @@ class ConvEncoder(nn.Module):
     def __init__(self, image_channel: int, channels: list[int], out: int, hidden: type[nn.Module], final: nn.Module):
         super().__init__()
         self.grey = image_channel == 1
-        widths, layers = [image_channel, *channels], []
-        for i in range(len(channels)):
+        layers: list[nn.Module] = []
+        for i, (inp, D) in enumerate(pairwise([image_channel, *channels])):
             kernel, padding = (2, 0) if i else (4, 1)
-            layers += [Conv(*widths[i : i + 2], kernel, stride=2, padding=padding), Residual(widths[i + 1], hidden)]
+            layers += [Conv(inp, D, kernel, stride=2, padding=padding), Residual(D, hidden)]
         self.layers = nn.Sequential(*layers)
         self.out = nn.Sequential(nn.Linear(channels[-1], out), final)
 

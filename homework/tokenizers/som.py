@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from homework.core import checks
+from homework.core.model import Model
 from homework.core.registry import build, model_class
 from homework.datasets.features import FeatureModel
 from homework.nn.blocks import pad_to_patches, unpatch
@@ -33,7 +34,7 @@ def parse_patch(patch: int | str, height: int, width: int) -> tuple[int, int]:
     return ph, pw
 
 
-def build_autoencoder(spec: dict) -> nn.Module:
+def build_autoencoder(spec: dict) -> AutoEncoder:
     """The frozen auto-encoder {"model": name, "config": {...}}. ValueError if ``spec`` is something else."""
     if not isinstance(spec, dict) or spec.keys() != {"model", "config"} or not isinstance(spec["config"], dict):
         raise ValueError(f"autoencoder is {spec!r}, but must be of the form "
@@ -71,6 +72,9 @@ class SOM(FeatureModel, Tokenizer):
     architecture = "SOM 1"
     training_options = frozenset({"radius_start", "radius_end"})
     learning_rate = 5e-3
+    autoencoder: AutoEncoder
+    placed: Tensor
+    positions: Tensor
 
     def __init__(self, n_codes: int = 1024, patch: int | str = 1, lattice: str = "plane", height: int = 20, width: int = 30,
                  radius_start: float = 0.0, radius_end: float = 1.0, autoencoder: dict | None = None,
@@ -90,16 +94,16 @@ class SOM(FeatureModel, Tokenizer):
         if autoencoder is None:
             self.config["autoencoder"] = {"model": "ConvAutoEncoder", "config": {}}
         self.autoencoder = build_autoencoder(self.config["autoencoder"])
-        side = self.autoencoder.patch_size
+        side = self.autoencoder.stride
         with torch.no_grad():
             C = self.autoencoder.encode(torch.zeros(side, side, 3)).shape[-1]
         self.patch_size = (self.patch[0] * side, self.patch[1] * side)
         self.codebook = nn.Parameter(torch.randn(n_codes, math.prod(self.patch) * C) * 0.1)
         self.register_buffer("placed", torch.zeros((), dtype=torch.bool))  # whether the units have been laid out over data
         self.register_buffer("positions", self.lattice.positions, persistent=False)
-        self.first = None  # patches to lay them out over
+        self.first: Tensor | None = None  # patches to lay them out over
 
-    def set_autoencoder(self, model: nn.Module) -> None:
+    def set_autoencoder(self, model: Model) -> None:
         """Copies the weights of the auto-encoder that made the features. ValueError if it is of another kind."""
         spec = {"model": type(model).__name__, "config": model.config}
         if spec != self.config["autoencoder"]:

@@ -32,9 +32,9 @@ def generator(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1)
 
 
-def shades_of_grey(path: str, made_by: str | None, n_tokens: int, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The simplest way to show token grids (n,h,w), see :func:`homework.tokenizers.pictures.grid_decoder`."""
-    return lambda grids: (grids / max(1, n_tokens - 1))[:, None].expand(-1, 3, -1, -1).float()
+def shades_of_grey(grids: Tensor, n_tokens: int) -> Tensor:
+    """Token grids (n,h,w) in [0,K) -> pictures (n,3,h,w) in [0,1], where no tokenizer decodes them."""
+    return (grids / max(1, n_tokens - 1))[:, None].expand(-1, 3, -1, -1).float()
 
 
 @contextlib.contextmanager
@@ -61,9 +61,11 @@ class Run:
 
     Every draw (order of the data, augmentation, dropout) is a function of (seed, update, accumulated batch, rank). So the
     state is weights, optimizer, average and the number of the update, and a resumed run repeats the uninterrupted one.
+
+    ``grid_decoder``, where there is one, shows token grids, see :func:`homework.tokenizers.pictures.grid_decoder`.
     """
 
-    def __init__(self, settings: dict, state: dict | None = None, grid_decoder: Callable = shades_of_grey):
+    def __init__(self, settings: dict, state: dict | None = None, grid_decoder: Callable | None = None):
         self.settings = s = dict(settings)
         self.grid_decoder = grid_decoder
         self.device = distributed.setup(devices.pick_device(s["device"]))
@@ -258,8 +260,9 @@ class Run:
     @functools.cached_property
     def decode_grids(self) -> Callable[[Tensor], Tensor]:
         """Turns token grids (n,h,w) into pictures (n,3,H,W) in [0,1]."""
-        made_by = self.train_data.meta.get("tokenizer")
-        return self.grid_decoder(self.settings["tokenizer"], made_by, self.model.n_tokens, self.device)
+        made_by, K = self.train_data.meta.get("tokenizer"), self.model.n_tokens
+        decoder = self.grid_decoder and self.grid_decoder(self.settings["tokenizer"], made_by, K, self.device)
+        return decoder or functools.partial(shades_of_grey, n_tokens=K)
 
     def meta(self) -> dict:
         return {"command": cli.command_line("train"), "update": self.update,

@@ -1,4 +1,4 @@
-"""Images out of priors: drawn or completed token grids, decoded and written."""
+"""Images from priors: token grids, sampled or completed, and decoded."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -35,7 +35,8 @@ def generate_images(tokenizer: Tokenizer, prior: Prior, n_images: int, size: tup
 
 
 def to_shades(grey: np.ndarray, K: int, binarize: float | str) -> Tensor:
-    """(H,W) uint8 -> (H,W) int64: the nearest of K shades; for K = 2, ink or not, see :func:`.mnist.binary`."""
+    """(H,W) uint8 -> (H,W) int64: the nearest of K shades; for K = 2, whether a pixel is ink, see
+    :func:`homework.datasets.mnist.binary`."""
     grid = binary(grey, binarize) if K == 2 else (grey.astype(np.int64) * (K - 1) + 127) // 255
     return torch.from_numpy(grid.astype(np.int64))
 
