@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from homework.core import checkpoint, files, fingerprint
 from homework.core.model import Model

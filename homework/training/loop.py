@@ -261,6 +261,7 @@ class Run:
     def decode_grids(self) -> Callable[[Tensor], Tensor]:
         """Turns token grids (n,h,w) into pictures (n,3,H,W) in [0,1]."""
         made_by, K = self.train_data.meta.get("tokenizer"), self.model.n_tokens
+        assert K is not None  # a model that shows grids has tokens
         decoder = self.grid_decoder and self.grid_decoder(self.settings["tokenizer"], made_by, K, self.device)
         return decoder or functools.partial(shades_of_grey, n_tokens=K)
 
