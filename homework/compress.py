@@ -19,6 +19,10 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
              verify: bool = False, skip_bad: bool = False, batch_size: int = 64, device: str = "auto") -> None:  # fmt: skip
     """Compresses an image into a small file, or a folder of images into an archive.
 
+    Examples:
+        python -m homework.compress compress BSQPatchAutoEncoder AutoregressiveModel data/sample/temple.jpg temple.hwi
+        python -m homework.compress compress BSQPatchAutoEncoder AutoregressiveModel data/sample sample.hwa --verify
+
     Args:
         tokenizer: checkpoint of a tokenizer.
         autoregressive: checkpoint of a prior over that tokenizer's grids.
@@ -29,8 +33,7 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
         batch_size: images that go through the models at once.
         device: auto, cpu, cuda or mps.
     """
-    cli.switches(verify=verify, skip_bad=skip_bad)
-    *sources, output = map(str, images_and_output) if images_and_output else [""]  # Fire takes 2026 for a number
+    *sources, output = images_and_output or [""]
     if not sources:
         raise ValueError("Name the image or the folder to compress and, after it, the file to write.")
     if Path(output).is_dir() or Path(output).suffix.lower() in {*Image.registered_extensions(), ".json", ".pth"}:
@@ -56,6 +59,10 @@ def decompress(tokenizer: str, autoregressive: str, file: str, output: str, only
                batch_size: int = 128, device: str = "auto") -> None:  # fmt: skip
     """Turns a file that `compress` wrote into an image, or an archive into a folder of PNG images.
 
+    Examples:
+        python -m homework.compress decompress BSQPatchAutoEncoder AutoregressiveModel sample.hwa again
+        python -m homework.compress decompress BSQPatchAutoEncoder AutoregressiveModel sample.hwa one.png --only temple.jpg
+
     Args:
         tokenizer: checkpoint of the tokenizer that the file was written with.
         autoregressive: checkpoint of the prior that it was written with.
@@ -67,10 +74,10 @@ def decompress(tokenizer: str, autoregressive: str, file: str, output: str, only
     """
     from homework.codec.image_files import LOSSLESS, decompress_file
 
-    file, target = str(file), Path(os.path.abspath(str(output)))
+    target = Path(os.path.abspath(output))
     with open(file, "rb") as stream:
         reader = archive.Reader(stream, file)
-        wanted = range(len(reader.names)) if only is None else [_find(reader, str(only))]
+        wanted = range(len(reader.names)) if only is None else [_find(reader, only)]
         folder, is_image = reader.kind == format.ARCHIVE and only is None, target.suffix.lower() in LOSSLESS
         if folder and (target.is_file() or is_image):
             raise ValueError(f"{file} is an archive: name a folder, not {output}, or one of its images by --only NAME.")
@@ -93,14 +100,18 @@ def info(file: str) -> None:
     """Prints what a file that `compress` wrote says about itself, for which it needs no models; or by which fingerprint
     files know a tokenizer or a prior.
 
+    Examples:
+        python -m homework.compress info sample.hwa
+        python -m homework.compress info homework/AutoregressiveModel.pth
+
     Args:
         file: one image's file or an archive; or a checkpoint.
     """
-    if Path(str(file)).suffix == ".pth":
-        print(describe_checkpoint(str(file)))
+    if Path(file).suffix == ".pth":
+        print(describe_checkpoint(file))
         return
-    with open(str(file), "rb") as stream:
-        reader = archive.Reader(stream, str(file))
+    with open(file, "rb") as stream:
+        reader = archive.Reader(stream, file)
     n, h, w = len(reader.names), *reader.grid(0)
     (H, W), pixels, payload = reader.sizes[0], sum(H * W for H, W in reader.sizes), sum(reader.lengths)
     one = f"one image of {W}x{H} pixels (width x height), {w}x{h} tokens"
@@ -136,7 +147,7 @@ def _load(tokenizer: str, autoregressive: str, batch_size: int, device: str):
 
     cli.at_least(1, batch_size=batch_size)
     device = devices.pick_device(device)
-    return Compressor(*load_pair(str(tokenizer), str(autoregressive), device), device, batch_size)
+    return Compressor(*load_pair(tokenizer, autoregressive, device), device, batch_size)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,13 @@ from homework.tokenizers.base import AutoEncoder
 
 
 def demo(out: str = "demo", images: str = "data/sample", n_generate: int = 8, seed: int = 0, limit: int = 32,
-         image_size: str | None = None, autoencoder: str | None = None, tokenizer: str | None = None,
-         autoregressive: str | None = None, device: str = "auto") -> None:  # fmt: skip
+         image_size: str | None = None, autoencoder: str = "PatchAutoEncoder", tokenizer: str = "BSQPatchAutoEncoder",
+         autoregressive: str = "AutoregressiveModel", device: str = "auto") -> None:  # fmt: skip
     """Reconstructs images, tokenizes, compresses and decompresses them, generates new ones, and writes a page about it.
+
+    Examples:
+        python -m homework.demo
+        python -m homework.demo --images my_pictures --image_size 100x150 --out shown
 
     Args:
         out: the folder for index.html and its pictures; made if it is not there.
@@ -24,24 +28,23 @@ def demo(out: str = "demo", images: str = "data/sample", n_generate: int = 8, se
         seed: of the draws; the same seed gives the same images.
         limit: the largest number of images to show, the first ones by name.
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped; as they are by default.
-        autoencoder: checkpoint of an auto-encoder; the one in the package by default.
-        tokenizer: checkpoint of a tokenizer; the one in the package by default.
-        autoregressive: checkpoint of a prior over that tokenizer's grids; the one in the package by default.
+        autoencoder: checkpoint or name of an auto-encoder.
+        tokenizer: checkpoint or name of a tokenizer.
+        autoregressive: checkpoint or name of a prior over that tokenizer's grids.
         device: auto, cpu, cuda or mps.
     """
     cli.at_least(1, n_generate=n_generate, limit=limit)
     cli.check_seed(seed)
     pages.require("jinja2")
-    autoencoder = str(autoencoder or "PatchAutoEncoder")
-    pair = str(tokenizer or "BSQPatchAutoEncoder"), str(autoregressive or "AutoregressiveModel")
-    folder, device, timed = Path(str(out)), devices.pick_device(device), walkthrough.Stopwatch()
+    pair = tokenizer, autoregressive
+    folder, device, timed = Path(out), devices.pick_device(device), walkthrough.Stopwatch()
 
     def load() -> tuple:
         coder, prior = load_pair(*pair, device)
         ae = checkpoint.load(autoencoder).to(device)
         if not isinstance(ae, AutoEncoder):
             raise ValueError(f"{autoencoder} holds a {type(ae).__name__}, but an auto-encoder is needed here.")
-        return ae, coder, prior, ImageDataset(image_paths(str(images))[:limit], cli.parse_image_size(image_size))
+        return ae, coder, prior, ImageDataset(image_paths(images)[:limit], cli.parse_image_size(image_size))
 
     *models, data = timed("load models and images", load)
     x = data.batch(np.arange(len(data)), device)  # (B,H,W,3)

@@ -20,6 +20,10 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", li
              device: str = "auto") -> None:  # fmt: skip
     """Compresses images with our models and with the common codecs, and writes a page, a plot and tables about it.
 
+    Examples:
+        python -m homework.evaluate BSQPatchAutoEncoder AutoregressiveModel --images data/sample
+        python -m homework.evaluate one.pth,two.pth prior_of_one.pth,prior_of_two.pth --limit 64
+
     Args:
         tokenizer: checkpoint or name of a tokenizer; or several, with commas between them.
         autoregressive: checkpoint or name of a prior over its grids; or one for each tokenizer. Several pairs are several
@@ -35,8 +39,8 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", li
     """
     cli.at_least(1, n_pictures=n_pictures, batch_size=batch_size, limit=1 if limit is None else limit)
     pages.require("jinja2", "matplotlib", "scipy")
-    folder, pairs = Path(str(out)), list_pairs(tokenizer, autoregressive)
-    paths, size = spread(image_paths(str(images)), limit), cli.parse_image_size(image_size)
+    folder, pairs = Path(out), list_pairs(tokenizer, autoregressive)
+    paths, size = spread(image_paths(images), limit), cli.parse_image_size(image_size)
     device = devices.pick_device(device)
     compressors = [Compressor(*load_pair(*pair, device), device, batch_size) for pair in pairs]
     rivals, left_out = codecs.available()
@@ -64,10 +68,9 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", li
     print(f"{folder / 'index.html'}: {len(paths)} images; open it in a browser.")
 
 
-def list_pairs(tokenizer: str | tuple, autoregressive: str | tuple) -> list[tuple[str, str]]:
+def list_pairs(tokenizer: str, autoregressive: str) -> list[tuple[str, str]]:
     """The (tokenizer, prior) paths that two comma-separated lists name. ValueError if they do not pair up."""
-    lists = [value if isinstance(value, tuple | list) else str(value).split(",") for value in (tokenizer, autoregressive)]
-    first, second = ([str(path) for path in paths] for paths in lists)
+    first, second = tokenizer.split(","), autoregressive.split(",")
     if len(first) != len(second) and 1 not in (len(first), len(second)):
         raise ValueError(f"There are {len(first)} tokenizers but {len(second)} priors; name one prior for each tokenizer.")
     n = max(len(first), len(second))

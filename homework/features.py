@@ -20,6 +20,10 @@ def features(autoencoder: str, images: str, output: str, image_size: str | None 
     """Writes the feature maps of images, sorted by path, into a folder that FeatureDataset reads. The same command
     resumes an unfinished run: complete shards that are there are kept.
 
+    Examples:
+        python -m homework.features homework/ConvAutoEncoder.pth data/train features/train
+        python -m homework.features homework/ConvAutoEncoder.pth data/valid features/valid --image_size 80x120
+
     Args:
         autoencoder: checkpoint of a model that makes maps of numbers, as homework/ConvAutoEncoder.pth.
         images: a file, a folder or a dataset.json.
@@ -30,9 +34,8 @@ def features(autoencoder: str, images: str, output: str, image_size: str | None 
         replace: remove other feature maps that are in the output folder; they are an error by default.
         device: auto, cpu, cuda or mps.
     """
-    autoencoder, images, output = str(autoencoder), str(images), Path(str(output))  # Fire takes 2026 for a number
+    output = Path(output)
     cli.at_least(1, batch_size=batch_size, shard=shard)
-    cli.switches(replace=replace)
     if output.exists() and not output.is_dir():
         raise ValueError(f"The output is {output}, but must be a folder.")
     size = cli.parse_image_size(image_size)

@@ -20,6 +20,10 @@ def fit(features: str, output: str, n_codes: int = 1024, patch: int | str = 1, l
     """Trains a SOM in batch steps: a pass over all features finds every patch's best unit, and then all units move.
     Curves and pictures are in logs/{date}_SOM/.
 
+    Examples:
+        python -m homework.som fit features homework/SOM.pth
+        python -m homework.som fit features line.pth --n_codes 64 --lattice line --patch map
+
     Args:
         features: a folder with train/ and valid/, each written by homework.features.
         output: the checkpoint to write, .pth.
@@ -36,7 +40,7 @@ def fit(features: str, output: str, n_codes: int = 1024, patch: int | str = 1, l
     cli.at_least(1, passes=passes, batch_size=batch_size, limit=1 if limit is None else limit)
     cli.check_output(output)
     device = devices.pick_device(device)
-    train, valid = (FeatureDataset(split, root=str(features)) for split in ("train", "valid"))
+    train, valid = (FeatureDataset(split, root=features) for split in ("train", "valid"))
     model = SOM(n_codes, patch, lattice, radius_start=radius_start, radius_end=radius_end, **train.model_defaults())
     train.prepare(model)
     model.to(device).train()
@@ -55,7 +59,7 @@ def fit(features: str, output: str, n_codes: int = 1024, patch: int | str = 1, l
         writer.add_images(k, pictures, passes)
     writer.close()
     meta = {"command": cli.command_line("som"), "valid": results}
-    checkpoint.save(model.cpu(), str(output), meta)
+    checkpoint.save(model.cpu(), output, meta)
     print(f"{output}: {', '.join(f'{k} {v:.5g}' for k, v in results.items())} on {len(valid)} validation images")
 
 
@@ -63,6 +67,10 @@ def prune(model: str, features: str, threshold: int, output: str | None = None, 
           device: str = "auto") -> None:  # fmt: skip
     """Removes the units of a SOM that are the best for fewer patches than a threshold; the others keep their positions.
     Tokens have to be made again: those of the SOM as it was mean other units.
+
+    Examples:
+        python -m homework.som prune homework/SOM.pth features 10
+        python -m homework.som prune SOM features/train 1 --output small.pth
 
     Args:
         model: the checkpoint of a SOM.
@@ -73,8 +81,8 @@ def prune(model: str, features: str, threshold: int, output: str | None = None, 
         device: auto, cpu, cuda or mps.
     """
     cli.at_least(1, threshold=threshold, batch_size=batch_size)
-    path, features, device = Path(str(model)), Path(str(features)), devices.pick_device(device)
-    target = Path(str(output)) if output else path.with_stem(f"{path.stem}_pruned")
+    path, features, device = Path(model), Path(features), devices.pick_device(device)
+    target = Path(output) if output else path.with_stem(f"{path.stem}_pruned")
     cli.check_output(target)
     som = checkpoint.load(path, "SOM").to(device)
     data = FeatureDataset(features if (features / INDEX).is_file() else "train", root=features)

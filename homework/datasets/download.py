@@ -30,12 +30,16 @@ def download(dir: str = "data", url: str = URL, replace: bool = False) -> None:
     """Downloads the course's SuperTuxKart frames (about 500 MB) and unpacks them into DIR/train and DIR/valid. The
     same command resumes a download that was cut off.
 
+    Examples:
+        python -m homework.data download
+        python -m homework.data download --dir elsewhere --replace
+
     Args:
         dir: the folder to unpack into.
         url: the address of the zip.
         replace: replace the folders train and valid if they exist.
     """
-    folder = Path(str(dir))  # Fire takes 2026 for a number
+    folder = Path(dir)
     part = folder / "supertux_data.zip.part"
     _check_free(folder, SPLITS, replace)
     fetch(url, part)
@@ -50,12 +54,16 @@ def download(dir: str = "data", url: str = URL, replace: bool = False) -> None:
 def mnist(dir: str = "data", url: str = MNIST_URL, replace: bool = False) -> None:
     """Downloads MNIST (LeCun, Cortes and Burges; 11 MB): four IDX files into DIR/mnist.
 
+    Examples:
+        python -m homework.data mnist
+        python -m homework.data mnist --dir elsewhere
+
     Args:
         dir: the folder to put mnist into.
         url: the address of the folder with the four files.
         replace: replace the folder mnist if it exists.
     """
-    folder = Path(str(dir))
+    folder = Path(dir)
     _check_free(folder, ["mnist"], replace)
     parts = {name: folder / f"{name}.gz.part" for name in idx.FILES}
     for name, part in parts.items():
@@ -70,6 +78,10 @@ def mnist(dir: str = "data", url: str = MNIST_URL, replace: bool = False) -> Non
 def import_(zip_or_folder: str, dir: str = "data", valid_every: int = 20, replace: bool = False) -> None:
     """Puts images that you already have into DIR/train and DIR/valid, and MNIST's files into DIR/mnist.
 
+    Examples:
+        python -m homework.data import supertux_data.zip
+        python -m homework.data import my_pictures --dir mine --valid_every 10
+
     Args:
         zip_or_folder: a zip or a folder that holds folders train and valid at any depth; or one without such folders,
             or a dataset.json, of whose images one in VALID_EVERY goes into valid; or a folder with MNIST's files.
@@ -77,7 +89,7 @@ def import_(zip_or_folder: str, dir: str = "data", valid_every: int = 20, replac
         valid_every: one image in so many goes into valid, where the source itself does not say.
         replace: replace the folders train and valid if they exist.
     """
-    source, folder = Path(str(zip_or_folder)), Path(str(dir))
+    source, folder = Path(zip_or_folder), Path(dir)
     if not source.exists():
         raise FileNotFoundError(f"There is no file or folder {source}.")
     cli.at_least(2, valid_every=valid_every)

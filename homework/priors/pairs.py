@@ -16,7 +16,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer in a checkpoint, on the CPU. ValueError if it holds another model."""
     model = checkpoint.load(path)
     if not isinstance(model, Tokenizer):
-        raise ValueError(f"{path} holds a {type(model).__name__}, but a tokenizer is needed here.")
+        raise checkpoint.wrong_model(path, type(model).__name__, "a tokenizer")
     return model
 
 
@@ -26,7 +26,7 @@ def check_prior(path: str | Path, model: Model) -> Prior:
         raise ValueError(f"{path} holds a {type(model).__name__}, which needs a coarser grid to start from; see "
                          "python -m homework.generation cascade.")  # fmt: skip
     if not isinstance(model, Prior):
-        raise ValueError(f"{path} holds a {type(model).__name__}, but a prior is needed here.")
+        raise checkpoint.wrong_model(path, type(model).__name__, "a prior")
     return model
 
 
