@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from homework.codec import archive, format
-from homework.core import checkpoint, cli, devices, fingerprint
+from homework.core import checkpoint, checks, cli, devices, fingerprint
 from homework.datasets.image_files import image_paths, not_read
 from homework.priors.pairs import check_prior, load_pair
 from homework.tokenizers.base import Tokenizer
@@ -50,12 +50,12 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
     compressor = _load(tokenizer, autoregressive, batch_size, device)
     n, original = compress_files(compressor, paths, output, pack=pack, scaled=scaled, skip_bad=skip_bad, verify=verify)
     size = os.path.getsize(output)
-    print(f"{output}: {n} image{'s' * (n > 1)}, {size:,} bytes, {size / n:,.1f} an image, "
+    print(f"{output}: {checks.count(n, 'image')}, {size:,} bytes, {size / n:,.1f} an image, "
           f"{original / size:.1f} times fewer than the {original:,} of the originals"
           f"{'; verified, all tokens come back' * verify}")  # fmt: skip
 
 
-def decompress(tokenizer: str, autoregressive: str, file: str, output: str, only: str | None = None,
+def decompress(tokenizer: str, autoregressive: str, file: str, output: str, *, only: str | None = None,
                batch_size: int = 128, device: str = "auto") -> None:  # fmt: skip
     """Turns a file that `compress` wrote into an image, or an archive into a folder of PNG images.
 
@@ -84,7 +84,7 @@ def decompress(tokenizer: str, autoregressive: str, file: str, output: str, only
         if not folder and (target.is_dir() or not is_image):
             raise ValueError(f"The output is {output}, but must be an image: a file that ends in {', '.join(LOSSLESS)}.")
         decompress_file(_load(tokenizer, autoregressive, batch_size, device), reader, wanted, target, folder)
-    print(f"{output}: {len(wanted)} image{'s' * (len(wanted) > 1)}")
+    print(f"{output}: {checks.count(len(wanted), 'image')}")
 
 
 def _find(reader: archive.Reader, name: str) -> int:
@@ -115,7 +115,7 @@ def info(file: str) -> None:
     n, h, w = len(reader.names), *reader.grid(0)
     (H, W), pixels, payload = reader.sizes[0], sum(H * W for H, W in reader.sizes), sum(reader.lengths)
     one = f"one image of {W}x{H} pixels (width x height), {w}x{h} tokens"
-    what = f"{n:,} image{'s' * (n > 1)}" if reader.kind == format.ARCHIVE else one
+    what = checks.count(n, 'image') if reader.kind == format.ARCHIVE else one
     print(f"{reader.name}: {what}, patches of {reader.patch} pixels")
     print(f"format {reader.version}, tokenizer {reader.head[3:5].hex()}, prior {reader.head[5:7].hex()}, "
           f"arithmetic {'exact, on integers' if reader.exact else 'in floats, of one kind of machine'}")  # fmt: skip

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from homework.core import checkpoint, cli, devices, files
+from homework.core import checkpoint, checks, cli, devices, files
 from homework.datasets.image_files import image_paths
 from homework.datasets.images import ImageDataset
 from homework.evaluation import pages, pictures, walkthrough
@@ -12,7 +12,7 @@ from homework.priors.pairs import load_pair
 from homework.tokenizers.base import AutoEncoder
 
 
-def demo(out: str = "demo", images: str = "data/sample", n_generate: int = 8, seed: int = 0, limit: int = 32,
+def demo(*, out: str = "demo", images: str = "data/sample", n_generate: int = 8, seed: int = 0, limit: int = 32,
          image_size: str | None = None, autoencoder: str = "PatchAutoEncoder", tokenizer: str = "BSQPatchAutoEncoder",
          autoregressive: str = "AutoregressiveModel", device: str = "auto") -> None:  # fmt: skip
     """Reconstructs images, tokenizes, compresses and decompresses them, generates new ones, and writes a page about it.
@@ -43,7 +43,7 @@ def demo(out: str = "demo", images: str = "data/sample", n_generate: int = 8, se
         coder, prior = load_pair(*pair, device)
         ae = checkpoint.load(autoencoder).to(device)
         if not isinstance(ae, AutoEncoder):
-            raise ValueError(f"{autoencoder} holds a {type(ae).__name__}, but an auto-encoder is needed here.")
+            raise checkpoint.wrong_model(autoencoder, type(ae).__name__, "an auto-encoder")
         return ae, coder, prior, ImageDataset(image_paths(images)[:limit], cli.parse_image_size(image_size))
 
     *models, data = timed("load models and images", load)
@@ -57,7 +57,7 @@ def demo(out: str = "demo", images: str = "data/sample", n_generate: int = 8, se
             path.write_bytes(file)
     results |= walkthrough.file_columns(results, data.names) | {"seconds": timed}
     pages.write_page("demo.html", "Images, tokens and back", results, folder / "index.html")  # last: what it shows is there
-    print(f"{folder / 'index.html'}: {len(x)} images and {n_generate} generated ones; open it in a browser.")
+    print(f"{folder / 'index.html'}: {checks.count(len(x), 'image')}, and {n_generate} generated; open it in a browser.")
 
 
 if __name__ == "__main__":

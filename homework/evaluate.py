@@ -9,13 +9,13 @@ import torch
 from tqdm import tqdm
 
 from homework.codec.compressor import Compressor
-from homework.core import checkpoint, cli, devices
+from homework.core import checkpoint, checks, cli, devices
 from homework.datasets.image_files import image_paths
 from homework.evaluation import codecs, curves, measure, pages, report
 from homework.priors.pairs import load_pair
 
 
-def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", limit: int | None = None,
+def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *, limit: int | None = None,
              image_size: str | None = None, out: str = "report", n_pictures: int = 4, batch_size: int = 64,
              device: str = "auto") -> None:  # fmt: skip
     """Compresses images with our models and with the common codecs, and writes a page, a plot and tables about it.
@@ -61,18 +61,19 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", li
         "descriptions": {codec.name: codec.description for codec in rivals},
         "bits_per_token": math.log2(model.n_tokens),
         "exact": model.exact,
-        "where": f"{device.type}, {threads} thread{'s' * (threads > 1)}, batches of {batch_size}",
+        "where": f"{device.type}, {checks.count(threads, 'thread')}, batches of {batch_size}",
     }
     report.write_report(folder, points, paths, results)
     print(*curves.verdict(points, original), sep="\n")
-    print(f"{folder / 'index.html'}: {len(paths)} images; open it in a browser.")
+    print(f"{folder / 'index.html'}: {checks.count(len(paths), 'image')}; open it in a browser.")
 
 
 def list_pairs(tokenizer: str, autoregressive: str) -> list[tuple[str, str]]:
     """The (tokenizer, prior) paths that two comma-separated lists name. ValueError if they do not pair up."""
     first, second = tokenizer.split(","), autoregressive.split(",")
     if len(first) != len(second) and 1 not in (len(first), len(second)):
-        raise ValueError(f"There are {len(first)} tokenizers but {len(second)} priors; name one prior for each tokenizer.")
+        raise ValueError(f"There are {checks.count(len(first), 'tokenizer')} but {checks.count(len(second), 'prior')}; "
+                         "name one prior for each tokenizer.")  # fmt: skip
     n = max(len(first), len(second))
     return list(dict.fromkeys(zip(first * (n // len(first)), second * (n // len(second)), strict=True)))
 

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from homework.core import checkpoint, cli, devices, files, fingerprint
+from homework.core import checkpoint, checks, cli, devices, files, fingerprint
 from homework.datasets.features import AUTOENCODER, FORMAT, INDEX, VERSION, open_shard, read_index, shard_path
 from homework.datasets.image_files import check_size, decoded, image_paths, read_image
 from homework.datasets.images import to_float
 from homework.tokenizers.base import AutoEncoder, Tokenizer
 
 
-def features(autoencoder: str, images: str, output: str, image_size: str | None = None, batch_size: int = 64,
+def features(autoencoder: str, images: str, output: str, *, image_size: str | None = None, batch_size: int = 64,
              shard: int = 1024, replace: bool = False, device: str = "auto") -> None:  # fmt: skip
     """Writes the feature maps of images, sorted by path, into a folder that FeatureDataset reads. The same command
     resumes an unfinished run: complete shards that are there are kept.
@@ -42,7 +42,8 @@ def features(autoencoder: str, images: str, output: str, image_size: str | None 
     model = checkpoint.load(autoencoder)
     if not isinstance(model, AutoEncoder) or isinstance(model, Tokenizer):
         made = "tokens (see python -m homework.tokenize)" if isinstance(model, Tokenizer) else "no maps of images"
-        raise ValueError(f"{autoencoder} holds a {type(model).__name__}, which makes {made}; name an auto-encoder.")
+        found = checks.article(type(model).__name__)
+        raise ValueError(f"{autoencoder} holds {found}, which makes {made}; name an auto-encoder.")
     names = image_paths(images)
     H, W = size or read_image(names[0]).shape[:2]
     with torch.inference_mode():
@@ -60,7 +61,8 @@ def features(autoencoder: str, images: str, output: str, image_size: str | None 
         for i, maps in encode_shards(model, index, missing, batch_size, size, bar):
             write_shard(shard_path(output, i), maps)
     write_index(output, index, finished=True)
-    print(f"{output}: {len(names)} feature maps of {h}x{w}x{C} in {len(index['shards'])} files")
+    written = checks.count(len(index["shards"]), "file")
+    print(f"{output}: {checks.count(len(names), 'feature map')} of {h}x{w}x{C} in {written}")
 
 
 def prepare(folder: Path, index: dict, replace: bool) -> list[int]:

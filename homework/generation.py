@@ -22,7 +22,7 @@ from homework.tokenizers.base import Tokenizer
 FRAME = (100, 150)  # pixels, height and width, of images whose prior is for no size of its own
 
 
-def generate(tokenizer: str, prior: str, n_images: int, output_path: str, seed: int = 0, temperature: float = 1.0,
+def generate(tokenizer: str, prior: str, n_images: int, output_path: str, *, seed: int = 0, temperature: float = 1.0,
              top_k: int | None = None, top_p: float | None = None, batch_size: int = 16, complete: str | None = None,
              rows: int = 10, image_size: str | None = None, device: str = "auto", num_beam: int = 1, beam_width: int = 1,
              beams: int = 1) -> None:  # fmt: skip
@@ -85,7 +85,7 @@ def token_rows(coder: Tokenizer, path: str, size: tuple[int, int], rows: int) ->
     return grid[:rows]
 
 
-def cascade(stages: list[dict], num_images: int = 5, out_dir: str = "generated", seed: int = 69,
+def cascade(stages: list[dict], *, num_images: int = 5, out_dir: str = "generated", seed: int = 69,
             condition: int | str | None = None, batch_size: int = 16, scale: int = 1,
             device: str = "auto") -> None:  # fmt: skip
     """Samples images from coarse to fine: i_condition.png, i_stage0.png, i_stage1.png and so on, and all on sheet.png.
@@ -119,7 +119,8 @@ def cascade(stages: list[dict], num_images: int = 5, out_dir: str = "generated",
         for name, picture in zip(names, row, strict=True):
             save_picture(picture, folder / f"{i}_{name}.png")
     save_picture(on_sheet(rows, scale), folder / "sheet.png")
-    print(f"{folder / 'sheet.png'}: {num_images} images, a row each: the condition, and what each stage made of it")
+    n = checks.count(num_images, "image")
+    print(f"{folder / 'sheet.png'}: {n}, a row each: the condition, and what each stage made of it")
 
 
 def starting_codes(model: Cascade, condition: int | str | None, n: int, generator: torch.Generator) -> Tensor:

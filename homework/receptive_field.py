@@ -7,7 +7,7 @@ from homework.evaluation.pages import require
 from homework.evaluation.receptive_fields import draw
 
 
-def receptive_field(layers: int = 4, size: int = 11, kernel: int = 3, seed: int = 0,
+def receptive_field(*, layers: int = 4, size: int = 11, kernel: int = 3, seed: int = 0,
                     out: str = "receptive_field.png") -> None:  # fmt: skip
     """Draws, for each depth from 1 to LAYERS, which pixels the output in the middle of an image depends on.
 

@@ -15,7 +15,7 @@ from homework.priors import sampling
 from homework.priors.pairs import check_prior
 
 
-def sample(prior: str, n_images: int, output_path: str, complete: str | None = None, rows: int = 14,
+def sample(prior: str, n_images: int, output_path: str, *, complete: str | None = None, rows: int = 14,
            image_size: str = "28x28", binarize: float | str | None = None, temperature: float = 1.0,
            top_k: int | None = None, top_p: float | None = None, seed: int = 0, scale: int = 2, data: str = "data",
            device: str = "auto") -> None:  # fmt: skip
@@ -73,7 +73,7 @@ def sample(prior: str, n_images: int, output_path: str, complete: str | None = N
     for i, picture in enumerate(from_shades(new, model.n_tokens)):
         save_picture(picture, folder / f"sample_{i}.png")
     save_picture(on_sheet([from_shades(row, model.n_tokens) for row in sheet], scale), folder / "sheet.png")
-    print(f"{folder / 'sheet.png'}: {len(new)} pictures, each also in a file of its own")
+    print(f"{folder / 'sheet.png'}: {checks.count(len(new), 'picture')}, each also in a file of its own")
 
 
 def read_grey(name: str, size: tuple[int, int], data: str) -> np.ndarray:

@@ -7,14 +7,14 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from homework.core import checkpoint, cli, devices
+from homework.core import checkpoint, checks, cli, devices
 from homework.datasets.features import INDEX, FeatureDataset
 from homework.tokenizers.som import SOM
 from homework.tokenizers.som_fit import evaluate_codebook, fit_in_passes, pruned
 from homework.training import resume
 
 
-def fit(features: str, output: str, n_codes: int = 1024, patch: int | str = 1, lattice: str = "plane", passes: int = 20,
+def fit(features: str, output: str, *, n_codes: int = 1024, patch: int | str = 1, lattice: str = "plane", passes: int = 20,
         radius_start: float = 0.0, radius_end: float = 1.0, limit: int | None = None, batch_size: int = 64,
         device: str = "auto") -> None:  # fmt: skip
     """Trains a SOM in batch steps: a pass over all features finds every patch's best unit, and then all units move.
@@ -60,10 +60,11 @@ def fit(features: str, output: str, n_codes: int = 1024, patch: int | str = 1, l
     writer.close()
     meta = {"command": cli.command_line("som"), "valid": results}
     checkpoint.save(model.cpu(), output, meta)
-    print(f"{output}: {', '.join(f'{k} {v:.5g}' for k, v in results.items())} on {len(valid)} validation images")
+    n, figures = checks.count(len(valid), "validation image"), ", ".join(f"{k} {v:.5g}" for k, v in results.items())
+    print(f"{output}: {figures} on {n}")
 
 
-def prune(model: str, features: str, threshold: int, output: str | None = None, batch_size: int = 64,
+def prune(model: str, features: str, threshold: int, *, output: str | None = None, batch_size: int = 64,
           device: str = "auto") -> None:  # fmt: skip
     """Removes the units of a SOM that are the best for fewer patches than a threshold; the others keep their positions.
     Tokens have to be made again: those of the SOM as it was mean other units.
@@ -96,7 +97,7 @@ def prune(model: str, features: str, threshold: int, output: str | None = None, 
         _, after = evaluate_codebook(smaller, data, batch_size)
     meta = som.meta | {"pruned": f"fewer than {threshold} of {int(counts.sum())} patches"}
     checkpoint.save(smaller, target, meta)
-    print(f"On {len(data)} feature maps of {features}:")
+    print(f"On {checks.count(len(data), 'feature map')} of {features}:")
     per_image = int(counts.sum()) // len(data)
     for name, n, m in ("before", som.n_tokens, before), ("after", smaller.n_tokens, after):
         print(f"{name:6} {n:5} units: MSE {m['mse']:.6f} per number, quantization error {m['quantization_error']:.4f}, "

@@ -10,7 +10,7 @@ from homework.datasets.kinds import DATASETS
 SIZES = {"images": "100x150", "features": "80x120", "tokens": "20x30", "multiscale": "20x30", "mnist": "28x28"}
 
 
-def summary(model: str, image_size: str | None = None, depth: int = 4, **options) -> None:
+def summary(model: str, *, image_size: str | None = None, depth: int = 4, **options) -> None:
     """Prints a table of a model's layers: the shape that each gives, its parameters and its multiplications. Any
     argument of the model's constructor is an option too, as in --c_hidden 64.
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from homework.core import cli, devices, files, fingerprint
+from homework.core import checks, cli, devices, files, fingerprint
 from homework.datasets.features import INDEX, FeatureDataset, FeatureModel
 from homework.datasets.image_files import decoded, image_paths, report_bad_images
 from homework.datasets.images import to_float
@@ -161,7 +161,8 @@ def _write(results: dict[str, Result], n_tokens: int, output: str, skip_bad: boo
     tokens = torch.from_numpy(np.stack(list(grids.values())))  # (N, h, w)
     files.write({"tokens": tokens, "n_tokens": n_tokens, "names": list(grids)} | fields, output)
     used = len(np.unique(tokens.numpy()))
-    print(f"{output}: {len(grids)} grids of {tokens.shape[1]}x{tokens.shape[2]} tokens, {used} of {n_tokens} codes used")
+    size = f"{tokens.shape[1]}x{tokens.shape[2]}"
+    print(f"{output}: {checks.count(len(grids), 'grid')} of {size} tokens, {used} of {n_tokens} codes used")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from homework.training.resume import RESUME_OVERRIDES, take_up
 
 
 @arguments.configured  # inside, config is all that was given, by name
-def train(model: str | Path, epochs: float = 5, batch_size: int = 16, accumulate: int = 1, lr: float | None = None,
+def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumulate: int = 1, lr: float | None = None,
           lr_step: int | None = None, lr_factor: float = 0.5, warmup: int | None = None, weight_decay: float = 0.01,
           clip: float = 1.0, ema: float = 0.999, seed: int = 0, augment: bool = True, data: str | Path = "data",
           dataset: str | None = None, binarize: float | str | None = None, coarse: str | Path | None = None,

@@ -28,17 +28,18 @@ class BadArguments(ValueError):
 
 
 def bind(function: Callable, words: list[str]) -> Callable[[], None]:
-    """The call of ``function`` that the ``words`` ask for. Parameters without a default go by position or by name, all
-    others by name. ``--config FILE`` stands for the options in that JSON object, among which those of the words win.
-    ValueError if there is no such call, OSError if there is no such file."""
+    """The call of ``function`` that the ``words`` ask for; arguments go by position or by name as in Python. ``--config
+    FILE`` stands for the options in that JSON object, and those among the words win. ValueError if there is no such call,
+    OSError if there is no such file."""
     texts = read(function, words)
     options, table = take_config(function, texts)
     given = {name: convert(name, value, table) for name, value in (options | texts).items()}
-    required, rest = positions(function)
-    if missing := [name.upper() for name in required if name not in given]:
+    names, rest = positions(function)
+    if missing := [name.upper() for name in names if name not in given and table[name].default is inspect.Parameter.empty]:
         models = f" Models: {', '.join(registry.MODELS)}." if missing == ["MODEL"] else ""
         raise BadArguments(f"{missing[0]} is missing; give {' '.join(order(function))}.{models}")
-    return partial(function, *(given.pop(name) for name in required), *given.pop(rest, ()), **given)
+    before = [given.pop(name) for name in names if rest]  # which have no defaults
+    return partial(function, *before, *given.pop(rest, ()), **given)
 
 
 def configured(function: Callable[..., None]) -> Callable[..., None]:
@@ -62,22 +63,22 @@ def parameters(function: Callable, model: str | None = None) -> Table:
     for name, parameter in list(table.items()):
         if parameter.kind is parameter.VAR_KEYWORD and model and not str(model).endswith(".pth"):
             del table[name]
-            table = dict(inspect.signature(registry.model_class(model)).parameters) | table
+            table = dict(inspect.signature(registry.model_class(str(model))).parameters) | table
     return table | {"config": table.get("config", CONFIG)}
 
 
 def positions(function: Callable) -> tuple[list[str], str]:
-    """The parameters that go by position: those without a default, and the one for all further words, or ""."""
+    """The parameters that go by position, and the one for all further words, or ""."""
     table = inspect.signature(function).parameters.values()
     rest = [parameter.name for parameter in table if parameter.kind is parameter.VAR_POSITIONAL]
-    required = (p.name for p in table if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty)
-    return [*required], rest[0] if rest else ""
+    return [p.name for p in table if p.kind is p.POSITIONAL_OR_KEYWORD], rest[0] if rest else ""
 
 
 def order(function: Callable) -> list[str]:
     """The same as a person writes them: TOKENIZER OUTPUT [IMAGES ...]."""
-    required, rest = positions(function)
-    return [name.upper() for name in required] + [f"[{rest.upper()} ...]"] * bool(rest)
+    table, (names, rest) = parameters(function), positions(function)
+    needed = [name.upper() if table[name].default is inspect.Parameter.empty else f"[{name.upper()}]" for name in names]
+    return needed + [f"[{rest.upper()} ...]"] * bool(rest)
 
 
 def read(function: Callable, words: list[str]) -> dict[str, Any]:
@@ -111,10 +112,11 @@ def read(function: Callable, words: list[str]) -> dict[str, Any]:
         else:  # an option of a checkpoint's model may be a boolean
             text = "True"
         texts[name] = text
-    required, rest = positions(function)
-    places = [name for name in required if name not in texts]
+    names, rest = positions(function)
+    places = [name for name in names if name not in texts]
     texts |= dict(zip(places, loose, strict=False))
-    if (extra := loose[len(places) :]) and not rest:
+    extra = [texts[name] for name in [rest] if name in texts] + loose[len(places) :]
+    if extra and not rest:
         hint = f"--{switch[len(places)]} takes no value" if len(places) in switch else "all else goes by name"
         raise BadArguments(f"There is no place for {extra[0]!r} after {' '.join(order(function)) or 'the command'}; {hint}.")
     return texts | ({rest: extra} if extra else {})
@@ -158,16 +160,16 @@ def convert(name: str, value: Any, table: Table) -> Any:
         raise BadArguments(f"There is no option --{name}{checks.did_you_mean(f'--{name}', known)}")
     parameter = table.get(name, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY))
     if parameter.kind is parameter.VAR_POSITIONAL:
-        return value
+        return [value] if isinstance(value, str) else [str(item) for item in value]
     try:
         return typed(value, words_of(parameter))
     except ValueError:
         label = name.upper() if parameter.default is parameter.empty else f"--{name}"
         if is_switch(name, table):
             raise BadArguments(f"{label} takes no value, but got {value}.") from None
-        allowed = kind(parameter)
+        shown, allowed = value if FLOAT.fullmatch(str(value)) else repr(value), kind(parameter)
         allowed = allowed if allowed == "text" else checks.article(allowed)
-        raise BadArguments(f"{label} is {value!r}, but must be {allowed}.") from None
+        raise BadArguments(f"{label} is {shown}, but must be {allowed}.") from None
 
 
 def typed(value: Any, words: set[str]) -> Any:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from homework.core import cli
+from homework.core import checks, cli
 from homework.datasets import mnist as idx
 from homework.datasets.image_files import SPLITS, is_image, read_dataset_json
 
@@ -26,7 +26,7 @@ Opener = Callable[[], BinaryIO]
 Entries = list[tuple[PurePath, Opener]]  # the path of a file, and what opens it
 
 
-def download(dir: str = "data", url: str = URL, replace: bool = False) -> None:
+def download(dir: str = "data", url: str = URL, *, replace: bool = False) -> None:
     """Downloads the course's SuperTuxKart frames (about 500 MB) and unpacks them into DIR/train and DIR/valid. The
     same command resumes a download that was cut off.
 
@@ -51,7 +51,7 @@ def download(dir: str = "data", url: str = URL, replace: bool = False) -> None:
     part.unlink()
 
 
-def mnist(dir: str = "data", url: str = MNIST_URL, replace: bool = False) -> None:
+def mnist(dir: str = "data", url: str = MNIST_URL, *, replace: bool = False) -> None:
     """Downloads MNIST (LeCun, Cortes and Burges; 11 MB): four IDX files into DIR/mnist.
 
     Examples:
@@ -75,7 +75,7 @@ def mnist(dir: str = "data", url: str = MNIST_URL, replace: bool = False) -> Non
             part.unlink()
 
 
-def import_(zip_or_folder: str, dir: str = "data", valid_every: int = 20, replace: bool = False) -> None:
+def import_(zip_or_folder: str, dir: str = "data", *, valid_every: int = 20, replace: bool = False) -> None:
     """Puts images that you already have into DIR/train and DIR/valid, and MNIST's files into DIR/mnist.
 
     Examples:
@@ -158,7 +158,7 @@ def _put_idx(files: dict[str, Path], folder: Path, replace: bool) -> None:
             copy = new / "mnist" / (f"{name}.gz" if path.read_bytes()[:2] == b"\x1f\x8b" else name)
             shutil.copyfile(path, copy)
             idx.read_idx(copy, path)
-    print(f"{folder / 'mnist'}: {len(files)} files")
+    print(f"{folder / 'mnist'}: {checks.count(len(files), 'file')}")
 
 
 def _zip_entries(archive: zipfile.ZipFile, source: Path) -> Entries:
@@ -197,7 +197,7 @@ def _put(members: dict[str, Opener], folder: Path, replace: bool) -> None:
             with opener() as read, open(new / name, "wb") as written:
                 shutil.copyfileobj(read, written)
     for split in splits:
-        print(f"{folder / split}: {sum(name.startswith(split) for name in members)} images")
+        print(f"{folder / split}: {checks.count(sum(name.startswith(split) for name in members), 'image')}")
 
 
 @contextlib.contextmanager

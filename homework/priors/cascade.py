@@ -109,12 +109,12 @@ def check_stage(k: int, stage: dict, loaded: dict[str, Model], prints: dict[str,
     path = str(stage["model_path"])
     model = loaded[path]
     if not isinstance(model, CascadeStage):
-        raise ValueError(f"Stage {k}: {path} holds a {type(model).__name__}, but a CascadeStage is needed here.")
+        raise checkpoint.wrong_model(f"Stage {k}: {path}", type(model).__name__, "a CascadeStage")
     roles = ("lr_codebook_path", "coarse_tokenizer", "coarse_tokens"), ("hr_codebook_path", "tokenizer", "n_tokens")
     for role, key, codes in roles:
         book, K = str(stage[role]), model.config[codes]
         if not isinstance(loaded[book], Tokenizer):
-            raise ValueError(f"Stage {k}: {book} holds a {type(loaded[book]).__name__}, but a tokenizer is needed here.")
+            raise checkpoint.wrong_model(f"Stage {k}: {book}", type(loaded[book]).__name__, "a tokenizer")
         if loaded[book].n_tokens != K:
             raise ValueError(f"Stage {k}: {role} {book} has {loaded[book].n_tokens} codes, but {path} was trained on {K}; "
                              "name the codebook that made its grids.")  # fmt: skip

@@ -42,6 +42,10 @@ def functions() -> dict[str, Callable]:
     return found
 
 
+def get(url: str = "here", dir: str = "data", *, replace: bool = False) -> dict:
+    return locals()
+
+
 def call(function, *words: str) -> dict:
     """What the function gets."""
     return bind(function, list(words))()
@@ -93,13 +97,27 @@ def test_every_text_parameter_of_every_command_is_taken_as_it_is():
         given = {name: "0x10" for name, p in table.items() if arguments.words_of(p) & {"str", "Path"} and name != "config"}
         if "model" in given:
             given["model"] = "0x10.pth"
-        required, rest = arguments.positions(function)
-        given |= {name: "1" for name in required if name not in given}
+        names, rest = arguments.positions(function)
+        given |= {name: "1" for name in names if name not in given}
         given.pop(rest, None)
         made = bind(function, [*(f"--{name}={text}" for name, text in given.items()), *["2026_11"] * bool(rest)])
-        got = dict(zip(required, made.args, strict=False)) | made.keywords
+        got = dict(zip(names, made.args, strict=False)) | made.keywords
         assert {name: str(got[name]) for name in given} == given
-        assert made.args[len(required) :] == (("2026_11",) if rest else ())
+        assert made.args[len(names) if rest else 0 :] == (("2026_11",) if rest else ())
+
+
+def test_what_goes_by_position_goes_by_name_too(tmp_path):
+    got = call(show, "--target", "b", "a", "c", "--images", "#d")
+    assert (got["source"], got["target"], got["images"]) == ("a", "b", ("#d", "c"))
+    (tmp_path / "c.json").write_text('{"images": ["x", 7], "source": 2026, "title": null}')
+    got = call(show, f"--config={tmp_path}/c.json", "--target=b")
+    assert (got["source"], got["target"], got["images"], got["title"]) == ("2026", "b", ("x", "7"), None)
+
+
+def test_what_has_a_default_may_go_by_position_as_in_python():
+    assert call(get, "there")["url"] == "there" and call(get, "--dir", "d") == {"url": "here", "dir": "d", "replace": False}
+    assert call(get, "d", "--url=u") == {"url": "u", "dir": "d", "replace": False}
+    assert refused(get, "a", "b", "c") == "There is no place for 'c' after [URL] [DIR]; all else goes by name."
 
 
 # --- numbers and booleans -------------------------------------------------------------------------------------------------
@@ -117,14 +135,18 @@ def test_forms_of_numbers():
         assert call(show, "a", "b", f"--rate={text}")["rate"] == value
 
 
+def shown(text: str) -> str:
+    return text if re.fullmatch(r"[0-9.e]*[0-9]", text) else repr(text)
+
+
 @pytest.mark.parametrize("text", ["0x10", "1_000", "1e3", "five", "", "1.0", "[1]", "True", "٣", "None", "1" * 1000, "1 "])
 def test_what_is_not_an_integer_is_refused(text):
-    assert refused(show, "a", "b", f"--n={text}") == f"--n is {text!r}, but must be an integer."
+    assert refused(show, "a", "b", f"--n={text}") == f"--n is {shown(text)}, but must be an integer."
 
 
 @pytest.mark.parametrize("text", ["0x10", "1_0.0", "nan", "inf", "fast", "", "1,5", "1e"])
 def test_what_is_not_a_number_is_refused(text):
-    assert refused(show, "a", "b", "--rate", text) == f"--rate is {text!r}, but must be a number."
+    assert refused(show, "a", "b", "--rate", text) == f"--rate is {shown(text)}, but must be a number."
 
 
 def test_several_kinds():
@@ -195,7 +217,8 @@ def test_a_file_gives_what_the_words_do_not(file):
 @pytest.mark.parametrize("options, message", [
     ({"seed": "x"}, "--seed is 'x', but must be an integer."), ({"seed": None}, "--seed is None, but must be an integer."),
     ({"seed": [1]}, "--seed is [1], but must be an integer."), ({"seed": 1.5}, "--seed is 1.5, but must be an integer."),
-    ({"seeds": 1}, "There is no option --seeds; did you mean --seed?"), ({"model": None}, "MODEL is None, but must be text."),
+    ({"seeds": 1}, "There is no option --seeds; did you mean --seed?"),
+    ({"model": None}, "MODEL is None, but must be text."),
 ])  # fmt: skip
 def test_values_of_a_file_are_checked_like_words(file, options, message):
     assert refused(fit, *["PixelCNN"] * ("model" not in options), "--config", file(options)) == message
