@@ -1,6 +1,6 @@
 """What ``python homework/NAME.py`` finds in place of the package, which it needs: files of a package are not run by path.
 
-Such a run puts this folder first on ``sys.path``. There tokenize.py has the name of a module of the standard library, which
+Such a run looks for all modules in this folder first. There tokenize.py has the name of a module of the standard library, which
 nearly everything imports, so tokenize.py imports this file too if it finds itself to be that module.
 """
 

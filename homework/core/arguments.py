@@ -148,7 +148,7 @@ def take_config(function: Callable, given: dict[str, Any]) -> tuple[dict[str, An
             raise ValueError(f"{path} is not JSON: {error}.") from error
         if not isinstance(options, dict):
             raise ValueError(f"{path} must hold one JSON object, options by name.")
-    options = {name: value for name, value in options.items() if name not in given}
+    options = {name: value for name, value in options.items() if name not in {*given, "config"}}
     return options, parameters(function, given.get("model", options.get("model")))
 
 
@@ -160,7 +160,7 @@ def convert(name: str, value: Any, table: Table) -> Any:
         raise BadArguments(f"There is no option --{name}{checks.did_you_mean(f'--{name}', known)}")
     parameter = table.get(name, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY))
     if parameter.kind is parameter.VAR_POSITIONAL:
-        return [value] if isinstance(value, str) else [str(item) for item in value]
+        return [str(item) for item in (value if isinstance(value, list) else [value])]
     try:
         return typed(value, words_of(parameter))
     except ValueError:
