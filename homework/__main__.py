@@ -1,13 +1,13 @@
 """The commands: ``homework NAME ...`` does what ``python -m homework.NAME ...`` does. See ``homework --help``."""
 
 import ast
-import difflib
 import os
 import runpy
 import sys
 from pathlib import Path
 
 import homework
+from homework.core import checks
 
 COMMANDS = ("train", "tokenize", "generation", "compress", "data", "evaluate", "sample", "features", "som", "summary",
             "receptive_field", "demo")  # fmt: skip
@@ -36,9 +36,8 @@ def main() -> None:
         sys.argv = [name, *arguments]  # runpy puts the path of the module instead of the name
         runpy.run_module(f"homework.{name}", run_name="__main__", alter_sys=True)
     else:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        remedy = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}."
-        sys.exit(f"error: There is no command {name!r}; {remedy}")
+        remedy = checks.did_you_mean(name, COMMANDS, f"; the commands are {', '.join(COMMANDS)}.")
+        sys.exit(f"error: There is no command {name!r}{remedy}")
 
 
 if __name__ == "__main__":

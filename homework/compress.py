@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from homework.codec import archive, format
-from homework.core import checkpoint, cli, devices, fingerprint
+from homework.core import checkpoint, checks, cli, devices, fingerprint
 from homework.datasets.image_files import image_paths, not_read
 from homework.priors.pairs import check_prior, load_pair
 from homework.tokenizers.base import Tokenizer
@@ -19,6 +19,10 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
              verify: bool = False, skip_bad: bool = False, batch_size: int = 64, device: str = "auto") -> None:  # fmt: skip
     """Compresses an image into a small file, or a folder of images into an archive.
 
+    Examples:
+        python -m homework.compress compress BSQPatchAutoEncoder AutoregressiveModel data/sample/temple.jpg temple.hwi
+        python -m homework.compress compress BSQPatchAutoEncoder AutoregressiveModel data/sample sample.hwa --verify
+
     Args:
         tokenizer: checkpoint of a tokenizer.
         autoregressive: checkpoint of a prior over that tokenizer's grids.
@@ -29,8 +33,7 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
         batch_size: images that go through the models at once.
         device: auto, cpu, cuda or mps.
     """
-    cli.switches(verify=verify, skip_bad=skip_bad)
-    *sources, output = map(str, images_and_output) if images_and_output else [""]  # Fire takes 2026 for a number
+    *sources, output = images_and_output or [""]
     if not sources:
         raise ValueError("Name the image or the folder to compress and, after it, the file to write.")
     if Path(output).is_dir() or Path(output).suffix.lower() in {*Image.registered_extensions(), ".json", ".pth"}:
@@ -47,14 +50,18 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
     compressor = _load(tokenizer, autoregressive, batch_size, device)
     n, original = compress_files(compressor, paths, output, pack=pack, scaled=scaled, skip_bad=skip_bad, verify=verify)
     size = os.path.getsize(output)
-    print(f"{output}: {n} image{'s' * (n > 1)}, {size:,} bytes, {size / n:,.1f} an image, "
+    print(f"{output}: {checks.count(n, 'image')}, {size:,} bytes, {size / n:,.1f} an image, "
           f"{original / size:.1f} times fewer than the {original:,} of the originals"
           f"{'; verified, all tokens come back' * verify}")  # fmt: skip
 
 
-def decompress(tokenizer: str, autoregressive: str, file: str, output: str, only: str | None = None,
+def decompress(tokenizer: str, autoregressive: str, file: str, output: str, *, only: str | None = None,
                batch_size: int = 128, device: str = "auto") -> None:  # fmt: skip
     """Turns a file that `compress` wrote into an image, or an archive into a folder of PNG images.
+
+    Examples:
+        python -m homework.compress decompress BSQPatchAutoEncoder AutoregressiveModel sample.hwa again
+        python -m homework.compress decompress BSQPatchAutoEncoder AutoregressiveModel sample.hwa one.png --only temple.jpg
 
     Args:
         tokenizer: checkpoint of the tokenizer that the file was written with.
@@ -67,17 +74,17 @@ def decompress(tokenizer: str, autoregressive: str, file: str, output: str, only
     """
     from homework.codec.image_files import LOSSLESS, decompress_file
 
-    file, target = str(file), Path(os.path.abspath(str(output)))
+    target = Path(os.path.abspath(output))
     with open(file, "rb") as stream:
         reader = archive.Reader(stream, file)
-        wanted = range(len(reader.names)) if only is None else [_find(reader, str(only))]
+        wanted = range(len(reader.names)) if only is None else [_find(reader, only)]
         folder, is_image = reader.kind == format.ARCHIVE and only is None, target.suffix.lower() in LOSSLESS
         if folder and (target.is_file() or is_image):
             raise ValueError(f"{file} is an archive: name a folder, not {output}, or one of its images by --only NAME.")
         if not folder and (target.is_dir() or not is_image):
             raise ValueError(f"The output is {output}, but must be an image: a file that ends in {', '.join(LOSSLESS)}.")
         decompress_file(_load(tokenizer, autoregressive, batch_size, device), reader, wanted, target, folder)
-    print(f"{output}: {len(wanted)} image{'s' * (len(wanted) > 1)}")
+    print(f"{output}: {checks.count(len(wanted), 'image')}")
 
 
 def _find(reader: archive.Reader, name: str) -> int:
@@ -93,18 +100,22 @@ def info(file: str) -> None:
     """Prints what a file that `compress` wrote says about itself, for which it needs no models; or by which fingerprint
     files know a tokenizer or a prior.
 
+    Examples:
+        python -m homework.compress info sample.hwa
+        python -m homework.compress info homework/AutoregressiveModel.pth
+
     Args:
         file: one image's file or an archive; or a checkpoint.
     """
-    if Path(str(file)).suffix == ".pth":
-        print(describe_checkpoint(str(file)))
+    if Path(file).suffix == ".pth":
+        print(describe_checkpoint(file))
         return
-    with open(str(file), "rb") as stream:
-        reader = archive.Reader(stream, str(file))
+    with open(file, "rb") as stream:
+        reader = archive.Reader(stream, file)
     n, h, w = len(reader.names), *reader.grid(0)
     (H, W), pixels, payload = reader.sizes[0], sum(H * W for H, W in reader.sizes), sum(reader.lengths)
     one = f"one image of {W}x{H} pixels (width x height), {w}x{h} tokens"
-    what = f"{n:,} image{'s' * (n > 1)}" if reader.kind == format.ARCHIVE else one
+    what = checks.count(n, 'image') if reader.kind == format.ARCHIVE else one
     print(f"{reader.name}: {what}, patches of {reader.patch} pixels")
     print(f"format {reader.version}, tokenizer {reader.head[3:5].hex()}, prior {reader.head[5:7].hex()}, "
           f"arithmetic {'exact, on integers' if reader.exact else 'in floats, of one kind of machine'}")  # fmt: skip
@@ -136,7 +147,7 @@ def _load(tokenizer: str, autoregressive: str, batch_size: int, device: str):
 
     cli.at_least(1, batch_size=batch_size)
     device = devices.pick_device(device)
-    return Compressor(*load_pair(str(tokenizer), str(autoregressive), device), device, batch_size)
+    return Compressor(*load_pair(tokenizer, autoregressive, device), device, batch_size)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from homework.core import checkpoint, cli, devices, files
+from homework.core import checkpoint, checks, cli, devices, files
 from homework.datasets.image_files import image_paths
 from homework.datasets.images import ImageDataset
 from homework.evaluation import pages, pictures, walkthrough
@@ -12,10 +12,14 @@ from homework.priors.pairs import load_pair
 from homework.tokenizers.base import AutoEncoder
 
 
-def demo(out: str = "demo", images: str = "data/sample", n_generate: int = 8, seed: int = 0, limit: int = 32,
-         image_size: str | None = None, autoencoder: str | None = None, tokenizer: str | None = None,
-         autoregressive: str | None = None, device: str = "auto") -> None:  # fmt: skip
+def demo(*, out: str = "demo", images: str = "data/sample", n_generate: int = 8, seed: int = 0, limit: int = 32,
+         image_size: str | None = None, autoencoder: str = "PatchAutoEncoder", tokenizer: str = "BSQPatchAutoEncoder",
+         autoregressive: str = "AutoregressiveModel", device: str = "auto") -> None:  # fmt: skip
     """Reconstructs images, tokenizes, compresses and decompresses them, generates new ones, and writes a page about it.
+
+    Examples:
+        python -m homework.demo
+        python -m homework.demo --images my_pictures --image_size 100x150 --out shown
 
     Args:
         out: the folder for index.html and its pictures; made if it is not there.
@@ -24,24 +28,23 @@ def demo(out: str = "demo", images: str = "data/sample", n_generate: int = 8, se
         seed: of the draws; the same seed gives the same images.
         limit: the largest number of images to show, the first ones by name.
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped; as they are by default.
-        autoencoder: checkpoint of an auto-encoder; the one in the package by default.
-        tokenizer: checkpoint of a tokenizer; the one in the package by default.
-        autoregressive: checkpoint of a prior over that tokenizer's grids; the one in the package by default.
+        autoencoder: checkpoint or name of an auto-encoder.
+        tokenizer: checkpoint or name of a tokenizer.
+        autoregressive: checkpoint or name of a prior over that tokenizer's grids.
         device: auto, cpu, cuda or mps.
     """
     cli.at_least(1, n_generate=n_generate, limit=limit)
     cli.check_seed(seed)
     pages.require("jinja2")
-    autoencoder = str(autoencoder or "PatchAutoEncoder")
-    pair = str(tokenizer or "BSQPatchAutoEncoder"), str(autoregressive or "AutoregressiveModel")
-    folder, device, timed = Path(str(out)), devices.pick_device(device), walkthrough.Stopwatch()
+    pair = tokenizer, autoregressive
+    folder, device, timed = Path(out), devices.pick_device(device), walkthrough.Stopwatch()
 
     def load() -> tuple:
         coder, prior = load_pair(*pair, device)
         ae = checkpoint.load(autoencoder).to(device)
         if not isinstance(ae, AutoEncoder):
-            raise ValueError(f"{autoencoder} holds a {type(ae).__name__}, but an auto-encoder is needed here.")
-        return ae, coder, prior, ImageDataset(image_paths(str(images))[:limit], cli.parse_image_size(image_size))
+            raise checkpoint.wrong_model(autoencoder, type(ae).__name__, "an auto-encoder")
+        return ae, coder, prior, ImageDataset(image_paths(images)[:limit], cli.parse_image_size(image_size))
 
     *models, data = timed("load models and images", load)
     x = data.batch(np.arange(len(data)), device)  # (B,H,W,3)
@@ -54,7 +57,7 @@ def demo(out: str = "demo", images: str = "data/sample", n_generate: int = 8, se
             path.write_bytes(file)
     results |= walkthrough.file_columns(results, data.names) | {"seconds": timed}
     pages.write_page("demo.html", "Images, tokens and back", results, folder / "index.html")  # last: what it shows is there
-    print(f"{folder / 'index.html'}: {len(x)} images and {n_generate} generated ones; open it in a browser.")
+    print(f"{folder / 'index.html'}: {checks.count(len(x), 'image')}, and {n_generate} generated; open it in a browser.")
 
 
 if __name__ == "__main__":

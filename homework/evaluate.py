@@ -9,16 +9,20 @@ import torch
 from tqdm import tqdm
 
 from homework.codec.compressor import Compressor
-from homework.core import checkpoint, cli, devices
+from homework.core import checkpoint, checks, cli, devices
 from homework.datasets.image_files import image_paths
 from homework.evaluation import codecs, curves, measure, pages, report
 from homework.priors.pairs import load_pair
 
 
-def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", limit: int | None = None,
+def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *, limit: int | None = None,
              image_size: str | None = None, out: str = "report", n_pictures: int = 4, batch_size: int = 64,
              device: str = "auto") -> None:  # fmt: skip
     """Compresses images with our models and with the common codecs, and writes a page, a plot and tables about it.
+
+    Examples:
+        python -m homework.evaluate BSQPatchAutoEncoder AutoregressiveModel --images data/sample
+        python -m homework.evaluate one.pth,two.pth prior_of_one.pth,prior_of_two.pth --limit 64
 
     Args:
         tokenizer: checkpoint or name of a tokenizer; or several, with commas between them.
@@ -35,8 +39,8 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", li
     """
     cli.at_least(1, n_pictures=n_pictures, batch_size=batch_size, limit=1 if limit is None else limit)
     pages.require("jinja2", "matplotlib", "scipy")
-    folder, pairs = Path(str(out)), list_pairs(tokenizer, autoregressive)
-    paths, size = spread(image_paths(str(images)), limit), cli.parse_image_size(image_size)
+    folder, pairs = Path(out), list_pairs(tokenizer, autoregressive)
+    paths, size = spread(image_paths(images), limit), cli.parse_image_size(image_size)
     device = devices.pick_device(device)
     compressors = [Compressor(*load_pair(*pair, device), device, batch_size) for pair in pairs]
     rivals, left_out = codecs.available()
@@ -57,19 +61,19 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", li
         "descriptions": {codec.name: codec.description for codec in rivals},
         "bits_per_token": math.log2(model.n_tokens),
         "exact": model.exact,
-        "where": f"{device.type}, {threads} thread{'s' * (threads > 1)}, batches of {batch_size}",
+        "where": f"{device.type}, {checks.count(threads, 'thread')}, batches of {batch_size}",
     }
     report.write_report(folder, points, paths, results)
     print(*curves.verdict(points, original), sep="\n")
-    print(f"{folder / 'index.html'}: {len(paths)} images; open it in a browser.")
+    print(f"{folder / 'index.html'}: {checks.count(len(paths), 'image')}; open it in a browser.")
 
 
-def list_pairs(tokenizer: str | tuple, autoregressive: str | tuple) -> list[tuple[str, str]]:
+def list_pairs(tokenizer: str, autoregressive: str) -> list[tuple[str, str]]:
     """The (tokenizer, prior) files that two comma-separated lists name. ValueError if they do not pair up."""
-    lists = [value if isinstance(value, tuple | list) else str(value).split(",") for value in (tokenizer, autoregressive)]
-    first, second = ([str(checkpoint.locate(str(path))) for path in paths] for paths in lists)
+    first, second = ([str(checkpoint.locate(path)) for path in paths.split(",")] for paths in (tokenizer, autoregressive))
     if len(first) != len(second) and 1 not in (len(first), len(second)):
-        raise ValueError(f"There are {len(first)} tokenizers but {len(second)} priors; name one prior for each tokenizer.")
+        raise ValueError(f"There are {checks.count(len(first), 'tokenizer')} but {checks.count(len(second), 'prior')}; "
+                         "name one prior for each tokenizer.")  # fmt: skip
     n = max(len(first), len(second))
     return list(dict.fromkeys(zip(first * (n // len(first)), second * (n // len(second)), strict=True)))
 

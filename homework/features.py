@@ -4,17 +4,21 @@ from pathlib import Path
 
 import torch
 
-from homework.core import checkpoint, cli, devices, fingerprint
+from homework.core import checkpoint, checks, cli, devices, fingerprint
 from homework.datasets.features import AUTOENCODER, FORMAT, VERSION, prepare_folder, shard_path, write_index, write_shard
 from homework.datasets.image_files import image_paths, read_image
 from homework.tokenizers.base import AutoEncoder, Tokenizer
 from homework.tokenizers.encoding import batches_of, encode_shards
 
 
-def features(autoencoder: str, images: str, output: str, image_size: str | None = None, batch_size: int = 64,
+def features(autoencoder: str, images: str, output: str, *, image_size: str | None = None, batch_size: int = 64,
              shard: int = 1024, replace: bool = False, device: str = "auto") -> None:  # fmt: skip
     """Writes the feature maps of images, sorted by path, into a folder that FeatureDataset reads. The same command
     resumes an unfinished run: complete shards that are there are kept.
+
+    Examples:
+        python -m homework.features homework/ConvAutoEncoder.pth data/train features/train
+        python -m homework.features homework/ConvAutoEncoder.pth data/valid features/valid --image_size 80x120
 
     Args:
         autoencoder: checkpoint of a model that makes maps of numbers, as homework/ConvAutoEncoder.pth.
@@ -26,16 +30,16 @@ def features(autoencoder: str, images: str, output: str, image_size: str | None 
         replace: remove other feature maps that are in the output folder; they are an error by default.
         device: auto, cpu, cuda or mps.
     """
-    autoencoder, images, output = str(autoencoder), str(images), Path(str(output))  # Fire takes 2026 for a number
+    output = Path(output)
     cli.at_least(1, batch_size=batch_size, shard=shard)
-    cli.switches(replace=replace)
     if output.exists() and not output.is_dir():
         raise ValueError(f"The output is {output}, but must be a folder.")
     size = cli.parse_image_size(image_size)
     model = checkpoint.load(autoencoder)
     if not isinstance(model, AutoEncoder) or isinstance(model, Tokenizer):
         made = "tokens (see python -m homework.tokenize)" if isinstance(model, Tokenizer) else "no maps of images"
-        raise ValueError(f"{autoencoder} holds a {type(model).__name__}, which makes {made}; name an auto-encoder.")
+        found = checks.article(type(model).__name__)
+        raise ValueError(f"{autoencoder} holds {found}, which makes {made}; name an auto-encoder.")
     names = image_paths(images)
     H, W = size or read_image(names[0]).shape[:2]
     with torch.inference_mode():
@@ -51,7 +55,8 @@ def features(autoencoder: str, images: str, output: str, image_size: str | None 
     for i, maps in encode_shards(model, index, missing, batch_size, size):
         write_shard(shard_path(output, i), maps)
     write_index(output, index, finished=True)
-    print(f"{output}: {len(names)} feature maps of {h}x{w}x{C} in {len(index['shards'])} files")
+    written = checks.count(len(index["shards"]), "file")
+    print(f"{output}: {checks.count(len(names), 'feature map')} of {h}x{w}x{C} in {written}")
 
 
 if __name__ == "__main__":

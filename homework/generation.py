@@ -22,13 +22,17 @@ from homework.tokenizers.base import Tokenizer
 FRAME = (100, 150)  # pixels, height and width, of images whose prior is for no size of its own
 
 
-def generate(tokenizer: str, prior: str, n_images: int, output_path: str, seed: int = 0, temperature: float = 1.0,
+def generate(tokenizer: str, prior: str, n_images: int, output_path: str, *, seed: int = 0, temperature: float = 1.0,
              top_k: int | None = None, top_p: float | None = None, batch_size: int = 16, complete: str | None = None,
              rows: int = 10, image_size: str | None = None, device: str = "auto", num_beam: int = 1, beam_width: int = 1,
              beams: int = 1) -> None:  # fmt: skip
     """Samples images and writes them as generation_0.png, generation_1.png, ... into a folder.
 
     (For a cascade of transformers, see ``python -m homework.generation cascade --help``.)
+
+    Examples:
+        python -m homework.generation BSQPatchAutoEncoder AutoregressiveModel 8 generated --temperature 0.9
+        python -m homework.generation BSQPatchAutoEncoder AutoregressiveModel 4 rest --complete data/sample/temple.jpg
 
     Args:
         tokenizer: checkpoint or name of a tokenizer.
@@ -57,11 +61,11 @@ def generate(tokenizer: str, prior: str, n_images: int, output_path: str, seed: 
     options = dict(temperature=temperature, top_k=top_k, top_p=top_p, num_beam=num_beam, beam_width=beam_width, beams=beams)
     sampling.check(**options)
     device = devices.pick_device(device)
-    coder, prior = load_pair(str(tokenizer), str(prior), device)  # Fire takes 7 for a number
+    coder, prior = load_pair(tokenizer, prior, device)
     trained = prior.grid_size and tuple(n * side for n, side in zip(prior.grid_size, coder.patch_shape, strict=True))
     size = cli.parse_image_size(image_size) or trained or FRAME
-    kept = None if complete is None else token_rows(coder, str(complete), size, rows)
-    folder, options["generator"] = Path(str(output_path)), torch.Generator().manual_seed(seed)
+    kept = None if complete is None else token_rows(coder, complete, size, rows)
+    folder, options["generator"] = Path(output_path), torch.Generator().manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     batches = generate_images(coder, prior, n_images, size, batch_size, kept, **options)
     images = tqdm(itertools.chain.from_iterable(new for _, new in batches), total=n_images, unit="img")
@@ -81,10 +85,14 @@ def token_rows(coder: Tokenizer, path: str, size: tuple[int, int], rows: int) ->
     return grid[:rows]
 
 
-def cascade(stages: list[dict], num_images: int = 5, out_dir: str = "generated", seed: int = 69,
+def cascade(stages: list[dict], *, num_images: int = 5, out_dir: str = "generated", seed: int = 69,
             condition: int | str | None = None, batch_size: int = 16, scale: int = 1,
             device: str = "auto") -> None:  # fmt: skip
     """Samples images from coarse to fine: i_condition.png, i_stage0.png, i_stage1.png and so on, and all on sheet.png.
+
+    Examples:
+        python -m homework.generation cascade --config cascade.json
+        python -m homework.generation cascade --config cascade.json --condition 7 --num_images 3 --out_dir sevens
 
     Args:
         stages: best given by --config FILE, {"stages": a list from coarse to fine}; each has model_path, lr_codebook_path
@@ -106,12 +114,13 @@ def cascade(stages: list[dict], num_images: int = 5, out_dir: str = "generated",
             pictures = model.decode(model.generate(some, generator))
             rows += zip(*(to_uint8(x).cpu().numpy() for x in pictures), strict=True)
             bar.update(len(some))
-    folder, names = Path(str(out_dir)), ["condition", *(f"stage{k}" for k in range(len(stages)))]
+    folder, names = Path(out_dir), ["condition", *(f"stage{k}" for k in range(len(stages)))]
     for i, row in enumerate(rows):
         for name, picture in zip(names, row, strict=True):
             save_picture(picture, folder / f"{i}_{name}.png")
     save_picture(on_sheet(rows, scale), folder / "sheet.png")
-    print(f"{folder / 'sheet.png'}: {num_images} images, a row each: the condition, and what each stage made of it")
+    n = checks.count(num_images, "image")
+    print(f"{folder / 'sheet.png'}: {n}, a row each: the condition, and what each stage made of it")
 
 
 def starting_codes(model: Cascade, condition: int | str | None, n: int, generator: torch.Generator) -> Tensor:
@@ -123,10 +132,10 @@ def starting_codes(model: Cascade, condition: int | str | None, n: int, generato
         if not 0 <= condition < K:
             raise ValueError(f"--condition is {condition}, but the codebook has the codes 0 to {K - 1}.")
         return torch.full((n, *size), condition)
-    if not Path(str(condition)).is_file():
+    if not Path(condition).is_file():
         raise ValueError(f"--condition is {condition}, but must be an integer, the code to start from, or an image.")
     H, W = model.codebooks[0].decode_index(torch.zeros(size, dtype=torch.int64, device=model.device)).shape[:2]
-    return model.encode(float_image(read_image(str(condition), (H, W)))[None])[0].cpu().expand(n, -1, -1)
+    return model.encode(float_image(read_image(condition, (H, W)))[None])[0].cpu().expand(n, -1, -1)
 
 
 if __name__ == "__main__":

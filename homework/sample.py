@@ -15,13 +15,17 @@ from homework.priors.images import complete_rows, from_shades, to_shades
 from homework.priors.pairs import check_prior
 
 
-def sample(prior: str, n_images: int, output_path: str, complete: str | int | tuple | None = None, rows: int = 14,
+def sample(prior: str, n_images: int, output_path: str, *, complete: str | None = None, rows: int = 14,
            image_size: str = "28x28", binarize: float | str | None = None, temperature: float = 1.0,
            top_k: int | None = None, top_p: float | None = None, seed: int = 0, scale: int = 2, data: str = "data",
            device: str = "auto") -> None:  # fmt: skip
     """Samples images from a prior over pixels: the PNG files sample_0.png, sample_1.png, ..., and all on sheet.png.
 
     With --complete, N_IMAGES endings of each given image; a row of the sheet then has it, what was kept of it, and these.
+
+    Examples:
+        python -m homework.sample PixelCNN 16 digits
+        python -m homework.sample PixelCNN 4 completed --complete 0,1,7 --rows 14
 
     Args:
         prior: checkpoint of a prior over pixels, such as PixelCNN.
@@ -46,7 +50,7 @@ def sample(prior: str, n_images: int, output_path: str, complete: str | int | tu
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     sampling.check(**options)
     device = devices.pick_device(device)
-    model = check_prior(prior, checkpoint.load(str(prior))).to(device)
+    model = check_prior(prior, checkpoint.load(prior)).to(device)
     if not 2 <= model.n_tokens <= 256 or "tokenizer" in model.meta or model.stored_codes() is not None:
         raise ValueError(f"The {model.n_tokens} tokens of {prior} are not shades of grey; for a prior over a tokenizer's "
                          f"grids there is python -m homework.generation.")  # fmt: skip
@@ -59,18 +63,17 @@ def sample(prior: str, n_images: int, output_path: str, complete: str | int | tu
     else:
         if rows > H:
             raise ValueError(f"--rows is {rows}, but must be from 0 to {H}, the rows of a {H}x{W} image.")
-        names = complete if isinstance(complete, tuple | list) else str(complete).split(",")  # Fire makes tuples of some
-        names = [str(name).strip() for name in names]
+        names = [name.strip() for name in complete.split(",")]
         if not any(names):
             raise ValueError("--complete names no image; give it a file, or the number of a digit.")
-        given = [to_shades(read_grey(name, (H, W), str(data)), model.n_tokens, binarize) for name in names]
+        given = [to_shades(read_grey(name, (H, W), data), model.n_tokens, binarize) for name in names]
         sheet = complete_rows(model, torch.stack(given), rows, n_images, **options)
         new = torch.cat([row[2:] for row in sheet])
-    folder = Path(str(output_path))
+    folder = Path(output_path)
     for i, picture in enumerate(from_shades(new, model.n_tokens)):
         save_picture(picture, folder / f"sample_{i}.png")
     save_picture(on_sheet([from_shades(row, model.n_tokens) for row in sheet], scale), folder / "sheet.png")
-    print(f"{folder / 'sheet.png'}: {len(new)} images, each also in a file of its own")
+    print(f"{folder / 'sheet.png'}: {checks.count(len(new), 'image')}, each also in a file of its own")
 
 
 def read_grey(name: str, size: tuple[int, int], data: str) -> np.ndarray:

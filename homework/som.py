@@ -7,18 +7,22 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from homework.core import checkpoint, cli, devices
+from homework.core import checkpoint, checks, cli, devices
 from homework.datasets.features import INDEX, FeatureDataset
 from homework.tokenizers.som import SOM
 from homework.tokenizers.som_fit import evaluate_codebook, fit_in_passes, pruned
 from homework.training import resume
 
 
-def fit(features: str, output: str, n_codes: int = 1024, patch: int | str = 1, lattice: str = "plane", passes: int = 20,
+def fit(features: str, output: str, *, n_codes: int = 1024, patch: int | str = 1, lattice: str = "plane", passes: int = 20,
         radius_start: float = 0.0, radius_end: float = 1.0, limit: int | None = None, batch_size: int = 64,
         device: str = "auto") -> None:  # fmt: skip
     """Trains a SOM in batch steps: a pass over all features finds every patch's best unit, and then all units move.
     Curves and pictures are in logs/{date}_SOM/.
+
+    Examples:
+        python -m homework.som fit features homework/SOM.pth
+        python -m homework.som fit features line.pth --n_codes 64 --lattice line --patch map
 
     Args:
         features: a folder with train/ and valid/, each written by homework.features.
@@ -36,7 +40,7 @@ def fit(features: str, output: str, n_codes: int = 1024, patch: int | str = 1, l
     cli.at_least(1, passes=passes, batch_size=batch_size, limit=1 if limit is None else limit)
     cli.check_output(output)
     device = devices.pick_device(device)
-    train, valid = (FeatureDataset(split, root=str(features)) for split in ("train", "valid"))
+    train, valid = (FeatureDataset(split, root=features) for split in ("train", "valid"))
     model = SOM(n_codes, patch, lattice, radius_start=radius_start, radius_end=radius_end, **train.model_defaults())
     train.prepare(model)
     model.to(device).train()
@@ -55,14 +59,19 @@ def fit(features: str, output: str, n_codes: int = 1024, patch: int | str = 1, l
         writer.add_images(k, pictures, passes)
     writer.close()
     meta = {"command": cli.command_line("som"), "valid": results}
-    checkpoint.save(model.cpu(), str(output), meta)
-    print(f"{output}: {', '.join(f'{k} {v:.5g}' for k, v in results.items())} on {len(valid)} validation images")
+    checkpoint.save(model.cpu(), output, meta)
+    n, figures = checks.count(len(valid), "validation image"), ", ".join(f"{k} {v:.5g}" for k, v in results.items())
+    print(f"{output}: {figures} on {n}")
 
 
-def prune(model: str, features: str, threshold: int, output: str | None = None, batch_size: int = 64,
+def prune(model: str, features: str, threshold: int, *, output: str | None = None, batch_size: int = 64,
           device: str = "auto") -> None:  # fmt: skip
     """Removes the units of a SOM that are the best for fewer patches than a threshold; the others keep their positions.
     Tokens have to be made again: those of the SOM as it was mean other units.
+
+    Examples:
+        python -m homework.som prune homework/SOM.pth features 10
+        python -m homework.som prune SOM features/train 1 --output small.pth
 
     Args:
         model: the checkpoint of a SOM.
@@ -73,8 +82,8 @@ def prune(model: str, features: str, threshold: int, output: str | None = None, 
         device: auto, cpu, cuda or mps.
     """
     cli.at_least(1, threshold=threshold, batch_size=batch_size)
-    path, features, device = Path(str(model)), Path(str(features)), devices.pick_device(device)
-    target = Path(str(output)) if output else path.with_stem(f"{path.stem}_pruned")
+    path, features, device = Path(model), Path(features), devices.pick_device(device)
+    target = Path(output) if output else path.with_stem(f"{path.stem}_pruned")
     cli.check_output(target)
     som = checkpoint.load(path, "SOM").to(device)
     data = FeatureDataset(features if (features / INDEX).is_file() else "train", root=features)
@@ -88,7 +97,7 @@ def prune(model: str, features: str, threshold: int, output: str | None = None, 
         _, after = evaluate_codebook(smaller, data, batch_size)
     meta = som.meta | {"pruned": f"fewer than {threshold} of {int(counts.sum())} patches"}
     checkpoint.save(smaller, target, meta)
-    print(f"On {len(data)} feature maps of {features}:")
+    print(f"On {checks.count(len(data), 'feature map')} of {features}:")
     per_image = int(counts.sum()) // len(data)
     for name, n, m in ("before", som.n_tokens, before), ("after", smaller.n_tokens, after):
         print(f"{name:6} {n:5} units: MSE {m['mse']:.6f} per number, quantization error {m['quantization_error']:.4f}, "

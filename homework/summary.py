@@ -10,9 +10,13 @@ from homework.datasets.kinds import DATASETS
 SIZES = {"images": "100x150", "features": "80x120", "tokens": "20x30", "multiscale": "20x30", "mnist": "28x28"}
 
 
-def summary(model: str, image_size: str | None = None, depth: int = 4, **options) -> None:
+def summary(model: str, *, image_size: str | None = None, depth: int = 4, **options) -> None:
     """Prints a table of a model's layers: the shape that each gives, its parameters and its multiplications. Any
     argument of the model's constructor is an option too, as in --c_hidden 64.
+
+    Examples:
+        python -m homework.summary BSQPatchAutoEncoder
+        python -m homework.summary PixelCNN --c_hidden 64 --depth 2
 
     Args:
         model: a model's name.
@@ -23,7 +27,7 @@ def summary(model: str, image_size: str | None = None, depth: int = 4, **options
     from torchinfo import summary as table  # of the extra "report"
 
     cli.at_least(1, depth=depth)
-    cls = registry.model_class(str(model))
+    cls = registry.model_class(model)
     H, W = cli.parse_image_size(image_size or SIZES[cls.data])
     holds = DATASETS[cls.data].holds
     size = {} if holds == "features" else {"height": H, "width": W}  # there they are a feature map's

@@ -1,10 +1,13 @@
 """Images to grids of tokens: ``python -m homework.tokenize TOKENIZER OUTPUT IMAGES...``, also under torchrun."""
 
+if __name__ == "tokenize":  # in place of the standard library's, see homework.py
+    import homework  # noqa: F401
+
 from pathlib import Path
 
 import numpy as np
 
-from homework.core import cli, devices, fingerprint
+from homework.core import checks, cli, devices, fingerprint
 from homework.datasets.features import INDEX, FeatureDataset
 from homework.datasets.image_files import image_paths
 from homework.datasets.mnist import FILES, MnistImages, find
@@ -21,6 +24,10 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
              device: str = "auto") -> None:  # fmt: skip
     """Writes the tokens of images, sorted by path, to a file that TokenDataset reads.
 
+    Examples:
+        python -m homework.tokenize BSQPatchAutoEncoder data/tokenized_train.pth data/train --copies 3
+        python -m homework.tokenize mine/bsq.pth mine/tokenized_valid.pth mine/valid --image_size 128x192
+
     Args:
         tokenizer: checkpoint of a model that makes tokens, as homework/BSQPatchAutoEncoder.pth.
         output: the .pth file to write.
@@ -34,10 +41,8 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
         codes: also write the table (K,d) of the vectors of all codes, under "codes".
         device: auto, cpu, cuda or mps.
     """
-    tokenizer, output, *images = map(str, (tokenizer, output, *images))  # Fire takes 2026 for a number
     cli.at_least(1, batch_size=batch_size)
     cli.at_least(0, copies=copies, shift=0 if shift is None else shift)
-    cli.switches(skip_bad=skip_bad, codes=codes)
     if not images:
         raise ValueError("Name the images to tokenize: files, folders or dataset.json files, after the output.")
     cli.check_output(output)
@@ -64,7 +69,8 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
     if parts is not None:
         grids = of_one_size(dict(item for part in parts for item in part.items()), skip_bad)
         tokens = write_tokens(output, grids, model.n_tokens, fields)
-        print(f"{output}: {len(tokens)} grids of {tokens.shape[1]}x{tokens.shape[2]} tokens, {len(np.unique(tokens))} of "
+        size = f"{tokens.shape[1]}x{tokens.shape[2]}"
+        print(f"{output}: {checks.count(len(tokens), 'grid')} of {size} tokens, {len(np.unique(tokens))} of "
               f"{model.n_tokens} codes used")  # fmt: skip
 
 

@@ -1,17 +1,16 @@
 """Trains any model of the registry: ``python -m homework.train MODEL``. See ``--help``."""
 
-import inspect
-import sys
 from pathlib import Path
 from typing import Any
 
-from homework.core import checks, cli, registry
+from homework.core import arguments, checks, cli
 from homework.tokenizers.pictures import grid_decoder
 from homework.training import loop
 from homework.training.resume import RESUME_OVERRIDES, resume_settings
 
 
-def train(model: str | Path, epochs: float = 5, batch_size: int = 16, accumulate: int = 1, lr: float | None = None,
+@arguments.configured  # inside, config is all that was given, by name
+def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumulate: int = 1, lr: float | None = None,
           lr_step: int | None = None, lr_factor: float = 0.5, warmup: int | None = None, weight_decay: float = 0.01,
           clip: float = 1.0, ema: float = 0.999, seed: int = 0, augment: bool = True, data: str | Path = "data",
           dataset: str | None = None, binarize: float | str | None = None, coarse: str | Path | None = None,
@@ -25,6 +24,10 @@ def train(model: str | Path, epochs: float = 5, batch_size: int = 16, accumulate
 
     Any argument of the model's constructor is an option too, as in --codebook_bits 12. Run it under torchrun to train
     on several processes. Ctrl-C saves before it stops.
+
+    Examples:
+        python -m homework.train PatchAutoEncoder --limit 2000 --epochs 1
+        python -m homework.train BSQPatchAutoEncoder --data mine --codebook_bits 12 --output mine/bsq.pth
 
     Args:
         model: a model's name, or the path of a checkpoint to continue from with a new schedule.
@@ -62,15 +65,15 @@ def train(model: str | Path, epochs: float = 5, batch_size: int = 16, accumulate
         compile: torch.compile the loss, for CUDA.
         options: arguments of the model's constructor.
     """
-    model, data, tokenizer = str(model), str(data), str(tokenizer)  # Fire takes 2026 for a number
+    model, data, tokenizer = str(model), str(data), str(tokenizer)  # plain data, for checkpoints
     init, output, coarse = (path if path is None else str(path) for path in (init, output, coarse))
     settings = {k: v for k, v in locals().items() if k not in ("resume", "config", "options")} | {"options": options}
     check(settings | {"resume": resume})
     state = None
     if resume:
-        defaults = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
-        given = {k: v for k, v in (settings | options).items() if k != "options" and v != defaults.get(k)}
-        settings, state = resume_settings(settings, {k: v for k, v in given.items() if k not in RESUME_OVERRIDES})
+        assert isinstance(config, dict)  # by its decorator
+        given = {k: v for k, v in (settings | options).items() if k in config and k not in RESUME_OVERRIDES}
+        settings, state = resume_settings(settings, given)
     loop.train(settings, state, grid_decoder)
 
 
@@ -95,6 +98,4 @@ def check(settings: dict) -> None:
 
 
 if __name__ == "__main__":
-    if not sys.argv[1:]:
-        print(f"Models: {', '.join(registry.MODELS)}.", file=sys.stderr)
     cli.main("python -m homework.train", train)

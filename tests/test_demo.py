@@ -147,7 +147,7 @@ def test_the_seed_decides_the_generated_images(command):
 
 def test_limit_and_image_size(command, folder):
     Image.new("RGB", (70, 40)).save("pictures/2.png")
-    done = command("demo", *OPTIONS, "--limit", 2, "--n_generate", 1, "--out", "2026")  # Fire takes 2026 for a number
+    done = command("demo", *OPTIONS, "--limit", 2, "--n_generate", 1, "--out", "2026")
     assert done.returncode == 0 and len(files(folder / "2026")) == 1 + 2 * 6 + 1
     assert "--image_size" in sentence(command("demo", *OPTIONS, "--n_generate", 1))
     done = command("demo", *OPTIONS, "--n_generate", 1, "--image_size", "18x28")  # not a multiple of the patches

@@ -384,7 +384,7 @@ def test_mistakes_are_reported_in_one_sentence_and_nothing_is_written(command, f
 def test_lists_of_checkpoints():
     assert list_pairs("a", "b") == [("a", "b")]
     assert list_pairs("a,b", "c") == [("a", "c"), ("b", "c")] and list_pairs("a", "b,c") == [("a", "b"), ("a", "c")]
-    assert list_pairs(("a", "b"), ["c", "d"]) == [("a", "c"), ("b", "d")]  # what Fire makes of some names
+    assert list_pairs("a,b", "c,d") == [("a", "c"), ("b", "d")]
 
 
 def test_which_file_a_name_means_is_said_once(command, folder):

@@ -279,8 +279,9 @@ def check_help(text: str, function) -> None:
         elif parameter.default is parameter.empty:
             assert name.upper() in text
         else:
-            option = re.search(rf"--{name}=.*\n(.*\n)*?.*Default: {re.escape(repr(parameter.default))}", text)
-            assert option, f"--{name} and its default {parameter.default!r}"
+            known = parameter.default is not None and parameter.default is not False
+            default = f"Default:\\s+{re.escape(str(parameter.default))}$" if known else r"\w"
+            assert re.search(rf"^  --{name}\b.*(\n {{28}}.*)*?{default}", text, re.M), f"--{name} and its default"
         assert re.search(rf"^ *(\w+, )*{name}(, \w+)*: \S", described, re.M), f"{name} is not described"
 
 

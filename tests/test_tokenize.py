@@ -131,7 +131,6 @@ def test_wrong_arguments(tmp_path, tokenizer, images):
         ("must be a .pth file", (tokenizer, first, images), {}),  # OUTPUT forgotten, files by *.png
         ("Name the images", (tokenizer, tmp_path / "out.pth"), {}),
         ("--batch_size is 0", (tokenizer, tmp_path / "out.pth", images), {"batch_size": 0}),
-        ("put it at the end", (tokenizer, tmp_path / "out.pth", images), {"skip_bad": "images"}),
     ]:
         with pytest.raises(ValueError, match=message):
             tokenize(*arguments, **options)

@@ -252,11 +252,12 @@ def test_a_run_that_was_stopped_resumes_as_if_it_had_not_been(train, tmp_path, m
 
 
 def test_a_resumed_run_takes_its_own_options_and_no_others(train, data, tmp_path, monkeypatch):
-    assert stopped_run(train, monkeypatch, AE, 3, lr=2e-3, validate_every=1).returncode == 130
+    assert stopped_run(train, monkeypatch, AE, 3, lr=2e-3, validate_every=1, ema=0.9).returncode == 130
     before = files(tmp_path)
-    for options in {"lr": 1e-3}, {"latent_dim": 99}, {"data": "elsewhere"}, {"epochs": 9}, {"no_such": 1}:
-        error = sentence(train(AE, "--resume", **options))
+    for options in {"lr": 1e-3}, {"latent_dim": 99}, {"data": "elsewhere"}, {"epochs": 9}, {"epochs": 5}, {"ema": 0.999}:
+        error = sentence(train(AE, "--resume", **options))  # the last two are defaults, but not this run's
         assert f"--{next(iter(options))} differs" in error and files(tmp_path) == before
+    assert "--no_such" in sentence(train(AE, "--resume", no_such=1)) and files(tmp_path) == before
     same = {"lr": 0.002, "data": data, "save_every": 1, "output": "other.pth", "device": "cpu"}  # or they may be others
     assert train(AE, "--resume", **same).returncode == 0 and checkpoint.load(tmp_path / "other.pth").meta["update"] == 12
 
@@ -623,9 +624,10 @@ def test_an_unknown_model_lists_the_known_ones(train, tmp_path):
 
 
 @pytest.mark.parametrize("model", [AE, PRIOR])
-def test_an_unknown_option_lists_the_known_ones(train, tmp_path, model):
-    error = sentence(train(model, no_such=1))
-    assert "no_such" in error and all(option in error for option in TINY[model]) and files(tmp_path) == set()
+def test_an_unknown_option_gets_the_nearest_one(train, tmp_path, model):
+    for option in "batch_size", *TINY[model]:
+        error = sentence(train(model, **{f"{option}s": 1}))
+        assert f"There is no option --{option}s; did you mean --{option}?" in error and files(tmp_path) == set()
 
 
 BAD = [
@@ -678,7 +680,7 @@ def test_the_command_line_wins_over_the_file(configured):
     options = configured.options | {"codebook_bits": 6, "seed": 3, "limit": None, "augment": False}
     done, model = configured(options, BSQ, "--codebook_bits", "5", "--latent-dim", "12")
     assert done.returncode == 0, done.stderr
-    assert model.config["codebook_bits"] == 5 and model.config["latent_dim"] == 12  # hyphens are Fire's other spelling
+    assert model.config["codebook_bits"] == 5 and model.config["latent_dim"] == 12  # hyphens are another spelling
     assert model.config["patch_size"] == 5 and model.config["detail"] == 4
 
 
@@ -690,6 +692,17 @@ def test_a_file_may_name_the_model_too(configured):
 def test_a_model_on_the_command_line_wins_as_well(configured):
     done, model = configured({k: v for k, v in configured.options.items() if k != "codebook_bits"} | {"model": BSQ}, AE)
     assert done.returncode == 0 and type(model).__name__ == AE, done.stderr
+
+
+def test_python_takes_the_file_too(tmp_path, monkeypatch, data):
+    monkeypatch.chdir(tmp_path)
+    options = {"data": str(data), "device": "cpu", "epochs": 0.1, "batch_size": 2, "output": "x.pth", **TINY[AE]}
+    Path("c.json").write_text(json.dumps(options | {"detail": 8, "seed": 3}))
+    train_function(AE, seed=0, detail=4, config="c.json")  # explicit arguments win, those that equal their default too
+    model = checkpoint.load("x.pth")
+    assert model.config["detail"] == 4 and model.config["latent_dim"] == TINY[AE]["latent_dim"]
+    (text,) = (e for e in only(tmp_path, "logs/*").iterdir())
+    assert b'"seed": 0' in text.read_bytes()
 
 
 @pytest.mark.parametrize("content", ["{", "[1, 2]", "5", '{"no_such": 1}', '{"batch_size": 0}', '{"lr": "fast"}'])
@@ -711,7 +724,7 @@ def test_a_missing_data_folder_is_named_with_the_remedy(train, tmp_path):
     assert "homework.data" in sentence(train(AE, data="nowhere"))
     error = sentence(train(PRIOR, data="nowhere"))
     assert "tokenized_train.pth" in error and "homework.tokenize" in error and files(tmp_path) == set()
-    assert "2026" in sentence(train(AE, data=2026))  # Fire takes it for a number
+    assert "2026" in sentence(train(AE, data=2026))
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff" + bytes(200), "odd"])

@@ -1,12 +1,13 @@
 """Models on disk."""
 
+import mimetypes
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from homework.core import files, registry
+from homework.core import checks, files, registry
 from homework.core.model import Model
 
 PACKAGE = Path(__file__).parents[1]
@@ -25,13 +26,16 @@ def load(path: str | Path, name: str | None = None) -> Model:
     FileNotFoundError if there is no such file; ValueError if it is damaged, holds code, or a model of another class than
     ``name`` (None for any)."""
     path = locate(path)
+    image = (mimetypes.guess_type(path.name)[0] or "").startswith("image/")
+    if path.is_dir() or (image and path.is_file()):
+        raise checks.Misplaced(f"{path} is {'an image' if image else 'a folder'}, but a checkpoint (.pth) is needed here.")
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}; train one with python -m homework.train.")
     data = files.read(path)
     if not isinstance(data, dict) or not {"model", "config", "state_dict"} <= data.keys():
-        raise ValueError(f"{path} is not a checkpoint of this package.")
+        raise checks.Misplaced(f"{path} is not a checkpoint of this package.")
     if name is not None and data["model"] != name:
-        raise ValueError(f"{path} holds a {data['model']}, but a {name} is needed here.")
+        raise wrong_model(path, data["model"], checks.article(name))
     try:
         model = registry.model_class(data["model"])(**data["config"])
         model.load_state_dict(data["state_dict"])
@@ -39,6 +43,11 @@ def load(path: str | Path, name: str | None = None) -> Model:
         raise ValueError(f"{path} does not fit this version's {data['model']}: {str(error).splitlines()[-1]}") from error
     model.meta = data.get("meta", {})
     return model.eval()
+
+
+def wrong_model(path: str | Path, found: str, needed: str) -> ValueError:
+    """For a checkpoint that holds a model of another class than is ``needed``, as in "a tokenizer"."""
+    return checks.Misplaced(f"{path} holds {checks.article(found)}, but {needed} is needed here.")
 
 
 def locate(path: str | Path) -> Path:

@@ -1,10 +1,15 @@
 """Checks of arguments: each raises a ValueError that names the first bad argument, its value and what is allowed. Numbers
 are int or float, and not True or False."""
 
+import difflib
 import math
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
+
+
+class Misplaced(ValueError):
+    """What was given belongs to another argument; a command adds their order to the sentence."""
 
 
 def require(allowed: str, fits: Callable[[Any], bool], arguments: dict[str, Any]) -> None:
@@ -51,3 +56,19 @@ def parse_size(text: object) -> tuple[int, int] | None:
     """``"100x150"`` -> ``(100, 150)``, two integers from 1 to 99999; None for anything else."""
     match = re.fullmatch(r"([1-9]\d{0,4})[xX]([1-9]\d{0,4})", str(text))
     return (int(match[1]), int(match[2])) if match else None
+
+
+def article(noun: str) -> str:
+    """"an integer", "a number"."""
+    return f"{'an' if noun[0] in 'aeioAEIO' else 'a'} {noun}"
+
+
+def count(n: int, noun: str) -> str:
+    """"1 image", "2,000 images"."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = ".") -> str:
+    """The end of a sentence on a ``name`` that does not exist: the nearest of the ``known`` ones, or ``otherwise``."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else otherwise

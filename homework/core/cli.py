@@ -1,21 +1,16 @@
-"""What every command line shares: arguments by Fire, and a user's mistake reported in one sentence."""
+"""What every command line shares: its help, checks of common options, and a user's mistake reported in one sentence."""
 
-import contextlib
 import inspect
-import io
-import itertools
-import json
 import os
 import re
+import shlex
 import sys
+import textwrap
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial, wraps
+from collections.abc import Callable
 from pathlib import Path
 
-import fire
-
-from homework.core import checks
+from homework.core import arguments, checks, registry
 
 REPORT_PACKAGES = ("jinja2", "matplotlib", "scipy", "torchinfo")  # of the extra "report"; commands import them late
 
@@ -33,16 +28,9 @@ def at_least(low: int, **options: object) -> None:
     checks.integer(low, None, **{f"--{name}": value for name, value in options.items()})
 
 
-def switches(**options: object) -> None:
-    """ValueError, naming the first of the ``options`` that is not True or False: Fire gave it the word after it."""
-    for name, value in options.items():
-        if not isinstance(value, bool):
-            raise ValueError(f"--{name} takes no value, but got {value}; put it at the end.")
-
-
 def check_output(path: str | Path, name: str = "The output") -> None:
     """ValueError unless a .pth file can be written to ``path``."""
-    path = Path(str(path))  # Fire takes 2026 for a number
+    path = Path(path)
     if path.suffix != ".pth" or path.is_dir() or any(p.exists() and not p.is_dir() for p in path.parents):
         raise ValueError(f"{name} is {path}, but must be a .pth file in a folder.")
     if Path(__file__).parents[1] / "pretrained" in path.resolve().parents:
@@ -53,32 +41,12 @@ def command_line(module: str) -> str:
     """The command line of ``python -m homework.MODULE``, for checkpoints; without arguments if this process is another one,
     such as a notebook, whose arguments are its own."""
     arguments = sys.argv[1:] if Path(sys.argv[0]).stem == module else []
-    return " ".join([f"python -m homework.{module}", *arguments])
+    return shlex.join(["python", "-m", f"homework.{module}", *arguments])
 
 
 def check_seed(seed: int) -> None:
     """ValueError unless it is an integer that a generator takes, from 0 to 2^63 - 1."""
     checks.integer(0, 2**63 - 1, **{"--seed": seed})
-
-
-def with_config(arguments: list[str], parameters: Iterable[str]) -> list[str]:
-    """Replaces ``--config FILE`` by the options in that JSON object, except those that the command line gives itself, by
-    name or, as the first of the command's ``parameters``, by position. ValueError if the file is not one JSON object."""
-    at = next((i for i, a in enumerate(arguments) if a.split("=")[0] == "--config"), None)
-    if at is None:
-        return arguments
-    path, used = (arguments[at].split("=", 1)[1], 1) if "=" in arguments[at] else ("".join(arguments[at + 1 : at + 2]), 2)
-    try:
-        options = json.loads(Path(path).read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(options, dict):
-        raise ValueError(f"{path} must hold one JSON object, options by name.")
-    rest = arguments[:at] + arguments[at + used :]
-    given = {a.split("=")[0].lstrip("-").replace("-", "_") for a in rest}
-    given |= {name.removeprefix("no") for name in given}  # --noaugment
-    given |= {name for name, a in zip(parameters, itertools.takewhile(lambda a: a[:1] != "-", rest), strict=False)}
-    return rest + [f"--{k}={v!r}" for k, v in options.items() if k not in given]
 
 
 Command = Callable[..., None] | dict[str, Callable[..., None]]  # one function, or several by name
@@ -91,7 +59,7 @@ def main(name: str, command: Command) -> None:
     if not debug:  # no traceback for an OSError of a thread, such as TensorBoard's: who waits for it raises it again
         threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else hook(args)
     try:
-        parse(name, command, sys.argv[1:])()
+        run(name, command, sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:  # stdout's reader, such as head, has closed it; Python must not complain of it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -116,45 +84,66 @@ def main(name: str, command: Command) -> None:
         threading.excepthook = hook
 
 
-@contextlib.contextmanager
-def _help_as_it_is() -> Iterator[None]:
-    """Lets Fire print a page of help without a pager and with complete defaults; leaves the process as it was."""
-    pager, length = os.environ.get("PAGER"), fire.helptext.LINE_LENGTH
-    os.environ["PAGER"] = pager or "cat"
-    fire.helptext.LINE_LENGTH = 240  # Fire cuts off defaults of half of this
+def run(name: str, command: Command, words: list[str]) -> None:
+    """Makes the call that the ``words`` of a command line ask for, or prints the help. ValueError, or OSError for --config,
+    if they ask for none."""
+    wants_help = bool({"-h", "--help"} & set(words[: [*words, "--"].index("--")]))
+    if isinstance(command, dict):
+        if not words or words[0] not in command:
+            if wants_help:
+                return print(list_commands(name, command))
+            what = f"Name a command: {', '.join(command)}."
+            if words:
+                what = f"There is no command {words[0]}{checks.did_you_mean(words[0], command)}"
+            raise ValueError(f"{what} See {name} --help.")
+        name, command, words = f"{name} {words[0]}", command[words[0]], words[1:]
+    if wants_help:
+        return print(help_page(name, command, [word for word in words if word in registry.MODELS]))
     try:
-        yield
-    finally:
-        fire.helptext.LINE_LENGTH = length
-        if pager is None:
-            del os.environ["PAGER"]
+        arguments.bind(command, words)()
+    except arguments.BadArguments as error:
+        raise ValueError(f"{error} See {name} --help.") from error
+    except checks.Misplaced as error:
+        if not (order := arguments.order(command)):
+            raise
+        raise ValueError(f"{error} The order is: {name} {' '.join(order)}.") from error
 
 
-def parse(name: str, command: Command, arguments: list[str]) -> Callable[[], None]:
-    """The call that ``arguments`` ask for; Fire only binds them, so that the errors of the call itself are ours to word.
-    For --help, a call that prints it. ValueError, or OSError for --config, if they ask for none."""
-    calls: list[Callable[[], None]] = []
+def list_commands(name: str, commands: dict[str, Callable[..., None]]) -> str:
+    first = {part: re.split(r"(?<=\.)\s", inspect.getdoc(function) or "")[0] for part, function in commands.items()}
+    lines = [f"  {part:<12}{' '.join(sentence.split())}" for part, sentence in first.items()]
+    return "\n".join([f"Usage: {name} COMMAND ARGUMENTS", "", *lines, "", f"Arguments of a command: {name} COMMAND --help."])
 
-    def record(function: Callable) -> Callable:
-        return wraps(function)(lambda *args, **options: calls.append(partial(function, *args, **options)))
 
-    parts = command if isinstance(command, dict) else {}
-    part = [argument for argument in arguments[:1] if argument in parts]
-    if {"-h", "--help"} & set(arguments):  # Fire wants its own flags after a lone "--"
-        arguments = [*part, "--", "--help"]
-    arguments = with_config(arguments, inspect.signature(command).parameters if callable(command) else ())
-    stderr = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(stderr), _help_as_it_is():
-            recorded = record(command) if callable(command) else {key: record(f) for key, f in parts.items()}
-            fire.Fire(recorded, command=arguments, name=name)
-    except fire.core.FireExit as stop:
-        if stop.code == 0:
-            return partial(print, re.sub(r"\x1b\[\d*m", "", stderr.getvalue()).strip())  # without colours
-        what = (stderr.getvalue().splitlines() or ["wrong arguments"])[0].removeprefix("ERROR: ").rstrip(".")
-        what = what.replace("Cannot find key:", "There is no command")
-        what = what.replace("Could not consume arg:", "There is no option" if " --" in what else "There is no argument for")
-        raise ValueError(f"{what}. See {' '.join([name, *part])} --help.") from stop
-    if not calls:
-        raise ValueError(f"Name a command: {', '.join(parts)}. See {name} --help.")
-    return calls[0]
+def help_page(name: str, function: Callable, models: list[str]) -> str:
+    """The help of ``function``: its docstring, arguments and options, and the options of the ``models``, if it takes any."""
+    about = (inspect.getdoc(function) or "").partition("\nArgs:\n")[0].strip()
+    own, usage = arguments.parameters(function), " ".join([name, *arguments.order(function), "[OPTIONS]"])
+    page = [f"Usage: {usage}", about, *sections(own, function)]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
+        page.append(textwrap.fill(f"Models: {', '.join(registry.MODELS)}. The options of one: {name} MODEL --help.", 120))
+        for model in models:
+            table = {k: v for k, v in arguments.parameters(function, model).items() if k not in own}
+            page += sections(table, registry.model_class(model), f" of {model}")
+    return "\n\n".join(page)
+
+
+def sections(table: arguments.Table, described: Callable, of: str = "") -> list[str]:
+    """The arguments and the options in ``table``, with the texts of the docstring's Args."""
+    texts = {"config": "a JSON file with any of these options by name; those on the command line win."}
+    docstring = inspect.getdoc(described) or ""
+    for names, text in re.findall(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {5,}.*)*)", docstring, re.MULTILINE):
+        texts |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+    rows: dict[str, list[str]] = {"Arguments": [], "Options": []}
+    for name, parameter in table.items():
+        default, option = parameter.default, f"--{name}={arguments.kind(parameter).upper().replace(' OR ', '|')}"
+        if parameter.kind is parameter.VAR_KEYWORD:
+            continue
+        if default is parameter.empty:
+            option = name.upper() + " ..." * (parameter.kind is parameter.VAR_POSITIONAL)
+        elif arguments.is_switch(name, table):
+            option = f"--{name}, --no{name}" if default else f"--{name}"
+        text = texts.get(name, "") + f" Default: {default}" * all(default is not x for x in (parameter.empty, None, False))
+        row = textwrap.fill(f"  {option:<24}  {text.strip()}", 120, subsequent_indent=" " * 28, break_on_hyphens=False)
+        rows["Arguments" if default is parameter.empty else "Options"].append(row)
+    return ["\n".join([f"{title}{of}:", *lines]) for title, lines in rows.items() if lines]

@@ -6,7 +6,10 @@ import importlib
 import inspect
 from collections.abc import Iterable
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from homework.core import checks
 
 if TYPE_CHECKING:
     from homework.core.model import Model
@@ -47,7 +50,12 @@ def model_class(name: str) -> type[Model]:
     if name not in MODELS:
         installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
         if name not in installed:
-            raise ValueError(f"There is no model {name!r}; the known ones are {', '.join([*MODELS, *installed])}.")
+            if Path(name).exists():
+                found = "a folder" if Path(name).is_dir() else "a file, but no checkpoint (.pth)"
+                raise checks.Misplaced(f"{name} is {found}; a model's name or a checkpoint belongs here.")
+            known = [*MODELS, *installed]
+            near = checks.did_you_mean(name, known, f"; the known ones are {', '.join(known)}.")
+            raise ValueError(f"There is no model {name!r}{near}")
         point = installed[name]
         try:
             cls = register(point.load())
@@ -65,8 +73,8 @@ def build(cls: type[Model], options: dict, defaults: dict, base: Model | None = 
     ValueError if an option is unknown (``others`` are not the constructor's), is refused, or does not fit the base."""
     known = list(inspect.signature(cls).parameters)
     if unknown := [k for k in options if k not in known]:
-        rest = f"; those of every training are {', '.join(others)}" if others else ""
-        raise ValueError(f"There is no option --{unknown[0]}. Those of {cls.__name__} are {', '.join(known)}{rest}.")
+        near = checks.did_you_mean(f"--{unknown[0]}", [f"--{k}" for k in [*known, *others]])
+        raise ValueError(f"There is no option --{unknown[0]} of {checks.article(cls.__name__)}{near}")
     wanted = {k: v for k, v in defaults.items() if k in known} | options
     if base is None:
         try:

@@ -17,7 +17,7 @@ from typing import IO
 
 from tqdm import tqdm
 
-from homework.core import cli
+from homework.core import checks, cli
 from homework.datasets import mnist as idx
 from homework.datasets.image_files import SPLITS, is_image, read_dataset_json
 
@@ -27,16 +27,20 @@ Opener = Callable[[], IO[bytes]]
 Entries = list[tuple[PurePath, Opener]]  # the path of a file, and what opens it for reading
 
 
-def download(dir: str = "data", url: str = URL, replace: bool = False) -> None:
+def download(dir: str = "data", url: str = URL, *, replace: bool = False) -> None:
     """Downloads the course's SuperTuxKart frames (about 500 MB) and unpacks them into DIR/train and DIR/valid. The
     same command resumes a download that was cut off.
+
+    Examples:
+        python -m homework.data download
+        python -m homework.data download --dir elsewhere --replace
 
     Args:
         dir: the folder to unpack into.
         url: the address of the zip.
         replace: replace the folders train and valid if they exist.
     """
-    folder = Path(str(dir))  # Fire takes 2026 for a number
+    folder = Path(dir)
     part = folder / "supertux_data.zip.part"
     _check_free(folder, SPLITS, replace)
     fetch(url, part)
@@ -48,15 +52,19 @@ def download(dir: str = "data", url: str = URL, replace: bool = False) -> None:
     part.unlink()
 
 
-def mnist(dir: str = "data", url: str = MNIST_URL, replace: bool = False) -> None:
+def mnist(dir: str = "data", url: str = MNIST_URL, *, replace: bool = False) -> None:
     """Downloads MNIST (LeCun, Cortes and Burges; 11 MB): four IDX files into DIR/mnist.
+
+    Examples:
+        python -m homework.data mnist
+        python -m homework.data mnist --dir elsewhere
 
     Args:
         dir: the folder to put mnist into.
         url: the address of the folder with the four files.
         replace: replace the folder mnist if it exists.
     """
-    folder = Path(str(dir))
+    folder = Path(dir)
     _check_free(folder, ["mnist"], replace)
     parts = {name: folder / f"{name}.gz.part" for name in idx.FILES}
     for name, part in parts.items():
@@ -68,8 +76,12 @@ def mnist(dir: str = "data", url: str = MNIST_URL, replace: bool = False) -> Non
             part.unlink()
 
 
-def import_(zip_or_folder: str | Path, dir: str | Path = "data", valid_every: int = 20, replace: bool = False) -> None:
+def import_(zip_or_folder: str | Path, dir: str | Path = "data", *, valid_every: int = 20, replace: bool = False) -> None:
     """Puts images that you already have into DIR/train and DIR/valid, and MNIST's files into DIR/mnist.
+
+    Examples:
+        python -m homework.data import supertux_data.zip
+        python -m homework.data import my_pictures --dir mine --valid_every 10
 
     Args:
         zip_or_folder: a zip or a folder that holds folders train and valid at any depth; or one without such folders,
@@ -78,7 +90,7 @@ def import_(zip_or_folder: str | Path, dir: str | Path = "data", valid_every: in
         valid_every: one image in so many goes into valid, where the source itself does not say.
         replace: replace the folders train and valid if they exist.
     """
-    source, folder = Path(str(zip_or_folder)), Path(str(dir))
+    source, folder = Path(zip_or_folder), Path(dir)
     if not source.exists():
         raise FileNotFoundError(f"There is no file or folder {source}.")
     cli.at_least(2, valid_every=valid_every)
@@ -146,7 +158,7 @@ def _put_idx(files: dict[str, Path], folder: Path, replace: bool) -> None:
             copy = new / "mnist" / (f"{name}.gz" if path.read_bytes()[:2] == b"\x1f\x8b" else name)
             shutil.copyfile(path, copy)
             idx.read_idx(copy, path)
-    print(f"{folder / 'mnist'}: {len(files)} files")
+    print(f"{folder / 'mnist'}: {checks.count(len(files), 'file')}")
 
 
 def _entries(paths: Iterable[Path]) -> Entries:
@@ -189,7 +201,7 @@ def _put(members: dict[str, Opener], folder: Path, replace: bool) -> None:
             with opener() as read, open(new / name, "wb") as written:
                 shutil.copyfileobj(read, written)
     for split in splits:
-        print(f"{folder / split}: {sum(name.startswith(split) for name in members)} images")
+        print(f"{folder / split}: {checks.count(sum(name.startswith(split) for name in members), 'image')}")
 
 
 @contextlib.contextmanager

@@ -14,6 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, features
 
+from homework.core import checks
+
 SPLITS = ("train", "valid")
 SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
 if "avif" in features.modules and features.check("avif"):  # from Pillow 11.3 on, where it was built with libavif
@@ -138,9 +140,9 @@ def report_bad_images(bad: list[str], n: int, skip_bad: bool) -> None:
     named = f" {bad[0]}" if len(bad) == 1 else "".join(f"\n  {line}" for line in lines)
     if bad and (len(bad) == n or not skip_bad):
         remedy = "there are no others" if len(bad) == n else "pass --skip_bad to leave them out"
-        raise ValueError(f"{len(bad)} of {n} images cannot be used; {remedy}:{named}")
+        raise ValueError(f"{len(bad)} of {checks.count(n, 'image')} cannot be used; {remedy}:{named}")
     if bad:
-        print(f"Left out {len(bad)} of {n} images:{named}", file=sys.stderr)
+        print(f"Left out {len(bad)} of {checks.count(n, 'image')}:{named}", file=sys.stderr)
 
 
 def decoded(batches: Iterable[list[str]], image_size: tuple[int, int] | None = None,

@@ -109,13 +109,13 @@ def check_stage(k: int, stage: dict, loaded: dict[str, Model], identities: dict[
     path = str(stage["model_path"])
     model = loaded[path]
     if not isinstance(model, CascadeStage):
-        raise ValueError(f"Stage {k}: {path} holds a {type(model).__name__}, but a CascadeStage is needed here.")
+        raise checkpoint.wrong_model(f"Stage {k}: {path}", type(model).__name__, "a CascadeStage")
     roles = ("lr_codebook_path", "coarse_tokenizer", "coarse_tokens"), ("hr_codebook_path", "tokenizer", "n_tokens")
     for role, key, codes in roles:
         name, K = str(stage[role]), model.config[codes]
         codebook, identity = loaded[name], identities[name]
         if not isinstance(codebook, Tokenizer):
-            raise ValueError(f"Stage {k}: {name} holds a {type(codebook).__name__}, but a tokenizer is needed here.")
+            raise checkpoint.wrong_model(f"Stage {k}: {name}", type(codebook).__name__, "a tokenizer")
         if codebook.n_tokens != K:
             raise ValueError(f"Stage {k}: {role} {name} has {codebook.n_tokens} codes, but {path} was trained on {K}; "
                              "name the codebook that made its grids.")  # fmt: skip

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from homework.core import checkpoint
+from homework.core import checkpoint, checks
 from homework.core.fingerprint import is_of
 from homework.core.model import Model
 from homework.priors.base import Prior
@@ -16,17 +16,18 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer in a checkpoint, on the CPU. ValueError if it holds another model."""
     model = checkpoint.load(path)
     if not isinstance(model, Tokenizer):
-        raise ValueError(f"{path} holds a {type(model).__name__}, but a tokenizer is needed here.")
+        raise checkpoint.wrong_model(path, type(model).__name__, "a tokenizer")
     return model
 
 
 def check_prior(path: str | Path, model: Model) -> Prior:
     """``model``, loaded from ``path``, as a prior over a single grid. ValueError if it is something else."""
     if model.data == "multiscale":
-        raise ValueError(f"{path} holds a {type(model).__name__}, which needs a coarser grid to start from; see "
+        found = checks.article(type(model).__name__)
+        raise ValueError(f"{path} holds {found}, which needs a coarser grid to start from; see "
                          "python -m homework.generation cascade.")  # fmt: skip
     if not isinstance(model, Prior):
-        raise ValueError(f"{path} holds a {type(model).__name__}, but a prior is needed here.")
+        raise checkpoint.wrong_model(path, type(model).__name__, "a prior")
     return model
 
 

@@ -50,7 +50,7 @@ class Tokenizer(Model):
 
     def encode_features(self, z: Tensor) -> Tensor:
         """Feature maps (B,h,w,C) -> (B,h,w) int64, for a tokenizer that reads them. ValueError for the others."""
-        raise ValueError(f"These are feature maps, but a {type(self).__name__} makes tokens of images; name images.")
+        raise ValueError(f"These are feature maps, but the model {type(self).__name__} makes tokens of images; name images.")
 
     @torch.no_grad()
     def code_table(self) -> Tensor:

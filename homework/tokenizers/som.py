@@ -41,7 +41,7 @@ def build_autoencoder(spec: dict) -> AutoEncoder:
                          '{"model": "ConvAutoEncoder", "config": {...}}.')  # fmt: skip
     model = build(model_class(spec["model"]), spec["config"], {})
     if not isinstance(model, AutoEncoder) or isinstance(model, Tokenizer):
-        raise ValueError(f"autoencoder is {spec!r}, but a {spec['model']} is not an auto-encoder of images.")
+        raise ValueError(f"autoencoder is {spec!r}, but {checks.article(spec['model'])} is not an auto-encoder of images.")
     return model.requires_grad_(False)
 
 

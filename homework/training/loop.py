@@ -19,7 +19,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from homework.core import checkpoint, cli, devices
+from homework.core import checkpoint, checks, cli, devices
 from homework.training import distributed, resume
 from homework.training.settings import set_up
 
@@ -147,7 +147,8 @@ class Run:
                 self.writer.close()
         if self.rank == 0:
             figures = ", ".join(f"{k} {v:.5g}" for k, v in self.measures.items())
-            print(f"{self.path}: {figures} on {self.n_valid} validation samples, after {self.seconds / 60:.1f} minutes; "
+            n = checks.count(self.n_valid, "validation sample")
+            print(f"{self.path}: {figures} on {n}, after {self.seconds / 60:.1f} minutes; "
                   f"in float16 as {self.copy_path}")  # fmt: skip
 
     def ask_to_stop(self, *_: object) -> None:

@@ -64,7 +64,7 @@ def write_state(run: Any, path: Path) -> None:
 def restore(run: Any, state: dict) -> None:
     """Gives a ``run`` the ``state``. ValueError if it takes another number of samples an update, or its model differs."""
     if state["group"] != run.group:
-        raise ValueError(f"An update took {state['group']} samples, now {run.group}; use as many processes as before.")
+        raise ValueError(f"Samples an update: {state['group']}, but now {run.group}; use as many processes as before.")
     for name in STATE_FIELDS:
         setattr(run, name, state[name])
     try:

@@ -26,7 +26,7 @@ def set_up(settings: dict, state: dict | None, device: torch.device) -> tuple[Mo
     for name, K in train_data.model_defaults().items():
         if name in sizes and K != sizes[name]:
             which = "coarse tokens" if name == "coarse_tokens" else "tokens"
-            raise ValueError(f"A {type(model).__name__} is for {sizes[name]} different {which}, but this data has {K}; "
+            raise ValueError(f"This {type(model).__name__} is for {sizes[name]} different {which}, but this data has {K}; "
                              "choose another --dataset or another model.")  # fmt: skip
     distributed.share(model)
     return model, train_data, valid_data
@@ -87,7 +87,7 @@ def load_matching_weights(model: nn.Module, other: nn.Module, path: str) -> None
         if not all(k in fitting for k in own if k.rpartition(".")[0] == module):
             del fitting[name]
     if not fitting:
-        raise ValueError(f"--init is {path}, but no weights of a {type(other).__name__} fit a {type(model).__name__}.")
+        raise ValueError(f"--init is {path}, but no weights of its {type(other).__name__} fit this {type(model).__name__}.")
     model.load_state_dict(fitting, strict=False)
     if distributed.rank() == 0:
         copied, all_ = (sum(t.numel() for t in tensors.values()) for tensors in (fitting, own))

@@ -692,9 +692,9 @@ def test_wrong_arguments_are_reported_and_nothing_is_written(call, folder):
         ("twice", "compress", "t.pth", "p.pth", "photos/1.png", folder / "photos/1.png", "b.tok"),
         ("is needed", "compress", "ae.pth", "p.pth", "photos", "b.tok"),
         ("batch_size", "compress", "t.pth", "p.pth", "photos", "b.tok", "--batch_size", 0),
-        ("--verify", "compress", "t.pth", "p.pth", "photos", "--verify", "b.tok"),
+        ("--verify takes no value", "compress", "t.pth", "p.pth", "photos", "b.tok", "--verify=3"),
         ("There is no option --no_such. See python -m homework.compress compress --help", "compress", *no_such),
-        ("There is no command compres. See python -m homework.compress --help", "compres", "t.pth"),
+        ("There is no command compres; did you mean compress? See python -m homework.compress --help", "compres", "t.pth"),
         ("none.tok", "decompress", "t.pth", "p.pth", "none.tok", "back"),
         ("folder", "decompress", "t.pth", "p.pth", "a.tok", "a.png"),
         ("folder", "decompress", "t.pth", "p.pth", "a.tok", "0.tok"),
@@ -725,7 +725,7 @@ def test_help_describes_every_argument(call, name):
 
     text = call(name, "--help").stdout
     for argument in inspect.signature(getattr(compress, name)).parameters:
-        assert argument.upper() in text or f"--{argument}=" in text, argument
+        assert argument.upper() in text or f"--{argument}" in text, argument
         assert f"    {argument}: " in getattr(compress, name).__doc__
 
 

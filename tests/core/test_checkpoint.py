@@ -157,9 +157,10 @@ def test_another_model_than_is_needed_is_named(file):
 
 
 def test_a_missing_file_and_a_folder_are_told_apart_from_a_damaged_one(tmp_path):
-    for path in (tmp_path / "none.pth", tmp_path):
-        with pytest.raises(FileNotFoundError, match=str(path)):
-            checkpoint.load(path)
+    with pytest.raises(FileNotFoundError, match=str(tmp_path / "none.pth")):
+        checkpoint.load(tmp_path / "none.pth")
+    with pytest.raises(ValueError, match=f"{tmp_path} is a folder"):
+        checkpoint.load(tmp_path)
 
 
 def damaged(content: bytes, file, folder) -> None:

@@ -1,33 +1,91 @@
-"""The command line: what it leaves behind, and what the words on it mean."""
+"""How a command answers: its help, one sentence for a mistake, and what it leaves behind."""
 
 import os
+import re
+import shlex
 
-import fire
 import pytest
+from conftest import ROOT, build, run, sentence
+from test_arguments import functions
 
-from homework.core import cli
-
-
-def show(path: str, *images: str, n: int = 1) -> None:
-    """Shows images.
-
-    Args:
-        path: where to.
-        images: what.
-        n: how often.
-    """
+from homework.__main__ import COMMANDS
+from homework.core import arguments, checkpoint, cli
+from homework.core.registry import MODELS
 
 
-@pytest.mark.parametrize("pager", [None, "more"])
-@pytest.mark.parametrize("arguments", [["out", "a", "--n", "2"], ["--help"], ["--no_such"]])
-def test_parsing_leaves_the_process_as_it_was(monkeypatch, pager, arguments):
-    monkeypatch.delenv("PAGER", raising=False)
-    if pager:
-        monkeypatch.setenv("PAGER", pager)
-    before, length = dict(os.environ), fire.helptext.LINE_LENGTH
-    if arguments == ["--no_such"]:
-        with pytest.raises(ValueError):
-            cli.parse("show", show, arguments)
-    else:
-        cli.parse("show", show, arguments)()
-    assert dict(os.environ) == before and fire.helptext.LINE_LENGTH == length
+@pytest.mark.parametrize("words", [["compress", "--help"], ["compress", "info", "x"], ["compress", "info", "--x"]])
+def test_the_process_stays_as_it_was(words, command):
+    before = dict(os.environ)
+    command(*words)
+    assert dict(os.environ) == before
+
+
+# --- help -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", functions())
+def test_a_page_of_help_has_two_examples_that_are_calls(name, capsys):
+    function = functions()[name]
+    cli.run(f"python -m homework.{name}", function, ["--help"])
+    page = capsys.readouterr().out
+    examples = re.findall(r"^    python -m homework\.(.*)", page, re.MULTILINE)
+    assert len(examples) == 2 and "Union" not in page and "Optional" not in page
+    for example in examples:
+        assert example.startswith(name)
+        words = shlex.split(example.removeprefix(name))
+        if "--config" in words:  # such a file has what is missing
+            assert words[:2] == ["--config", "cascade.json"]
+            words = ["[]", *words[2:]]
+        arguments.bind(function, words)
+
+
+@pytest.mark.parametrize("name", ["train", "summary"])
+def test_help_names_the_models_and_the_options_of_one(name, capsys):
+    for words in ["--help"], ["GatedPixelCNN", "--help"]:
+        cli.run(name, functions()[name], words)
+        page = capsys.readouterr().out
+        assert all(model in page for model in MODELS)
+        assert ("--first_kernel=INTEGER" in page) == ("Options of GatedPixelCNN:" in page) == (len(words) == 2)
+
+
+# --- mistakes -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "a.png").write_bytes(b"a picture")
+    (tmp_path / "notes.txt").write_text("notes")
+    checkpoint.save(build("BSQPatchAutoEncoder"), "t.pth")
+    checkpoint.save(build("AutoregressiveModel"), "p.pth")
+    return tmp_path
+
+
+@pytest.mark.parametrize("words, message", [
+    (["tokenize", "pictures", "o.pth", "t.pth"], "pictures is a folder, but a checkpoint (.pth) is needed here."),
+    (["tokenize", "a.png", "o.pth", "t.pth"], "a.png is an image, but a checkpoint (.pth) is needed here."),
+    (["tokenize", "p.pth", "o.pth", "pictures"], "p.pth holds an AutoregressiveModel, but a tokenizer is needed here."),
+    (["generation", "p.pth", "t.pth", "1", "out"], "p.pth holds an AutoregressiveModel, but a tokenizer is needed here."),
+    (["train", "pictures"], "pictures is a folder; a model's name or a checkpoint belongs here."),
+    (["train", "notes.txt"], "notes.txt is a file, but no checkpoint (.pth); a model's name or a checkpoint belongs here."),
+])  # fmt: skip
+def test_what_is_misplaced_is_named_with_the_order(command, folder, words, message):
+    order = {"tokenize": "TOKENIZER OUTPUT [IMAGES ...]", "generation": "TOKENIZER PRIOR N_IMAGES OUTPUT_PATH"}
+    usage = f"python -m homework.{words[0]} {order.get(words[0], 'MODEL')}"
+    assert sentence(command(*words)) == f"{message} The order is: {usage}."
+
+
+def test_a_command_of_several_that_does_not_exist_gets_the_nearest(command):
+    see = "See python -m homework.som --help."
+    assert sentence(command("som", "prun")) == f"There is no command prun; did you mean prune? {see}"
+    assert sentence(command("som")) == f"Name a command: fit, prune. {see}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("cwd, file", [(".", "homework/{}.py"), ("homework", "{}.py")])
+def test_a_command_called_by_its_file_says_how_to_call_it(name, cwd, file):
+    done = run(file.format(name), cwd=ROOT / cwd, PYTHONPATH="")
+    remedy = f"in the folder that has homework/, call python -m homework.{name}."
+    assert sentence(done) == f"{name}.py is part of a package: {remedy}" and not done.stdout
+    assert done.stderr.count("\n") == 1
