@@ -21,7 +21,7 @@ class FeatureModel(Model):
     """The contract of a model of feature maps that bears the ``autoencoder`` which made them."""
 
     data = "features"
-    autoencoder: nn.Module
+    autoencoder: Model
 
     def set_autoencoder(self, model: nn.Module) -> None:
         """Takes the weights of the auto-encoder. ValueError if it is of another kind than its own."""
@@ -104,6 +104,11 @@ class FeatureDataset(Dataset):
     def prepare(self, model: Model) -> None:
         if isinstance(model, FeatureModel):
             model.set_autoencoder(self.load_autoencoder())
+
+    def check(self, model: Model) -> None:
+        if isinstance(model, FeatureModel) and not fingerprint.is_of(self.fingerprint, model.autoencoder):
+            raise ValueError(f"The checkpoint is for features of another auto-encoder than {self.autoencoder}; make the "
+                             f"features with that one, or train a new {type(model).__name__} by its name.")  # fmt: skip
 
     def load_autoencoder(self) -> Model:
         """The auto-encoder, in eval mode. ValueError if its file is damaged, or it is not the one that made the maps."""
