@@ -52,7 +52,7 @@ def train(model: str | Path, epochs: float = 5, batch_size: int = 16, accumulate
         save_every: minutes between saves of all that --resume needs.
         keep_every: keep a checkpoint of every so many updates, checkpoints/{name}_{update}.pth.
         resume: continue exactly where this model's latest unfinished run, or the run of this checkpoint, stopped; of its
-            options, only save_every, output and device may differ.
+            options, only save_every, output and device may differ, and its data must be the same.
         config: a JSON file with any of these options by name; those on the command line win.
         init: a checkpoint of any model, from which to take all weights whose name and shape fit the new model's.
         inputs: of priors: "embedding" learns a vector for each token; "codes" reads the tokenizer's (tokenize --codes).

@@ -30,10 +30,10 @@ class Steps:
     n_tokens: int | None = None  # K
     left: float = math.inf  # how many more tokens it takes; after the last of a grid there is nothing to predict
     given: ClassVar[str] = "grid to continue"  # what messages call the tokens of the first call
-    started = False
+    started = False  # whether there was a first call
 
     def __init__(self, model: Model, h: int, w: int):
-        self.n_tokens, self.left = model.n_tokens, h * w - 1
+        self.n_tokens, self.left, self.started = model.n_tokens, h * w - 1, False
 
     @ordinary_tensors
     def __call__(self, tokens: Tensor) -> Tensor:
