@@ -14,7 +14,7 @@ from homework.priors import sampling
 from homework.priors.steps import NaiveSteps, Steps
 
 
-def measures(logits: Tensor, grids: Tensor) -> dict[str, Tensor]:
+def grid_cross_entropy(logits: Tensor, grids: Tensor) -> dict[str, Tensor]:
     """Cross-entropy of (B,h,w) int64 grids under (B,h,w,K) logits: "loss" in nats per token, "bits_per_image" in bits; for
     binary pixels (K = 2) also "nats_per_image" and "bits_per_pixel"."""
     nats = F.cross_entropy(logits.flatten(0, 2).float(), grids.flatten())  # (B,h,w,K) -> (B*N,K)
@@ -95,8 +95,8 @@ class Prior(Model):
         return self.steps_class(self, B, h, w, device)
 
     def loss(self, tokens: Tensor) -> dict[str, Tensor]:
-        """:func:`measures` of (B,h,w) int64 grids."""
-        return measures(self(tokens)[0], tokens)
+        """:func:`grid_cross_entropy` of (B,h,w) int64 grids."""
+        return grid_cross_entropy(self(tokens)[0], tokens)
 
     @ordinary_tensors
     def generate(self, B: int, h: int, w: int, device: str | torch.device = "cpu", **sampling_options: Any) -> Tensor:

@@ -13,7 +13,7 @@ from homework.core.model import Model, ordinary_tensors
 from homework.nn.blocks import ACTIVATIONS
 from homework.nn.transformer import CrossAttention, DecoderLayer, Layer
 from homework.priors import sampling
-from homework.priors.base import evaluating, measures
+from homework.priors.base import evaluating, grid_cross_entropy
 from homework.priors.raster import NEIGHBOURS, FromNeighbours, RasterSteps
 from homework.priors.steps import check_tokens
 
@@ -148,8 +148,8 @@ class CascadeStage(FromNeighbours, Model):
         return CascadeSteps(self, coarse, h, w, device)
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """:func:`homework.priors.base.measures` of the fine grids, given the coarse ones."""
-        return measures(self(batch)[0], batch[1])
+        """:func:`homework.priors.base.grid_cross_entropy` of the fine grids, given the coarse ones."""
+        return grid_cross_entropy(self(batch)[0], batch[1])
 
     @ordinary_tensors
     def generate(self, coarse: Tensor, h: int, w: int, device: str | torch.device = "cpu",

@@ -11,13 +11,12 @@ from tqdm import tqdm
 from homework.core import checkpoint
 from homework.core.fingerprint import is_of
 from homework.tokenizers.base import Tokenizer, to_pictures
-from homework.training.loop import shades_of_grey
 
 
-def grid_decoder(path: str | Path, made_by: str | None, n_tokens: int, device: torch.device) -> Callable[[Tensor], Tensor]:
+def grid_decoder(path: str | Path, made_by: str | None, n_tokens: int,
+                 device: torch.device) -> Callable[[Tensor], Tensor] | None:  # fmt: skip
     """What turns token grids (n,h,w) on ``device`` into pictures (n,3,H,W) in [0,1]: the tokenizer in the checkpoint
-    ``path`` if it exists and is the one they were ``made_by`` (its identity, or None if that is not known); otherwise shades
-    of grey."""
+    ``path``. None if there is none, or not the one they were ``made_by`` (its identity, or None if that is not known)."""
     path = checkpoint.locate(path)
     model = checkpoint.load(path).to(device) if path.is_file() else None
     if model and made_by and not is_of(made_by, model):
@@ -25,4 +24,4 @@ def grid_decoder(path: str | Path, made_by: str | None, n_tokens: int, device: t
                    "--tokenizer.", sys.stderr)  # fmt: skip
     elif isinstance(model, Tokenizer) and model.n_tokens == n_tokens:
         return lambda grids: to_pictures(model.decode_index(grids))
-    return shades_of_grey(path, made_by, n_tokens, device)
+    return None

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import json
 import math
 import signal
@@ -32,9 +33,9 @@ def generator(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1)
 
 
-def shades_of_grey(path: str, made_by: str | None, n_tokens: int, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The simplest way to show token grids (n,h,w), see :func:`homework.tokenizers.pictures.grid_decoder`."""
-    return lambda grids: (grids / max(1, n_tokens - 1))[:, None].expand(-1, 3, -1, -1).float()
+def shades_of_grey(grids: Tensor, n_tokens: int) -> Tensor:
+    """Token grids (n,h,w) in [0,K) -> pictures (n,3,h,w) in [0,1], where no tokenizer decodes them."""
+    return (grids / max(1, n_tokens - 1))[:, None].expand(-1, 3, -1, -1).float()
 
 
 @contextlib.contextmanager
@@ -61,9 +62,11 @@ class Run:
 
     Every draw (order of the data, augmentation, dropout) is a function of (seed, update, accumulated batch, rank). So the
     state is weights, optimizer, average and the number of the update, and a resumed run repeats the uninterrupted one.
+
+    ``grid_decoder``, where there is one, shows token grids, see :func:`homework.tokenizers.pictures.grid_decoder`.
     """
 
-    def __init__(self, settings: dict, state: dict | None = None, grid_decoder: Callable = shades_of_grey):
+    def __init__(self, settings: dict, state: dict | None = None, grid_decoder: Callable | None = None):
         self.settings = s = dict(settings)
         self.device = distributed.setup(devices.pick_device(s["device"]))
         self.rank, self.world = distributed.rank(), distributed.world_size()
@@ -90,10 +93,11 @@ class Run:
         self.stopped, self.saved_at = False, time.time()
         if state:
             resume.restore(self, state)
-        # before anything is written: a bad --tokenizer must not cost the time until the first pictures
-        decoder = grid_decoder if self.rank == 0 and "grids" in self.train_data.holds else shades_of_grey
-        made_by, K = self.train_data.meta.get("tokenizer"), self.model.n_tokens or 0
-        self.decode_grids: Callable[[Tensor], Tensor] = decoder(s["tokenizer"], made_by, K, self.device)
+        decoder, made_by, K = None, self.train_data.meta.get("tokenizer"), self.model.n_tokens or 0
+        if grid_decoder and self.rank == 0 and "grids" in self.train_data.holds:
+            # before anything is written: a bad --tokenizer must not cost the time until the first pictures
+            decoder = grid_decoder(s["tokenizer"], made_by, K, self.device)
+        self.decode_grids: Callable[[Tensor], Tensor] = decoder or functools.partial(shades_of_grey, n_tokens=K)
         if not state:
             name = resume.new_name(type(self.model).__name__, s["name"]) if self.rank == 0 else None
             self.name = distributed.broadcast(name)
