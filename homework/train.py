@@ -1,5 +1,6 @@
 """Trains any model of the registry: ``python -m homework.train MODEL``. See ``--help``."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumul
           keep_every: int | None = None, resume: bool = False, config: str | Path | None = None,
           init: str | Path | None = None, inputs: str = "embedding", output: str | Path | None = None,
           tokenizer: str | Path = "homework/BSQPatchAutoEncoder.pth", device: str = "auto", bf16: bool = True,
-          compile: bool = False, **options: Any) -> None:  # fmt: skip
-    """Trains a model. Writes logs/{date}_{Model}/, checkpoints/{date}_{Model}.pth and, after every validation, a copy
+          compile: bool = False, name: str | None = None, **options: Any) -> None:  # fmt: skip
+    """Trains a model. Writes logs/{name}/, checkpoints/{name}.pth and, after every validation, a copy
     homework/{Model}.pth, which all commands prefer to the pretrained model of the same name.
 
     Any argument of the model's constructor is an option too, as in --codebook_bits 12. Run it under torchrun to train
@@ -52,9 +53,9 @@ def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumul
         limit: how many training and validation samples to use at most; all by default.
         validate_every: updates between validations; once an epoch by default.
         save_every: minutes between saves of all that --resume needs.
-        keep_every: keep a checkpoint of every so many updates, checkpoints/{date}_{Model}_{update}.pth.
+        keep_every: keep a checkpoint of every so many updates, checkpoints/{name}_{update}.pth.
         resume: continue exactly where this model's latest unfinished run, or the run of this checkpoint, stopped; of its
-            options, only save_every, output and device may differ.
+            options, only save_every, output and device may differ, and its data must be the same.
         config: a JSON file with any of these options by name; those on the command line win.
         init: a checkpoint of any model, from which to take all weights whose name and shape fit the new model's.
         inputs: of priors: "embedding" learns a vector for each token; "codes" reads the tokenizer's (tokenize --codes).
@@ -63,10 +64,11 @@ def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumul
         device: auto, cpu, cuda or mps.
         bf16: bfloat16 autocast, on CUDA alone.
         compile: torch.compile the loss, for CUDA.
+        name: of the run, by default {date}_{Model}; --resume finds a run with a name of its own by that.
         options: arguments of the model's constructor.
     """
     model, data, tokenizer = str(model), str(data), str(tokenizer)  # plain data, for checkpoints
-    init, output, coarse = (path if path is None else str(path) for path in (init, output, coarse))
+    init, output, coarse, name = (path if path is None else str(path) for path in (init, output, coarse, name))
     settings = {k: v for k, v in locals().items() if k not in ("resume", "config", "options")} | {"options": options}
     check(settings | {"resume": resume})
     state = None
@@ -91,6 +93,8 @@ def check(settings: dict) -> None:
     checks.boolean(**given("augment", "resume", "bf16", "compile"))
     checks.require("above 0 and at most 1", lambda v: checks.is_number(v) and 0 < v <= 1, given("lr_factor"))
     checks.require("embedding or codes", lambda v: v in ("embedding", "codes"), given("inputs"))
+    if settings["name"] is not None and not re.fullmatch(r"\w[\w.-]*", settings["name"]):
+        raise ValueError(f"--name is {settings['name']!r}, but must be of letters, digits, _, - and ., as it names files.")
     if settings["output"]:
         cli.check_output(settings["output"], "--output")
     if settings["init"] and settings["model"].endswith(".pth") and not settings["resume"]:

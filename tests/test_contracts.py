@@ -1,6 +1,7 @@
 """The contracts: what every prior returns is an ordinary tensor, and models of one's own, made of the base classes alone,
 train, tokenize, sample, compress and are evaluated by the package as it is."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import GRID, SIZE, TINY, K, batch_for, build
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
@@ -156,6 +159,7 @@ NAMES = [name for name in registry.MODELS if issubclass(model_class(name), Prior
 PRIORS = {name: lambda name=name: build(name) for name in NAMES}
 PRIORS |= {"Bigram": Bigram, "Uniform": lambda: Uniform(K)}
 every_prior = pytest.mark.parametrize("name", PRIORS)
+CACHED = functools.cache(lambda name: PRIORS[name]())
 
 
 def inputs(model: Model, B: int = 2) -> tuple[int | Tensor, Tensor, int | tuple]:
@@ -178,6 +182,77 @@ def test_what_is_generated_is_an_ordinary_tensor(name):
     for pictures in model.images(batch).values():
         assert pictures.shape == grid.shape and not pictures.is_inference()
         pictures += 1
+
+
+INTEGERS = [torch.int64, torch.int32, torch.int16, torch.uint8]
+
+
+@every_prior
+@given(st.integers(0, GRID[0]), st.sampled_from(INTEGERS), st.sampled_from([{}, {"num_beam": 2}, {"beams": 2}]))
+@settings(max_examples=8)
+def test_a_prefix_of_any_rows_and_integers_is_kept(name, rows, dtype, options):
+    model = CACHED(name)
+    first, grid, _ = inputs(model)
+    new = [model.generate(first, *GRID, prefix=grid[:, :rows].to(d), generator=torch.Generator().manual_seed(0), **options)
+           for d in (torch.int64, dtype)]  # fmt: skip
+    assert torch.equal(*new) and torch.equal(new[1][:, :rows], grid[:, :rows]) and new[1].dtype == torch.int64
+
+
+@every_prior
+@given(st.integers(1, GRID[0]), st.sampled_from([-1, "K", 200]), st.integers(0, GRID[1] - 1))
+@settings(max_examples=8)
+def test_a_prefix_with_a_token_out_of_range_is_refused_in_the_same_words(name, rows, token, column):
+    """A full one too; by steps as well."""
+    model = CACHED(name)
+    first, grid, _ = inputs(model)
+    grid[1, rows - 1, column] = token = model.n_tokens if token == "K" else token
+    said = f"holds token {token}, but this model knows those from 0 to {model.n_tokens - 1}; use the tokenizer that it was"
+    for call in (lambda: model.generate(first, *GRID, prefix=grid[:, :rows]),
+                 lambda: model.eval().steps(first, *GRID)(grid[:, :rows].flatten(1))):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            call()
+
+
+@every_prior
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bool, torch.complex64])
+def test_a_prefix_that_is_not_of_integers_is_refused_in_the_same_words(name, dtype):
+    model = CACHED(name)
+    first, grid, _ = inputs(model)
+    for rows in 0, 1, GRID[0]:
+        for call in (lambda rows=rows: model.generate(first, *GRID, prefix=grid[:, :rows].to(dtype)),
+                     lambda rows=rows: model.eval().steps(first, *GRID)(grid[:, :rows].flatten(1).to(dtype))):  # fmt: skip
+            with pytest.raises(ValueError, match=f"is {dtype}, but tokens are integers"):
+                call()
+
+
+@every_prior
+def test_steps_take_any_integers_and_never_a_full_grid(name):
+    model = CACHED(name).eval()
+    first, grid, _ = inputs(model)
+    tokens, N = grid.flatten(1), grid[0].numel()
+    for dtype in INTEGERS:
+        steps, expected = model.steps(first, *GRID), model.steps(first, *GRID)
+        for part in tokens[:, :9], tokens[:, 9:10], tokens[:, 10:11]:
+            assert torch.equal(steps(part.to(dtype)), expected(part))
+    with pytest.raises(ValueError, match=f"is full: .* they take {N - 1} more, not {N}"):
+        model.steps(first, *GRID)(tokens)
+    steps = model.steps(first, *GRID)
+    steps(tokens[:, : N - 1])
+    steps.select(torch.tensor([0, 0, 1]))
+    with pytest.raises(ValueError, match="is full: .* they take 0 more, not 1"):
+        steps(tokens[[0, 0, 1], -1:])
+
+
+@every_prior
+@pytest.mark.parametrize("options", [{}, {"num_beam": 2}, {"beams": 2}])
+def test_no_grids_at_all_are_generated_too(name, options):
+    model = CACHED(name).eval()
+    first, grid, _ = inputs(model, 0)
+    for more in {}, {"prefix": grid[:, :2]}, {"prefix": grid}:
+        new = model.generate(first, *GRID, **options, **more)
+        assert new.shape == (0, *GRID) and new.dtype == torch.int64
+    logits = model.steps(first, *GRID)(grid[:, :1].flatten(1))
+    assert logits.shape == (0, model.n_tokens) and logits.is_floating_point()
 
 
 @every_prior

@@ -25,6 +25,7 @@ import homework
 from homework import TokenDataset
 from homework.core import checkpoint, cli, devices, registry
 from homework.core.files import read, write
+from homework.datasets.kinds import DATASETS
 from homework.train import train as train_function
 from homework.training import resume
 from homework.training.loop import LOG_EVERY, Run
@@ -161,6 +162,41 @@ def test_a_tokenizer_that_does_not_fit_is_left_out_of_the_pictures(train, tmp_pa
     checkpoint.save(build(AE) if other == AE else build(BSQ, codebook_bits=5), tmp_path / "t.pth")
     done = train(PRIOR, tokenizer=tmp_path / "t.pth")
     assert done.returncode == 0 or sentence(done)
+
+
+def test_a_damaged_tokenizer_is_named_before_the_training(train, tmp_path):
+    (tmp_path / "t.pth").write_bytes(b"junk")
+    assert "t.pth" in sentence(train(PRIOR, tokenizer="t.pth")) and files(tmp_path) == {"t.pth"}
+    assert train(AE, tokenizer="t.pth").returncode == 0  # which shows no grids
+
+
+def test_pictures_that_fail_cost_nothing_that_was_trained(train, tmp_path, monkeypatch):
+    def fail(self, batch):
+        raise ValueError("no pictures today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry.model_class(AE), "images", fail)
+        assert sentence(train(AE, epochs=2)) == "no pictures today"
+    assert read(only(tmp_path, "checkpoints/*.state.pth"))["update"] == 12
+    assert checkpoint.load(tmp_path / f"homework/{AE}.pth").meta["update"] == 12
+    assert train(AE, "--resume").returncode == 0
+
+
+def test_the_progress_bar_says_what_it_is_of(train):
+    assert f"training {AE}:" in train(AE).stderr
+
+
+def test_a_limit_is_passed_to_data_that_can_do_with_less(call, monkeypatch):
+    opened = []
+
+    class Fewer(DATASETS["images"]):
+        def __init__(self, split="train", image_size=None, root="data", limit=None):
+            opened.append((split, limit))
+            super().__init__(split, image_size, root)
+
+    monkeypatch.setitem(DATASETS, "images", Fewer)
+    call(AE, limit=5)
+    assert opened == [("train", 5), ("valid", 5)]
 
 
 def test_image_folders_of_another_size_are_scaled(train, tmp_path, data):
@@ -587,6 +623,75 @@ def test_what_is_not_a_checkpoint_is_named(train, tmp_path, content, data):
     assert "base.pth" in sentence(train(str(path))) and files(tmp_path) <= {"base.pth"}
 
 
+# --- resuming with other data, and by name --------------------------------------------------------------------------------
+
+
+def spoil(kind: str, folder: Path) -> None:
+    """Changes the data there in one respect."""
+    images, path = sorted((folder / "train").iterdir()), folder / "tokenized_train.pth"
+    tokens = read(path)
+    if kind == "half of the images":
+        for image in images[::2]:
+            image.unlink()
+    elif kind == "another image":
+        shutil.copy(images[1], images[-1])
+    elif kind == "validation":
+        sorted((folder / "valid").iterdir())[0].unlink()
+    elif kind == "another tokenizer":
+        write(tokens | {"tokenizer": "0123456789abcdef fedcba9876543210"}, path)
+    elif kind == "other tokens":
+        write(tokens | {"tokens": tokens["tokens"].flip(0)}, path)
+    else:
+        write(tokens | {"names": [*tokens["names"][:-1], "other"]}, path)
+
+
+IMAGES, TOKENS = ("half of the images", "another image", "validation"), ("another tokenizer", "other tokens", "other names")
+
+
+@pytest.mark.parametrize("model, kind", [*((AE, kind) for kind in IMAGES), *((PRIOR, kind) for kind in TOKENS)])
+def test_a_run_is_resumed_with_the_data_that_it_began_with_alone(train, data, tmp_path, monkeypatch, model, kind):
+    shutil.copytree(data, tmp_path / "d", ignore=shutil.ignore_patterns(".cache"))
+    assert stopped_run(train, monkeypatch, model, 3, data="d").returncode == 130
+    shutil.copytree(tmp_path / "d", tmp_path / "whole")
+    spoil(kind, tmp_path / "d")
+    before = files(tmp_path)
+    error = sentence(train(model, "--resume"))
+    split, n = ("validation", 8) if kind == "validation" else ("training", 24)
+    assert f"data that the run began with, {n} {split} samples, but there are " in error and files(tmp_path) == before
+    assert f"{12 if kind == IMAGES[0] else 7 if kind == 'validation' else '24 others'} now" in error
+    shutil.rmtree(tmp_path / "d")
+    (tmp_path / "whole").rename(tmp_path / "d")
+    assert train(model, "--resume").returncode == 0
+
+
+def test_an_early_state_does_not_say_what_its_data_was(train, tmp_path, monkeypatch):
+    assert stopped_run(train, monkeypatch, AE, 3).returncode == 130
+    path = only(tmp_path, "checkpoints/*.state.pth")
+    state = read(path)
+    del state["data"], state["settings"]["name"]
+    write(state, path)
+    assert train(AE, "--resume").returncode == 0
+
+
+def test_a_run_may_have_a_name_and_is_resumed_by_it(train, tmp_path, monkeypatch):
+    assert stopped_run(train, monkeypatch, AE, 3, name="v1.5").returncode == 130
+    assert {"checkpoints/v1.5.pth", "checkpoints/v1.5.state.pth"} < files(tmp_path) and only(tmp_path, "logs/v1.5/*")
+    before = files(tmp_path)
+    assert "logs/v1.5 is there already" in sentence(train(AE, name="v1.5"))
+    assert "--name of the run" in sentence(train(AE, "--resume"))
+    assert "v1.5.state.pth is of a PatchAutoEncoder, not of BSQ" in sentence(train(BSQ, "--resume", name="v1.5"))
+    assert "--name differs" in sentence(train("checkpoints/v1.5.pth", "--resume", name="v2")) and files(tmp_path) == before
+    assert train(AE, "--resume", name="v1.5").returncode == 0
+    assert checkpoint.load(tmp_path / "checkpoints" / "v1.5.pth").meta["update"] == 12
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "", ".hidden", "-x", "a b"])
+def test_a_name_that_is_none_is_refused(call, tmp_path, name):
+    with pytest.raises(ValueError, match="--name is .* must be of letters"):
+        call(AE, name=name)
+    assert files(tmp_path) == set()
+
+
 # --- resuming what cannot be ----------------------------------------------------------------------------------------------
 
 
@@ -753,6 +858,19 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_a_sentence(train, tmp_path, m
     error = sentence(train(model, lr=1e30, warmup=0, epochs=3, validate_every=30))
     assert "--lr" in error and "1e+30" in error
     assert not [f for f in files(tmp_path) if not f.startswith("logs")]
+
+
+@pytest.mark.parametrize("options", [{"keep_every": 1}, {"save_every": 1e-9}])
+def test_weights_of_an_infinite_loss_are_neither_kept_nor_resumed_from(train, tmp_path, options):
+    """Those after the first update, whose own loss was finite."""
+    assert "--lr" in sentence(train(AE, lr=1e30, warmup=0, validate_every=30, **options))
+    assert not [f for f in files(tmp_path) if f.endswith(".pth")]
+
+
+def test_some_checkpoints_are_kept(train, tmp_path):
+    assert train(AE, keep_every=5, name="run").returncode == 0
+    kept = {f: checkpoint.load(tmp_path / f).meta["update"] for f in files(tmp_path) if f.startswith("checkpoints/run")}
+    assert kept == {"checkpoints/run.pth": 12, "checkpoints/run_5.pth": 5, "checkpoints/run_10.pth": 10}
 
 
 @pytest.mark.parametrize("model", [AE, PRIOR])

@@ -43,3 +43,6 @@ class Dataset:
 
     def prepare(self, model: Model) -> None:
         """Called once with each new model, before its first update."""
+
+    def check(self, model: Model) -> None:
+        """Called with a trained model that is to be trained further on this data; ValueError if it cannot be."""

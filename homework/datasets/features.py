@@ -139,6 +139,11 @@ class FeatureDataset(Dataset):
         if isinstance(model, FeatureModel):
             model.set_autoencoder(self.load_autoencoder())
 
+    def check(self, model: Model) -> None:
+        if isinstance(model, FeatureModel) and not fingerprint.is_of(self.fingerprint, model.autoencoder):
+            raise ValueError(f"The checkpoint is for features of another auto-encoder than {self.autoencoder}; make the "
+                             f"features with that one, or train a new {type(model).__name__} by its name.")  # fmt: skip
+
     def load_autoencoder(self) -> Model:
         """The auto-encoder, in eval mode. ValueError if its file is damaged, or it is not the one that made the maps."""
         model = checkpoint.load(self.autoencoder)

@@ -24,7 +24,8 @@ class Attention(nn.Module):
         """(B,n,D) -> (B,n,D). With a ``cache`` of (B,heads,N,d) keys and values, x is at positions start, start+1, ...; then
         either start is 0 or n is 1."""
         B, n, D = x.shape
-        q, k, v = self.project(x).view(B, n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)  # (B,n,3D) -> 3 x (B,heads,n,d)
+        qkv = self.project(x).unflatten(-1, (3, self.n_heads, -1))  # (B,n,3D) -> (B,n,3,heads,d)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B,heads,n,d)
         if cache is not None:
             cache[0][:, :, start : start + n] = k
             cache[1][:, :, start : start + n] = v
@@ -46,7 +47,9 @@ class Attention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         """Queries (...,n,d), keys and values (...,m,d), and what to add to the scores -> the values' means (...,n,d)."""
-        return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2) + bias).softmax(dim=-1) @ v
+        # scaled_dot_product_attention is no faster on a CPU, as the bias needs a gradient, and differs in the last bits
+        scores = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)  # (...,n,m)
+        return scores.to(bias.dtype).add_(bias).softmax(dim=-1) @ v
 
     def attend_all(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Queries, keys and values of all positions (B,heads,n,d) -> each one's mean of the values it sees. They are cut
@@ -83,13 +86,12 @@ class CrossAttention(nn.Module):
 
     def read(self, memory: Tensor) -> Tensor:
         """The sequence (B,m,D) to attend to -> its keys and values (2,B,heads,m,d)."""
-        B, m, _ = memory.shape
-        return self.kv(memory).view(B, m, 2, self.n_heads, -1).permute(2, 0, 3, 1, 4)  # (B,m,2D) -> (2,B,heads,m,d)
+        return self.kv(memory).unflatten(-1, (2, self.n_heads, -1)).permute(2, 0, 3, 1, 4)  # (B,m,2D) -> (2,B,heads,m,d)
 
     def forward(self, x: Tensor, keys_values: Tensor | None = None) -> Tensor:
         """(B,n,D), and what :meth:`read` gave, by default of x itself -> (B,n,D)."""
         B, n, D = x.shape
-        q = self.q(x).view(B, n, self.n_heads, -1).transpose(1, 2)  # (B,n,D) -> (B,heads,n,d)
+        q = self.q(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B,n,D) -> (B,heads,n,d)
         y = F.scaled_dot_product_attention(q, *(self.read(x) if keys_values is None else keys_values))
         return self.out(y.transpose(1, 2).reshape(B, n, D))  # (B,heads,n,d) -> (B,n,D)
 

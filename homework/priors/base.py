@@ -103,7 +103,7 @@ class Prior(Model):
         """Samples (B,h,w) int64 grids, or searches for probable ones: see :func:`homework.priors.sampling.generate`. The
         model must be on ``device``."""
         with evaluating(self):
-            return sampling.generate(self.steps(B, h, w, device), B, h, w, **sampling_options)
+            return sampling.generate(self.steps(B, h, w, device), B, h, w, **sampling_options).to(device)
 
     def images(self, tokens: Tensor) -> dict[str, Tensor]:
         """Token grids (n,h,w) int64, for the training loop to decode: some of the data's, and as many samples."""

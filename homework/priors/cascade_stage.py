@@ -14,7 +14,8 @@ from homework.nn.blocks import ACTIVATIONS
 from homework.nn.transformer import CrossAttention, DecoderLayer, Layer
 from homework.priors import sampling
 from homework.priors.base import evaluating, grid_cross_entropy
-from homework.priors.raster import NEIGHBOURS, FromNeighbours, RasterSteps, check_tokens
+from homework.priors.raster import NEIGHBOURS, FromNeighbours, RasterSteps
+from homework.priors.steps import check_tokens
 
 POSITIVE = ("in_dim", "hidden_dim", "num_dec_layers", "self_attn_heads", "cross_attn_heads", "sliding_window",
             "n_tokens", "height", "width", "coarse_tokens", "coarse_height", "coarse_width")  # fmt: skip
@@ -156,7 +157,7 @@ class CascadeStage(FromNeighbours, Model):
         """Fine grids (B,h,w) int64 given coarse ones (B,hc,wc), see :meth:`homework.priors.base.Prior.generate`. ValueError
         for a grid of another size or a token out of range."""
         with evaluating(self):
-            return sampling.generate(self.steps(coarse, h, w, device), len(coarse), h, w, **sampling_options)
+            return sampling.generate(self.steps(coarse, h, w, device), len(coarse), h, w, **sampling_options).to(device)
 
     def images(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """Fine grids (n,h,w) int64, for the training loop to decode: some of the data's, a sample for each coarse one."""
@@ -173,7 +174,7 @@ class CascadeSteps(RasterSteps):
 
     def __init__(self, model: CascadeStage, coarse: Tensor, h: int, w: int, device: str | torch.device = "cpu"):
         model.check_sizes(coarse, h, w)
-        check_tokens(coarse, model.config["coarse_tokens"], "coarse grid")
+        coarse = check_tokens(coarse, model.config["coarse_tokens"], "coarse grid")
         super().__init__(model, len(coarse), h, w, device, model.config["in_dim"], model.prefix)
         self.image = torch.arange(len(coarse), device=device)  # which coarse grid each grid of the batch refines
         memory = model.encode(coarse.to(device))

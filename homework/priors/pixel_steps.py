@@ -19,6 +19,7 @@ class ConvolutionSteps(Steps):
     which returns, once, the (B,C) that enters the head, all positions before it being known."""
 
     def __init__(self, model: nn.Module, B: int, h: int, w: int, device: str | torch.device = "cpu"):
+        super().__init__(model, h, w)
         self.model, self.size, self.device, self.n = model, (h, w), device, -1  # n is the last position computed
         self.head = [Pointwise(i.weight, i.bias, B, w) if isinstance(i, nn.Conv2d) else None for i in model.head]  # or ReLU
         self.parts = [part for part in self.head if part]
@@ -46,7 +47,7 @@ class ConvolutionSteps(Steps):
         for part, kept in zip(new.parts, self.parts, strict=True):
             for memory, old in zip(part.memory, kept.memory, strict=True):
                 memory.copy_(old[rows])
-        self.__dict__ = vars(new) | {"n": self.n}
+        self.__dict__ = vars(new) | {name: vars(self)[name] for name in ("n", "left", "started")}
 
 
 def taps(weight: Tensor) -> Tensor:

@@ -37,29 +37,20 @@ class FromNeighbours:
         """Rows of ``table`` for the (B, padded grid) tokens at ``lookup`` (n,m), summed over the m neighbours -> (B,n,D)."""
         first_rows = torch.arange(lookup.shape[1], device=padded.device) * (self.n_tokens + 1)
         rows = (padded[:, lookup] + first_rows).flatten(0, 1)  # (B,n,m) -> (B*n,m)
-        return F.embedding_bag(rows, table, mode="sum").view(len(padded), len(lookup), -1)  # (B*n,D) -> (B,n,D)
-
-
-def check_tokens(tokens: Tensor, K: int, what: str) -> None:
-    """ValueError unless all tokens of ``what``, a grid or the first part of one, are in [0,K)."""
-    if tokens.numel() and not (0 <= tokens.min() and tokens.max() < K):
-        worst = int(tokens.max() if tokens.min() >= 0 else tokens.min())
-        raise ValueError(f"The {what} holds token {worst}, but this model knows those from 0 to {K - 1}; use the tokenizer "
-                         "that it was trained with.")  # fmt: skip
+        return F.embedding_bag(rows, table, mode="sum").view(len(padded), len(lookup), table.shape[1])  # (B*n,D) -> (B,n,D)
 
 
 class RasterSteps(Steps):
     """A transformer fed token by token: keys and values of all positions so far are kept, so that a step costs the same at
-    every position. ValueError if a token of the first call is not in [0,K).
+    every position.
 
     The model has :class:`FromNeighbours`, ``layers`` of width D with a causal ``attention``, ``norm`` and ``head``; before
     the grid's first position the layers see ``prefix`` others. A subclass has ``compute(start, stop)``, which returns the
     last layer's output (B,n,D) at positions start to stop - 1; all positions before them have been computed.
     """
 
-    given = "grid to continue"  # what messages call the tokens of the first call
-
     def __init__(self, model, B: int, h: int, w: int, device: str | torch.device, D: int, prefix: int = 0):
+        super().__init__(model, h, w)
         self.model, self.n, self.done = model, 0, 0  # n tokens are known, done positions computed
         self.prefix, self.table = prefix, model.table()
         self.own, self.lookup = model._lookup(h, w, torch.device(device))
@@ -68,8 +59,6 @@ class RasterSteps(Steps):
         self.cache = [torch.empty(shape, device=device, dtype=model.head.weight.dtype).unbind() for shape in shapes]
 
     def advance(self, tokens: Tensor) -> Tensor:
-        if not self.done:  # what a user gives; later tokens come from sampling
-            check_tokens(tokens, self.model.n_tokens, self.given)
         stop = self.n + tokens.shape[1]
         self.padded[:, self.own[self.n : stop]] = tokens.to(self.padded.device)
         x = self.compute(self.done, stop + 1)  # all positions up to here the first time, later the one new position

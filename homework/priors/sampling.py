@@ -7,10 +7,11 @@ import numbers
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from homework.core import checks
-from homework.priors.steps import Steps
+from homework.priors.steps import Steps, check_tokens
 
 
 def check(temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, num_beam: int = 1,
@@ -34,13 +35,14 @@ def check(temperature: float = 1.0, top_k: int | None = None, top_p: float | Non
                          "out.")  # fmt: skip
 
 
-def check_prefix(prefix: Tensor | None, B: int, h: int, w: int) -> Tensor:
-    """The prefix (B,R,w) of (B,h,w) grids, of 0 rows for None. ValueError if it does not fit."""
+def check_prefix(prefix: Tensor | None, steps: Steps, B: int, h: int, w: int) -> Tensor:
+    """The prefix (B,R,w) int64 of (B,h,w) grids, of 0 rows for None. ValueError if it does not fit, or holds other tokens
+    than the ``steps`` know."""
     if prefix is None:
         return torch.zeros(B, 0, w, dtype=torch.int64)
     if prefix.ndim != 3 or len(prefix) != B or prefix.shape[1] > h or prefix.shape[2] != w:
         raise ValueError(f"The prefix {tuple(prefix.shape)} does not fit {B} grids of {h} rows and {w} columns.")
-    return prefix
+    return check_tokens(prefix, steps.n_tokens, steps.given)
 
 
 def restrict(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
@@ -89,17 +91,17 @@ def generate(steps: Steps, B: int, h: int, w: int, temperature: float = 1.0, top
     Args:
         steps: a prior's :class:`homework.priors.steps.Steps`, before their first call.
         temperature, top_k, top_p, generator: see :func:`sample`.
-        prefix: (B,R,w) int64 first rows to keep as they are, 0 <= R <= h; None for none.
+        prefix: (B,R,w) first rows, of any integer type, to keep as they are, 0 <= R <= h; None for none.
         num_beam, beam_width: how many continuations, and of how many tokens, see :func:`best_of`; 1 to draw one.
         beams: how many partial grids a beam search keeps, see :func:`beam_search`; 1 to draw.
     Returns:
         (B,h,w) int64. ValueError for a bad setting or prefix, steps that cannot select, or logits that are not numbers.
     """
     check(temperature, top_k, top_p, num_beam, beam_width, beams)
-    prefix = check_prefix(prefix, B, h, w)
-    known = prefix.flatten(1)  # (B,R,w) -> (B,R*w)
-    if (N := h * w - known.shape[1]) == 0:
-        return prefix.clone()
+    known = check_prefix(prefix, steps, B, h, w).flatten(1)  # (B,R,w) -> (B,R*w)
+    N = h * w - known.shape[1]
+    if N == 0 or B == 0:
+        return F.pad(known, (0, N)).view(B, h, w)
     draw = functools.partial(sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
     if beams > 1:
         new = beam_search(steps, known, N, beams)

@@ -14,10 +14,11 @@ class UniformSteps(Steps):
     """Logits of 0 at every position."""
 
     def __init__(self, model: "Uniform", B: int, h: int, w: int, device: str | torch.device = "cpu"):
-        self.n_tokens, self.device = model.n_tokens, device
+        super().__init__(model, h, w)
+        self.K, self.device = model.n_tokens, device
 
     def advance(self, tokens: Tensor) -> Tensor:
-        return torch.zeros(len(tokens), self.n_tokens, device=self.device)
+        return torch.zeros(len(tokens), self.K, device=self.device)
 
     def select(self, rows: Tensor) -> None:
         pass  # there is nothing to select
@@ -41,7 +42,7 @@ class Uniform(Prior):
                  prefix: Tensor | None = None, **sampling_options: Any) -> Tensor:  # fmt: skip
         """(B,h,w) int64 grids; the other options of :func:`homework.priors.sampling.generate` make no difference here."""
         sampling.check(**sampling_options)
-        prefix = sampling.check_prefix(prefix, B, h, w)
+        prefix = sampling.check_prefix(prefix, self.steps(B, h, w), B, h, w)
         grids = torch.randint(self.n_tokens, (B, h, w), generator=generator).to(device)
         grids[:, : prefix.shape[1]] = prefix
         return grids

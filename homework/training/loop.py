@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,10 +68,12 @@ class Run:
 
     def __init__(self, settings: dict, state: dict | None = None, grid_decoder: Callable | None = None):
         self.settings = s = dict(settings)
-        self.grid_decoder = grid_decoder
         self.device = distributed.setup(devices.pick_device(s["device"]))
         self.rank, self.world = distributed.rank(), distributed.world_size()
         self.model, self.train_data, self.valid_data = set_up(s, state, self.device)
+        self.data = [resume.fingerprint(data) for data in (self.train_data, self.valid_data)]
+        if state:
+            resume.check_data(state, self.data)
         for option, default in (("lr", self.model.learning_rate), ("warmup", self.model.warmup)):
             s[option] = default if s[option] is None else s[option]
         self.n_train, self.n_valid = (min(len(d), s["limit"] or len(d)) for d in (self.train_data, self.valid_data))
@@ -90,15 +93,21 @@ class Run:
         self.stopped, self.saved_at = False, time.time()
         if state:
             resume.restore(self, state)
-        else:
-            self.name = distributed.broadcast(resume.new_name(type(self.model).__name__) if self.rank == 0 else None)
+        decoder, made_by, K = None, self.train_data.meta.get("tokenizer"), self.model.n_tokens or 0
+        if grid_decoder and self.rank == 0 and "grids" in self.train_data.holds:
+            # before anything is written: a bad --tokenizer must not cost the time until the first pictures
+            decoder = grid_decoder(s["tokenizer"], made_by, K, self.device)
+        self.decode_grids: Callable[[Tensor], Tensor] = decoder or functools.partial(shades_of_grey, n_tokens=K)
+        if not state:
+            name = resume.new_name(type(self.model).__name__, s["name"]) if self.rank == 0 else None
+            self.name = distributed.broadcast(name)
         self.path = Path("checkpoints") / f"{self.name}.pth"
         self.state_path = self.path.with_suffix(".state.pth")
         # half the size, and no measure changes in its first three digits
         self.copy_path = s["output"] or Path("homework") / f"{type(self.model).__name__}.pth"
         self.writer = self.open_log(resumed=state is not None) if self.rank == 0 else None
         self.bar = tqdm(total=self.updates * self.group, initial=self.update * self.group, unit="img", smoothing=0.05,
-                        desc=type(self.model).__name__, disable=self.rank > 0, mininterval=1)  # fmt: skip
+                        desc=f"training {type(self.model).__name__}", disable=self.rank > 0, mininterval=1)  # fmt: skip
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """AdamW whose weight decay applies to matrices alone."""
@@ -135,10 +144,11 @@ class Run:
                     stops = self.stopped if self.world == 1 else logs and distributed.broadcast(self.stopped)
                     if validates:
                         self.validate()
-                    if keep_every and self.update % keep_every == 0 and self.rank == 0:
-                        checkpoint.save(self.average, self.path.with_stem(f"{self.name}_{self.update}"), self.meta())
-                    if validates or stops or time.time() - self.saved_at > 60 * self.settings["save_every"]:
-                        self.save(last, validates)
+                    keeps = bool(keep_every) and self.update % keep_every == 0
+                    if validates or keeps or stops or time.time() - self.saved_at > 60 * self.settings["save_every"]:
+                        self.save(last, validates, keeps)
+                    if validates and self.writer:
+                        self.draw(self.writer)
                     if stops or last:
                         self.leave(last)
         finally:
@@ -240,7 +250,7 @@ class Run:
 
     @torch.no_grad()
     def validate(self) -> None:
-        """Measures the averaged weights on the validation data, every process its share; logs figures and pictures."""
+        """Measures the averaged weights on the validation data, every process its share, and logs the figures."""
         model, mine = self.average.eval(), torch.arange(self.rank, self.n_valid, self.world)
         sums: dict[str, Tensor] = {}
         model.set_progress(self.update / self.updates)
@@ -254,30 +264,35 @@ class Run:
         self.check_finite(self.measures)
         for k, figure in self.measures.items():
             self.writer.add_scalar(f"valid/{k}", figure, self.update)
-        first = torch.arange(min(8, self.n_valid))
-        for k, v in model.images(self.valid_data.batch(first, self.device)).items():
-            self.writer.add_images(k, v if v.is_floating_point() else self.decode_grids(v), self.update)
 
-    @functools.cached_property
-    def decode_grids(self) -> Callable[[Tensor], Tensor]:
-        """Turns token grids (n,h,w) into pictures (n,3,H,W) in [0,1]."""
-        made_by, K = self.train_data.meta.get("tokenizer"), self.model.n_tokens
-        assert K is not None  # a model that shows grids has tokens
-        decoder = self.grid_decoder and self.grid_decoder(self.settings["tokenizer"], made_by, K, self.device)
-        return decoder or functools.partial(shades_of_grey, n_tokens=K)
+    def first_samples(self) -> Any:
+        """A few samples of the validation data, always the same."""
+        return self.valid_data.batch(torch.arange(min(8, self.n_valid)), self.device)
+
+    @torch.no_grad()
+    def draw(self, writer: SummaryWriter) -> None:
+        """Logs pictures, by the averaged weights."""
+        for k, v in self.average.eval().images(self.first_samples()).items():
+            writer.add_images(k, v if v.is_floating_point() else self.decode_grids(v), self.update)
 
     def meta(self) -> dict:
         return {"command": cli.command_line("train"), "update": self.update,
                 "minutes": self.seconds / 60, "valid": self.measures} | self.train_data.meta  # fmt: skip
 
-    def save(self, finished: bool, validated: bool) -> None:
-        """Writes the averaged model, and until the run is ``finished`` what --resume needs. The copy in float16 is written
-        if the model has just been ``validated``: a run that was stopped early spoils no good copy."""
+    @torch.no_grad()
+    def save(self, finished: bool, validated: bool, kept: bool) -> None:
+        """Writes the averaged model, a second time if it is to be ``kept``, and until the run is ``finished`` what --resume
+        needs. The copy in float16 is written if the model has just been ``validated``: a run that was stopped early spoils
+        no good copy. ValueError if the loss is not finite."""
         self.check_finite(self.sums)
         self.saved_at = time.time()
         if self.rank:
             return
+        if not validated:  # the last loss is that of the weights before their last update
+            self.check_finite(self.average.eval().loss(self.first_samples()))
         checkpoint.save(self.average, self.path, self.meta())
+        if kept:
+            checkpoint.save(self.average, self.path.with_stem(f"{self.name}_{self.update}"), self.meta())
         if not finished:
             resume.write_state(self, self.state_path)
         if validated:

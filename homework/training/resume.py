@@ -1,19 +1,30 @@
 """A run on disk: its name, and the state that it resumes from."""
 
+import hashlib
 import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from homework.core import files, registry
+from homework.datasets.base import Dataset
 
 RESUME_OVERRIDES = ("model", "save_every", "output", "device")  # the options that may differ when a run is resumed
 STATE_FIELDS = ("name", "update", "seconds", "measures", "sums")  # what describes a run besides its tensors
 MODULES = ("model", "average", "optimizer")
 
 
-def new_name(model: str) -> str:
-    """The present time and the model's name; claimed by making the log's folder, as two runs may start in one second."""
+def new_name(model: str, name: str | None = None) -> str:
+    """The name of a run: by default the present time and the model's name; claimed by making the log's folder, as two runs
+    may start in one second. ValueError if a run has this ``name`` already."""
+    if name is not None:
+        if taken := [path for path in (Path("logs", name), Path("checkpoints", f"{name}.pth")) if path.exists()]:
+            raise ValueError(f"--name is {name}, but {taken[0]} is there already; choose another, or add --resume.")
+        Path("logs", name).mkdir(parents=True)
+        return name
     while True:
         name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{model}"
         try:
@@ -25,29 +36,35 @@ def new_name(model: str) -> str:
             time.sleep(0.1)
 
 
-def find_state(model: str) -> Path:
-    """The file that a training resumes from: next to a checkpoint ``model``, or of the latest run of the model so named."""
-    if model.endswith(".pth"):
-        paths = [path for path in [Path(model).with_suffix(".state.pth")] if path.is_file()]
+def find_state(model: str, name: str | None) -> Path:
+    """The file that a training resumes from: next to a checkpoint ``model``, of the run called ``name``, or of the latest
+    run of the model so named that has a date for a name."""
+    if model.endswith(".pth") or name is not None:
+        path = Path(model) if model.endswith(".pth") else Path("checkpoints", f"{name}.pth")
+        paths = [state for state in [path.with_suffix(".state.pth")] if state.is_file()]
     else:
         registry.model_class(model)  # ValueError for an unknown name
         paths = sorted(Path("checkpoints").glob(f"*_{model}.state.pth"))
     if not paths:
-        raise ValueError(f"There is no unfinished run of {model} in checkpoints/ to resume; leave --resume out.")
+        raise ValueError(f"There is no unfinished run of {model} in checkpoints/ to resume; leave --resume out, or give the "
+                         "--name of the run if it has one.")  # fmt: skip
     return paths[-1]
 
 
 def resume_settings(settings: dict, overrides: dict) -> tuple[dict, dict]:
     """The settings that the unfinished run of ``settings["model"]`` began with, but for RESUME_OVERRIDES, and its state.
     ValueError if one of ``overrides``, the user's other options, differs, or the file is not a state."""
-    path = find_state(settings["model"])
+    path = find_state(settings["model"], settings["name"])
     state = files.read(path)
     needed = {"settings", "group", "class", "config", *STATE_FIELDS, *MODULES}
     if not isinstance(state, dict) or not needed <= state.keys():
         raise ValueError(f"{path} holds no state of a training; leave --resume out.")
+    if settings["model"] != state["class"] and not settings["model"].endswith(".pth"):
+        raise ValueError(f"{path} is of a {state['class']}, not of {settings['model']}; name that one to resume it.")
     began = settings | state["settings"]  # an old state may lack a new option
+    known = state["settings"] | state["settings"]["options"] | {"name": state["name"]}
     for name, value in overrides.items():
-        if value != (state["settings"] | state["settings"]["options"]).get(name):
+        if value != known.get(name):
             raise ValueError(f"--resume uses the options that the run began with, but --{name} differs; leave it out, or "
                              "begin a new run from the checkpoint, as MODEL.")  # fmt: skip
     now = {"save_every": settings["save_every"], "device": settings["device"]}
@@ -56,9 +73,34 @@ def resume_settings(settings: dict, overrides: dict) -> tuple[dict, dict]:
 
 def write_state(run: Any, path: Path) -> None:
     """Writes all that the ``run`` (:class:`homework.training.loop.Run`) needs to continue exactly."""
-    state = {name: getattr(run, name) for name in ("settings", "group", *STATE_FIELDS)}
+    state = {name: getattr(run, name) for name in ("settings", "group", "data", *STATE_FIELDS)}
     state |= {"class": type(run.model).__name__, "config": run.model.config}
     files.write(state | {name: getattr(run, name).state_dict() for name in MODULES}, path)
+
+
+def fingerprint(data: Dataset) -> list:
+    """The number of samples, and a SHA-256 of their names, of what a checkpoint keeps of the data, such as the identity of
+    the tokenizer, and of the samples: all, or of those of more than 32 MB as many, evenly spread."""
+    sha = hashlib.sha256(repr((list(data.names), sorted(data.meta.items()))).encode())
+    n, size = len(data), sum(x.nbytes for x in _tensors(data.batch([0])))
+    checked = min(n, max(1, 2**25 // size))
+    for x in _tensors(data.batch(torch.arange(checked) * n // checked)):
+        sha.update(x.contiguous().numpy().tobytes())
+    return [n, sha.hexdigest()]
+
+
+def _tensors(batch: Any) -> tuple[Tensor, ...]:
+    return batch if isinstance(batch, tuple) else (batch,)
+
+
+def check_data(state: dict, data: list[list]) -> None:
+    """ValueError unless the :func:`fingerprint` of the training data and that of the validation data are what the run with
+    this ``state`` began with; early states do not say."""
+    for split, then, now in zip(("training", "validation"), state.get("data", ()), data, strict=False):
+        if then != now:
+            others = f"{now[0]} others" if now[0] == then[0] else now[0]
+            raise ValueError(f"--resume needs the data that the run began with, {then[0]} {split} samples, but there are "
+                             f"{others} now; bring those back, or begin a new run from the checkpoint, as MODEL.")
 
 
 def restore(run: Any, state: dict) -> None:

@@ -48,6 +48,7 @@ def new_model(cls: type[Model], base: Model | None, settings: dict, data: Datase
     others = ("resume", "config", *(k for k in settings if k not in ("model", "options")))
     model = registry.build(cls, options, data.model_defaults(), base, others).to(device)
     if base:
+        data.check(base)
         for key, option in ("tokenizer", "--data"), ("coarse_tokenizer", "--coarse"):
             if key in base.meta and not fingerprint.is_same(data.meta.get(key, base.meta[key]), base.meta[key]):
                 raise ValueError(f"{settings['model']} was trained on the grids of another tokenizer than those of {option};"
@@ -71,6 +72,8 @@ def open_data(cls: type[Model], settings: dict) -> tuple[Dataset, Dataset]:
     for k in options:
         if k not in inspect.signature(DATASETS[name]).parameters:
             raise ValueError(f"--{k} is not for the data set {name}; leave it out.")
+    if settings["limit"] and "limit" in inspect.signature(DATASETS[name]).parameters:
+        options["limit"] = settings["limit"]  # so that nothing is decoded in vain; the loop sees to it anyway
     if "image_size" in options:
         options["image_size"] = cli.parse_image_size(options["image_size"])
     dataset: Callable[..., Dataset] = DATASETS[name]

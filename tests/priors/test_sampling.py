@@ -250,7 +250,7 @@ def test_bad_settings_stop_before_the_first_draw():
 # --- best of several continuations, and beam search -----------------------------------------------------------------------
 
 
-class Table:
+class Table(Steps):
     """A prior over 2x3 grids of 4 tokens, whose logits at n are sums over all tokens before; and its steps."""
 
     def __init__(self):

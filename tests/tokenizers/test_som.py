@@ -334,6 +334,18 @@ def features(data, tmp_path_factory):
     return folder
 
 
+def test_one_continues_with_the_features_of_its_own_autoencoder_alone(features, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spec, options = TINY["SOM"]["autoencoder"], ["--data", features / "features", "--epochs", 0.5, "--batch_size", 4]
+    for name, seed in ("own", 0), ("other", 1):
+        som = build("SOM")
+        som.set_autoencoder(build(spec["model"], seed, **spec["config"]))
+        checkpoint.save(som, f"{name}.pth", dtype=torch.float16)
+    assert command("train", "own.pth", *options, "--device", "cpu", "--output", "again.pth").returncode == 0
+    error = sentence(command("train", "other.pth", *options, "--device", "cpu"))
+    assert "features of another auto-encoder than" in error and "train a new SOM" in error
+
+
 def test_the_generic_loop_trains_one_that_then_makes_tokens(features, data, command, monkeypatch):
     monkeypatch.chdir(features)
     done = command("train", "SOM", "--data", "features", "--n_codes", K, "--patch", 2, "--epochs", 12, "--batch_size", 4,
