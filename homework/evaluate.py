@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from homework.codec.compressor import Compressor
 from homework.core import checkpoint, cli, devices
-from homework.datasets.image_files import image_paths
+from homework.datasets.image_files import image_paths, spread
 from homework.evaluation import codecs, curves, measure, pages, report
 from homework.priors.pairs import load_pair
 
@@ -72,12 +72,6 @@ def list_pairs(tokenizer: str | tuple, autoregressive: str | tuple) -> list[tupl
         raise ValueError(f"There are {len(first)} tokenizers but {len(second)} priors; name one prior for each tokenizer.")
     n = max(len(first), len(second))
     return list(dict.fromkeys(zip(first * (n // len(first)), second * (n // len(second)), strict=True)))
-
-
-def spread(things: list, n: int | None) -> list:
-    """``n`` of the things (all if None, or if there are fewer), evenly spaced."""
-    n = len(things) if n is None else min(n, len(things))
-    return [things[i * len(things) // n] for i in range(n)]
 
 
 if __name__ == "__main__":
