@@ -46,7 +46,7 @@ def features(autoencoder: str, images: str, output: str, image_size: str | None 
         h, w, C = model.encode(torch.zeros(1, H, W, 3)).shape[1:]
     index = {"format": FORMAT, "version": VERSION, "size": [h, w, C], "image_size": [H, W],
              "shards": [len(part) for part in batches_of(names, shard)], "autoencoder": fingerprint.identity(model),
-             "names": names}  # fmt: skip
+             "names": names} | ({"frame": frame} if frame else {})  # fmt: skip
     missing = prepare_folder(output, index, replace)
     checkpoint.save(model, output / AUTOENCODER, model.meta)
     if missing:

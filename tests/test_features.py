@@ -236,6 +236,8 @@ def test_limit_and_frame(autoencoder, data, tmp_path, command):
     for source, options in ("a.tif", ["--frame", 2]), ("blue.png", []):
         assert command("features", autoencoder, tmp_path / source, tmp_path / source[0], *options).returncode == 0
     assert torch.equal(*(FeatureDataset(tmp_path / name)[0] for name in "ab"))
+    done = command("features", autoencoder, tmp_path / "a.tif", tmp_path / "a")
+    assert "feature maps already, whose frame differ" in sentence(done)
 
 
 def test_wrong_arguments_end_in_one_sentence(autoencoder, data, tmp_path, command):

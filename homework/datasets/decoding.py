@@ -79,14 +79,14 @@ def _layout(tags: dict[int, tuple]) -> str:
 def _unknown(file: Image.Image, tags: dict[int, tuple]) -> str | None:
     """What an image has whose numbers Pillow reads wrongly, or of which no one knows the white; None for the others."""
     channels, bits = len(tags.get(BITS, (1,))), max(tags.get(BITS, (1,)))
+    if file.mode == "F" or (file.mode.startswith("I") and (bits > 16 or file.format not in SIXTEEN_BITS)):
+        return "floats or 32 bits a pixel, of unknown white"
     in_planes = channels > 1 and tags.get(PLANES) == (2,)
     if set(tags.get(NUMBERS, (1,))) != {1} or (in_planes and (bits > 8 or file.mode == "LA")):
         return _layout(tags)
     if channels > 1 and bits > 8 and _depth(tags) < bits:
         return f"{_depth(tags)} of {_layout(tags)}"
-    if file.mode == "F" or bits > 16 or (file.mode.startswith("I") and file.format not in SIXTEEN_BITS):
-        return _layout(tags) if tags else "floats or 32 bits a pixel, of unknown white"
-    return None
+    return _layout(tags) if bits > 16 else None
 
 
 def _depth(tags: dict[int, tuple]) -> int:

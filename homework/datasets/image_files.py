@@ -55,7 +55,8 @@ def image_paths(source: Source, root: str | Path = "data") -> list[str]:
         if path.is_dir():
             found.update(map(str, images_in(path)))
         elif not path.is_file():
-            raise FileNotFoundError(f"There is no file or folder {path}.")
+            what = f"{path} is neither a file nor a folder." if path.exists() else f"There is no file or folder {path}."
+            raise FileNotFoundError(what)
         elif path.suffix.lower() != ".json":
             found.add(str(path))
         elif not path.name.endswith("_info.json"):  # notes among the course's images
@@ -158,7 +159,7 @@ def read_dataset_json(path: Path) -> list[str]:
         raise ValueError(f"{path} is not a dataset.json of the form {form}.") from error
     for name, files in zip(names, candidates, strict=True):
         if not any(map(Path.is_file, files)):
-            raise FileNotFoundError(f"{path} names {name}, which does not exist.")
+            raise FileNotFoundError(f"{path} names {name}, but there is no such file.")
     return [str(next(filter(Path.is_file, files))) for files in candidates]
 
 
