@@ -1,12 +1,13 @@
 """The pixels of an image file as they are meant: upright, in sRGB, of any depth; or refused, with the reason."""
 
+import contextlib
 import io
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 BITS, MEANING, MAXIMUM, PLANES, NUMBERS = 258, 262, 281, 284, 339  # tags of TIFF
 KINDS = {1: "unsigned integers", 2: "signed integers", 3: "floats"}
@@ -18,10 +19,27 @@ class Unreadable(ValueError):
     """What is wrong with an image file, in a sentence for the user."""
 
 
+@cache
+def readable_suffixes() -> frozenset[str]:
+    """The suffixes of all image files that Pillow reads itself, and by the plugins for JPEG XL and HEIF if these are
+    installed; registers them."""
+    with contextlib.suppress(ImportError):
+        import pillow_jxl  # noqa: F401  registers itself
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    found = Image.registered_extensions()  # of plugins that write, too
+    stubs = {name for name, (factory, _) in Image.OPEN.items()
+             if isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)}  # fmt: skip
+    return frozenset(suffix for suffix, name in found.items() if name in Image.OPEN and name not in {*stubs, "EPS", "MPEG"})
+
+
 def decode(stream: BinaryIO, path: str | Path, frame: int = 0) -> tuple[Image.Image, int]:
     """An image in RGB, upright, in sRGB, transparent pixels on white, 16 bits a channel cut down to the upper 8; and how
     many frames or pages the file has, of which this is number ``frame`` from 0. ValueError if ``path`` is not an image, is
     damaged, too large for Pillow, has no such frame, or has numbers of which it is unknown how bright they are."""
+    readable_suffixes()
     try:
         with Image.open(stream) as file:
             n_frames = 1 if file.format == "PSD" else max(getattr(file, "n_frames", 1), 1)  # Photoshop's are layers
@@ -73,7 +91,8 @@ def _tags_of(stream: BinaryIO) -> dict[int, tuple]:
 def _layout(tags: dict[int, tuple]) -> str:
     bits, kinds = (sorted(set(tags.get(tag, (1,)))) for tag in (BITS, NUMBERS))
     layout = f"{' and '.join(map(str, bits))} bits a channel, {' and '.join(KINDS.get(k, 'unknown numbers') for k in kinds)}"
-    return layout + ", white as 0" * (tags.get(MEANING) == (0,)) + ", in planes" * (tags.get(PLANES) == (2,))
+    layout += f", photometric interpretation {tags[MEANING][0]}" if MEANING in tags else ""
+    return layout + ", in planes" * (tags.get(PLANES) == (2,))
 
 
 def _unknown(file: Image.Image, tags: dict[int, tuple]) -> str | None:

@@ -1,6 +1,5 @@
 """Image files: which ones a user means, and how to read one upright, in RGB, at the right size."""
 
-import contextlib
 import itertools
 import json
 import math
@@ -13,10 +12,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from homework.datasets.decoding import decode
+from homework.datasets.decoding import decode, readable_suffixes
 
 SPLITS = ("train", "valid")
 HELD_OUT = 20  # where there are no splits, one image of so many is for validation
@@ -64,22 +63,6 @@ def image_paths(source: Source, root: str | Path = "data") -> list[str]:
     if not found:
         raise ValueError(f"There are no images in {', '.join(map(str, sources[:3])) or 'an empty list'}.")
     return sorted(found)
-
-
-@cache
-def readable_suffixes() -> frozenset[str]:
-    """The suffixes of all image files that Pillow reads itself, and by the plugins for JPEG XL and HEIF if they are
-    installed."""
-    with contextlib.suppress(ImportError):
-        import pillow_jxl  # noqa: F401  registers itself
-    with contextlib.suppress(ImportError):
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
-    found = Image.registered_extensions()  # of plugins that write, too
-    stubs = {name for name, (factory, _) in Image.OPEN.items()
-             if isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)}  # fmt: skip
-    return frozenset(suffix for suffix, name in found.items() if name in Image.OPEN and name not in {*stubs, "EPS", "MPEG"})
 
 
 def is_image(path: PurePath) -> bool:
@@ -142,6 +125,7 @@ def not_read(folder: Path) -> str:
 
 def n_pixels(path: str) -> int:
     """The number of pixels of an image, as its file's header says; 0 if that cannot be read."""
+    readable_suffixes()  # registers plugins
     try:
         with Image.open(path) as file:
             return math.prod(file.size)
@@ -173,7 +157,6 @@ def read_image(path: str | Path, image_size: tuple[int, int] | None = None, fram
 
 
 def _read(path: str | Path, image_size: tuple[int, int] | None, frame: int) -> tuple[np.ndarray, int]:
-    readable_suffixes()  # registers the plugins
     with open(path, "rb") as stream:  # given a path, Pillow maps grey TIFFs into memory, with sides that EXIF has swapped
         image, n_frames = decode(stream, path, frame)
     if image_size is not None:
@@ -185,7 +168,7 @@ def report_frames(n_frames: dict[str, int], frame: int) -> None:
     """Says on stderr which of the files have several frames or pages, once for each file."""
     several = [f"{path} ({n})" for path, n in n_frames.items() if n > 1 and (path, frame) not in _REPORTED]
     if several:
-        _REPORTED.update((path, frame) for path in n_frames)
+        _REPORTED.update((path, frame) for path, n in n_frames.items() if n > 1)
         say_once(f"Of files with several frames or pages, number {frame} alone is read (compress, tokenize and features "
                  f"take --frame N, from 0): {_some(several)}.")  # fmt: skip
 

@@ -83,9 +83,11 @@ def encode_files(model: Tokenizer, paths: list[str], batch_size: int, image_size
                 pixels = torch.from_numpy(np.stack(list(group.values()))).to(model.device)  # (B,H,W,3)
                 origins = [zlib.crc32(Path(path).read_bytes(), frame) for path in group]
                 for copy in range(1 + copies):
-                    moves = torch.stack([draw_move(shift, origin, copy) for origin in origins])  # (B,3)
-                    x = to_float(mirrored_and_shifted(pixels, moves.to(pixels.device)) if copy else pixels)
-                    grids = as_smallest_type(model.encode_index(x), model.n_tokens)  # (B,h,w)
+                    moved = pixels
+                    if copy:
+                        moves = torch.stack([draw_move(shift, origin, copy) for origin in origins])  # (B,3)
+                        moved = mirrored_and_shifted(pixels, moves.to(pixels.device))
+                    grids = as_smallest_type(model.encode_index(to_float(moved)), model.n_tokens)  # (B,h,w)
                     for path, grid, origin in zip(group, grids, origins, strict=True):
                         results[f"{path}#{copy}" if copy else path] = Encoded(size, grid, origin)
             bar.update(len(batch))

@@ -12,7 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, features
 
-from homework.datasets.image_files import decoded, image_paths, not_read, read_image, readable_suffixes
+from homework.datasets.decoding import readable_suffixes
+from homework.datasets.image_files import decoded, image_paths, not_read, read_image
 
 FAULTS = ROOT.parent / "shared" / "faults" / "images"
 SIZE = (6, 8)
