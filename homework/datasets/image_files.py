@@ -18,13 +18,14 @@ from tqdm import tqdm
 from homework.datasets.decoding import decode, readable_suffixes
 
 SPLITS = ("train", "valid")
+DATA = "data"  # where data are by default
 HELD_OUT = 20  # where there are no splits, one image of so many is for validation
 HOW_TO_GET = "python -m homework.data download, or python -m homework.data import ZIP_OR_FOLDER if you have the zip"
 Source = str | Path | Iterable[str | Path]
 _REPORTED: set[tuple[str, int]] = set()  # files whose number of frames has been said, and which frame
 
 
-def image_paths(source: Source, root: str | Path = "data") -> list[str]:
+def image_paths(source: Source, root: str | Path = DATA) -> list[str]:
     """The image files that ``source`` names, sorted, each once. FileNotFoundError if there is no such file or folder;
     ValueError if there are no images in it, a single one that is to be split, or a dataset.json is of another form.
 
@@ -36,7 +37,7 @@ def image_paths(source: Source, root: str | Path = "data") -> list[str]:
     """
     if isinstance(source, str) and source in SPLITS:
         has_splits, folder = any(Path(root, split).is_dir() for split in SPLITS), Path(root)
-        if not has_splits and (folder.is_file() or (folder.is_dir() and any(images_in(folder)))):
+        if not has_splits and (folder.is_file() or (folder.is_dir() and _holds_images(folder))):
             paths = image_paths(root)
             if len(paths) < 2:
                 raise ValueError(f"There is only one image in {root}, but training and validation need one each.")
@@ -68,6 +69,11 @@ def image_paths(source: Source, root: str | Path = "data") -> list[str]:
 def is_image(path: PurePath) -> bool:
     """Whether the name is one of an image file that is not hidden."""
     return path.suffix.lower() in readable_suffixes() and not path.name.startswith(".")
+
+
+def _holds_images(root: Path) -> bool:
+    """Whether there are images to be split; those in folders of the default one, such as data/sample, were not meant."""
+    return any(map(is_image, root.iterdir())) or (root != Path(DATA) and any(images_in(root)))
 
 
 def is_hidden(path: PurePath) -> bool:

@@ -85,7 +85,7 @@ def test_a_tiff_of_any_depth_is_right_or_refused_by_name(
     except ValueError as error:
         what = "floats or 32 bits a pixel" if "pixel" in str(error) else f"{bits} bits a channel"
         assert "a.tif cannot be read: it has " in str(error) and what in str(error)
-        assert (kind or 1) > 1 or bits not in (1, 8, 16) or C > 1, "this is a common one"
+        assert (kind or 1) > 1 or bits not in (1, 8, 16) or C > 1 or (bits, meaning) == (16, 0), "this is a common one"
     else:
         assert np.abs(image - (colours * opaque + 255 * (1 - opaque))).max() < 1.6
 
@@ -262,6 +262,15 @@ def test_folders_are_read_to_their_depth_but_not_hidden_ones(tmp_path, capsys):
     for split in ("train", "valid"):
         assert image_paths(split, tmp_path) == (expected[:1] if split == "valid" else expected[1:])
     assert capsys.readouterr().err == f"{tmp_path} has no folders train and valid; of its 4 images every 20th validates.\n"
+
+
+def test_samples_in_the_default_folder_are_not_trained_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i in range(2):
+        touch(tmp_path / "data" / "sample" / f"{i}.png")
+    with pytest.raises(FileNotFoundError, match="get them with python -m homework.data download"):
+        image_paths("train")
+    assert len(image_paths("data")) == 2 and len(image_paths("train", "data/sample")) == 1
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links and FIFOs need rights, or do not exist")
