@@ -3,7 +3,7 @@
 import contextlib
 import io
 from functools import cache, lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO
 
 import numpy as np
@@ -11,6 +11,7 @@ from PIL import Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin, Unidentif
 
 BITS, MEANING, MAXIMUM, PLANES, NUMBERS = 258, 262, 281, 284, 339  # tags of TIFF
 KINDS = {1: "unsigned integers", 2: "signed integers", 3: "floats"}
+PLUGINS = {".jxl": "pillow-jxl-plugin", ".heic": "pillow-heif", ".heif": "pillow-heif"}  # what Pillow needs for these
 SIXTEEN_BITS = ("PNG", "PPM", "TIFF", "JPEG2000", "JXL")  # formats whose greys of 16 bits Pillow reads rightly
 CLOSE = 2  # levels: an ICC profile that changes colours by no more is taken for sRGB's own
 
@@ -33,6 +34,12 @@ def readable_suffixes() -> frozenset[str]:
     stubs = {name for name, (factory, _) in Image.OPEN.items()
              if isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)}  # fmt: skip
     return frozenset(suffix for suffix, name in found.items() if name in Image.OPEN and name not in {*stubs, "EPS", "MPEG"})
+
+
+def missing_plugin(path: PurePath) -> str | None:
+    """The package without which an image file cannot be read, by its suffix; None if nothing is missing."""
+    suffix = path.suffix.lower()
+    return None if suffix in readable_suffixes() else PLUGINS.get(suffix)
 
 
 def decode(stream: BinaryIO, path: str | Path, frame: int = 0) -> tuple[Image.Image, int]:
@@ -60,7 +67,9 @@ def decode(stream: BinaryIO, path: str | Path, frame: int = 0) -> tuple[Image.Im
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
         if isinstance(error, UnidentifiedImageError) and (tags := _tags_of(stream)):
             raise _refused(path, _layout(tags)) from error
-        raise ValueError(f"{path} cannot be read as an image ({type(error).__name__}); is it damaged?") from error
+        plugin = missing_plugin(Path(path))
+        advice = f"pip install {plugin}" if plugin else "is it damaged?"
+        raise ValueError(f"{path} cannot be read as an image ({type(error).__name__}); {advice}") from error
 
 
 def _refused(path: str | Path, layout: str) -> Unreadable:

@@ -1,5 +1,6 @@
 """Image files: which ones a user means, and how to read one upright, in RGB, at the right size."""
 
+import collections
 import itertools
 import json
 import math
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from homework.datasets.decoding import decode, readable_suffixes
+from homework.datasets.decoding import decode, missing_plugin, readable_suffixes
 
 SPLITS = ("train", "valid")
 DATA = "data"  # where data are by default
@@ -83,16 +84,17 @@ def is_hidden(path: PurePath) -> bool:
 
 def images_in(folder: Path) -> Iterator[Path]:
     """The image files in a folder and in those below it, except hidden ones. What is named like an image, but is a folder,
-    a FIFO or a device, is left out, which stderr says."""
-    others = []
-    for parent, names in _walk(folder):
-        for path in (parent / name for name in names if is_image(PurePath(name))):
-            if path.is_file():
-                yield path
-            else:
-                others.append(path)
-    if others:
-        say_once(f"Left out, for they are named like images but are not files: {_some(list(map(str, others)))}.")
+    a FIFO or a device, or needs a plugin, is left out, which stderr says."""
+    others: dict[str, list[str]] = collections.defaultdict(list)
+    for path in (parent / name for parent, names in _walk(folder) for name in names if not name.startswith(".")):
+        if is_image(path) and path.is_file():
+            yield path
+        elif is_image(path):
+            others["are named like images but are not files"].append(str(path))
+        elif plugin := missing_plugin(path):
+            others[f"need pip install {plugin}"].append(str(path))
+    for why, paths in others.items():
+        say_once(f"Left out, for they {why}: {_some(paths)}.")
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:

@@ -12,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, features
 
+from homework.datasets import decoding, image_files
 from homework.datasets.decoding import readable_suffixes
 from homework.datasets.image_files import decoded, image_paths, not_read, read_image
 
@@ -243,6 +244,19 @@ def touch(path) -> str:
 def test_all_that_pillow_reads_counts_as_an_image():
     assert {".jfif", ".pgm", ".jp2", ".png", ".tga", ".qoi"} <= readable_suffixes()
     assert not {".pdf", ".eps", ".h5", ".mpg", ".json", ".pth", ".npy"} & readable_suffixes()
+
+
+def test_a_missing_plugin_is_named(tmp_path, monkeypatch, capsys):
+    without = readable_suffixes() - {".jxl", ".heic"}
+    monkeypatch.setattr(decoding, "readable_suffixes", lambda: without)
+    monkeypatch.setattr(image_files, "readable_suffixes", lambda: without)
+    for name in ("a.heic", ".a.heic"):
+        (tmp_path / name).write_bytes(b"something")
+    image = touch(tmp_path / "b.png")
+    assert image_paths(tmp_path) == [image]
+    assert capsys.readouterr().err == f"Left out, for they need pip install pillow-heif: {tmp_path / 'a.heic'}.\n"
+    with pytest.raises(ValueError, match="a.heic cannot be read as an image .*; pip install pillow-heif"):
+        read_image(tmp_path / "a.heic")
 
 
 def test_jpeg_xl_counts_where_its_plugin_is(tmp_path):
