@@ -88,7 +88,7 @@ def test_the_file_has_the_smallest_type(tmp_path, images, bits, dtype):
 
 def test_sizes_that_differ_are_helped_by_image_size(tmp_path, tokenizer, images):
     picture(images / "0_odd.png", (10, 20))
-    with pytest.raises(ValueError, match=r"1 of 8 .*; pass --skip_bad .*; sizes differ: pass --image_size"):
+    with pytest.raises(ValueError, match=r"1 of 8 .*; pass --skip_bad .*; sizes differ; pass --image_size"):
         tokenize(tokenizer, tmp_path / "out.pth", images)
     (images / "0_odd.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match="1 of 8 images") as error:

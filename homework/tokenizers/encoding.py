@@ -134,7 +134,7 @@ def of_one_size(results: Results, skip_bad: bool) -> dict[str, Encoded]:
             bad.append("{} is {}x{}, most are {}x{}".format(path, *result.size, *size))
         else:
             good[path] = result
-    hint = "; sizes differ: pass --image_size HxW to scale and crop all images" * (n < sizes.total())
+    hint = "; sizes differ; pass --image_size HxW to scale and crop all of them" * (n < sizes.total())
     report_bad_images(bad, len(results), skip_bad, hint)
     return good
 
