@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from homework.codec.compressor import Compressor
 from homework.core import checkpoint, checks, cli, devices
-from homework.datasets.image_files import image_paths
+from homework.datasets.image_files import image_paths, spread
 from homework.evaluation import codecs, curves, measure, pages, report
 from homework.priors.pairs import load_pair
 
@@ -76,12 +76,6 @@ def list_pairs(tokenizer: str, autoregressive: str) -> list[tuple[str, str]]:
                          "name one prior for each tokenizer.")  # fmt: skip
     n = max(len(first), len(second))
     return list(dict.fromkeys(zip(first * (n // len(first)), second * (n // len(second)), strict=True)))
-
-
-def spread(things: list, n: int | None) -> list:
-    """``n`` of the things (all if None, or if there are fewer), evenly spaced."""
-    n = len(things) if n is None else min(n, len(things))
-    return [things[i * len(things) // n] for i in range(n)]
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ import torch
 
 from homework.core import checkpoint, checks, cli, devices, fingerprint
 from homework.datasets.features import AUTOENCODER, FORMAT, VERSION, prepare_folder, shard_path, write_index, write_shard
-from homework.datasets.image_files import image_paths, read_image
+from homework.datasets.image_files import batches_of, image_paths, read_image, spread
 from homework.tokenizers.base import AutoEncoder, Tokenizer
-from homework.tokenizers.encoding import batches_of, encode_shards
+from homework.tokenizers.encoding import encode_shards
 
 
 def features(autoencoder: str, images: str, output: str, *, image_size: str | None = None, batch_size: int = 64,
-             shard: int = 1024, replace: bool = False, device: str = "auto") -> None:  # fmt: skip
+             shard: int = 1024, frame: int = 0, limit: int | None = None, replace: bool = False,
+             device: str = "auto") -> None:  # fmt: skip
     """Writes the feature maps of images, sorted by path, into a folder that FeatureDataset reads. The same command
     resumes an unfinished run: complete shards that are there are kept.
 
@@ -27,11 +28,14 @@ def features(autoencoder: str, images: str, output: str, *, image_size: str | No
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped; as they are by default.
         batch_size: images that go through the model at once.
         shard: images in a file.
+        frame: the frame or page to take of files with several, from 0.
+        limit: how many images to use at most, evenly spread over the sorted ones; all by default.
         replace: remove other feature maps that are in the output folder; they are an error by default.
         device: auto, cpu, cuda or mps.
     """
     output = Path(output)
-    cli.at_least(1, batch_size=batch_size, shard=shard)
+    cli.at_least(1, batch_size=batch_size, shard=shard, limit=1 if limit is None else limit)
+    cli.at_least(0, frame=frame)
     if output.exists() and not output.is_dir():
         raise ValueError(f"The output is {output}, but must be a folder.")
     size = cli.parse_image_size(image_size)
@@ -40,19 +44,19 @@ def features(autoencoder: str, images: str, output: str, *, image_size: str | No
         made = "tokens (see python -m homework.tokenize)" if isinstance(model, Tokenizer) else "no maps of images"
         found = checks.article(type(model).__name__)
         raise ValueError(f"{autoencoder} holds {found}, which makes {made}; name an auto-encoder.")
-    names = image_paths(images)
-    H, W = size or read_image(names[0]).shape[:2]
+    names = spread(image_paths(images), limit)
+    H, W = size or read_image(names[0], frame=frame).shape[:2]
     with torch.inference_mode():
         h, w, C = model.encode(torch.zeros(1, H, W, 3)).shape[1:]
     index = {"format": FORMAT, "version": VERSION, "size": [h, w, C], "image_size": [H, W],
              "shards": [len(part) for part in batches_of(names, shard)], "autoencoder": fingerprint.identity(model),
-             "names": names}  # fmt: skip
+             "names": names} | ({"frame": frame} if frame else {})  # fmt: skip
     missing = prepare_folder(output, index, replace)
     checkpoint.save(model, output / AUTOENCODER, model.meta)
     if missing:
         write_index(output, index, finished=False)
     model.to(devices.pick_device(device))
-    for i, maps in encode_shards(model, index, missing, batch_size, size):
+    for i, maps in encode_shards(model, index, missing, batch_size, size, frame):
         write_shard(shard_path(output, i), maps)
     write_index(output, index, finished=True)
     written = checks.count(len(index["shards"]), "file")

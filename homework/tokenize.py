@@ -9,19 +9,19 @@ import numpy as np
 
 from homework.core import checks, cli, devices, fingerprint
 from homework.datasets.features import INDEX, FeatureDataset
-from homework.datasets.image_files import image_paths
+from homework.datasets.image_files import image_paths, spread
 from homework.datasets.mnist import FILES, MnistImages, find
 from homework.datasets.tokens import write_tokens
 from homework.priors.pairs import load_tokenizer
-from homework.tokenizers.encoding import encode_dataset, encode_files, of_one_size
+from homework.tokenizers.encoding import encode_dataset, encode_files, images_fingerprint, of_one_size
 from homework.training import distributed
 
 MOST = 16  # copies are moved by fewer pixels than these
 
 
 def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, image_size: str | None = None, copies: int = 0,
-             shift: int | None = None, split: str | None = None, skip_bad: bool = False, codes: bool = False,
-             device: str = "auto") -> None:  # fmt: skip
+             shift: int | None = None, frame: int = 0, limit: int | None = None, split: str | None = None,
+             skip_bad: bool = False, codes: bool = False, device: str = "auto") -> None:  # fmt: skip
     """Writes the tokens of images, sorted by path, to a file that TokenDataset reads.
 
     Examples:
@@ -36,13 +36,15 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped; as they are by default.
         copies: also as many randomly mirrored and shifted copies of each image, from which a prior learns more.
         shift: pixels to move copies by at most, the same for all grids of a cascade; below a patch and 16 by default.
+        frame: the frame or page to take of files with several, from 0.
+        limit: how many images to use at most, evenly spread over the sorted ones; all by default.
         split: of MNIST: train, valid or test.
         skip_bad: leave out images that are damaged or of another size than most; they are an error by default.
         codes: also write the table (K,d) of the vectors of all codes, under "codes".
         device: auto, cpu, cuda or mps.
     """
-    cli.at_least(1, batch_size=batch_size)
-    cli.at_least(0, copies=copies, shift=0 if shift is None else shift)
+    cli.at_least(1, batch_size=batch_size, limit=1 if limit is None else limit)
+    cli.at_least(0, copies=copies, shift=0 if shift is None else shift, frame=frame)
     if not images:
         raise ValueError("Name the images to tokenize: files, folders or dataset.json files, after the output.")
     cli.check_output(output)
@@ -52,26 +54,29 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
     if codes:
         fields["codes"] = model.code_table().clone()  # a clone, for a view would be saved with all that it views
     data = open_folder(images[0], split) if len(images) == 1 else None
-    if data and (copies or size):
-        raise ValueError("--copies and --image_size are for files of images; digits and feature maps stay as they are.")
+    if data and (copies or size or frame):
+        raise ValueError("--copies, --image_size and --frame are for files of images; digits and feature maps stay as they "
+                         "are.")  # fmt: skip
     if split is not None and not data:
         raise ValueError("--split is for MNIST's folder alone, named mnist; leave it out, and name a folder of images.")
-    paths = [] if data else image_paths(images)
+    paths = [] if data else spread(image_paths(images), limit)
     try:
         model.to(distributed.setup(devices.pick_device(device)))
         if data:
-            own = encode_dataset(model, data, batch_size)
+            own = encode_dataset(model, data, batch_size, limit)
         else:
-            own = encode_files(model, paths, batch_size, size, copies, shift)
+            own = encode_files(model, paths, batch_size, size, copies, shift, frame)
         parts = distributed.gather(own)
     finally:
         distributed.cleanup()
     if parts is not None:
-        grids = of_one_size(dict(item for part in parts for item in part.items()), skip_bad)
-        tokens = write_tokens(output, grids, model.n_tokens, fields)
-        size = f"{tokens.shape[1]}x{tokens.shape[2]}"
-        print(f"{output}: {checks.count(len(tokens), 'grid')} of {size} tokens, {len(np.unique(tokens))} of "
-              f"{model.n_tokens} codes used")  # fmt: skip
+        encoded = of_one_size(dict(item for part in parts for item in part.items()), skip_bad)
+        moved = (shift, size) if copies else ()
+        if images_known := images_fingerprint(encoded.values(), frame, *moved):
+            fields["images"] = images_known
+        tokens = write_tokens(output, {name: one.grid for name, one in encoded.items()}, model.n_tokens, fields)
+        written = f"{checks.count(len(tokens), 'grid')} of {tokens.shape[1]}x{tokens.shape[2]} tokens"
+        print(f"{output}: {written}, {len(np.unique(tokens))} of {model.n_tokens} codes used")
 
 
 def open_folder(folder: str, split: str | None) -> FeatureDataset | MnistImages | None:

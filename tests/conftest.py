@@ -116,9 +116,8 @@ def sentence(done) -> str:
 
 
 def files(folder: Path) -> set[str]:
-    """All files under ``folder``, relative to it, but for the data set's cache."""
-    found = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
-    return {str(p) for p in found if ".cache" not in p.parts}
+    """All files under ``folder``, relative to it."""
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
 
 
 @contextlib.contextmanager
@@ -131,6 +130,14 @@ def file_size_limit(n: int):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Decoded images are cached in a folder of the tests, not in the user's."""
+    with pytest.MonkeyPatch.context() as context:
+        context.setenv("HOMEWORK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

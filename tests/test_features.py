@@ -14,6 +14,7 @@ import torch
 from conftest import GRID, ROOT, build, sentence
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from homework import FeatureDataset, ImageDataset
 from homework.core import checkpoint, fingerprint
@@ -222,6 +223,21 @@ def test_images_of_other_sizes_and_damaged_ones_are_named(autoencoder, data, tmp
     assert "1.jpg is" in sentence(done) and "0.jpg is 20x30" in done.stderr and "--image_size" in done.stderr
     assert command("features", autoencoder, images, tmp_path / "scaled", "--image_size", "10x15").returncode == 0
     assert FeatureDataset(tmp_path / "scaled").size == (2, 3, C)
+
+
+def test_limit_and_frame(autoencoder, data, tmp_path, command):
+    done = command("features", autoencoder, data / "train", tmp_path / "some", "--limit", 6)
+    assert done.returncode == 0 and [Path(n).stem for n in FeatureDataset(tmp_path / "some").names] == [
+        f"{i:03}" for i in (0, 4, 8, 12, 16, 20)
+    ]
+    pages = [Image.new("RGB", (30, 20), colour) for colour in ("red", "green", "blue")]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    pages[2].save(tmp_path / "blue.png")
+    for source, options in ("a.tif", ["--frame", 2]), ("blue.png", []):
+        assert command("features", autoencoder, tmp_path / source, tmp_path / source[0], *options).returncode == 0
+    assert torch.equal(*(FeatureDataset(tmp_path / name)[0] for name in "ab"))
+    done = command("features", autoencoder, tmp_path / "a.tif", tmp_path / "a")
+    assert "feature maps already, whose frame differ" in sentence(done)
 
 
 def test_wrong_arguments_end_in_one_sentence(autoencoder, data, tmp_path, command):

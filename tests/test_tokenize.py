@@ -14,8 +14,9 @@ from homework import BSQPatchAutoEncoder, PatchAutoEncoder, TokenDataset
 from homework.core import checkpoint, files
 from homework.datasets.image_files import read_image
 from homework.datasets.images import to_float
+from homework.datasets.tokens import MultiscaleDataset
 from homework.tokenize import tokenize
-from homework.tokenizers.encoding import mirrored_and_shifted, smallest_type
+from homework.tokenizers.encoding import draw_move, mirrored_and_shifted, smallest_type
 
 ROOT = Path(__file__).parents[1]
 TINY = {"patch_size": 5, "latent_dim": 8, "encoder_blocks": 1, "decoder_blocks": 1, "detail": 4}
@@ -83,6 +84,35 @@ def test_the_file_has_the_smallest_type(tmp_path, images, bits, dtype):
     tokenize(tmp_path / "t.pth", tmp_path / "out.pth", images)
     stored = files.read(tmp_path / "out.pth")
     assert stored["tokens"].dtype == dtype and stored["n_tokens"] == 2**bits
+
+
+def test_sizes_that_differ_are_helped_by_image_size(tmp_path, tokenizer, images):
+    picture(images / "0_odd.png", (10, 20))
+    with pytest.raises(ValueError, match=r"1 of 8 .*; pass --skip_bad .*; sizes differ; pass --image_size"):
+        tokenize(tokenizer, tmp_path / "out.pth", images)
+    (images / "0_odd.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="1 of 8 images") as error:
+        tokenize(tokenizer, tmp_path / "out.pth", images)
+    assert "sizes differ" not in str(error.value)
+
+
+def test_a_limit_takes_images_evenly(tmp_path, tokenizer, images):
+    tokenize(tokenizer, tmp_path / "out.pth", images, limit=3)
+    assert [Path(name).name for name in TokenDataset(tmp_path / "out.pth").names] == ["0.png", "2.png", "4.png"]
+
+
+def test_a_frame_is_chosen(tmp_path, tokenizer):
+    frames = [np.random.default_rng(i).integers(0, 256, (10, 15, 3), dtype=np.uint8) for i in range(3)]
+    first, *others = map(Image.fromarray, frames)
+    first.save(tmp_path / "a.tif", save_all=True, append_images=others)
+    for i, frame in enumerate(frames):
+        tokenize(tokenizer, tmp_path / f"{i}.pth", tmp_path / "a.tif", frame=i)
+        expected = checkpoint.load(tokenizer).encode_index(to_float(torch.from_numpy(frame)))
+        assert torch.equal(TokenDataset(tmp_path / f"{i}.pth")[0], expected)
+    with pytest.raises(ValueError, match="--frame is 3, but .*a.tif has 3 frames or pages"):
+        tokenize(tokenizer, tmp_path / "x.pth", tmp_path / "a.tif", frame=3)
+    with pytest.raises(ValueError, match="--frame is -1"):
+        tokenize(tokenizer, tmp_path / "x.pth", tmp_path / "a.tif", frame=-1)
 
 
 def test_bad_images_are_named_and_nothing_is_written(tmp_path, tokenizer, images):
@@ -158,7 +188,8 @@ def test_more_processes_than_batches(tmp_path, tokenizer, images):
 def test_copies_are_mirrored_and_shifted_images():
     """Each copy is the image or its mirror image, moved by less than a patch, with the edge repeated; all ways occur."""
     x, seen = torch.arange(12 * 20).view(1, 12, 20, 1).expand(2000, -1, -1, 3), set()
-    for y in mirrored_and_shifted(x, 4, torch.Generator().manual_seed(0))[..., 0]:
+    moves = torch.stack([draw_move(4, origin, copy) for origin in range(1000) for copy in (1, 2)])
+    for y in mirrored_and_shifted(x, moves)[..., 0]:
         middle = y[6, 10:12]  # far from the edges
         mirror = bool(middle[1] < middle[0])
         down, right = middle[0] // 20 - 6, 9 - middle[0] % 20 if mirror else middle[0] % 20 - 10
@@ -180,3 +211,42 @@ def test_copies_are_written_beside_their_images(tmp_path, tokenizer, images):
     assert torch.equal(more["tokens"][originals], plain["tokens"])
     with pytest.raises(ValueError, match="--copies is -1"):
         tokenize(tokenizer, tmp_path / "x.pth", images, copies=-1)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 2}, {"batch_size": 5}, {"batch_size": 3, "skip_bad": True}])
+def test_the_same_copies_are_made_whatever_else_is_encoded(tmp_path, tokenizer, images, options):
+    """Of images that are in other batches, beside images of other sizes, and called by other paths."""
+    tokenize(tokenizer, tmp_path / "one.pth", images, copies=3)
+    if "skip_bad" in options:
+        (images / "3_bad.jpg").write_bytes(b"no image")
+        picture(images / "0_odd.png", (10, 20))
+    images = images.rename(tmp_path / "elsewhere")
+    tokenize(tokenizer, tmp_path / "other.pth", images, copies=3, **options)
+    one, other = (files.read(tmp_path / f"{name}.pth") for name in ("one", "other"))
+    assert torch.equal(one["tokens"], other["tokens"]) and one["images"] == other["images"]
+    assert [Path(name).name for name in one["names"]] == [Path(name).name for name in other["names"]]
+
+
+def test_grids_of_two_tokenizers_are_paired_only_if_they_are_of_the_same_copies(tmp_path, tokenizer, images):
+    torch.manual_seed(1)
+    checkpoint.save(BSQPatchAutoEncoder(codebook_bits=3, **TINY | {"patch_size": 10}), tmp_path / "coarse.pth")
+
+    def pair(coarse: dict, fine: dict) -> MultiscaleDataset:
+        for name, model, options in ("coarse", tmp_path / "coarse.pth", coarse), ("fine", tokenizer, fine):
+            tokenize(model, tmp_path / name / "tokenized_train.pth", images, **options)
+        return MultiscaleDataset("train", tmp_path / "fine", coarse=tmp_path / "coarse")
+
+    moved = {"copies": 2, "shift": 4}
+    assert len(pair({}, {})) == 7 and len(pair({"image_size": "20x30"}, {})) == 7
+    assert len(pair(moved | {"batch_size": 3}, moved)) == 21
+    with pytest.raises(ValueError, match="of the same names, but of other images, or of copies moved otherwise"):
+        pair(moved | {"image_size": "20x30"}, moved)
+    pair({}, {})
+    picture(images / "3.png", (10, 15), seed=99)
+    tokenize(tokenizer, tmp_path / "fine" / "tokenized_train.pth", images)
+    with pytest.raises(ValueError, match="of the same names, but of other images"):
+        MultiscaleDataset("train", tmp_path / "fine", coarse=tmp_path / "coarse")
+    data = files.read(tmp_path / "fine" / "tokenized_train.pth")
+    del data["images"]  # as in files of earlier versions
+    files.write(data, tmp_path / "fine" / "tokenized_train.pth")
+    assert len(MultiscaleDataset("train", tmp_path / "fine", coarse=tmp_path / "coarse")) == 7

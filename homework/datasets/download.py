@@ -8,7 +8,7 @@ import tempfile
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.client import HTTPException, HTTPResponse
 from io import FileIO
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from homework.core import checks, cli
 from homework.datasets import mnist as idx
-from homework.datasets.image_files import SPLITS, is_image, read_dataset_json
+from homework.datasets.image_files import SPLITS, images_in, is_hidden, is_image, read_dataset_json
 
 URL = "https://utexas.box.com/shared/static/qubjm5isldqvyimfj9rsmbnvnbezwcv4.zip"
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist"
@@ -85,7 +85,8 @@ def import_(zip_or_folder: str | Path, dir: str | Path = "data", *, valid_every:
 
     Args:
         zip_or_folder: a zip or a folder that holds folders train and valid at any depth; or one without such folders,
-            or a dataset.json, of whose images one in VALID_EVERY goes into valid; or a folder with MNIST's files.
+            or a dataset.json, of whose images one in VALID_EVERY goes into valid, or the last of fewer; or a folder with
+            MNIST's files.
         dir: the folder to put them into.
         valid_every: one image in so many goes into valid, where the source itself does not say.
         replace: replace the folders train and valid if they exist.
@@ -95,14 +96,16 @@ def import_(zip_or_folder: str | Path, dir: str | Path = "data", *, valid_every:
         raise FileNotFoundError(f"There is no file or folder {source}.")
     cli.at_least(2, valid_every=valid_every)
     if source.is_dir():
-        paths = [path for path in sorted(source.rglob("*")) if path.is_file()]
+        images, paths = sorted(images_in(source)), [path for path in sorted(source.rglob("*")) if path.is_file()]
         digits = {path.name.removesuffix(".gz"): path for path in reversed(paths)}  # the first of several stays
         if digits := {name: digits[name] for name in idx.FILES if name in digits}:
             _put_idx(digits, folder, replace)
-        if not digits or any(map(is_image, paths)):
-            _put(_by_split(_entries(paths), source, valid_every), folder, replace)
+        if not digits or images:
+            entries: Entries = [(path.relative_to(source), partial(FileIO, path)) for path in images]
+            _put(_by_split(entries, source, valid_every), folder, replace)
     elif source.suffix.lower() == ".json":
-        _put(_share_out(_entries(map(Path, read_dataset_json(source))), valid_every), folder, replace)
+        entries = [(Path(path), partial(FileIO, path)) for path in read_dataset_json(source)]
+        _put(_share_out(entries, source, valid_every), folder, replace)
     else:
         try:
             with zipfile.ZipFile(source) as archive:
@@ -161,10 +164,6 @@ def _put_idx(files: dict[str, Path], folder: Path, replace: bool) -> None:
     print(f"{folder / 'mnist'}: {checks.count(len(files), 'file')}")
 
 
-def _entries(paths: Iterable[Path]) -> Entries:
-    return [(path, partial(FileIO, path)) for path in paths]
-
-
 def _zip_entries(archive: zipfile.ZipFile, source: Path) -> Entries:
     infos = [(PureWindowsPath(info.filename), info) for info in archive.infolist()]  # splits at both / and \\
     for path, info in infos:
@@ -174,23 +173,28 @@ def _zip_entries(archive: zipfile.ZipFile, source: Path) -> Entries:
 
 
 def _by_split(entries: Entries, source: Path, valid_every: int) -> dict[str, Opener]:
-    """``{"train/name.jpg": opener}`` for the images in folders train and valid; if there are none, for all images."""
-    entries, members = [(path, opener) for path, opener in entries if is_image(path)], {}
+    """``{"train/name.jpg": opener}`` for the images in and below folders train and valid; if there are none, for all
+    images."""
+    entries, members = [(path, opener) for path, opener in entries if is_image(path) and not is_hidden(path)], {}
     for path, opener in entries:
-        if path.parent.name in SPLITS:
-            name = f"{path.parent.name}/{path.name}"
+        if inside := [i for i, part in enumerate(path.parts[:-1]) if part in SPLITS]:
+            name = "/".join(path.parts[inside[-1] :])
             if name in members:
                 raise ValueError(f"{source} holds several {name} in different folders; import one of these folders.")
             members[name] = opener
-    if not entries:
-        raise ValueError(f"{source} holds no images.")
-    return members or _share_out(entries, valid_every)
+    return members or _share_out(entries, source, valid_every)
 
 
-def _share_out(entries: Entries, valid_every: int) -> dict[str, Opener]:
-    """One entry in ``valid_every`` goes into valid, the others into train; numbered, for a name may occur twice."""
+def _share_out(entries: Entries, source: Path, valid_every: int) -> dict[str, Opener]:
+    """One entry in ``valid_every`` goes into valid, or the last of fewer, the others into train; numbered, for a name may
+    occur twice. ValueError for fewer than two."""
+    if len(entries) < 2:
+        what = "only one image" if entries else "no images"
+        raise ValueError(f"{source} holds {what}, but training and validation need one each.")
+    every = min(valid_every, len(entries))
+    print(f"One image in {every} is for validation; --valid_every N changes that.")
     numbered = enumerate(entries, start=1)
-    return {f"{SPLITS[i % valid_every == 0]}/{i:06d}_{path.name}": opener for i, (path, opener) in numbered}
+    return {f"{SPLITS[i % every == 0]}/{i:06d}_{path.name}": opener for i, (path, opener) in numbered}
 
 
 def _put(members: dict[str, Opener], folder: Path, replace: bool) -> None:
@@ -198,6 +202,7 @@ def _put(members: dict[str, Opener], folder: Path, replace: bool) -> None:
     splits = sorted({name.split("/")[0] for name in members})
     with _new_folders(folder, splits, replace) as new:
         for name, opener in tqdm(members.items(), desc="copying", unit="img"):
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
             with opener() as read, open(new / name, "wb") as written:
                 shutil.copyfileobj(read, written)
     for split in splits:

@@ -73,7 +73,7 @@ def prepare_folder(folder: Path, index: dict, replace: bool) -> list[int]:
             path.unlink()
     elif (folder / INDEX).is_file():
         found = read_index(folder)
-        if other := [k for k in index if found[k] != index[k]]:
+        if other := [k for k in found | index if k != "finished" and found.get(k) != index.get(k)]:
             raise ValueError(f"{folder} has feature maps already, whose {' and '.join(other)} differ; name another folder, "
                              "or pass --replace to make them again.")  # fmt: skip
     elif there:

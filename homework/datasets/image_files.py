@@ -1,57 +1,64 @@
 """Image files: which ones a user means, and how to read one upright, in RGB, at the right size."""
 
+import collections
 import itertools
 import json
 import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from functools import partial
+from functools import cache
 from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageOps
+from tqdm import tqdm
 
 from homework.core import checks
+from homework.datasets.decoding import decode, missing_plugin, readable_suffixes
 
 SPLITS = ("train", "valid")
-SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
-if "avif" in features.modules and features.check("avif"):  # from Pillow 11.3 on, where it was built with libavif
-    SUFFIXES += (".avif",)
+DATA = "data"  # where data are by default
 HELD_OUT = 20  # where there are no splits, one image of so many is for validation
 HOW_TO_GET = "python -m homework.data download, or python -m homework.data import ZIP_OR_FOLDER if you have the zip"
 Source = str | Path | Iterable[str | Path]
+_REPORTED: set[tuple[str, int]] = set()  # files whose number of frames has been said, and which frame
 
 
-def image_paths(source: Source, root: str | Path = "data") -> list[str]:
+def image_paths(source: Source, root: str | Path = DATA) -> list[str]:
     """The image files that ``source`` names, sorted, each once. FileNotFoundError if there is no such file or folder;
     ValueError if there are no images in it, a single one that is to be split, or a dataset.json is of another form.
 
     Args:
-        source: a split ("train", "valid"), a folder (its own image files, not those of folders in it), an image file, a
-            dataset.json, or several of these.
+        source: a split ("train", "valid"), a folder (all images in it and below it, but for hidden ones), an image file,
+            a dataset.json, or several of these.
         root: of the splits: a folder with folders of their names; or a folder of images, or a dataset.json, of whose sorted
             images every 20th, from the first one on, is for validation.
     """
     if isinstance(source, str) and source in SPLITS:
         has_splits, folder = any(Path(root, split).is_dir() for split in SPLITS), Path(root)
-        if not has_splits and (folder.is_file() or (folder.is_dir() and any(map(is_image, folder.iterdir())))):
+        if not has_splits and (folder.is_file() or (folder.is_dir() and _holds_images(folder))):
             paths = image_paths(root)
             if len(paths) < 2:
                 raise ValueError(f"There is only one image in {root}, but training and validation need one each.")
+            say_once(f"{root} has no folders train and valid; of its {len(paths)} images every {HELD_OUT}th validates.")
             return paths[::HELD_OUT] if source == "valid" else sorted({*paths} - {*paths[::HELD_OUT]})
-        source = Path(root) / source
+        other, source = Path(root, next(s for s in SPLITS if s != source)), Path(root, source)
+        if not source.is_dir() and other.is_dir():
+            raise FileNotFoundError(f"There is no folder {source}, but {other}; move some of its images there, or share all "
+                                    f"out by python -m homework.data import {other} --dir FOLDER.")  # fmt: skip
         if not source.is_dir():
             raise FileNotFoundError(f"There is no folder {source}, nor images in {root}; get them with {HOW_TO_GET}.")
     sources = [source] if isinstance(source, str | Path) else list(source)
     found: set[str] = set()
     for path in map(Path, sources):
         if path.is_dir():
-            found.update(str(p) for p in path.iterdir() if is_image(p))
+            found.update(map(str, images_in(path)))
         elif not path.is_file():
-            raise FileNotFoundError(f"There is no file or folder {path}.")
+            what = f"{path} is neither a file nor a folder." if path.exists() else f"There is no file or folder {path}."
+            raise FileNotFoundError(what)
         elif path.suffix.lower() != ".json":
             found.add(str(path))
         elif not path.name.endswith("_info.json"):  # notes among the course's images
@@ -63,19 +70,71 @@ def image_paths(source: Source, root: str | Path = "data") -> list[str]:
 
 def is_image(path: PurePath) -> bool:
     """Whether the name is one of an image file that is not hidden."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return path.suffix.lower() in readable_suffixes() and not path.name.startswith(".")
+
+
+def _holds_images(root: Path) -> bool:
+    """Whether there are images to be split; those in folders of the default one, such as data/sample, were not meant."""
+    return any(map(is_image, root.iterdir())) or (root != Path(DATA) and any(images_in(root)))
+
+
+def is_hidden(path: PurePath) -> bool:
+    """Whether any part of a relative path begins with a dot."""
+    return any(part.startswith(".") for part in path.parts)
+
+
+def images_in(folder: Path) -> Iterator[Path]:
+    """The image files in a folder and in those below it, except hidden ones. What is named like an image, but is a folder,
+    a FIFO or a device, or needs a plugin, is left out, which stderr says."""
+    others: dict[str, list[str]] = collections.defaultdict(list)
+    for path in (parent / name for parent, names in _walk(folder) for name in names if not name.startswith(".")):
+        if is_image(path) and path.is_file():
+            yield path
+        elif is_image(path):
+            others["are named like images but are not files"].append(str(path))
+        elif plugin := missing_plugin(path):
+            others[f"need pip install {plugin}"].append(str(path))
+    for why, paths in others.items():
+        say_once(f"Left out, for they {why}: {_some(paths)}.")
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and those below it, hidden ones and those named like images excepted, each once, with the names in it that
+    are not of folders to come."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen = set()
+    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        if (real := os.path.realpath(parent)) in seen:  # by a link
+            folders.clear()
+            continue
+        seen.add(real)
+        shown = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in shown if not is_image(PurePath(name))]
+        yield Path(parent), sorted(names) + [name for name in shown if name not in folders]
+
+
+@cache
+def say_once(sentence: str) -> None:
+    """Prints to stderr what this process has not said yet, above any progress bar."""
+    tqdm.write(sentence, file=sys.stderr)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:10]) + f" and {len(names) - 10} more" * (len(names) > 10)
 
 
 def not_read(folder: Path) -> str:
-    """What is in a folder besides the images that :func:`image_paths` takes: "2 folders and 1 other file", or ""."""
-    others = [p for p in folder.iterdir() if not is_image(p) and not p.name.startswith(".")]
-    n_folders = sum(map(Path.is_dir, others))
-    counts = (n_folders, "folder"), (len(others) - n_folders, "other file")
-    return " and ".join(f"{n:,} {what}{'s' * (n > 1)}" for n, what in counts if n)
+    """What is in a folder and those below it besides images, hidden files excepted: "2 other files", or ""."""
+    n = sum(not name.startswith(".") and not is_image(PurePath(name)) for _, names in _walk(folder) for name in names)
+    return f"{n:,} other file{'s' * (n > 1)}" if n else ""
 
 
 def n_pixels(path: str) -> int:
     """The number of pixels of an image, as its file's header says; 0 if that cannot be read."""
+    readable_suffixes()  # registers plugins
     try:
         with Image.open(path) as file:
             return math.prod(file.size)
@@ -93,70 +152,84 @@ def read_dataset_json(path: Path) -> list[str]:
         raise ValueError(f"{path} is not a dataset.json of the form {form}.") from error
     for name, files in zip(names, candidates, strict=True):
         if not any(map(Path.is_file, files)):
-            raise FileNotFoundError(f"{path} names {name}, which does not exist.")
+            raise FileNotFoundError(f"{path} names {name}, but there is no such file.")
     return [str(next(filter(Path.is_file, files))) for files in candidates]
 
 
-def read_image(path: str | Path, image_size: tuple[int, int] | None = None) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of an image file, upright; transparent pixels on white, 16 bits a channel cut down to the upper 8.
+def read_image(path: str | Path, image_size: tuple[int, int] | None = None, frame: int = 0) -> np.ndarray:
+    """(H, W, 3) uint8 sRGB of an image file, see :func:`decode`; if it has several frames or pages, that is said on stderr.
     With an ``image_size`` (H, W), the image is scaled until it covers this, and its centre cut out. ValueError if the file
-    is not an image, is damaged, too large for Pillow, or has floats or 32 bits a pixel; OSError if it may not be read."""
+    is not an image, or one that cannot be read; OSError if it may not be read."""
+    image, n_frames = _read(path, image_size, frame)
+    report_frames({str(path): n_frames}, frame)
+    return image
+
+
+def _read(path: str | Path, image_size: tuple[int, int] | None, frame: int) -> tuple[np.ndarray, int]:
     with open(path, "rb") as stream:  # given a path, Pillow maps grey TIFFs into memory, with sides that EXIF has swapped
-        image = _decode(stream, path)
+        image, n_frames = decode(stream, path, frame)
     if image_size is not None:
         image = ImageOps.fit(image, image_size[::-1])
-    return np.asarray(image)
+    return np.asarray(image), n_frames
 
 
-def _decode(stream: BinaryIO, path: str | Path) -> Image.Image:
-    try:
-        with Image.open(stream) as file:
-            if file.mode != "F" and (file.mode != "I" or file.format in ("PNG", "PPM")):  # those have 16 bits
-                image = ImageOps.exif_transpose(file)
-                if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip to white
-                    grey, clear = np.asarray(image), image.info.get("transparency")
-                    grey = np.where(grey == clear, 255, grey // 256)
-                    image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
-                if image.has_transparency_data:  # as on a page; what convert() alone would show is often black or noise
-                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-                return image.convert("RGB")
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{path} is too large: Pillow reads up to {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels.") from error
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
-        raise ValueError(f"{path} cannot be read as an image ({type(error).__name__}); is it damaged?") from error
-    raise ValueError(f"{path} cannot be read: it has floats or 32 bits a pixel, of unknown white; convert to 8 or 16 bits.")
+def report_frames(n_frames: dict[str, int], frame: int) -> None:
+    """Says on stderr which of the files have several frames or pages, once for each file."""
+    several = [f"{path} ({n})" for path, n in n_frames.items() if n > 1 and (path, frame) not in _REPORTED]
+    if several:
+        _REPORTED.update((path, frame) for path, n in n_frames.items() if n > 1)
+        say_once(f"Of files with several frames or pages, number {frame} alone is read (compress, tokenize and features "
+                 f"take --frame N, from 0): {_some(several)}.")  # fmt: skip
 
 
 def check_size(path: str, image: np.ndarray, first_path: str, size: tuple[int, int]) -> None:
     """ValueError, naming both files, if ``image`` is not of ``size`` (H, W)."""
     if image.shape[:2] != tuple(size):
         raise ValueError(f"{path} is {image.shape[0]}x{image.shape[1]} but {first_path} is {size[0]}x{size[1]} (height x "
-                         "width); pass --image_size HxW to scale and crop all of them.")  # fmt: skip
+                         "width): sizes differ; pass --image_size HxW to scale and crop all of them.")  # fmt: skip
 
 
-def report_bad_images(bad: list[str], n: int, skip_bad: bool) -> None:
-    """Prints up to 10 sentences about ``bad`` ones of ``n`` images. ValueError unless ``skip_bad`` and some are left."""
+def report_bad_images(bad: list[str], n: int, skip_bad: bool, hint: str = "") -> None:
+    """Prints up to 10 sentences about ``bad`` ones of ``n`` images. ValueError, with a ``hint`` of what helps, unless
+    ``skip_bad`` and some are left."""
     lines = bad[:10] + [f"and {len(bad) - 10} more"] * (len(bad) > 10)
     named = f" {bad[0]}" if len(bad) == 1 else "".join(f"\n  {line}" for line in lines)
     if bad and (len(bad) == n or not skip_bad):
         remedy = "there are no others" if len(bad) == n else "pass --skip_bad to leave them out"
-        raise ValueError(f"{len(bad)} of {checks.count(n, 'image')} cannot be used; {remedy}:{named}")
+        raise ValueError(f"{len(bad)} of {checks.count(n, 'image')} cannot be used; {remedy}{hint}:{named}")
     if bad:
         print(f"Left out {len(bad)} of {checks.count(n, 'image')}:{named}", file=sys.stderr)
 
 
-def decoded(batches: Iterable[list[str]], image_size: tuple[int, int] | None = None,
+def decoded(batches: Iterable[list[str]], image_size: tuple[int, int] | None = None, frame: int = 0,
             ) -> Iterator[tuple[list[str], list[np.ndarray | str]]]:  # fmt: skip
     """Every batch of paths with its images, as :func:`read_image` returns them; instead of one that cannot be read, a
-    sentence that says why. While a batch is being used, threads decode the next."""
-    with ThreadPool(os.cpu_count()) as pool:
-        pending: Iterator[Any] = ((batch, pool.map_async(partial(_read, image_size), batch)) for batch in batches)
-        for (batch, images), _ in itertools.pairwise(itertools.chain(pending, [None])):
-            yield batch, images.get()
+    sentence that says why. While a batch is being used, threads decode the next. At the end, says which have several
+    frames."""
+    n_frames: dict[str, int] = {}
 
+    def read(path: str) -> np.ndarray | str:
+        try:
+            image, n_frames[path] = _read(path, image_size, frame)
+            return image
+        except (ValueError, OSError) as error:
+            return str(error)
 
-def _read(image_size: tuple[int, int] | None, path: str) -> np.ndarray | str:
     try:
-        return read_image(path, image_size)
-    except (ValueError, OSError) as error:
-        return str(error)
+        with ThreadPool(os.cpu_count()) as pool:
+            pending: Iterator[Any] = ((batch, pool.map_async(read, batch)) for batch in batches)
+            for (batch, images), _ in itertools.pairwise(itertools.chain(pending, [None])):
+                yield batch, images.get()
+    finally:
+        report_frames(dict(sorted(n_frames.items())), frame)
+
+
+def batches_of(items: list, n: int) -> list[list]:
+    """The items, ``n`` at a time."""
+    return [items[i : i + n] for i in range(0, len(items), n)]
+
+
+def spread(items: list, n: int | None) -> list:
+    """``n`` of the items (all if None, or if there are fewer), evenly spaced."""
+    n = len(items) if n is None else min(n, len(items))
+    return [items[i * len(items) // n] for i in range(n)]

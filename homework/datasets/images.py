@@ -4,9 +4,10 @@ import contextlib
 import errno
 import hashlib
 import os
+import stat
+import sys
 import tempfile
 import time
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +18,9 @@ from tqdm import tqdm
 
 from homework.core import files
 from homework.datasets.base import Dataset, Indices
-from homework.datasets.image_files import Source, check_size, image_paths, read_image
+from homework.datasets.image_files import Source, batches_of, check_size, decoded, image_paths
+
+KEPT = 30 * 24 * 3600  # seconds that a cache is kept without being used
 
 
 def to_float(pixels: Tensor) -> Tensor:
@@ -51,15 +54,16 @@ class Images(Dataset):
 class ImageDataset(Images):
     """Images, see :func:`image_paths`, decoded once into a memory-mapped file; ``names`` are the paths, sorted.
 
-    The cache is in ``root/.cache`` (N*H*W*3 bytes; beside a dataset.json), or in a temporary folder where that cannot be
-    written. It is made again when a file's name, size or time changes. ``image_size`` is (H, W) to scale and crop to; None
-    requires that all images have one size: a ValueError names the first that is of another, or damaged.
+    The file (N*H*W*3 bytes) is in :func:`cache_folder`. It is made again when an image's name, size or time changes.
+    ``image_size`` is (H, W) to scale and crop to; None requires that all images have one size: a ValueError names the first
+    that is of another, or damaged. ``limit`` takes the first so many images.
     """
 
-    def __init__(self, source: Source = "train", image_size: tuple[int, int] | None = None, root: str | Path = "data"):
-        self.names = image_paths(source, root)
-        origin = str(source) if isinstance(source, str | Path) else self.names
-        self.images = np.load(_cache(self.names, origin, image_size, Path(root)), mmap_mode="r")
+    def __init__(self, source: Source = "train", image_size: tuple[int, int] | None = None, root: str | Path = "data",
+                 limit: int | None = None):  # fmt: skip
+        self.names = image_paths(source, root)[:limit]
+        origin = str(root), str(source) if isinstance(source, str | Path) else self.names, limit
+        self.images = np.load(_cache(self.names, origin, image_size), mmap_mode="r")
         self.size = self.images.shape[1:3]
 
     def augment(self, batch: Tensor, generator: torch.Generator, indices: Tensor | None = None) -> Tensor:
@@ -69,50 +73,62 @@ class ImageDataset(Images):
         return batch
 
 
-def _cache(names: list[str], origin: str | list[str], image_size: tuple[int, int] | None, root: Path) -> Path:
+def cache_folder() -> Path:
+    """Where decoded images are kept: the folder HOMEWORK_CACHE, else the platform's for caches, else, where that cannot be
+    written, a temporary one that only this user may write. OSError if there is none."""
+    home, uid = Path(os.path.expanduser("~")), getattr(os, "getuid", int)()
+    platform = {"win32": ("LOCALAPPDATA", home / "AppData/Local"), "darwin": ("", home / "Library/Caches")}
+    variable, default = platform.get(sys.platform, ("XDG_CACHE_HOME", home / ".cache"))
+    own = os.environ.get("HOMEWORK_CACHE") or Path(os.environ.get(variable) or default, "homework")
+    temporary = Path(tempfile.gettempdir(), f"homework-cache-{uid}")
+    for folder in Path(own), temporary:
+        with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            info = folder.lstat()
+            private = stat.S_ISDIR(info.st_mode) and info.st_uid == uid and not (os.name == "posix" and info.st_mode & 0o022)
+            if os.access(folder, os.W_OK) and (private or folder != temporary):
+                return folder
+    raise OSError(f"Decoded images need a folder, but neither {own} nor {temporary} can be used; set HOMEWORK_CACHE to one.")
+
+
+def _cache(names: list[str], origin: tuple, image_size: tuple[int, int] | None) -> Path:
     """The .npy file (N, H, W, 3) uint8 of the images ``names``, made if need be; it replaces others of ``origin``."""
-    prefix = hashlib.sha256(repr((os.getcwd(), str(root), origin, image_size)).encode()).hexdigest()[:8]
+    prefix = hashlib.sha256(repr((os.getcwd(), origin, image_size)).encode()).hexdigest()[:8]
     content = hashlib.sha256()
-    for name, stat in zip(names, map(os.stat, names), strict=True):
-        content.update(os.fsencode(f"{os.path.abspath(name)}\0{stat.st_size}\0{stat.st_mtime_ns}\0"))
-    beside = root.parent if root.is_file() else root
-    folders = [beside / ".cache"] * beside.is_dir()
-    folders += [Path(tempfile.gettempdir()) / f"homework-cache-{getattr(os, 'getuid', int)()}"]
-    paths = [folder / f"{prefix}-{content.hexdigest()[:24]}.npy" for folder in folders]
-    return next((path for path in paths if path.is_file()), None) or _make_cache(names, image_size, paths, prefix)
-
-
-def _make_cache(names: list[str], image_size: tuple[int, int] | None, paths: list[Path], prefix: str) -> Path:
-    """Writes the cache to the first of ``paths`` that can be written, and removes others of its ``prefix`` there."""
-    for path in paths:
-        try:
-            with files.replacing(path) as temporary, open(temporary, "wb") as file:
-                _decode_all(names, image_size, file)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise OSError(f"The disk is full: the images need a cache in {path.parent}; make room there.") from error
-            if path == paths[-1] or error.filename in names:  # an image that is gone, not a read-only folder
-                raise
-            continue
-        for old in path.parent.glob(f"{prefix}-*"):  # what this source was before, and what killed processes left
-            with contextlib.suppress(FileNotFoundError):  # another process that makes the same cache renames its own file
-                if old != path and (old.suffix == ".npy" or old.stat().st_mtime < time.time() - 3600):
-                    old.unlink()
+    for name, info in zip(names, map(os.stat, names), strict=True):
+        content.update(os.fsencode(f"{os.path.abspath(name)}\0{info.st_size}\0{info.st_mtime_ns}\0"))
+    path = cache_folder() / f"{prefix}-{content.hexdigest()[:24]}.npy"
+    if path.is_file():
+        os.utime(path)  # it is in use
         return path
-    raise AssertionError("unreachable")
+    try:
+        with files.replacing(path) as temporary, open(temporary, "wb") as file:
+            _decode_all(names, image_size, file)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(f"The disk is full: the images need a cache in {path.parent}; make room there, or set "
+                          "HOMEWORK_CACHE to another folder.") from error  # fmt: skip
+        raise
+    for old in path.parent.glob("[0-9a-f]" * 8 + "-" + "[0-9a-f]" * 24 + ".npy*"):
+        with contextlib.suppress(FileNotFoundError):  # another process that makes the same cache renames its own file
+            age = time.time() - old.stat().st_mtime
+            if old != path and age > (3600 if old.suffix != ".npy" else 0 if old.name.startswith(prefix) else KEPT):
+                old.unlink()  # what killed processes left, what this source was before, and what no one uses
+    return path
 
 
 def _decode_all(names: list[str], image_size: tuple[int, int] | None, file: BinaryIO) -> None:
     # plain writes, not a writable map: on a full disk the one raises OSError, the other kills the process
     size = None
-    with ThreadPool(os.cpu_count()) as pool, tqdm(total=len(names), desc="decoding", unit="img", leave=False) as bar:
-        for start in range(0, len(names), 256):  # in pieces, so that decoding cannot run away from a slow disk
-            chunk = names[start : start + 256]
-            for name, image in zip(chunk, pool.imap(lambda n: read_image(n, image_size), chunk), strict=True):
+    with tqdm(total=len(names), desc="decoding", unit="img", leave=False) as bar:
+        for batch, images in decoded(batches_of(names, 128), image_size):
+            for name, image in zip(batch, images, strict=True):
+                if isinstance(image, str):
+                    raise ValueError(image)
                 if size is None:
                     size = image.shape[:2]
                     header = {"descr": "|u1", "fortran_order": False, "shape": (len(names), *size, 3)}
                     np.lib.format.write_array_header_1_0(file, header)
                 check_size(name, image, names[0], size)
                 file.write(image.tobytes())
-                bar.update()
+            bar.update(len(batch))

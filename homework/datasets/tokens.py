@@ -54,8 +54,9 @@ class TokenDataset(Grids):
             raise ValueError(f"{path} holds no grids of tokens (N, h, w); make it with python -m homework.tokenize.")
         self.tokens = tokens.numpy()  # numpy, because torch has hardly any operations for uint16
         fields = data if isinstance(data, dict) else {}
-        self.n_tokens = int(fields.get("n_tokens", self.tokens.max() + 1))
+        self.n_tokens = int(fields.get("n_tokens", int(self.tokens.max()) + 1))
         self.names, self.shift = list(fields.get("names", [])), fields.get("shift")
+        self.images = fields.get("images")  # by which grids of several tokenizers know that they go together
         self.meta = {"tokenizer": fields["tokenizer"]} if "tokenizer" in fields else {}
         self.size = self.tokens.shape[1:]
         if self.tokens.min() < 0 or self.tokens.max() >= self.n_tokens:
@@ -84,6 +85,9 @@ class MultiscaleDataset(Dataset):
         if self.coarse.shift != self.fine.shift:
             raise ValueError(f"The copies in {one} were moved by up to {self.coarse.shift} pixels, but those in {other} by "
                              f"up to {self.fine.shift}; make both with one --shift.")  # fmt: skip
+        if self.coarse.images and self.fine.images and self.coarse.images != self.fine.images:
+            raise ValueError(f"{one} and {other} are of files of the same names, but of other images, or of copies moved "
+                             "otherwise; make both with python -m homework.tokenize from the same ones.")  # fmt: skip
         pair = ("coarse_", self.coarse), ("", self.fine)
         self.meta = {f"{prefix}tokenizer": data.meta["tokenizer"] for prefix, data in pair if data.meta}
 

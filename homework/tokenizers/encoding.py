@@ -1,8 +1,11 @@
 """Many images through a model: grids of tokens from a tokenizer, feature maps from an auto-encoder."""
 
 import collections
+import hashlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,18 +14,22 @@ from tqdm import tqdm
 
 from homework.core import fingerprint
 from homework.datasets.features import FeatureDataset, FeatureModel
-from homework.datasets.image_files import check_size, decoded, report_bad_images
+from homework.datasets.image_files import batches_of, check_size, decoded, report_bad_images, spread
 from homework.datasets.images import to_float
 from homework.datasets.mnist import MnistImages
 from homework.tokenizers.base import AutoEncoder, Tokenizer
 from homework.training import distributed
 
-Results = dict[str, tuple[tuple[int, ...], np.ndarray] | str]  # an image's (H, W) and grid (h, w), or what is wrong with it
+
+class Encoded(NamedTuple):
+    """The grid (h, w) of an image of ``size`` (H, W) in pixels; ``origin`` is a checksum of its file, 0 if there is none."""
+
+    size: tuple[int, ...]
+    grid: np.ndarray
+    origin: int = 0
 
 
-def batches_of(items: list, n: int) -> list[list]:
-    """The items, ``n`` at a time."""
-    return [items[i : i + n] for i in range(0, len(items), n)]
+Results = dict[str, Encoded | str]  # by name; instead of an image that cannot be used, what is wrong with it
 
 
 def progress(batches: list[list], what: str) -> tqdm:
@@ -39,31 +46,33 @@ def own_share(batches: list[list]) -> list[list]:
 
 
 @torch.inference_mode()
-def encode_dataset(model: Tokenizer, data: FeatureDataset | MnistImages, batch_size: int) -> Results:
-    """The grids of this process's share of ``data``, by name. ValueError for feature maps that another auto-encoder made, or
-    that the tokenizer does not read."""
+def encode_dataset(model: Tokenizer, data: FeatureDataset | MnistImages, batch_size: int,
+                   limit: int | None = None) -> Results:  # fmt: skip
+    """The grids of this process's share of ``data``, or of ``limit`` samples evenly spread over it, by name. ValueError for
+    feature maps that another auto-encoder made, or that the tokenizer does not read."""
     encode: Callable[[Tensor], Tensor] = model.encode_index
     if isinstance(data, FeatureDataset):
         if isinstance(model, FeatureModel) and not fingerprint.is_of(data.fingerprint, model.autoencoder):
             raise ValueError("These feature maps are of another auto-encoder; use the tokenizer's own, or name images.")
         encode = model.encode_features
-    batches, results = own_share(batches_of(list(range(len(data))), batch_size)), Results()
+    batches, results = own_share(batches_of(spread(list(range(len(data))), limit), batch_size)), Results()
     with progress(batches, "tokenizing") as bar:
         for indices in batches:
             grids = as_smallest_type(encode(data.batch(indices, model.device)), model.n_tokens)  # (B,h,w)
-            results |= {data.names[i]: (data.size[:2], grid) for i, grid in zip(indices, grids, strict=True)}
+            results |= {data.names[i]: Encoded(data.size[:2], grid) for i, grid in zip(indices, grids, strict=True)}
             bar.update(len(indices))
     return results
 
 
 @torch.inference_mode()
 def encode_files(model: Tokenizer, paths: list[str], batch_size: int, image_size: tuple[int, int] | None = None,
-                 copies: int = 0, shift: int = 0) -> Results:  # fmt: skip
-    """The grids of this process's share of ``paths``, by path. Copy k of an image is called PATH#k, and moved by at most
-    ``shift`` pixels."""
+                 copies: int = 0, shift: int = 0, frame: int = 0) -> Results:  # fmt: skip
+    """The grids of this process's share of ``paths``, by path, of number ``frame`` of files with several. Copy k of an image
+    is called PATH#k, and mirrored and moved by at most ``shift`` pixels as k and its file's content say: whatever the
+    tokenizer and the batch, the same copies are made."""
     batches, results = own_share(batches_of(paths, batch_size)), Results()
     with progress(batches, "tokenizing") as bar:
-        for batch, images in decoded(batches, image_size):
+        for batch, images in decoded(batches, image_size, frame):
             by_size: dict[tuple[int, ...], dict[str, np.ndarray]] = collections.defaultdict(dict)
             for path, image in zip(batch, images, strict=True):
                 if isinstance(image, str):
@@ -72,21 +81,30 @@ def encode_files(model: Tokenizer, paths: list[str], batch_size: int, image_size
                     by_size[image.shape[:2]][path] = image
             for size, group in by_size.items():
                 pixels = torch.from_numpy(np.stack(list(group.values()))).to(model.device)  # (B,H,W,3)
+                origins = [zlib.crc32(Path(path).read_bytes(), frame) for path in group]
                 for copy in range(1 + copies):
-                    draws = torch.Generator().manual_seed(zlib.crc32(f"{batch[0]}#{copy}".encode()))
-                    x = to_float(mirrored_and_shifted(pixels, shift, draws) if copy else pixels)
-                    grids = as_smallest_type(model.encode_index(x), model.n_tokens)  # (B,h,w)
-                    names = [f"{path}#{copy}" if copy else path for path in group]
-                    results |= {name: (size, grid) for name, grid in zip(names, grids, strict=True)}
+                    moved = pixels
+                    if copy:
+                        moves = torch.stack([draw_move(shift, origin, copy) for origin in origins])  # (B,3)
+                        moved = mirrored_and_shifted(pixels, moves.to(pixels.device))
+                    grids = as_smallest_type(model.encode_index(to_float(moved)), model.n_tokens)  # (B,h,w)
+                    for path, grid, origin in zip(group, grids, origins, strict=True):
+                        results[f"{path}#{copy}" if copy else path] = Encoded(size, grid, origin)
             bar.update(len(batch))
     return results
 
 
-def mirrored_and_shifted(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """(B,H,W,3) images, each mirrored or not, and moved by up to ``most`` pixels in both directions, edges repeated."""
+def draw_move(most: int, origin: int, copy: int) -> Tensor:
+    """How copy number ``copy`` of an image is moved, (3): down and right by -``most`` to ``most``, and 1 if mirrored."""
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{origin} {copy}".encode()))
+    shift = torch.randint(-most, most + 1, (2,), generator=generator)
+    return torch.cat([shift, torch.randint(2, (1,), generator=generator)])
+
+
+def mirrored_and_shifted(x: Tensor, moves: Tensor) -> Tensor:
+    """(B,H,W,3) images, mirrored or not and moved down and right as ``moves`` (B,3) say, edges repeated."""
     B, H, W, _ = x.shape
-    down, right = torch.randint(-most, most + 1, (2, B, 1), generator=generator).to(x.device)
-    mirror = torch.randint(2, (B, 1), generator=generator).to(x.device)
+    down, right, mirror = moves.T[:, :, None]  # (B,3) -> 3 of (B,1)
     rows = (torch.arange(H, device=x.device) + down).clamp(0, H - 1)  # (B,H)
     columns = (torch.arange(W, device=x.device) + right).clamp(0, W - 1)  # (B,W)
     columns = torch.where(mirror == 1, W - 1 - columns, columns)
@@ -103,21 +121,29 @@ def smallest_type(n_tokens: int) -> type:
     return next(t for bits, t in types.items() if n_tokens <= 1 << bits)
 
 
-def of_one_size(results: Results, skip_bad: bool) -> dict[str, np.ndarray]:
-    """The grids, sorted by name, of the images of the most frequent size; ValueError if there are others, unless
+def of_one_size(results: Results, skip_bad: bool) -> dict[str, Encoded]:
+    """The results, sorted by name, of the images of the most frequent size; ValueError if there are others, unless
     ``skip_bad``."""
-    sizes = collections.Counter(r[0] for r in results.values() if not isinstance(r, str))
-    size, _ = next(iter(sizes.most_common(1)), ((0, 0), 0))
+    sizes = collections.Counter(r.size for r in results.values() if not isinstance(r, str))
+    size, n = next(iter(sizes.most_common(1)), ((0, 0), 0))
     bad, good = [], {}
     for path, result in sorted(results.items()):
         if isinstance(result, str):
             bad.append(result)
-        elif result[0] != size:
-            bad.append("{} is {}x{}, most are {}x{} (see --image_size)".format(path, *result[0], *size))
+        elif result.size != size:
+            bad.append("{} is {}x{}, most are {}x{}".format(path, *result.size, *size))
         else:
-            good[path] = result[1]
-    report_bad_images(bad, len(results), skip_bad)
+            good[path] = result
+    hint = "; sizes differ; pass --image_size HxW to scale and crop all of them" * (n < sizes.total())
+    report_bad_images(bad, len(results), skip_bad, hint)
     return good
+
+
+def images_fingerprint(encoded: Iterable[Encoded], *how: object) -> str:
+    """16 hexadecimal digits by which grids of several tokenizers know that they are of the same images, in one order, from
+    checksums of the images' files and ``how`` these were changed; "" where there are none, as for feature maps."""
+    origins = [e.origin for e in encoded]
+    return hashlib.sha256(repr((origins, *how)).encode()).hexdigest()[:16] if any(origins) else ""
 
 
 # --- feature maps ---------------------------------------------------------------------------------------------------------
@@ -125,13 +151,13 @@ def of_one_size(results: Results, skip_bad: bool) -> dict[str, np.ndarray]:
 
 @torch.inference_mode()
 def encode_shards(model: AutoEncoder, index: dict, missing: list[int], batch_size: int,
-                  image_size: tuple[int, int] | None) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
+                  image_size: tuple[int, int] | None, frame: int = 0) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
     """The shards ``missing`` of ``index``, one after the other: (i, float16 (n,h,w,C)). Batches end with a shard, so that it
     is the same whether others were there already or not. ValueError, naming the image, if one is damaged or of another size,
     or its map has numbers too large for float16."""
     ends = np.cumsum(index["shards"])
     batches = {i: batches_of(index["names"][ends[i] - index["shards"][i] : ends[i]], batch_size) for i in missing}
-    images = decoded((batch for i in missing for batch in batches[i]), image_size)
+    images = decoded((batch for i in missing for batch in batches[i]), image_size, frame)
     with progress(batches_of(index["names"], batch_size), "encoding") as bar:
         bar.update(len(index["names"]) - sum(index["shards"][i] for i in missing))
         for i in missing:

@@ -37,6 +37,13 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
 
 
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch) -> Path:
+    """An empty folder for decoded images, and for nothing else."""
+    monkeypatch.setenv("HOMEWORK_CACHE", str(tmp_path / "own-cache"))
+    return tmp_path / "own-cache"
+
+
 # Images
 
 
@@ -137,40 +144,82 @@ def damaged(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 @pytest.mark.parametrize("how", ["empty", "garbage", "truncated", "head"])
-def test_damaged_file_is_named_and_leaves_no_cache(tmp_path, how, suffix):
+def test_damaged_file_is_named_and_leaves_no_cache(tmp_path, own_cache, how, suffix):
     for i in range(3):
         picture(tmp_path / "train" / f"{i}.{suffix}", (64, 64))
     damaged(tmp_path / "train" / f"1.{suffix}", how)
     with pytest.raises(ValueError, match=rf"1\.{suffix} cannot be read"):
         ImageDataset("train", root=tmp_path)
-    assert list((tmp_path / ".cache").iterdir()) == []
+    assert list(own_cache.iterdir()) == []
 
 
-def test_cache_is_made_once_and_again_after_a_change(tmp_path, monkeypatch):
+def test_cache_is_made_once_and_again_after_a_change(tmp_path, monkeypatch, own_cache):
     path = picture(tmp_path / "train" / "0.png", seed=1)
     picture(tmp_path / "train" / "1.png", seed=2)
     ImageDataset("train", root=tmp_path)
     ImageDataset("train", image_size=(3, 3), root=tmp_path)
     with monkeypatch.context() as context:
-        context.setattr(images, "read_image", lambda *_: pytest.fail("decoded again"))
+        context.setattr(images, "decoded", lambda *_: pytest.fail("decoded again"))
         before = ImageDataset("train", root=tmp_path)
     picture(path, seed=3)
     os.utime(path, ns=(1, 1))
     after = ImageDataset("train", root=tmp_path)
     assert not torch.equal(before[0], after[0]) and torch.equal(before[1], after[1])
-    assert len(list((tmp_path / ".cache").iterdir())) == 2  # the old one is gone, that of another size is not
+    assert len(list(own_cache.iterdir())) == 2  # the old one is gone, that of another size is not
 
 
 def test_cache_falls_back_to_a_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     picture(tmp_path / "data" / "train" / "0.png")
-    (tmp_path / "data" / ".cache").touch()  # no folder can be made here
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOMEWORK_CACHE", str(tmp_path / "file" / "cache"))  # no folder can be made here
     for _ in range(2):
         assert len(ImageDataset("train", root=tmp_path / "data")) == 1
-    assert len(list((tmp_path / "temporary").rglob("*.npy"))) == 1
+    (made,) = (tmp_path / "temporary").rglob("*.npy")
+    if os.name == "posix":
+        assert made.parent.stat().st_mode & 0o777 == 0o700
+        made.parent.chmod(0o777)  # others may have put anything into it
+        with pytest.raises(OSError, match="set HOMEWORK_CACHE"):
+            ImageDataset("train", root=tmp_path / "data")
 
 
-def test_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="caches are elsewhere on these systems")
+def test_the_cache_is_where_caches_are(tmp_path, monkeypatch):
+    """And neither beside the images nor in the current folder."""
+    picture(tmp_path / "data" / "train" / "0.png")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "data")
+    for variables, expected in ({"XDG_CACHE_HOME": str(tmp_path / "x")}, "x/homework"), ({}, "home/.cache/homework"):
+        for name in ("HOMEWORK_CACHE", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        ImageDataset("train", root=".")
+        assert images.cache_folder() == tmp_path / expected and len(list((tmp_path / expected).iterdir())) == 1
+    assert files(tmp_path / "data") == ["train/0.png"]
+
+
+def test_caches_that_no_one_uses_are_removed_and_other_files_stay(tmp_path, own_cache):
+    for name in ("a", "b"):
+        ImageDataset(picture(tmp_path / name / "0.png").parent)
+    (own_cache / "mine-notes.npy").touch()
+    for path in own_cache.iterdir():
+        os.utime(path, (1, 1))
+    in_use = Path(ImageDataset(tmp_path / "a").images.filename)
+    made = Path(ImageDataset(tmp_path / "a", image_size=(3, 3)).images.filename)
+    assert set(own_cache.iterdir()) == {in_use, made, own_cache / "mine-notes.npy"}
+
+
+def test_a_limit_decodes_no_others(tmp_path):
+    for i in range(3):
+        picture(tmp_path / "train" / f"{i}.png", seed=i)
+    whole = ImageDataset("train", root=tmp_path)
+    damaged(tmp_path / "train" / "2.png", "empty")
+    part = ImageDataset("train", root=tmp_path, limit=2)
+    assert len(part) == 2 and part.names == whole.names[:2] and torch.equal(part[1], whole[1])
+
+
+def test_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch, own_cache):
     picture(tmp_path / "train" / "0.png")
 
     def full(*_):
@@ -179,10 +228,10 @@ def test_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "_decode_all", full)
     with pytest.raises(OSError, match="The disk is full"):
         ImageDataset("train", root=tmp_path)
-    assert list((tmp_path / ".cache").iterdir()) == []
+    assert list(own_cache.iterdir()) == []
 
 
-def test_processes_may_make_the_cache_at_once(tmp_path):
+def test_processes_may_make_the_cache_at_once(tmp_path, own_cache):
     for i in range(50):
         picture(tmp_path / "data" / "train" / f"{i}.png", seed=i)
     code = "from homework.data import ImageDataset; print(int(ImageDataset().images.astype(int).sum()))"
@@ -191,15 +240,15 @@ def test_processes_may_make_the_cache_at_once(tmp_path):
     started = [subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE) for _ in range(2)]
     sums = {int(process.communicate()[0]) for process in started}
     assert sums == {sum(int(read_image(p).astype(int).sum()) for p in (tmp_path / "data" / "train").iterdir())}
-    assert len(list((tmp_path / "data" / ".cache").iterdir())) == 1
+    assert len(list(own_cache.iterdir())) == 1
 
 
-def test_a_file_that_vanishes_while_old_caches_are_looked_for_raises_nothing(tmp_path, monkeypatch):
+def test_a_file_that_vanishes_while_old_caches_are_looked_for_raises_nothing(tmp_path, own_cache):
     """Another process renames its temporary file between our listing of the folder and our look at it."""
     picture(tmp_path / "train" / "0.png")
     ImageDataset("train", root=tmp_path)
-    (made,) = (tmp_path / ".cache").iterdir()
-    (tmp_path / ".cache" / f"{made.name}.0.tmp").symlink_to("gone")  # listed, but there is nothing to look at
+    (made,) = own_cache.iterdir()
+    (own_cache / f"{made.name}.0.tmp").symlink_to("gone")  # listed, but there is nothing to look at
     made.unlink()
     assert len(ImageDataset("train", root=tmp_path)) == 1
 
@@ -249,17 +298,17 @@ def test_a_folder_without_splits_is_split_by_position(n, form):
         train, valid = ([Path(p).name for p in image_paths(split, root)] for split in ("train", "valid"))
         assert valid == names[::20] and sorted(train + valid) == names and train == sorted(train)
         datasets = {split: ImageDataset(split, root=root) for split in ("train", "valid")}
+        assert datasets["train"].images.filename != datasets["valid"].images.filename
         for split, dataset in datasets.items():  # neither's cache has replaced the other's
             assert np.array_equal(ImageDataset(split, root=root).images, dataset.images)
             assert np.array_equal(dataset[0].numpy(), read_image(dataset.names[0]))
-        assert len(list(Path(folder, ".cache").iterdir())) == 2
 
 
 def test_splits_win_over_images_beside_them(tmp_path):
     picture(tmp_path / "0.png")
     inside = picture(tmp_path / "train" / "1.png")
     assert image_paths("train", tmp_path) == [str(inside)]
-    with pytest.raises(FileNotFoundError, match="no folder .*valid"):
+    with pytest.raises(FileNotFoundError, match="no folder .*valid, but .*train; .* python -m homework.data import .*train"):
         image_paths("valid", tmp_path)
 
 
@@ -327,6 +376,8 @@ def test_tokens_of_any_integer_type(tmp_path, dtype):
 def test_plain_tensor_of_tokens(tmp_path):
     torch.save(torch.tensor([[[1, 7]]]), tmp_path / "a.pth")
     assert TokenDataset(tmp_path / "a.pth").n_tokens == 8
+    torch.save(torch.tensor([[[1, 255]]], dtype=torch.uint8), tmp_path / "a.pth")
+    assert TokenDataset(tmp_path / "a.pth").n_tokens == 256
 
 
 def test_other_token_files_are_refused(tmp_path):
@@ -452,6 +503,33 @@ def test_import_without_a_split_makes_one(tmp_path, zipped):
     download.import_(source, tmp_path / "data", valid_every=3)
     assert files(tmp_path / "data" / "valid") == ["000003_2.png", "000006_5.png"]
     assert len(files(tmp_path / "data" / "train")) == 4
+
+
+@pytest.mark.parametrize("n", [2, 5, 19])
+def test_of_few_images_one_validates(tmp_path, n, capsys):
+    for i in range(n):
+        picture(tmp_path / "p" / f"{i:02}.png", seed=i)
+    download.import_(tmp_path / "p", tmp_path / "data")
+    assert "--valid_every N changes that" in capsys.readouterr().out
+    assert len(image_paths("valid", tmp_path / "data")) == 1 and len(image_paths("train", tmp_path / "data")) == n - 1
+
+
+def test_one_image_cannot_be_shared_out(tmp_path):
+    picture(tmp_path / "p" / "0.png")
+    with pytest.raises(ValueError, match="holds only one image, but training and validation need one each"):
+        download.import_(tmp_path / "p", tmp_path / "data")
+
+
+def test_import_keeps_folders_below_the_splits(tmp_path):
+    """And takes neither hidden files nor what the source's own path is called."""
+    source = tmp_path / "valid" / "source"
+    names = ["train/cat/0.png", "train/dog/0.png", "valid/cat/1.png"]
+    for i, name in enumerate([*names, ".trash/train/2.png"]):
+        picture(source / name, seed=i)
+    download.import_(source, tmp_path / "data")
+    assert files(tmp_path / "data") == names
+    download.import_(source / "train", tmp_path / "again")
+    assert len(files(tmp_path / "again")) == 2 and (tmp_path / "again" / "valid").is_dir()
 
 
 def test_import_of_a_dataset_json(tmp_path):

@@ -1,0 +1,167 @@
+"""The pixels of an image file as they are meant: upright, in sRGB, of any depth; or refused, with the reason."""
+
+import contextlib
+import io
+from functools import cache, lru_cache
+from pathlib import Path, PurePath
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
+
+BITS, MEANING, MAXIMUM, PLANES, NUMBERS = 258, 262, 281, 284, 339  # tags of TIFF
+KINDS = {1: "unsigned integers", 2: "signed integers", 3: "floats"}
+PLUGINS = {".jxl": "pillow-jxl-plugin", ".heic": "pillow-heif", ".heif": "pillow-heif"}  # what Pillow needs for these
+SIXTEEN_BITS = ("PNG", "PPM", "TIFF", "JPEG2000", "JXL")  # formats whose greys of 16 bits Pillow reads rightly
+CLOSE = 2  # levels: an ICC profile that changes colours by no more is taken for sRGB's own
+
+
+class Unreadable(ValueError):
+    """What is wrong with an image file, in a sentence for the user."""
+
+
+@cache
+def readable_suffixes() -> frozenset[str]:
+    """The suffixes of all image files that Pillow reads itself, and by the plugins for JPEG XL and HEIF if these are
+    installed; registers them."""
+    with contextlib.suppress(ImportError):
+        import pillow_jxl  # noqa: F401  registers itself
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    found = Image.registered_extensions()  # of plugins that write, too
+    stubs = {name for name, (factory, _) in Image.OPEN.items()
+             if isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)}  # fmt: skip
+    return frozenset(suffix for suffix, name in found.items() if name in Image.OPEN and name not in {*stubs, "EPS", "MPEG"})
+
+
+def missing_plugin(path: PurePath) -> str | None:
+    """The package without which an image file cannot be read, by its suffix; None if nothing is missing."""
+    suffix = path.suffix.lower()
+    return None if suffix in readable_suffixes() else PLUGINS.get(suffix)
+
+
+def decode(stream: BinaryIO, path: str | Path, frame: int = 0) -> tuple[Image.Image, int]:
+    """An image in RGB, upright, in sRGB, transparent pixels on white, 16 bits a channel cut down to the upper 8; and how
+    many frames or pages the file has, of which this is number ``frame`` from 0. ValueError if ``path`` is not an image, is
+    damaged, too large for Pillow, has no such frame, or has numbers of which it is unknown how bright they are."""
+    readable_suffixes()
+    try:
+        with Image.open(stream) as file:
+            n_frames = 1 if file.format == "PSD" else max(getattr(file, "n_frames", 1), 1)  # Photoshop's are layers
+            if frame >= n_frames:
+                raise Unreadable(f"--frame is {frame}, but {path} has {n_frames} frames or pages, counted from 0.")
+            if frame:
+                file.seek(frame)
+            tags = _tags(file.tag_v2) if isinstance(file, TiffImagePlugin.TiffImageFile) else {}
+            if (layout := _unknown(file, tags)) is not None:
+                raise _refused(path, layout)
+            image: Image.Image = ImageOps.exif_transpose(file)
+            profile = image.info.get("icc_profile")
+            return _to_rgb(_to_8_bits(image, tags) if image.mode.startswith("I") else image, profile), n_frames
+    except Unreadable:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} is too large: Pillow reads up to {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels.") from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
+        if isinstance(error, UnidentifiedImageError) and (tags := _tags_of(stream)):
+            raise _refused(path, _layout(tags)) from error
+        plugin = missing_plugin(Path(path))
+        advice = f"pip install {plugin}" if plugin else "is it damaged?"
+        raise ValueError(f"{path} cannot be read as an image ({type(error).__name__}); {advice}") from error
+
+
+def _refused(path: str | Path, layout: str) -> Unreadable:
+    return Unreadable(f"{path} cannot be read: it has {layout}; convert it to a PNG of 8 or 16 bits a channel.")
+
+
+# --- depth ----------------------------------------------------------------------------------------------------------------
+
+
+def _tags(directory: TiffImagePlugin.ImageFileDirectory_v2) -> dict[int, tuple]:
+    values = {tag: directory.get(tag) for tag in (BITS, MEANING, MAXIMUM, PLANES, NUMBERS)}
+    return {tag: v if isinstance(v, tuple) else (v,) for tag, v in values.items() if v is not None}
+
+
+def _tags_of(stream: BinaryIO) -> dict[int, tuple]:
+    """The tags of a TIFF file that Pillow does not open; {} if it is not one, or damaged."""
+    try:
+        stream.seek(0)
+        head = stream.read(8)
+        directory = TiffImagePlugin.ImageFileDirectory_v2(head + stream.read(8 * (head[2:3] == b"+" or head[3:4] == b"+")))
+        stream.seek(directory.next)
+        directory.load(stream)
+        return _tags(directory)
+    except Exception:  # as in decode
+        return {}
+
+
+def _layout(tags: dict[int, tuple]) -> str:
+    bits, kinds = (sorted(set(tags.get(tag, (1,)))) for tag in (BITS, NUMBERS))
+    layout = f"{' and '.join(map(str, bits))} bits a channel, {' and '.join(KINDS.get(k, 'unknown numbers') for k in kinds)}"
+    layout += f", photometric interpretation {tags[MEANING][0]}" if MEANING in tags else ""
+    return layout + ", in planes" * (tags.get(PLANES) == (2,))
+
+
+def _unknown(file: Image.Image, tags: dict[int, tuple]) -> str | None:
+    """What an image has whose numbers Pillow reads wrongly, or of which no one knows the white; None for the others."""
+    channels, bits = len(tags.get(BITS, (1,))), max(tags.get(BITS, (1,)))
+    if file.mode == "F" or (file.mode.startswith("I") and (bits > 16 or file.format not in SIXTEEN_BITS)):
+        return "floats or 32 bits a pixel, of unknown white"
+    in_planes = channels > 1 and tags.get(PLANES) == (2,)
+    if set(tags.get(NUMBERS, (1,))) != {1} or (in_planes and (bits > 8 or file.mode == "LA")):
+        return _layout(tags)
+    if channels > 1 and bits > 8 and _depth(tags) < bits:
+        return f"{_depth(tags)} of {_layout(tags)}"
+    return _layout(tags) if bits > 16 else None
+
+
+def _depth(tags: dict[int, tuple]) -> int:
+    """How many bits of each number are used: 12 in 16, if the largest value is said to be 4095."""
+    bits, most = max(tags.get(BITS, (16,))), max(tags.get(MAXIMUM, (0,)))
+    return (most + 1).bit_length() - 1 if 255 <= most < 2**bits and most & (most + 1) == 0 else bits
+
+
+def _to_8_bits(image: Image.Image, tags: dict[int, tuple]) -> Image.Image:
+    """Greys of 9 to 16 bits, which convert() would clip to white, cut down to the upper 8."""
+    grey, clear = np.asarray(image), image.info.get("transparency")
+    levels = (grey // 2 ** (_depth(tags) - 8)).clip(0, 255)
+    levels = 255 - levels if tags.get(MEANING) == (0,) else levels  # white is 0
+    return Image.fromarray(np.where(grey == clear, 255, levels).astype(np.uint8))
+
+
+# --- colour ---------------------------------------------------------------------------------------------------------------
+
+
+def _to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """An image of any mode with 8 bits a channel in sRGB, given its ICC profile, on white where it is transparent: what
+    convert() alone would show there is often black or noise."""
+    clear = image.convert("RGBA") if image.has_transparency_data else None
+    mode = {"CMYK": "CMYK", "1": "L", "L": "L", "LA": "L"}.get(image.mode, "RGB")
+    colours = (image if clear is None or mode == "L" else clear).convert(mode)
+    transform = _to_srgb(profile, mode) if profile and image.mode != "LAB" else None
+    colours = transform.apply(colours) if transform else colours.convert("RGB")
+    if clear is None:
+        return colours
+    colours.putalpha(clear.getchannel("A"))
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours).convert("RGB")
+
+
+@lru_cache(16)
+def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """From an ICC profile to sRGB, for images of ``mode``. None if they stay as they are: the profile is sRGB's own, or is
+    damaged, or of another mode."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        exact = ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE  # dark greys would be off by 7 levels
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB", flags=exact)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+    if mode == "CMYK":
+        return transform
+    levels = np.arange(0, 256, 15, dtype=np.uint8)
+    cube = np.stack(np.meshgrid(*[levels] * 3), axis=-1).reshape(len(levels), -1, 3)  # (18,18,18,3) -> (18,324,3)
+    colours = Image.fromarray(cube if mode == "RGB" else cube[..., 0])
+    moved = np.abs(np.asarray(transform.apply(colours)).astype(int) - np.asarray(colours.convert("RGB")))
+    return transform if moved.max() > CLOSE else None
