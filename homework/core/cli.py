@@ -7,15 +7,18 @@ import itertools
 import json
 import os
 import re
+import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial, wraps
 from pathlib import Path
+from types import FrameType
 
 import fire
 
 from homework.core import checks
+from homework.core.files import printable
 
 REPORT_PACKAGES = ("jinja2", "matplotlib", "scipy", "torchinfo")  # of the extra "report"; commands import them late
 
@@ -81,17 +84,33 @@ def with_config(arguments: list[str], parameters: Iterable[str]) -> list[str]:
     return rest + [f"--{k}={v!r}" for k, v in options.items() if k not in given]
 
 
+@contextlib.contextmanager
+def on_signals(handler: Callable, *signals: signal.Signals) -> Iterator[None]:
+    """Calls ``handler`` on ``signals``, as far as Python allows it: in the main thread alone."""
+    with contextlib.ExitStack() as stack:
+        for sig in signals if threading.current_thread() is threading.main_thread() else ():
+            stack.callback(signal.signal, sig, signal.signal(sig, handler))
+        yield
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    """Ends the process as a signal would, but by an exception, so that temporary files are removed."""
+    sys.exit(128 + number)
+
+
 Command = Callable[..., None] | dict[str, Callable[..., None]]  # one function, or several by name
 
 
 def main(name: str, command: Command) -> None:
     """Runs ``command`` with the arguments of the command line; ``name`` is how a user calls it. A ValueError or OSError
-    becomes one sentence on stderr and exit code 1 (if HOMEWORK_DEBUG=1, a traceback); Ctrl-C exits with 130."""
+    becomes one sentence on stderr and exit code 1 (if HOMEWORK_DEBUG=1, a traceback); Ctrl-C exits with 130, and SIGTERM
+    with 143."""
     debug, hook = os.environ.get("HOMEWORK_DEBUG"), threading.excepthook
     if not debug:  # no traceback for an OSError of a thread, such as TensorBoard's: who waits for it raises it again
         threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else hook(args)
     try:
-        parse(name, command, sys.argv[1:])()
+        with on_signals(_exit, signal.SIGTERM):
+            parse(name, command, sys.argv[1:])()
         sys.stdout.flush()
     except BrokenPipeError:  # stdout's reader, such as head, has closed it; Python must not complain of it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -110,7 +129,7 @@ def main(name: str, command: Command) -> None:
         sentence = str(error)
         if isinstance(error, OSError) and error.strerror:  # the system's own words, and the file that they are about
             sentence = f"{error.strerror}{f': {error.filename}' if error.filename else ''}."
-        print(f"error: {sentence}", file=sys.stderr)
+        print("error:", printable(sentence, but="\n"), file=sys.stderr)
         sys.exit(1)
     finally:
         threading.excepthook = hook
@@ -130,6 +149,7 @@ def parse(name: str, command: Command, arguments: list[str]) -> Callable[[], Non
         arguments = [*part, "--", "--help"]
     os.environ.setdefault("PAGER", "cat")
     fire.helptext.LINE_LENGTH = 240  # Fire cuts off defaults of half of this
+    arguments = ["'-'" if argument == "-" else argument for argument in arguments]  # which is Fire's separator
     arguments = with_config(arguments, inspect.signature(command).parameters if callable(command) else ())
     stderr = io.StringIO()
     try:
