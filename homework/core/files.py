@@ -20,12 +20,10 @@ import torch
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path next to ``path``; renames it to ``path`` at the end, or removes it after an error. ValueError
-    if ``path`` is a folder, a pipe or a device: a rename would put a file in its place."""
+    as in :func:`check_regular`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError(f"{path} is a folder, a pipe or a device, which stays as it is; name a file.")
+    check_regular(path)
     temporary = temporary_in(path.parent)
     try:
         with relabel_errors(temporary, path):
@@ -34,6 +32,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # an error of the block itself says more
             temporary.unlink(missing_ok=True)
+
+
+def check_regular(path: Path) -> None:
+    """ValueError if ``path`` is a folder, a pipe or a device: a rename would put a file in its place."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError(f"{path} is a folder, a pipe or a device, which stays as it is; name a file.")
 
 
 def temporary_in(folder: Path) -> Path:
@@ -71,6 +76,8 @@ def _place() -> str:
 def printable(text: str, but: str = "") -> str:
     """A name, or what else others may have chosen, as it can be shown on one line: control characters, also those that turn
     the direction of writing, and bytes that are not UTF-8 become escapes, except for the characters in ``but``."""
+    if text.isprintable():  # as nearly all are
+        return text
     return "".join(c if c.isprintable() or c in but else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -14,6 +14,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, features
 
+from homework.core.files import printable
+
 SPLITS = ("train", "valid")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
 if "avif" in features.modules and features.check("avif"):  # from Pillow 11.3 on, where it was built with libavif
@@ -134,6 +136,7 @@ def check_size(path: str, image: np.ndarray, first_path: str, size: tuple[int, i
 
 def report_bad_images(bad: list[str], n: int, skip_bad: bool) -> None:
     """Prints up to 10 sentences about ``bad`` ones of ``n`` images. ValueError unless ``skip_bad`` and some are left."""
+    bad = [printable(sentence) for sentence in bad]
     lines = bad[:10] + [f"and {len(bad) - 10} more"] * (len(bad) > 10)
     named = f" {bad[0]}" if len(bad) == 1 else "".join(f"\n  {line}" for line in lines)
     if bad and (len(bad) == n or not skip_bad):

@@ -3,8 +3,12 @@
 import io
 import math
 import struct
+import tempfile
+import time
 import tracemalloc
+import unittest.mock
 import zlib
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
@@ -234,6 +238,11 @@ safe_names = st.text(st.characters(exclude_characters="\0/\\:", exclude_categori
 safe_names = st.lists(safe_names.filter(lambda name: name not in (".", "..")), min_size=1, max_size=3).map("/".join)
 
 
+def is_one_of_few(names: list[str]) -> bool:
+    """Whether no name is the folder of another: all can be files together."""
+    return not any(other.startswith(f"{name}/") for name in names for other in names)
+
+
 def is_writable(name: str) -> bool:  # a lone surrogate is how Python shows a byte that is not UTF-8; no file has others
     try:
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape") == name
@@ -241,7 +250,10 @@ def is_writable(name: str) -> bool:  # a lone surrogate is how Python shows a by
         return False
 
 
-@given(st.lists(safe_names.filter(is_writable), unique=True, min_size=1, max_size=9), st.data())
+lists_of_names = st.lists(safe_names.filter(is_writable), unique=True, min_size=1, max_size=9)
+
+
+@given(lists_of_names.filter(is_one_of_few), st.data())
 def test_an_archive_holds_what_was_put_in(names, data):
     contents = st.tuples(image_sizes, st.binary(max_size=20), st.integers(0, 2**32 - 1))
     images = [(name, *data.draw(contents)) for name in names]
@@ -292,7 +304,46 @@ def test_an_archive_of_frames_needs_about_as_many_bytes_an_image_as_its_crc_and_
     assert (len(file.getvalue()) - sum(Reader(file).lengths)) / 1000 < 9
 
 
-UNSAFE = ["../a", "a/../../b", "/etc/a", "a\0b", "", ".", "..", "a/..", "./a", "a//b", "a/"]
+@given(lists_of_names | st.lists(st.text("aB.pngj/", max_size=9), min_size=1, max_size=5))
+def test_names_are_refused_in_both_directions_or_can_all_be_unpacked(names):
+    """Into a folder, and nowhere else."""
+    try:
+        data = archive_bytes([(5, 5)] * len(names), names)
+    except ValueError:
+        with unittest.mock.patch.multiple(archive, check_names=lambda names: None, target_names=lambda names: names):
+            data = archive_bytes([(5, 5)] * len(names), names)
+        with pytest.raises(ValueError):
+            archive.target_names(Reader(io.BytesIO(data)).names)
+        return
+    targets = archive.target_names(Reader(io.BytesIO(data)).names)
+    with tempfile.TemporaryDirectory() as folder:
+        for i, target in enumerate(targets):
+            path = Path(folder, "in", target)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("xb").close()
+            assert path.resolve().is_relative_to(Path(folder, "in").resolve()), names[i]
+            assert PurePosixPath(target).parent == PurePosixPath(names[i]).parent and target.endswith(".png")
+
+
+@pytest.mark.parametrize("names, targets", [
+    (["a.jpg", "b/c.tif", "d", ".hidden", "e.f.gif"], ["a.png", "b/c.png", "d.png", ".hidden.png", "e.f.png"]),
+    (["a.jpg", "a.png"], ["a.jpg.png", "a.png.png"]),
+    (["a.jpg", "a.png/x.jpg", "b.jpg"], ["a.jpg.png", "a.png/x.jpg.png", "b.jpg.png"]),
+    (["a.jpg", "a.png-1/x.jpg", "a.png/x.jpg"], ["a.jpg.png", "a.png-1/x.jpg.png", "a.png/x.jpg.png"]),
+    (["x" * 251 + ".jpg"], ["x" * 251 + ".png"]),
+])  # fmt: skip
+def test_what_images_are_called_when_unpacked(names, targets):
+    assert archive.target_names(names) == targets
+
+
+@pytest.mark.parametrize("names", [["a", "a.png/b"], ["a", "a"], ["x" * 255], ["a.jpg", "a.png", "x" * 252]])
+def test_names_that_cannot_be_unpacked_are_refused(names):
+    with pytest.raises(ValueError, match="cannot"):
+        archive_bytes([(5, 5)] * len(names), names)
+
+
+UNSAFE = ["../a", "a/../../b", "/etc/a", "a\0b", "", ".", "..", "a/..", "./a", "a//b", "a/", "a/./b", "a/" * 1900 + "b",
+          "x" * 256, "x" * 256 + "/a", "/".join(["x" * 100] * 41), "a\n/..", "..\n/../a"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", UNSAFE)
@@ -300,9 +351,9 @@ def test_names_that_lead_elsewhere_are_refused_in_both_directions(name, monkeypa
     with pytest.raises(ValueError, match="cannot be a name"):
         archive_bytes([(5, 5)], [name])
     with monkeypatch.context() as patched:
-        patched.setattr(archive, "check_name", lambda name: None)
+        patched.setattr(archive, "check_names", lambda names: None)
         data = archive_bytes([(5, 5)], [name])
-    with pytest.raises(ValueError, match="damaged.*(cannot be a name|do not fit)"):
+    with pytest.raises(ValueError, match="damaged.*(cannot be a name|do not fit|larger than allowed)"):
         Reader(io.BytesIO(data))
 
 
@@ -315,7 +366,7 @@ def test_too_many_images_for_an_archive():
     writer = ArchiveWriter(io.BytesIO(), MODELS)
     with pytest.raises(ValueError, match="too many images"):
         for i in range(200):
-            writer.add([f"{i}/" + "x" * 100_000], [(5, 5)], [b""], [0])
+            writer.add([f"{i}/{j}/" + "/".join(["x" * 200] * 20) for j in range(25)], [(5, 5)] * 25, [b""] * 25, [0] * 25)
 
 
 # --- what is wrong with a file --------------------------------------------------------------------------------------------
@@ -443,6 +494,29 @@ def test_a_wrong_index_takes_little_memory(index):
         with pytest.raises(ValueError, match="damaged"):
             Reader(data)
         assert tracemalloc.get_traced_memory()[1] < 4 * archive.MAX_INDEX
+    finally:
+        tracemalloc.stop()
+
+
+def many_names(n: int) -> bytes:
+    """An archive of n images without payloads, the last of which has a wrong name."""
+    columns = b"".join(bytes([one if k == 0 else 0]) * n for one in (1, 1, 0, 0) for k in range(4))
+    names = b"\0".join([*(b"%d" % i for i in range(n - 1)), b".."])
+    return wrong_archive(zlib.compress(struct.pack("<II", n, n) + bytes([1]) * n + columns + names, 1))
+
+
+def test_claims_are_refused_in_proportion_to_a_file():
+    """Many names take little time; and claims that the file is too short for take none, and no memory."""
+    data, n, start = io.BytesIO(many_names(100_000)), 690_000, time.process_time()
+    with pytest.raises(ValueError, match="cannot be a name"):
+        Reader(data)
+    assert time.process_time() - start < 2
+    data = io.BytesIO(wrong_archive(zlib.compress(struct.pack("<II", n, n) + bytes(17 * n) + b"a\0" * n, 1)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="it claims 690,000 images"):
+            Reader(data)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
 
