@@ -24,8 +24,8 @@ from conftest import GRID, ROOT, SIZE, K, build, file_size_limit, files, run, se
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_format import mutate
 
+from bench.mutations import mutate
 from homework import Compressor, compress
 from homework.codec import archive, format, image_files, tiles
 from homework.codec.entropy import FloatPrior
@@ -696,9 +696,8 @@ def test_threads_change_no_byte(call, folder):
         assert torch.get_num_threads() == 3 and Path("a.tok").read_bytes() == Path("b.tok").read_bytes()
     finally:
         torch.set_num_threads(before)
-    for command in "compress", "decompress":
-        assert "--threads is 0" in sentence(call(command, "t.pth", "p.pth", "photos/0.png" if command == "compress" else
-                                                 "a.tok", "out", "--threads", 0))  # fmt: skip
+    for arguments in ("compress", "t.pth", "p.pth", "photos", "c.tok"), ("decompress", "t.pth", "p.pth", "a.tok", "c.png"):
+        assert "--threads is 0" in sentence(call(*arguments, "--threads", 0))
 
 
 def test_the_psnr_is_of_what_is_decompressed(call, folder):

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.mutations import mutate, repaired
 from homework.codec import archive, format, range_coder, tiles
 from homework.codec.archive import ArchiveWriter, Reader
 from homework.codec.format import ARCHIVE, IMAGE, ModelPair
@@ -519,40 +520,6 @@ def test_claims_are_refused_in_proportion_to_a_file():
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
-
-
-def mutate(data: bytes, draw: np.random.Generator) -> bytes:
-    """Flips, overwrites, cuts, inserts, moves or adds some bytes, up to three times."""
-    data = bytearray(data)
-    for _ in range(draw.integers(1, 4)):
-        at, n, what = int(draw.integers(len(data) + 1)), int(draw.integers(1, 9)), int(draw.integers(8))
-        if what < 3 and at < len(data):
-            data[at] ^= 1 << int(draw.integers(8))
-        elif what == 3:
-            data[at : at + n] = draw.bytes(len(data[at : at + n]))
-        elif what == 4:
-            del data[at : at + n]
-        elif what == 5:
-            data[at:at] = draw.bytes(n)
-        elif what == 6:
-            data[at:at] = data[:n]
-        else:
-            del data[at:]
-    return bytes(data)
-
-
-def repaired(data: bytes, draw: np.random.Generator) -> bytes:
-    """A mutated header with all the checksums in it put right: it is wrong, and nothing but the tokens shows it."""
-    if data[:2] == IMAGE:
-        size = (int(draw.integers(1, 20)), int(draw.integers(1, 2 ** draw.integers(1, 20))))
-        header = data[:7] + bytes([5 if draw.integers(4) else draw.integers(256)])
-        header += b"".join(map(format.leb128, (*size, int(draw.integers(12)) if draw.integers(2) else len(data) - 16)))
-        return header + bytes([format.crc8(header)]) + data[12:]
-    _, at, length = archive.HEADER.unpack_from(data)
-    index = mutate(zlib.decompress(data[at:-4]), draw)
-    index = zlib.compress(index)
-    header = archive.HEADER.pack(data[:8], at, at + len(index) + 4)
-    return header + struct.pack("<I", zlib.crc32(header)) + data[32:at] + index + struct.pack("<I", zlib.crc32(index))
 
 
 @pytest.mark.parametrize("n, change", [(90_000, mutate), (12_000, repaired)], ids=["mutated", "repaired"])

@@ -209,6 +209,18 @@ def test_a_flip_in_a_weight_is_noticed(file, tmp_path):
         checkpoint.load(tmp_path / "x.pth")
 
 
+def test_a_weight_that_is_marked_as_a_folder_is_refused(file, tmp_path):
+    """torch would load uninitialized memory for it, and all checksums are right."""
+    content = bytearray(file.read_bytes())
+    for entry in (i for i in range(len(content)) if content[i : i + 4] == b"PK\1\2"):
+        assert not content[entry + 38] & 16  # of the attributes
+        changed = bytearray(content)
+        changed[entry + 38] |= 16
+        (tmp_path / "x.pth").write_bytes(changed)
+        with pytest.raises(ValueError, match="x.pth is damaged"):
+            checkpoint.load(tmp_path / "x.pth")
+
+
 # --- writing: whole or not at all -----------------------------------------------------------------------------------------
 
 
