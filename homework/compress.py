@@ -39,7 +39,7 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
         verify: decode what was written, and compare it with what was to be written; fails if they differ.
         skip_bad: leave out images that are damaged; otherwise they are an error.
         dry_run: do everything, but leave no file.
-        quiet: show neither progress nor the result.
+        quiet: show neither progress nor the result; this saves the time of decoding for the PSNR.
         batch_size: images that go through the models at once.
         threads: of the CPU; as many as it has cores by default.
         device: auto, cpu, cuda or mps.

@@ -31,8 +31,9 @@ def compress_files(compressor: Compressor, paths: list[str], output: str, *, pac
                    quiet: bool = False) -> tuple[int, int, float]:  # fmt: skip
     """Compresses image files, ``scaled`` to that (H,W) if it is given, to ``output``: an archive if ``pack``, else the one
     image's file. ``skip_bad`` leaves out those that are damaged; ``verify`` decodes what was written and compares tokens;
-    an ``old`` archive's images come first. Returns how many images were compressed, the bytes of their own files, and their
-    mean PSNR in dB. ValueError if images are bad or have one path, or the file does not decode; then nothing is written."""
+    an ``old`` archive's images come first. Returns how many images were compressed, the bytes of their own files, and,
+    unless ``quiet``, their mean PSNR in dB. ValueError if images are bad or have one path, or the file does not decode; then
+    nothing is written."""
     names, kept, original, psnrs = dict(zip(paths, names_below(paths), strict=True)), [], 0, []
     with files.replacing(output) as temporary, open(temporary, "wb") as file:
         bad, writer = [], ArchiveWriter(file, compressor.models) if pack else None
@@ -40,7 +41,7 @@ def compress_files(compressor: Compressor, paths: list[str], output: str, *, pac
         with (
             tqdm(total=len(paths), desc="compressing", unit="img", disable=quiet) as bar,
             closing(_same_size(compressor, paths, bad, bar, scaled)) as chunks,
-            closing(in_parallel(partial(_encode, compressor), chunks, compressor.workers)) as encoded,
+            closing(in_parallel(partial(_encode, compressor, quiet), chunks, compressor.workers)) as encoded,
         ):
             for (part, size, grids), payloads, quality in encoded:
                 psnrs += quality
@@ -64,7 +65,7 @@ def compress_files(compressor: Compressor, paths: list[str], output: str, *, pac
             except ValueError as error:
                 raise ValueError(f"{output} is not written, for it would not decode to the tokens that were coded: "
                                  f"{error}") from error  # fmt: skip
-    return len(psnrs), original, sum(psnrs) / len(psnrs)
+    return len(paths) - len(bad), original, sum(psnrs) / max(1, len(psnrs))
 
 
 def _copy(old: str, writer: ArchiveWriter) -> int:
@@ -91,12 +92,13 @@ def names_below(paths: list[str]) -> list[str]:
     return [Path(os.path.relpath(path, base)).as_posix() for path in full]
 
 
-def _encode(compressor: Compressor, chunk: Chunk) -> tuple[Chunk, list[bytes], list[float]]:
-    """A chunk with grids instead of pixels, its payloads, and the PSNR in dB of each image as it is decompressed."""
+def _encode(compressor: Compressor, quiet: bool, chunk: Chunk) -> tuple[Chunk, list[bytes], list[float]]:
+    """A chunk with grids instead of pixels, its payloads, and, unless ``quiet``, the PSNR of each image as it will be
+    decompressed."""
     part, size, pixels = chunk
     grids = compressor.to_tokens(to_float(torch.from_numpy(pixels)))  # (B,H,W,3)
-    images = compressor.to_images(list(grids), [size] * len(grids))
-    quality = [psnr(to_uint8(x).cpu().numpy(), y) for x, y in zip(images, pixels, strict=True)]
+    images = compressor.to_images(list(grids), [size] * len(grids)) if not quiet else ()
+    quality = [psnr(to_uint8(x).cpu().numpy(), y) for x, y in zip(images, pixels, strict=not quiet)]
     return (part, size, grids), compressor.encode(grids), quality
 
 

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench import mutations
 from bench.mutations import mutate, repaired
 from homework.codec import archive, format, range_coder, tiles
 from homework.codec.archive import ArchiveWriter, Reader
@@ -540,6 +541,17 @@ def test_no_mutation_gives_a_wrong_grid(n, change):
             assert change is repaired or found == right[k]
     assert refused > 0.9 * n
     assert len(steps) < 100 * n  # and none took long
+
+
+def test_the_command_that_mutates_files_reports_one_that_is_read_as_another(tmp_path, monkeypatch, capsys):
+    mutations.mutations(n=45, keep=str(tmp_path))
+    assert "45 files; to continue: --start 45" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    monkeypatch.setattr(Reader, "check_tokens", lambda *args: None)
+    with pytest.raises(ValueError, match="Mutation .*is not refused.*read as another"):
+        mutations.mutations(n=2000, start=45, keep=str(tmp_path))
+    (kept,) = tmp_path.iterdir()
+    kind, k = kept.name.split("_")
+    assert kept.read_bytes() == mutations.mutated(int(k), mutations.make()[kind][0])[1]
 
 
 # --- files of before ------------------------------------------------------------------------------------------------------
