@@ -60,8 +60,8 @@ def measure(data: Path) -> Iterator[Line]:
     for path in map(Path, image_paths("train", data)[:N]):
         (folder / path.name).hardlink_to(path)
     paths = [str(checkpoint_path(type(model).__name__)) for model in models]
-    seconds(compress, *paths, str(folder), str(archive))  # warm up
-    there = statistics.median(seconds(compress, *paths, str(folder), str(archive)) for _ in range(3))
+    seconds(compress, *paths, str(folder), str(archive), quiet=True)  # warm up
+    there = statistics.median(seconds(compress, *paths, str(folder), str(archive), quiet=True) for _ in range(3))
     back = seconds(decompress, *paths, str(archive), str(out))
     x = ImageDataset(str(folder)).batch(torch.arange(1))
     file = compressor.compress(x[0])
@@ -72,7 +72,8 @@ def measure(data: Path) -> Iterator[Line]:
         ts = [seconds(lambda B=B: models[1](grids[:B])) for _ in range(PASSES + 1)][1:]
         passes.append(h * w * statistics.median(ts) / B)
     notes = where_time_goes(lambda: coder.weights(grids.numpy()), "the parallel pass")
-    yield Line(f"compressing {N} files, batch 64", N / there, 1 / passes[0], "homework.compress | a pass per token", notes)
+    ways = "homework.compress --quiet | a pass per token"
+    yield Line(f"compressing {N} files, batch 64", N / there, 1 / passes[0], ways, notes)
     notes = [
         f"a step with {B} images of {h}x{w} tokens takes {ms:.2f} ms, {1000 * ms / B:.0f} us a token"
         for B, ms in ((B, step_milliseconds(coder, B, h, w)) for B in BATCHES)

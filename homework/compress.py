@@ -1,13 +1,22 @@
 """Images to small files and back: ``python -m homework.compress compress|decompress|info``. See ``--help``."""
 
+import contextlib
+import fnmatch
+import io
+import json as json_format
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
+import torch
 from PIL import Image
 
 from homework.codec import archive, format
 from homework.core import checkpoint, checks, cli, devices, fingerprint
+from homework.core.files import check_regular, printable
 from homework.datasets.image_files import image_paths, not_read
 from homework.priors.pairs import check_prior, load_pair
 from homework.tokenizers.base import Tokenizer
@@ -16,7 +25,8 @@ from homework.tokenizers.base import Tokenizer
 
 
 def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image_size: str | None = None,
-             verify: bool = False, skip_bad: bool = False, batch_size: int = 64, device: str = "auto") -> None:  # fmt: skip
+             append: bool = False, verify: bool = False, skip_bad: bool = False, dry_run: bool = False, quiet: bool = False,
+             batch_size: int = 64, threads: int | None = None, device: str = "auto") -> None:  # fmt: skip
     """Compresses an image into a small file, or a folder of images into an archive.
 
     Examples:
@@ -26,11 +36,16 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
     Args:
         tokenizer: checkpoint of a tokenizer.
         autoregressive: checkpoint of a prior over that tokenizer's grids.
-        images_and_output: an image, a folder, or several images, folders or dataset.json files; last, the file to write.
+        images_and_output: an image, a folder, or several images, folders or dataset.json files; last, the file to write. -
+            is standard input, for one image, and standard output.
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped before; as they are by default.
+        append: add the images to the archive that the file is, which the same models must have written.
         verify: decode what was written, and compare it with what was to be written; fails if they differ.
         skip_bad: leave out images that are damaged; otherwise they are an error.
+        dry_run: do everything, but leave no file.
+        quiet: show neither progress nor the result; this saves the time of decoding for the PSNR.
         batch_size: images that go through the models at once.
+        threads: of the CPU; as many as it has cores by default.
         device: auto, cpu, cuda or mps.
     """
     *sources, output = images_and_output or [""]
@@ -38,25 +53,32 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
         raise ValueError("Name the image or the folder to compress and, after it, the file to write.")
     if Path(output).is_dir() or Path(output).suffix.lower() in {*Image.registered_extensions(), ".json", ".pth"}:
         raise ValueError(f"The last argument is the file to write, but {output} is a folder, an image or a checkpoint.")
-    if not format.may_replace(output):
+    check_regular(Path(output))
+    if output != "-" and not format.may_replace(output):
         raise ValueError(f"{output} exists, but is not a file of homework.compress: it stays; name another, or remove it.")
-    scaled, paths = cli.parse_image_size(image_size), image_paths(sources)
-    for folder in filter(os.path.isdir, sources):
-        if others := not_read(Path(folder)):
-            print(f"Left out of {folder}: {others}.", file=sys.stderr)
+    if append and not os.path.isfile(output):
+        raise FileNotFoundError(f"There is no archive {output} to append to; leave --append out.")
+    before = os.path.getsize(output) if append else 0
     from homework.codec.image_files import compress_files
 
-    pack = len(sources) > 1 or paths != [str(Path(sources[0]))]
-    compressor = _load(tokenizer, autoregressive, batch_size, device)
-    n, original = compress_files(compressor, paths, output, pack=pack, scaled=scaled, skip_bad=skip_bad, verify=verify)
-    size = os.path.getsize(output)
-    print(f"{output}: {checks.count(n, 'image')}, {size:,} bytes, {size / n:,.1f} an image, "
-          f"{original / size:.1f} times fewer than the {original:,} of the originals"
-          f"{'; verified, all tokens come back' * verify}")  # fmt: skip
+    with _standard_input(sources) as sources, _written(output, dry_run) as written:
+        scaled, paths = cli.parse_image_size(image_size), image_paths(sources)
+        for folder in filter(os.path.isdir, sources):
+            if others := not_read(Path(folder)):
+                print(f"Left out of {printable(folder)}: {others}.", file=sys.stderr)
+        pack = append or len(sources) > 1 or paths != [str(Path(sources[0]))]
+        compressor, old = _load(tokenizer, autoregressive, batch_size, threads, device), output if append else None
+        n, original, psnr = compress_files(compressor, paths, written, pack=pack, scaled=scaled, skip_bad=skip_bad,
+                                           verify=verify, old=old, quiet=quiet)  # fmt: skip
+        size = os.path.getsize(written) - before
+    _say(f"{output}: {checks.count(n, 'image')}, {size:,} bytes, {size / n:,.1f} an image, "
+         f"{original / size:.1f} times fewer than the {original:,} of the originals, {psnr:.2f} dB"
+         f"{'; verified, all tokens come back' * verify}{'; not written' * dry_run}", output, quiet)  # fmt: skip
 
 
 def decompress(tokenizer: str, autoregressive: str, file: str, output: str, *, only: str | None = None,
-               batch_size: int = 128, device: str = "auto") -> None:  # fmt: skip
+               overwrite: bool = False, dry_run: bool = False, quiet: bool = False, batch_size: int = 128,
+               threads: int | None = None, device: str = "auto") -> None:  # fmt: skip
     """Turns a file that `compress` wrote into an image, or an archive into a folder of PNG images.
 
     Examples:
@@ -66,37 +88,102 @@ def decompress(tokenizer: str, autoregressive: str, file: str, output: str, *, o
     Args:
         tokenizer: checkpoint of the tokenizer that the file was written with.
         autoregressive: checkpoint of the prior that it was written with.
-        file: what to decompress.
-        output: the image to write (.png, .bmp, .ppm, .tif), or for an archive the folder.
-        only: the name of one image in an archive, which is written as an image; all by default.
+        file: what to decompress; - is standard input.
+        output: the image to write (.png, .bmp, .ppm, .tif), or for an archive the folder; - is standard output, for one
+            image as PNG.
+        only: names of images in an archive, with commas between them, or shell patterns such as "*.jpg"; a single image may
+            be written as one. All images by default.
+        overwrite: replace images that exist.
+        dry_run: do everything, but leave no file.
+        quiet: show neither progress nor the result.
         batch_size: images that go through the models at once.
+        threads: of the CPU; as many as it has cores by default.
         device: auto, cpu, cuda or mps.
     """
-    from homework.codec.image_files import LOSSLESS, decompress_file
+    from homework.codec.image_files import LOSSLESS, check_free, decompress_file, targets
 
-    target = Path(os.path.abspath(output))
-    with open(file, "rb") as stream:
-        reader = archive.Reader(stream, file)
-        wanted = range(len(reader.names)) if only is None else [_find(reader, only)]
-        folder, is_image = reader.kind == format.ARCHIVE and only is None, target.suffix.lower() in LOSSLESS
+    suffix = Path(output).suffix.lower()
+    is_image, target = suffix in LOSSLESS or output == "-", Path(os.path.abspath(output))
+    with _opened(file) as (stream, name):
+        reader = archive.Reader(stream, name)
+        wanted = range(len(reader.names)) if only is None else _find(reader, only)
+        folder = reader.kind == format.ARCHIVE and (only is None or len(wanted) > 1 or not is_image)
         if folder and (target.is_file() or is_image):
-            raise ValueError(f"{file} is an archive: name a folder, not {output}, or one of its images by --only NAME.")
-        if not folder and (target.is_dir() or not is_image):
+            raise ValueError(f"{name} is an archive: name a folder, not {output}, or one of its images by --only NAME.")
+        if not folder and (output != "-" and target.is_dir() or not is_image):
             raise ValueError(f"The output is {output}, but must be an image: a file that ends in {', '.join(LOSSLESS)}.")
-        decompress_file(_load(tokenizer, autoregressive, batch_size, device), reader, wanted, target, folder)
-    print(f"{output}: {checks.count(len(wanted), 'image')}")
+        if output != "-" and not overwrite:
+            check_free(targets(reader, wanted, target, folder))
+        with _written(output if output == "-" else str(target), dry_run, suffix or ".png") as written:
+            compressor = _load(tokenizer, autoregressive, batch_size, threads, device)
+            decompress_file(compressor, reader, wanted, Path(written), folder, quiet)
+    _say(f"{output}: {checks.count(len(wanted), 'image')}{'; not written' * dry_run}", output, quiet)
 
 
-def _find(reader: archive.Reader, name: str) -> int:
+@contextlib.contextmanager
+def _standard_input(sources: list[str]) -> Iterator[list[str]]:
+    """The ``sources``, with "-" as a file of what standard input holds; messages do not name this file."""
+    if "-" not in sources:
+        yield sources
+        return
+    if len(sources) > 1:
+        raise ValueError("Standard input (-) is one image, so it is compressed alone; name files for an archive.")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "standard input")
+        path.write_bytes(sys.stdin.buffer.read())
+        try:
+            yield [str(path)]
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), "Standard input")) from error
+
+
+@contextlib.contextmanager
+def _written(output: str, dry_run: bool, suffix: str = "") -> Iterator[str]:
+    """The path to write for ``output``: itself; for "-" and for a dry run a temporary one, and the block's end copies what
+    is there to standard output, or nowhere."""
+    if output != "-" and not dry_run:
+        yield output
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"output{suffix}")
+        yield str(path)
+        if not dry_run:
+            sys.stdout.buffer.write(path.read_bytes())
+            sys.stdout.buffer.flush()
+
+
+@contextlib.contextmanager
+def _opened(file: str) -> Iterator[tuple[BinaryIO, str]]:
+    """A file of ours that can seek, and what messages call it; "-" is standard input."""
+    if file == "-":
+        yield io.BytesIO(sys.stdin.buffer.read()), "Standard input"
+        return
+    with open(file, "rb") as stream:
+        yield stream, file
+
+
+def _say(text: str, output: str, quiet: bool) -> None:
+    """Prints a result, and not into the output that standard output is."""
+    if not quiet:
+        print(printable(text), file=sys.stderr if output == "-" else sys.stdout)
+
+
+def _find(reader: archive.Reader, only: str) -> list[int]:
+    """Which images are meant by a name, or by names and shell patterns with commas between them."""
     if reader.kind == format.IMAGE:
         raise ValueError(f"{reader.name} is one image, not an archive of several; leave --only out.")
-    if name not in reader.names:
-        known = ", ".join([*map(printable, reader.names[:3]), *["..."] * (len(reader.names) > 3)])
-        raise ValueError(f"{reader.name} holds no image {name}; it holds {known} (see the command info).")
-    return reader.names.index(name)
+    wanted: set[int] = set()
+    for part in [only] if only in reader.names else only.split(","):
+        found = {i for i, name in enumerate(reader.names) if name == part}
+        found = found or {i for i, name in enumerate(reader.names) if fnmatch.fnmatchcase(name, part)}
+        if not found:
+            known = ", ".join([*map(printable, reader.names[:3]), *["..."] * (len(reader.names) > 3)])
+            raise ValueError(f"{reader.name} holds no image {part}; it holds {known} (see the command info).")
+        wanted |= found
+    return sorted(wanted)
 
 
-def info(file: str) -> None:
+def info(file: str, *, json: bool = False) -> None:
     """Prints what a file that `compress` wrote says about itself, for which it needs no models; or by which fingerprint
     files know a tokenizer or a prior.
 
@@ -105,17 +192,23 @@ def info(file: str) -> None:
         python -m homework.compress info homework/AutoregressiveModel.pth
 
     Args:
-        file: one image's file or an archive; or a checkpoint.
+        file: one image's file or an archive; or a checkpoint. - is standard input.
+        json: print one JSON object.
     """
     if Path(file).suffix == ".pth":
-        print(describe_checkpoint(file))
+        facts = describe_checkpoint(file)
+        sentence = f"{printable(file)}: {facts['role']} {facts['fingerprint']}, {facts['model']}"
+        print(json_format.dumps(facts) if json else sentence)
         return
-    with open(file, "rb") as stream:
-        reader = archive.Reader(stream, file)
+    with _opened(file) as (stream, name):
+        reader = archive.Reader(stream, name)
+    if json:
+        print(json_format.dumps(_facts(reader)))
+        return
     n, h, w = len(reader.names), *reader.grid(0)
     (H, W), pixels, payload = reader.sizes[0], sum(H * W for H, W in reader.sizes), sum(reader.lengths)
     one = f"one image of {W}x{H} pixels (width x height), {w}x{h} tokens"
-    what = checks.count(n, 'image') if reader.kind == format.ARCHIVE else one
+    what = checks.count(n, "image") if reader.kind == format.ARCHIVE else one
     print(f"{reader.name}: {what}, patches of {reader.patch} pixels")
     print(f"format {reader.version}, tokenizer {reader.head[3:5].hex()}, prior {reader.head[5:7].hex()}, "
           f"arithmetic {'exact, on integers' if reader.exact else 'in floats, of one kind of machine'}")  # fmt: skip
@@ -126,26 +219,44 @@ def info(file: str) -> None:
         print(f"{length:8,}  {8 * length / (H * W):10.4f}  {W:7} x {H:<7}   {crc:08x}  {printable(name)}".rstrip())
 
 
-def describe_checkpoint(path: str) -> str:
+def _facts(reader: archive.Reader) -> dict[str, Any]:
+    """What `info` prints, for JSON; bytes of a name that are not UTF-8 are lone surrogates in it."""
+    rows = zip(reader.names, reader.sizes, reader.lengths, reader.crcs, strict=True)
+    return {
+        "file": reader.name,
+        "kind": "archive" if reader.kind == format.ARCHIVE else "image",
+        "format": reader.version,
+        "tokenizer": reader.head[3:5].hex(),
+        "prior": reader.head[5:7].hex(),
+        "exact": reader.exact,
+        "patch": reader.patch,
+        "bytes": reader.length,
+        "images": [
+            {"name": name, "height": H, "width": W, "bytes": length, "crc32": f"{crc:08x}"}
+            for name, (H, W), length, crc in rows
+        ],
+    }
+
+
+def describe_checkpoint(path: str) -> dict[str, str]:
     """How files know the model in a checkpoint. ValueError if it is neither a tokenizer nor a prior."""
     from homework.codec.entropy import entropy_model
 
     model = checkpoint.load(path)
     if isinstance(model, Tokenizer):
-        return f"{path}: tokenizer {fingerprint.fingerprint(model)[:2].hex()}, {type(model).__name__}"
-    known = entropy_model(check_prior(path, model)).fingerprints[format.FORMAT]
-    return f"{path}: prior {known[:2].hex()}, {type(model).__name__}"
+        role, known = "tokenizer", fingerprint.fingerprint(model)
+    else:
+        role, known = "prior", entropy_model(check_prior(path, model)).fingerprints[format.FORMAT]
+    return {"file": path, "role": role, "fingerprint": known[:2].hex(), "model": type(model).__name__}
 
 
-def printable(name: str) -> str:
-    """A file's name, also if its bytes are not UTF-8."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _load(tokenizer: str, autoregressive: str, batch_size: int, device: str):
+def _load(tokenizer: str, autoregressive: str, batch_size: int, threads: int | None, device: str):
     from homework.codec.compressor import Compressor
 
     cli.at_least(1, batch_size=batch_size)
+    if threads is not None:
+        cli.at_least(1, threads=threads)
+        torch.set_num_threads(threads)
     device = devices.pick_device(device)
     return Compressor(*load_pair(tokenizer, autoregressive, device), device, batch_size)
 

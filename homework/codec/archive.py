@@ -1,20 +1,25 @@
 """An archive of many images: writing it, and reading files of either kind."""
 
+import os
+import posixpath
 import struct
 import zlib
 from collections.abc import Sequence
-from pathlib import PurePath, PurePosixPath
+from itertools import pairwise
 from typing import BinaryIO
 
 import numpy as np
 
 from homework.codec.format import ARCHIVE, FORMAT, IMAGE, ModelPair, check_size, crc8, crc32, read_leb128
 from homework.codec.range_coder import OTHER_FLOATS, damaged
+from homework.core.files import printable
 
 MAX_INDEX = 2**24  # bytes of an archive's index, unpacked
 MAX_CHUNK = 255  # images that are coded together
 HEADER = struct.Struct("<8sQQ")  # of an archive: head, start of the index, length of the file; a CRC-32 follows
 FIRST = HEADER.size + 4  # where the first payload starts
+MAX_NAME, MAX_FOLDERS, MAX_PART = 4095, 255, 255  # bytes of a name, folders in it, and bytes of each of these
+NOT_IN_NAMES = (0, *b"\\:") if os.name == "nt" else (0,)  # on Windows there are drives and backslashes
 
 
 class ArchiveWriter:
@@ -28,12 +33,13 @@ class ArchiveWriter:
 
     def add(self, names: Sequence[str], sizes: Sequence, payloads: Sequence[bytes], crcs: Sequence[int]) -> None:
         """Appends images that were coded together, at most MAX_CHUNK: their names, (H,W), payloads and CRC-32.
-        ValueError for a name that :func:`check_name` refuses, or if a size or the archive is too large."""
+        ValueError for a name that :func:`check_names` refuses, or if a size or the archive is too large."""
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]  # a file's name need not be UTF-8
+        check_names(encoded)
         for name, size in zip(names, sizes, strict=True):
-            check_name(name)
-            check_size(name, size)
+            check_size(printable(name), size)
         self.chunks.append(len(names))
-        self.names += [name.encode("utf-8", "surrogateescape") for name in names]  # a file's name need not be UTF-8
+        self.names += encoded
         self.columns += [(*size, len(p), crc) for size, p, crc in zip(sizes, payloads, crcs, strict=True)]
         self.index_size += sum(map(len, self.names[-len(names) :])) + 17 * len(names) + 1
         if self.index_size > MAX_INDEX:
@@ -41,9 +47,8 @@ class ArchiveWriter:
         self.file.writelines(payloads)
 
     def close(self) -> None:
-        """Writes the index, and then the header. ValueError if a name occurs twice."""
-        if len(set(self.names)) < len(self.names):
-            raise ValueError("An archive cannot hold two images of one name.")
+        """Writes the index, and then the header. ValueError if the names cannot all be unpacked."""
+        target_names([name.decode("utf-8", "surrogateescape") for name in self.names])
         start = self.file.tell()
         counts = struct.pack("<II", len(self.names), len(self.chunks)) + bytes(self.chunks)
         columns = np.array(self.columns, "<u4").T.copy()  # (4,n)
@@ -55,11 +60,33 @@ class ArchiveWriter:
         self.file.write(header + crc32(header))
 
 
-def check_name(name: str) -> None:
-    """ValueError if ``name`` could lead out of the folder that an archive is unpacked into, or, like ``./a``, has a twin."""
-    for path in (PurePosixPath(name), PurePath(name)):  # on Windows the second also knows drives and backslashes
-        if path.as_posix() != name or not path.parts or path.anchor or ".." in path.parts or "\0" in name:
-            raise ValueError(f"{name!r} cannot be a name in an archive: it must be a relative path without '..'.")
+def check_names(names: Sequence[bytes]) -> None:
+    """ValueError if one could lead out of the folder that an archive is unpacked into, has, like ``./a``, a twin, or is
+    longer than a file's name can be."""
+    for name in names:
+        parts = name.split(b"/")
+        fits = len(name) <= MAX_NAME and len(parts) <= MAX_FOLDERS + 1 and max(map(len, parts)) <= MAX_PART
+        if not fits or any(c in name for c in NOT_IN_NAMES) or not {b"", b".", b".."}.isdisjoint(parts):
+            shown = printable(name.decode("utf-8", "surrogateescape"))
+            raise ValueError(f"'{shown[:60]}{'...' * (len(shown) > 60)}' cannot be a name in an archive: it must be a "
+                             f"relative path without '..', of at most {MAX_NAME:,} bytes, {MAX_PART} for each part, and "
+                             f"{MAX_FOLDERS} folders.")  # fmt: skip
+
+
+def target_names(names: Sequence[str]) -> list[str]:
+    """What the images are called when an archive is unpacked: a.jpg becomes a.png; but where this gives two of them one
+    name, or makes one the folder of another, all keep theirs: a.jpg.png. ValueError if this is no better."""
+    for targets in [posixpath.splitext(name)[0] + ".png" for name in names], [f"{name}.png" for name in names]:
+        # sorted in this way, whatever is in a folder comes right after a file of the folder's name
+        ordered = sorted(target.replace("/", "\0") for target in targets)
+        clashes = [a for a, b in pairwise(ordered) if b == a or b.startswith(f"{a}\0")]
+        if not clashes:
+            break
+    else:
+        name = printable(clashes[0].replace("\0", "/").removesuffix(".png"))
+        raise ValueError(f"An archive cannot hold two images of one name, or one in a folder of another's: {name}.")
+    check_names([target.encode("utf-8", "surrogateescape") for target in targets])
+    return targets
 
 
 class Reader:
@@ -73,7 +100,7 @@ class Reader:
     """
 
     def __init__(self, file: BinaryIO, name: str = "The file"):
-        self.file, self.name = file, name
+        self.file, self.name = file, (name := printable(name))
         self.length = file.seek(0, 2)
         file.seek(0)
         start = file.read(64)  # a header has at most 28
@@ -123,30 +150,34 @@ class Reader:
             raise self._changed("index")
         unpacker = zlib.decompressobj()
         try:
-            index = unpacker.decompress(packed[:-4], MAX_INDEX)
+            counts = unpacker.decompress(packed[:-4], 8)
+            n, n_chunks = struct.unpack("<II", counts)
+            # zlib takes two bits at least for a name that is not a copy of another
+            if not 0 < n_chunks <= n <= 4 * len(packed):
+                raise ValueError(f"it claims {n:,} images in {n_chunks:,} chunks, for which it is too short")
+            index = unpacker.decompress(unpacker.unconsumed_tail, min(MAX_INDEX, (17 + 1 + MAX_NAME) * n))
             if not unpacker.eof or unpacker.unused_data:
                 raise ValueError("it is larger than allowed, or has no end")
-            self._read_index(index, at)
+            self._read_index(index, n, n_chunks, at)
         except (ValueError, struct.error, zlib.error) as error:
             raise damaged(self.name, f"its index cannot be read ({error})") from None
 
-    def _read_index(self, index: bytes, end: int) -> None:
-        n, n_chunks = struct.unpack_from("<II", index)
-        counts = np.frombuffer(index, np.uint8, n_chunks, 8).astype(np.int64)
-        planes = np.frombuffer(index, np.uint8, 16 * n, 8 + n_chunks).reshape(4, 4, n)
+    def _read_index(self, index: bytes, n: int, n_chunks: int, end: int) -> None:
+        counts = np.frombuffer(index, np.uint8, n_chunks).astype(np.int64)
+        planes = np.frombuffer(index, np.uint8, 16 * n, n_chunks).reshape(4, 4, n)
         columns = np.ascontiguousarray(planes.transpose(0, 2, 1)).view("<u4")[..., 0].astype(np.int64)  # (4,4,n) -> (4,n)
-        self.names = index[8 + n_chunks + 16 * n :].decode("utf-8", "surrogateescape").split("\0")
-        *sides, self.lengths, self.crcs = columns.tolist()
-        self.sizes = list(zip(*sides, strict=True))
+        names = index[n_chunks + 16 * n :].split(b"\0")
         ends = FIRST + np.cumsum(columns[2])
-        self.starts = (ends - columns[2]).tolist()
         stops = np.cumsum(counts).tolist()
-        self.chunks = [range(a, b) for a, b in zip([0, *stops], stops, strict=False)]
-        unique = n > 0 and len(set(self.names)) == len(self.names) == n
+        unique = len(set(names)) == len(names) == n
         if not (unique and counts.all() and stops[-1:] == [n] and ends[-1] == end):
             raise ValueError("its parts do not fit each other")
-        for name in self.names:
-            check_name(name)
+        check_names(names)
+        self.names = [name.decode("utf-8", "surrogateescape") for name in names]
+        *sides, self.lengths, self.crcs = columns.tolist()
+        self.sizes = list(zip(*sides, strict=True))
+        self.starts = (ends - columns[2]).tolist()
+        self.chunks = [range(a, b) for a, b in zip([0, *stops], stops, strict=False)]
 
     def _check_length(self, claimed: int) -> None:
         if self.length < claimed:
@@ -183,7 +214,7 @@ class Reader:
 
     def label(self, i: int) -> str:
         """What messages call image ``i``."""
-        return f"{self.name}, image {self.names[i]}," if self.names[i] else self.name
+        return f"{self.name}, image {printable(self.names[i])}," if self.names[i] else self.name
 
     def payload(self, i: int) -> bytes:
         """The coded tokens of image ``i``; only they are read."""

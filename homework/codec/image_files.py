@@ -1,8 +1,8 @@
 """Image files to a compressed file, and compressed files back to images."""
 
+import math
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from homework.codec import format
-from homework.codec.archive import ArchiveWriter, Reader
+from homework.codec.archive import ArchiveWriter, Reader, target_names
 from homework.codec.compressor import Compressor
 from homework.codec.parallel import groups, in_parallel, pieces
 from homework.core import files
@@ -27,20 +27,24 @@ Chunk = tuple[list[str], tuple[int, int], np.ndarray]  # paths, (H,W), pixels (B
 
 
 def compress_files(compressor: Compressor, paths: list[str], output: str, *, pack: bool, scaled: tuple[int, int] | None,
-                   skip_bad: bool, verify: bool) -> tuple[int, int]:  # fmt: skip
+                   skip_bad: bool, verify: bool, old: str | None = None,
+                   quiet: bool = False) -> tuple[int, int, float]:  # fmt: skip
     """Compresses image files, ``scaled`` to that (H,W) if it is given, to ``output``: an archive if ``pack``, else the one
-    image's file. ``skip_bad`` leaves out those that are damaged; ``verify`` decodes what was written and compares tokens.
-    Returns how many images there are in it, and the bytes of their own files. ValueError if images are bad or have one path,
-    or the file does not decode; then nothing is written."""
-    names, kept, original = dict(zip(paths, names_below(paths), strict=True)), [], 0
+    image's file. ``skip_bad`` leaves out those that are damaged; ``verify`` decodes what was written and compares tokens;
+    an ``old`` archive's images come first. Returns how many images were compressed, the bytes of their own files, and,
+    unless ``quiet``, their mean PSNR in dB. ValueError if images are bad or have one path, or the file does not decode; then
+    nothing is written."""
+    names, kept, original, psnrs = dict(zip(paths, names_below(paths), strict=True)), [], 0, []
     with files.replacing(output) as temporary, open(temporary, "wb") as file:
         bad, writer = [], ArchiveWriter(file, compressor.models) if pack else None
+        n_old = _copy(old, writer) if old else 0
         with (
-            tqdm(total=len(paths), desc="compressing", unit="img") as bar,
+            tqdm(total=len(paths), desc="compressing", unit="img", disable=quiet) as bar,
             closing(_same_size(compressor, paths, bad, bar, scaled)) as chunks,
-            closing(in_parallel(partial(_encode, compressor), chunks, compressor.workers)) as encoded,
+            closing(in_parallel(partial(_encode, compressor, quiet), chunks, compressor.workers)) as encoded,
         ):
-            for (part, size, grids), payloads in encoded:
+            for (part, size, grids), payloads, quality in encoded:
+                psnrs += quality
                 crcs = [compressor.models.crc(size, grid) for grid in grids]
                 if writer:
                     writer.add([names[path] for path in part], [size] * len(part), payloads, crcs)
@@ -57,11 +61,26 @@ def compress_files(compressor: Compressor, paths: list[str], output: str, *, pac
         os.fsync(file.fileno())
         if verify:
             try:
-                _verify(compressor, temporary, kept)
+                _verify(compressor, temporary, n_old, kept, quiet)
             except ValueError as error:
                 raise ValueError(f"{output} is not written, for it would not decode to the tokens that were coded: "
                                  f"{error}") from error  # fmt: skip
-    return len(paths) - len(bad), original
+    return len(paths) - len(bad), original, sum(psnrs) / max(1, len(psnrs))
+
+
+def _copy(old: str, writer: ArchiveWriter) -> int:
+    """Copies the images of an archive into another, and returns how many. ValueError if it is of other models or of an
+    earlier format, whose checksums are others."""
+    with open(old, "rb") as file:
+        reader = Reader(file, old)
+        reader.check(writer.models)
+        if reader.kind != format.ARCHIVE or reader.version != format.FORMAT:
+            raise ValueError(f"{old} is not an archive of format {format.FORMAT}, and nothing can be appended to it; "
+                             "decompress it, and compress all images together.")  # fmt: skip
+        for chunk in reader.chunks:
+            writer.add(*zip(*((reader.names[i], reader.sizes[i], reader.payload(i), reader.crcs[i]) for i in chunk),
+                            strict=True))  # fmt: skip
+    return len(reader.names)
 
 
 def names_below(paths: list[str]) -> list[str]:
@@ -73,11 +92,20 @@ def names_below(paths: list[str]) -> list[str]:
     return [Path(os.path.relpath(path, base)).as_posix() for path in full]
 
 
-def _encode(compressor: Compressor, chunk: Chunk) -> tuple[Chunk, list[bytes]]:
-    """A chunk with grids instead of pixels, and its payloads."""
+def _encode(compressor: Compressor, quiet: bool, chunk: Chunk) -> tuple[Chunk, list[bytes], list[float]]:
+    """A chunk with grids instead of pixels, its payloads, and, unless ``quiet``, the PSNR of each image as it will be
+    decompressed."""
     part, size, pixels = chunk
     grids = compressor.to_tokens(to_float(torch.from_numpy(pixels)))  # (B,H,W,3)
-    return (part, size, grids), compressor.encode(grids)
+    images = compressor.to_images(list(grids), [size] * len(grids)) if not quiet else ()
+    quality = [psnr(to_uint8(x).cpu().numpy(), y) for x, y in zip(images, pixels, strict=not quiet)]
+    return (part, size, grids), compressor.encode(grids), quality
+
+
+def psnr(one: np.ndarray, other: np.ndarray) -> float:
+    """In dB, of two images (H,W,3) uint8; infinite if they are the same."""
+    mse = np.mean(np.subtract(one, other, dtype=np.float32) ** 2)
+    return 20 * math.log10(255) - 10 * math.log10(mse) if mse else math.inf
 
 
 def _same_size(compressor: Compressor, paths: list[str], bad: list[str], bar: tqdm,
@@ -113,38 +141,55 @@ def _read_ahead(paths: list[str], n: int) -> Iterator[list[str]]:
     yield batch
 
 
-def _verify(compressor: Compressor, path: Path, kept: list[np.ndarray]) -> None:
-    """ValueError, which calls the file "it", unless it decodes to the grids ``kept``, in the order of its images."""
-    n_bytes = 0
-    with open(path, "rb") as file, tqdm(total=len(kept), desc="verifying", unit="img") as bar:
+def _verify(compressor: Compressor, path: Path, n_old: int, kept: list[np.ndarray], quiet: bool) -> None:
+    """ValueError, which calls the file "it", unless it decodes, and after ``n_old`` images to the grids ``kept``."""
+    n, n_bytes = n_old + len(kept), 0
+    with open(path, "rb") as file, tqdm(total=n, desc="verifying", unit="img", disable=quiet) as bar:
         reader = Reader(file, "it")
-        with closing(compressor.read([(reader, i) for i in range(len(kept))])) as read:
+        with closing(compressor.read([(reader, i) for i in range(n)])) as read:
             for grids in read:
                 for i, grid in grids.items():
-                    if not np.array_equal(grid, kept[i]):
+                    if i >= n_old and not np.array_equal(grid, kept[i - n_old]):
                         raise ValueError(f"{reader.label(i)} has other tokens.")
                     n_bytes += reader.lengths[i]
                 bar.update(len(grids))
                 bar.set_postfix_str(f"{n_bytes:,} bytes")
 
 
-def decompress_file(compressor: Compressor, reader: Reader, wanted: Sequence[int], target: Path, folder: bool) -> None:
+def targets(reader: Reader, wanted: Sequence[int], target: Path, folder: bool) -> list[Path]:
+    """Where the ``wanted`` images of a file go: into the folder ``target`` by their names, or one as ``target`` itself.
+    ValueError if the names of an archive go nowhere."""
+    if not folder:
+        return [target]
+    names = target_names(reader.names)
+    return [target / names[i] for i in wanted]
+
+
+def check_free(paths: list[Path]) -> None:
+    """ValueError, naming the first, if some of the ``paths`` exist."""
+    if taken := [path for path in paths if os.path.lexists(path)]:
+        more = f", like {len(taken) - 1:,} more," * (len(taken) > 1)
+        raise ValueError(f"{taken[0]} exists{more} and is not overwritten; name another output, or pass --overwrite.")
+
+
+def decompress_file(compressor: Compressor, reader: Reader, wanted: Sequence[int], target: Path, folder: bool,
+                    quiet: bool = False) -> None:  # fmt: skip
     """Writes the ``wanted`` images of a file as PNG files in the folder ``target``, or one image as ``target`` itself, in
     the lossless format of its suffix. ValueError if any is damaged or of other models; then nothing is written."""
     reader.check(compressor.models)  # before any folder is made
     items, n_bytes = [(reader, i) for i in wanted], 0
     with _complete_folder(target) if folder else files.replacing(target) as temporary:
-        names = [temporary / name for name in png_names(reader.names)] if folder else [temporary] * len(reader.names)
+        paths = targets(reader, wanted, temporary, folder)
         kind = "PNG" if folder else LOSSLESS[target.suffix.lower()]
 
         def save(k: int, image: torch.Tensor) -> int:
-            path = names[wanted[k]]
-            path.parent.mkdir(parents=True, exist_ok=True)
+            paths[k].parent.mkdir(parents=True, exist_ok=True)
             image = Image.fromarray(to_uint8(image).cpu().numpy())
-            image.save(path, format=kind, compress_level=1)  # of PNG: as large as with 6, nearly, in half the time
-            return path.stat().st_size
+            with open(paths[k], "xb") as file:  # in a folder that takes a.png and A.png for one, an error
+                image.save(file, format=kind, compress_level=1)  # of PNG: as large as with 6, nearly, in half the time
+            return paths[k].stat().st_size
 
-        bar = tqdm(total=len(wanted), desc="decompressing", unit="img")
+        bar = tqdm(total=len(wanted), desc="decompressing", unit="img", disable=quiet)
         with bar, closing(compressor.read_images(items, save)) as saved:
             for lengths in saved:
                 n_bytes += sum(lengths.values())
@@ -152,23 +197,19 @@ def decompress_file(compressor: Compressor, reader: Reader, wanted: Sequence[int
                 bar.set_postfix_str(f"{n_bytes:,} bytes")
 
 
-def png_names(names: list[str]) -> list[str]:
-    """a.jpg -> a.png; but where this gives two images one name, all keep theirs: a.jpg.png."""
-    short = [str(Path(name).with_suffix(".png")) for name in names]
-    return short if len(set(short)) == len(short) else [f"{name}.png" for name in names]
-
-
 @contextmanager
 def _complete_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder, whose files are in ``path`` after the block, or nowhere after an error in it."""
-    temporary = (path if path.is_dir() else path.parent) / f"{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary = files.temporary_in(path if path.is_dir() else path.parent)
     try:
         with files.relabel_errors(temporary, path):
             temporary.mkdir(parents=True)
             yield temporary
-        for file in [file for file in temporary.rglob("*") if file.is_file()]:
-            target = path / file.relative_to(temporary)
+        moves = [(file, path / file.relative_to(temporary)) for file in temporary.rglob("*") if file.is_file()]
+        for _, target in moves:  # what cannot be is found before anything is moved
             target.parent.mkdir(parents=True, exist_ok=True)
+            files.check_regular(target)
+        for file, target in moves:
             os.replace(file, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

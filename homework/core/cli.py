@@ -1,16 +1,20 @@
 """What every command line shares: its help, checks of common options, and a user's mistake reported in one sentence."""
 
+import contextlib
 import inspect
 import os
 import re
 import shlex
+import signal
 import sys
 import textwrap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 from homework.core import arguments, checks, registry
+from homework.core.files import printable
 
 REPORT_PACKAGES = ("jinja2", "matplotlib", "scipy", "torchinfo")  # of the extra "report"; commands import them late
 
@@ -49,17 +53,33 @@ def check_seed(seed: int) -> None:
     checks.integer(0, 2**63 - 1, **{"--seed": seed})
 
 
+@contextlib.contextmanager
+def on_signals(handler: Callable, *signals: signal.Signals) -> Iterator[None]:
+    """Calls ``handler`` on ``signals``, as far as Python allows it: in the main thread alone."""
+    with contextlib.ExitStack() as stack:
+        for sig in signals if threading.current_thread() is threading.main_thread() else ():
+            stack.callback(signal.signal, sig, signal.signal(sig, handler))
+        yield
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    """Ends the process as a signal would, but by an exception, so that temporary files are removed."""
+    sys.exit(128 + number)
+
+
 Command = Callable[..., None] | dict[str, Callable[..., None]]  # one function, or several by name
 
 
 def main(name: str, command: Command) -> None:
     """Runs ``command`` with the arguments of the command line; ``name`` is how a user calls it. A ValueError or OSError
-    becomes one sentence on stderr and exit code 1 (if HOMEWORK_DEBUG=1, a traceback); Ctrl-C exits with 130."""
+    becomes one sentence on stderr and exit code 1 (if HOMEWORK_DEBUG=1, a traceback); Ctrl-C exits with 130, and SIGTERM
+    with 143."""
     debug, hook = os.environ.get("HOMEWORK_DEBUG"), threading.excepthook
     if not debug:  # no traceback for an OSError of a thread, such as TensorBoard's: who waits for it raises it again
         threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else hook(args)
     try:
-        run(name, command, sys.argv[1:])
+        with on_signals(_exit, signal.SIGTERM):
+            run(name, command, sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:  # stdout's reader, such as head, has closed it; Python must not complain of it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -78,7 +98,7 @@ def main(name: str, command: Command) -> None:
         sentence = str(error)
         if isinstance(error, OSError) and error.strerror:  # the system's own words, and the file that they are about
             sentence = f"{error.strerror}{f': {error.filename}' if error.filename else ''}."
-        print(f"error: {sentence}", file=sys.stderr)
+        print("error:", printable(sentence, but="\n"), file=sys.stderr)
         sys.exit(1)
     finally:
         threading.excepthook = hook

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from homework.core import checks
+from homework.core.files import printable
 from homework.datasets.decoding import decode, missing_plugin, readable_suffixes
 
 SPLITS = ("train", "valid")
@@ -192,6 +193,7 @@ def check_size(path: str, image: np.ndarray, first_path: str, size: tuple[int, i
 def report_bad_images(bad: list[str], n: int, skip_bad: bool, hint: str = "") -> None:
     """Prints up to 10 sentences about ``bad`` ones of ``n`` images. ValueError, with a ``hint`` of what helps, unless
     ``skip_bad`` and some are left."""
+    bad = [printable(sentence) for sentence in bad]
     lines = bad[:10] + [f"and {len(bad) - 10} more"] * (len(bad) > 10)
     named = f" {bad[0]}" if len(bad) == 1 else "".join(f"\n  {line}" for line in lines)
     if bad and (len(bad) == n or not skip_bad):

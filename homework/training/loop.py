@@ -1,15 +1,13 @@
 """The training loop: order of the data, weights and their average, curves, saving. Knows no model."""
 
-import contextlib
 import copy
 import functools
 import json
 import math
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +34,6 @@ def generator(*numbers: int) -> torch.Generator:
 def shades_of_grey(grids: Tensor, n_tokens: int) -> Tensor:
     """Token grids (n,h,w) in [0,K) -> pictures (n,3,h,w) in [0,1], where no tokenizer decodes them."""
     return (grids / max(1, n_tokens - 1))[:, None].expand(-1, 3, -1, -1).float()
-
-
-@contextlib.contextmanager
-def on_signals(handler: Callable[..., object]) -> Iterator[None]:
-    """Calls ``handler`` on Ctrl-C and SIGTERM, as far as Python allows it: in the main thread alone."""
-    with contextlib.ExitStack() as stack:
-        for sig in (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ():
-            stack.callback(signal.signal, sig, signal.signal(sig, handler))
-        yield
 
 
 def train(settings: dict, state: dict | None, grid_decoder: Callable) -> None:
@@ -131,7 +120,7 @@ class Run:
         validate_every, keep_every = self.settings["validate_every"] or self.per_epoch, self.settings["keep_every"]
         started = time.time() - self.seconds
         try:
-            with on_signals(self.ask_to_stop):
+            with cli.on_signals(self.ask_to_stop, signal.SIGINT, signal.SIGTERM):
                 while self.update < self.updates:
                     self.sums = {k: self.sums.get(k, 0) + v for k, v in self.step().items()}
                     self.update, self.seconds = self.update + 1, time.time() - started

@@ -1,12 +1,16 @@
 """Pictures to files and back, with models: all sizes, both arithmetics, the command line, and whatever can be wrong."""
 
 import contextlib
+import io
 import json
 import math
+import os
+import stat
 import struct
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,10 +24,10 @@ from conftest import GRID, ROOT, SIZE, K, build, file_size_limit, files, run, se
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_format import mutate
 
+from bench.mutations import mutate
 from homework import Compressor, compress
-from homework.codec import archive, format, tiles
+from homework.codec import archive, format, image_files, tiles
 from homework.codec.entropy import FloatPrior
 from homework.codec.image_files import compress_files
 from homework.codec.parallel import in_parallel
@@ -279,13 +283,12 @@ def test_an_error_of_the_caller_ends_the_threads(folder, models, monkeypatch):
     """While it is being handled, its traceback keeps all frames alive."""
     made = Compressor(*models)
     monkeypatch.setattr(archive.ArchiveWriter, "add", lambda *args: 1 / 0)
-    n_threads = threading.active_count()
     with pytest.raises(ZeroDivisionError):
         try:
             compress_files(made, sorted(map(str, Path("photos").iterdir())), "a.tok", pack=True, scaled=None, skip_bad=False,
                            verify=False)  # fmt: skip
         finally:
-            assert threading.active_count() <= n_threads + 1  # tqdm's own
+            assert not any(thread.name.startswith("ThreadPoolExecutor") for thread in threading.enumerate())
 
 
 def test_what_is_not_an_image_is_reported(exactly):
@@ -542,9 +545,237 @@ def test_a_folder_that_is_there_keeps_what_else_it_holds(call, folder):
     picture(folder / "back/0.png", (5, 5))
     picture(folder / "back/mine.png")
     call("compress", "t.pth", "p.pth", "photos", "a.tok")
-    assert call("decompress", "t.pth", "p.pth", "a.tok", "back").returncode == 0
+    text, before = sentence(call("decompress", "t.pth", "p.pth", "a.tok", "back")), Path("back/0.png").read_bytes()
+    assert "back/0.png exists and is not overwritten" in text and "--overwrite" in text
+    assert files(folder / "back") == {"0.png", "mine.png"} and Path("back/0.png").read_bytes() == before
+    assert call("decompress", "t.pth", "p.pth", "a.tok", "back", "--overwrite").returncode == 0
     assert files(folder / "back") == {"mine.png", *(f"{i}.png" for i in range(6))}
     assert read_image("back/0.png").shape == (*SIZE, 3)
+
+
+@pytest.mark.parametrize("source, output", [("photos", "photos"), ("photos/0.png", "photos/0.png")])
+def test_originals_are_not_overwritten(call, folder, source, output):
+    call("compress", "t.pth", "p.pth", source, "a.tok")
+    before = {name: (folder / name).read_bytes() for name in files(folder)}
+    assert "exists" in sentence(call("decompress", "t.pth", "p.pth", "a.tok", output))
+    assert {name: (folder / name).read_bytes() for name in files(folder)} == before
+
+
+def test_what_cannot_be_overwritten_is_found_before_anything_is_written(call, folder):
+    call("compress", "t.pth", "p.pth", "photos", "a.tok")
+    (folder / "back" / "5.png").mkdir(parents=True)
+    text = sentence(call("decompress", "t.pth", "p.pth", "a.tok", "back", "--overwrite"))
+    assert "back/5.png is a folder" in text and list((folder / "back").iterdir()) == [folder / "back" / "5.png"]
+
+
+def test_two_names_that_a_folder_takes_for_one_are_an_error(call, folder, monkeypatch):
+    """As where A.png and a.png are the same: the second would be written over the first."""
+    call("compress", "t.pth", "p.pth", "photos", "a.tok")
+    monkeypatch.setattr(image_files, "target_names", lambda names: ["0.png"] * len(names))
+    assert "exists" in sentence(call("decompress", "t.pth", "p.pth", "a.tok", "back"))
+    assert not Path("back").exists()
+
+
+def test_a_file_and_a_folder_that_would_get_one_name(call, folder, models):
+    picture(folder / "x/a.jpg")
+    picture(folder / "x/a.png/x.jpg", seed=1)
+    done = call("compress", "t.pth", "p.pth", "x/a.jpg", "x/a.png/x.jpg", "a.tok", "--verify")
+    assert done.returncode == 0, done.stderr
+    assert call("decompress", "t.pth", "p.pth", "a.tok", "back").returncode == 0
+    check_pictures(models, folder, {"back/a.jpg.png": "x/a.jpg", "back/a.png/x.jpg.png": "x/a.png/x.jpg"})
+
+
+def test_the_longest_names_there_and_back(call, folder):
+    name = "n" * 251
+    picture(folder / "long" / f"{name}.png")
+    assert call("compress", "t.pth", "p.pth", "long", "o" * 255).returncode == 0
+    assert call("decompress", "t.pth", "p.pth", "o" * 255, "back").returncode == 0
+    assert files(folder / "back") == {f"{name}.png"}
+
+
+def test_controls_in_names_are_shown_as_escapes(call, folder):
+    """A row of `info` cannot be forged, nor the terminal be told anything."""
+    name = "a\n  99  0.1  1 x 1  00000000  b\x1b[31m\x9b\u202e.png"
+    picture(folder / "odd" / name)
+    shown = "a\\n  99  0.1  1 x 1  00000000  b\\x1b[31m\\x9b\\u202e.png"
+    done = call("compress", "t.pth", "p.pth", "odd", f"{name}.hwa")
+    assert done.returncode == 0 and done.stdout.startswith(f"{shown}.hwa: ") and done.stdout.count("\n") == 1
+    text = call("info", f"{name}.hwa").stdout
+    assert text.startswith(f"{shown}.hwa: ") and text.splitlines()[-1].endswith(f"  {shown}") and "\x1b" not in text
+    assert json.loads(call("info", f"{name}.hwa", "--json").stdout)["images"][0]["name"] == name
+    Path(f"odd/{name}").write_bytes(b"no image")
+    text = sentence(call("compress", "t.pth", "p.pth", "odd", "b.hwa"))
+    assert f"odd/{shown} cannot be read" in text
+
+
+def test_only_several_names_and_patterns(call, folder):
+    call("compress", "t.pth", "p.pth", "photos", "a.tok")
+    for k, (only, names) in enumerate({"0.png,4.png": "04", "[1-3].png": "123", "?.png": "012345", "5.*,0.png": "05",
+                                       "2.png": "2", "['1.png','2.png']": "12"}.items()):  # fmt: skip
+        done = call("decompress", "t.pth", "p.pth", "a.tok", f"some{k}", f"--only={only}")
+        assert done.returncode == 0 and files(folder / f"some{k}") == {f"{name}.png" for name in names}, done.stderr
+    assert "no image 9*" in sentence(call("decompress", "t.pth", "p.pth", "a.tok", "more", "--only", "0.png,9*"))
+    assert "name a folder" in sentence(call("decompress", "t.pth", "p.pth", "a.tok", "b.png", "--only", "0.png,1.png"))
+    assert not Path("more").exists() and not Path("b.png").exists()
+
+
+def test_a_name_that_looks_like_a_pattern_means_itself(call, folder):
+    for name in "[0].png", "0.png", "a,b.png":
+        picture(folder / "odd" / name)
+    call("compress", "t.pth", "p.pth", "odd", "a.tok")
+    for k, only in enumerate(("[0].png", "a,b.png")):
+        assert call("decompress", "t.pth", "p.pth", "a.tok", f"some{k}", f"--only={only}").returncode == 0
+        assert files(folder / f"some{k}") == {only}
+
+
+@pytest.mark.parametrize("arithmetic", ["exact", "float"])
+def test_images_are_appended(call, folder, models, arithmetic, monkeypatch):
+    if arithmetic == "float":
+        monkeypatch.setattr("homework.codec.compressor.entropy_model", FloatPrior)
+    picture(folder / "more/6.png", seed=6)
+    picture(folder / "more/7.png", (47, 31), seed=7)
+    call("compress", "t.pth", "p.pth", "photos", "a.tok")
+    first = Path("a.tok").read_bytes()
+    done = call("compress", "t.pth", "p.pth", "more", "a.tok", "--append", "--verify")
+    assert done.returncode == 0 and "a.tok: 2 images" in done.stdout, done.stderr
+    assert call("decompress", "t.pth", "p.pth", "a.tok", "back").returncode == 0
+    sources = {f"{i}.png": f"{'photos' if i < 6 else 'more'}/{i}.png" for i in range(8)}
+    check_pictures(models, folder / "back", {name: f"../{source}" for name, source in sources.items()})
+    both = Path("a.tok").read_bytes()
+    for spoil, message, *arguments in [
+        (None, "two images of one name", "more", "a.tok"),
+        (None, "no archive", "more", "none.tok"),
+        (None, "not an archive of format 2", "more", "one.tok"),
+        (first[:-1], "cut short", "more", "a.tok"),
+        (first[:34] + bytes([first[34] ^ 64]) + first[35:], "is damaged", "more", "a.tok", "--verify"),
+    ]:
+        call("compress", "t.pth", "p.pth", "photos/0.png", "one.tok")
+        Path("a.tok").write_bytes(before := spoil or both)
+        assert message in sentence(call("compress", "t.pth", "p.pth", *arguments, "--append"))
+        assert Path("a.tok").read_bytes() == before and not Path("none.tok").exists()
+
+
+def test_nothing_is_appended_by_other_models(call, folder):
+    call("compress", "t.pth", "p.pth", "photos", "a.tok")
+    before = Path("a.tok").read_bytes()
+    checkpoint.save(build("AutoregressiveModel", seed=1), "other.pth")
+    assert "another prior" in sentence(call("compress", "t.pth", "other.pth", "photos/0.png", "a.tok", "--append"))
+    golden = ROOT / "tests" / "golden" / "sample.hwa"
+    Path("old.tok").write_bytes(golden.read_bytes())
+    assert "another" in sentence(call("compress", "t.pth", "p.pth", "photos/0.png", "old.tok", "--append"))
+    assert Path("a.tok").read_bytes() == before and Path("old.tok").read_bytes() == golden.read_bytes()
+
+
+def test_a_dry_run_leaves_nothing(call, folder):
+    before = files(folder)
+    done = call("compress", "t.pth", "p.pth", "photos", "a.tok", "--dry_run")
+    assert done.returncode == 0 and files(folder) == before and done.stdout.endswith("; not written\n"), done.stderr
+    real = call("compress", "t.pth", "p.pth", "photos", "a.tok").stdout
+    assert done.stdout == real.replace("\n", "; not written\n")
+    data, before = Path("a.tok").read_bytes(), files(folder)
+    call("compress", "t.pth", "p.pth", "photos/0.png", "a.tok", "--dry_run")
+    done = call("decompress", "t.pth", "p.pth", "a.tok", "back", "--dry_run")
+    assert done.returncode == 0 and done.stdout == "back: 6 images; not written\n", done.stderr
+    assert files(folder) == before and Path("a.tok").read_bytes() == data
+    assert "exists" in sentence(call("decompress", "t.pth", "p.pth", "a.tok", "photos", "--dry_run"))
+
+
+def test_quiet_says_nothing(call, folder):
+    for arguments in [("compress", "t.pth", "p.pth", "photos", "a.tok", "--verify"),
+                      ("decompress", "t.pth", "p.pth", "a.tok", "back")]:  # fmt: skip
+        done = call(*arguments, "--quiet")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert "exists" in sentence(call("decompress", "t.pth", "p.pth", "a.tok", "back", "--quiet"))
+
+
+def test_threads_change_no_byte(call, folder):
+    call("compress", "t.pth", "p.pth", "photos/3.png", "a.tok")
+    before = torch.get_num_threads()
+    try:
+        assert call("compress", "t.pth", "p.pth", "photos/3.png", "b.tok", "--threads", 3).returncode == 0
+        assert torch.get_num_threads() == 3 and Path("a.tok").read_bytes() == Path("b.tok").read_bytes()
+    finally:
+        torch.set_num_threads(before)
+    for arguments in ("compress", "t.pth", "p.pth", "photos", "c.tok"), ("decompress", "t.pth", "p.pth", "a.tok", "c.png"):
+        assert "--threads is 0" in sentence(call(*arguments, "--threads", 0))
+
+
+def test_the_psnr_is_of_what_is_decompressed(call, folder):
+    done = call("compress", "t.pth", "p.pth", "photos", "a.tok")
+    call("decompress", "t.pth", "p.pth", "a.tok", "back")
+    pairs = [[read_image(f"{where}/{i}.png") / 255 for where in ("photos", "back")] for i in range(6)]
+    psnr = np.mean([-10 * np.log10(((x - y) ** 2).mean()) for x, y in pairs])
+    assert abs(float(done.stdout.split(" dB")[0].split()[-1]) - psnr) < 0.011
+
+
+def test_info_as_json(call, folder):
+    call("compress", "t.pth", "p.pth", "photos", "a.tok")
+    facts = json.loads(call("info", "a.tok", "--json").stdout)
+    with open("a.tok", "rb") as file:
+        reader = archive.Reader(file)
+    assert facts["kind"] == "archive" and facts["format"] == 2 and facts["exact"] and facts["patch"] == 5
+    assert facts["bytes"] == Path("a.tok").stat().st_size
+    assert [image["name"] for image in facts["images"]] == reader.names
+    assert [(image["height"], image["width"]) for image in facts["images"]] == reader.sizes
+    assert [image["bytes"] for image in facts["images"]] == reader.lengths
+    assert [int(image["crc32"], 16) for image in facts["images"]] == reader.crcs
+    for path, role in ("t.pth", "tokenizer"), ("p.pth", "prior"):
+        model = json.loads(call("info", path, "--json").stdout)
+        assert model["role"] == role and model["fingerprint"] == facts[role]
+
+
+def test_standard_input_and_output(call, folder, models, monkeypatch):
+    def piped(name: str, data: bytes) -> bytes:
+        out = io.TextIOWrapper(io.BytesIO())
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+            patched.setattr(sys, "stdout", out)
+            done = call(name, "t.pth", "p.pth", "-", "-")
+        assert done.returncode == 0 and done.stderr.splitlines()[-1].startswith("-: 1 image"), done.stderr
+        return out.buffer.getvalue()
+
+    data = piped("compress", Path("photos/3.png").read_bytes())
+    assert data == Compressor(*models).compress(floats("photos/3.png"))
+    Path("3.png").write_bytes(piped("decompress", data))
+    check_pictures(models, folder, {"3.png": "photos/3.png"})
+    assert Path("3.png").read_bytes().startswith(b"\x89PNG")
+    assert files(folder) == {"t.pth", "p.pth", "3.png", *(f"photos/{i}.png" for i in range(6))}
+
+
+def test_wrong_standard_input_is_reported(call, folder, monkeypatch):
+    for data, message, *arguments in [
+        (b"no image", "Standard input cannot be read as an image", "compress", "t.pth", "p.pth", "-", "a.tok"),
+        (b"", "compressed alone", "compress", "t.pth", "p.pth", "-", "photos", "a.tok"),
+        (b"no file", "Standard input is not a file that", "decompress", "t.pth", "p.pth", "-", "back"),
+        (b"no file", "Standard input is not a file that", "info", "-"),
+    ]:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+        assert message in sentence(call(*arguments))
+    call("compress", "t.pth", "p.pth", "photos", "a.tok")
+    assert "name a folder" in sentence(call("decompress", "t.pth", "p.pth", "a.tok", "-"))
+    assert files(folder) == {"t.pth", "p.pth", "a.tok", *(f"photos/{i}.png" for i in range(6))}
+
+
+FAULTS = ROOT.parent / "shared" / "faults" / "archives"
+
+
+@pytest.mark.skipif(not FAULTS.is_dir(), reason="there are no faulty archives here")
+def test_hostile_archives_end_in_a_sentence(call, folder):
+    for path in sorted(FAULTS.iterdir()):
+        start = time.monotonic()
+        pair = "BSQPatchAutoEncoder", "AutoregressiveModel"
+        for arguments in ("info", path), ("info", path, "--json"), ("decompress", *pair, path, folder / path.stem):
+            done = call(*arguments)
+            assert done.returncode == 0 or sentence(done), path
+            assert done.stdout.isprintable() or done.stdout.replace("\n", "").isprintable(), path
+        assert time.monotonic() - start < 60, path
+
+
+@pytest.mark.parametrize("output", ["pipe", "/dev/null"])
+def test_what_is_not_a_file_is_no_output(call, folder, output):
+    os.mkfifo("pipe")
+    assert "a pipe or a device" in sentence(call("compress", "t.pth", "p.pth", "photos", output))
+    assert stat.S_ISFIFO(os.stat("pipe").st_mode) and stat.S_ISCHR(os.stat("/dev/null").st_mode)
 
 
 def test_names_that_are_numbers(call, folder):

@@ -3,14 +3,20 @@
 import io
 import math
 import struct
+import tempfile
+import time
 import tracemalloc
+import unittest.mock
 import zlib
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench import mutations
+from bench.mutations import mutate, repaired
 from homework.codec import archive, format, range_coder, tiles
 from homework.codec.archive import ArchiveWriter, Reader
 from homework.codec.format import ARCHIVE, IMAGE, ModelPair
@@ -234,6 +240,11 @@ safe_names = st.text(st.characters(exclude_characters="\0/\\:", exclude_categori
 safe_names = st.lists(safe_names.filter(lambda name: name not in (".", "..")), min_size=1, max_size=3).map("/".join)
 
 
+def is_one_of_few(names: list[str]) -> bool:
+    """Whether no name is the folder of another: all can be files together."""
+    return not any(other.startswith(f"{name}/") for name in names for other in names)
+
+
 def is_writable(name: str) -> bool:  # a lone surrogate is how Python shows a byte that is not UTF-8; no file has others
     try:
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape") == name
@@ -241,7 +252,10 @@ def is_writable(name: str) -> bool:  # a lone surrogate is how Python shows a by
         return False
 
 
-@given(st.lists(safe_names.filter(is_writable), unique=True, min_size=1, max_size=9), st.data())
+lists_of_names = st.lists(safe_names.filter(is_writable), unique=True, min_size=1, max_size=9)
+
+
+@given(lists_of_names.filter(is_one_of_few), st.data())
 def test_an_archive_holds_what_was_put_in(names, data):
     contents = st.tuples(image_sizes, st.binary(max_size=20), st.integers(0, 2**32 - 1))
     images = [(name, *data.draw(contents)) for name in names]
@@ -292,7 +306,46 @@ def test_an_archive_of_frames_needs_about_as_many_bytes_an_image_as_its_crc_and_
     assert (len(file.getvalue()) - sum(Reader(file).lengths)) / 1000 < 9
 
 
-UNSAFE = ["../a", "a/../../b", "/etc/a", "a\0b", "", ".", "..", "a/..", "./a", "a//b", "a/"]
+@given(lists_of_names | st.lists(st.text("aB.pngj/", max_size=9), min_size=1, max_size=5))
+def test_names_are_refused_in_both_directions_or_can_all_be_unpacked(names):
+    """Into a folder, and nowhere else."""
+    try:
+        data = archive_bytes([(5, 5)] * len(names), names)
+    except ValueError:
+        with unittest.mock.patch.multiple(archive, check_names=lambda names: None, target_names=lambda names: names):
+            data = archive_bytes([(5, 5)] * len(names), names)
+        with pytest.raises(ValueError):
+            archive.target_names(Reader(io.BytesIO(data)).names)
+        return
+    targets = archive.target_names(Reader(io.BytesIO(data)).names)
+    with tempfile.TemporaryDirectory() as folder:
+        for i, target in enumerate(targets):
+            path = Path(folder, "in", target)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("xb").close()
+            assert path.resolve().is_relative_to(Path(folder, "in").resolve()), names[i]
+            assert PurePosixPath(target).parent == PurePosixPath(names[i]).parent and target.endswith(".png")
+
+
+@pytest.mark.parametrize("names, targets", [
+    (["a.jpg", "b/c.tif", "d", ".hidden", "e.f.gif"], ["a.png", "b/c.png", "d.png", ".hidden.png", "e.f.png"]),
+    (["a.jpg", "a.png"], ["a.jpg.png", "a.png.png"]),
+    (["a.jpg", "a.png/x.jpg", "b.jpg"], ["a.jpg.png", "a.png/x.jpg.png", "b.jpg.png"]),
+    (["a.jpg", "a.png-1/x.jpg", "a.png/x.jpg"], ["a.jpg.png", "a.png-1/x.jpg.png", "a.png/x.jpg.png"]),
+    (["x" * 251 + ".jpg"], ["x" * 251 + ".png"]),
+])  # fmt: skip
+def test_what_images_are_called_when_unpacked(names, targets):
+    assert archive.target_names(names) == targets
+
+
+@pytest.mark.parametrize("names", [["a", "a.png/b"], ["a", "a"], ["x" * 255], ["a.jpg", "a.png", "x" * 252]])
+def test_names_that_cannot_be_unpacked_are_refused(names):
+    with pytest.raises(ValueError, match="cannot"):
+        archive_bytes([(5, 5)] * len(names), names)
+
+
+UNSAFE = ["../a", "a/../../b", "/etc/a", "a\0b", "", ".", "..", "a/..", "./a", "a//b", "a/", "a/./b", "a/" * 1900 + "b",
+          "x" * 256, "x" * 256 + "/a", "/".join(["x" * 100] * 41), "a\n/..", "..\n/../a"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", UNSAFE)
@@ -300,9 +353,9 @@ def test_names_that_lead_elsewhere_are_refused_in_both_directions(name, monkeypa
     with pytest.raises(ValueError, match="cannot be a name"):
         archive_bytes([(5, 5)], [name])
     with monkeypatch.context() as patched:
-        patched.setattr(archive, "check_name", lambda name: None)
+        patched.setattr(archive, "check_names", lambda names: None)
         data = archive_bytes([(5, 5)], [name])
-    with pytest.raises(ValueError, match="damaged.*(cannot be a name|do not fit)"):
+    with pytest.raises(ValueError, match="damaged.*(cannot be a name|do not fit|larger than allowed)"):
         Reader(io.BytesIO(data))
 
 
@@ -315,7 +368,7 @@ def test_too_many_images_for_an_archive():
     writer = ArchiveWriter(io.BytesIO(), MODELS)
     with pytest.raises(ValueError, match="too many images"):
         for i in range(200):
-            writer.add([f"{i}/" + "x" * 100_000], [(5, 5)], [b""], [0])
+            writer.add([f"{i}/{j}/" + "/".join(["x" * 200] * 20) for j in range(25)], [(5, 5)] * 25, [b""] * 25, [0] * 25)
 
 
 # --- what is wrong with a file --------------------------------------------------------------------------------------------
@@ -447,38 +500,27 @@ def test_a_wrong_index_takes_little_memory(index):
         tracemalloc.stop()
 
 
-def mutate(data: bytes, draw: np.random.Generator) -> bytes:
-    """Flips, overwrites, cuts, inserts, moves or adds some bytes, up to three times."""
-    data = bytearray(data)
-    for _ in range(draw.integers(1, 4)):
-        at, n, what = int(draw.integers(len(data) + 1)), int(draw.integers(1, 9)), int(draw.integers(8))
-        if what < 3 and at < len(data):
-            data[at] ^= 1 << int(draw.integers(8))
-        elif what == 3:
-            data[at : at + n] = draw.bytes(len(data[at : at + n]))
-        elif what == 4:
-            del data[at : at + n]
-        elif what == 5:
-            data[at:at] = draw.bytes(n)
-        elif what == 6:
-            data[at:at] = data[:n]
-        else:
-            del data[at:]
-    return bytes(data)
+def many_names(n: int) -> bytes:
+    """An archive of n images without payloads, the last of which has a wrong name."""
+    columns = b"".join(bytes([one if k == 0 else 0]) * n for one in (1, 1, 0, 0) for k in range(4))
+    names = b"\0".join([*(b"%d" % i for i in range(n - 1)), b".."])
+    return wrong_archive(zlib.compress(struct.pack("<II", n, n) + bytes([1]) * n + columns + names, 1))
 
 
-def repaired(data: bytes, draw: np.random.Generator) -> bytes:
-    """A mutated header with all the checksums in it put right: it is wrong, and nothing but the tokens shows it."""
-    if data[:2] == IMAGE:
-        size = (int(draw.integers(1, 20)), int(draw.integers(1, 2 ** draw.integers(1, 20))))
-        header = data[:7] + bytes([5 if draw.integers(4) else draw.integers(256)])
-        header += b"".join(map(format.leb128, (*size, int(draw.integers(12)) if draw.integers(2) else len(data) - 16)))
-        return header + bytes([format.crc8(header)]) + data[12:]
-    _, at, length = archive.HEADER.unpack_from(data)
-    index = mutate(zlib.decompress(data[at:-4]), draw)
-    index = zlib.compress(index)
-    header = archive.HEADER.pack(data[:8], at, at + len(index) + 4)
-    return header + struct.pack("<I", zlib.crc32(header)) + data[32:at] + index + struct.pack("<I", zlib.crc32(index))
+def test_claims_are_refused_in_proportion_to_a_file():
+    """Many names take little time; and claims that the file is too short for take none, and no memory."""
+    data, n, start = io.BytesIO(many_names(100_000)), 690_000, time.process_time()
+    with pytest.raises(ValueError, match="cannot be a name"):
+        Reader(data)
+    assert time.process_time() - start < 2
+    data = io.BytesIO(wrong_archive(zlib.compress(struct.pack("<II", n, n) + bytes(17 * n) + b"a\0" * n, 1)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="it claims 690,000 images"):
+            Reader(data)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("n, change", [(90_000, mutate), (12_000, repaired)], ids=["mutated", "repaired"])
@@ -499,6 +541,17 @@ def test_no_mutation_gives_a_wrong_grid(n, change):
             assert change is repaired or found == right[k]
     assert refused > 0.9 * n
     assert len(steps) < 100 * n  # and none took long
+
+
+def test_the_command_that_mutates_files_reports_one_that_is_read_as_another(tmp_path, monkeypatch, capsys):
+    mutations.mutations(n=45, keep=str(tmp_path))
+    assert "45 files; to continue: --start 45" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    monkeypatch.setattr(Reader, "check_tokens", lambda *args: None)
+    with pytest.raises(ValueError, match="Mutation .*is not refused.*read as another"):
+        mutations.mutations(n=2000, start=45, keep=str(tmp_path))
+    (kept,) = tmp_path.iterdir()
+    kind, k = kept.name.split("_")
+    assert kept.read_bytes() == mutations.mutated(int(k), mutations.make()[kind][0])[1]
 
 
 # --- files of before ------------------------------------------------------------------------------------------------------

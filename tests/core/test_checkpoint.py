@@ -5,13 +5,14 @@ import io
 import json
 import os
 import pickle
+import signal
 import subprocess
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import build, file_size_limit
+from conftest import build, file_size_limit, run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -209,6 +210,18 @@ def test_a_flip_in_a_weight_is_noticed(file, tmp_path):
         checkpoint.load(tmp_path / "x.pth")
 
 
+def test_a_weight_that_is_marked_as_a_folder_is_refused(file, tmp_path):
+    """torch would load uninitialized memory for it, and all checksums are right."""
+    content = bytearray(file.read_bytes())
+    for entry in (i for i in range(len(content)) if content[i : i + 4] == b"PK\1\2"):
+        assert not content[entry + 38] & 16  # of the attributes
+        changed = bytearray(content)
+        changed[entry + 38] |= 16
+        (tmp_path / "x.pth").write_bytes(changed)
+        with pytest.raises(ValueError, match="x.pth is damaged"):
+            checkpoint.load(tmp_path / "x.pth")
+
+
 # --- writing: whole or not at all -----------------------------------------------------------------------------------------
 
 
@@ -274,6 +287,86 @@ def test_replacing_shows_the_new_file_only_at_the_end(tmp_path):
         temporary.write_text("newer")
         raise ZeroDivisionError
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to a pipe", "device"])
+def test_what_is_not_a_file_is_never_replaced(kind, tmp_path):
+    path = tmp_path / "x"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path = Path(os.devnull)
+    else:
+        os.mkfifo(tmp_path / "pipe")
+        path.symlink_to("pipe") if kind == "link to a pipe" else os.rename(tmp_path / "pipe", path)
+    mode, before = path.lstat().st_mode, sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=f"{path} is a folder, a pipe or a device"), files.replacing(path):
+        raise AssertionError("nothing may be computed for it")
+    assert path.lstat().st_mode == mode and sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "ü" * 127, "x" * 251 + ".pth"])
+def test_the_longest_names_can_be_written(name, tmp_path):
+    checkpoint.save(build(NAME), tmp_path / name)
+    assert same(checkpoint.load(tmp_path / name), build(NAME)) and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(OSError, match="too long"):
+        checkpoint.save(build(NAME), tmp_path / f"{name}xx")
+
+
+KILLED = """
+import os, signal
+from homework.core import cli, files
+def write(name, folder=False):
+    with files.replacing("x") as temporary:
+        temporary.mkdir() if folder else temporary.write_text("half")
+        (temporary / "y").write_text("half") if folder else None
+        os.kill(os.getpid(), getattr(signal, name))
+cli.main("write", write)
+"""
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_only_what_killed_processes_left_is_removed(folder, tmp_path):
+    done = run("-c", KILLED, "SIGKILL", folder, cwd=tmp_path)
+    (left,) = tmp_path.iterdir()
+    assert done.returncode == -signal.SIGKILL and left.name.endswith(".tmp")
+    pid, place, _ = left.name[1:].split("-")
+    others = [left.with_name(left.name.replace(a, b)) for a, b in ((pid, str(os.getppid())), (pid, "1"), (place, "0" * 8))]
+    others += [tmp_path / "mine.tmp", tmp_path / f"{left.name}.txt"]
+    for path in others:  # of a living process, of another user's, of another machine, and of a person
+        path.touch()
+    files.write({}, tmp_path / "y")
+    assert set(tmp_path.iterdir()) == {*others, tmp_path / "y"}
+
+
+def test_sigterm_leaves_no_temporary_file(tmp_path):
+    done = run("-c", KILLED, "SIGTERM", cwd=tmp_path)
+    assert done.returncode == 143 and list(tmp_path.iterdir()) == [] and done.stderr == ""
+
+
+def test_sigterm_means_afterwards_what_it_meant_before(command, tmp_path):
+    def handler(*args):
+        raise AssertionError
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        command("compress", "info", tmp_path / "none")
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@given(st.text())
+def test_a_name_is_shown_on_one_line_without_controls(name):
+    shown = files.printable(name)
+    assert shown.isprintable() and (shown == name or not name.isprintable())
+    assert files.printable(name + "\n", but="\n").split("\n")[-1] == ""
+
+
+def test_controls_in_names_are_escaped():
+    for name, shown in [("a\x1b[2Jb", "a\\x1b[2Jb"), ("a\x9bb", "a\\x9bb"), ("a\u202eb", "a\\u202eb"), ("ü ß", "ü ß"),
+                        ("a\nb", "a\\nb"), (os.fsdecode(b"a\xff"), "a\\udcff"), ("a\u2028b", "a\\u2028b")]:  # fmt: skip
+        assert files.printable(name) == shown
 
 
 def test_a_folder_that_cannot_be_is_an_error_of_the_system(tmp_path):
