@@ -19,11 +19,11 @@ from homework.codec.compressor import Compressor
 from homework.codec.parallel import groups, in_parallel, pieces
 from homework.core import files
 from homework.datasets.image_files import decoded, n_pixels, report_bad_images
-from homework.datasets.images import to_float, to_uint8
+from homework.datasets.images import to_uint8
 
 PIXELS_READ_AT_ONCE = 2**24  # of image files that are read ahead
 LOSSLESS = {".png": "PNG", ".bmp": "BMP", ".ppm": "PPM", ".tif": "TIFF", ".tiff": "TIFF"}
-Chunk = tuple[list[str], tuple[int, int], np.ndarray]  # paths, (H,W), pixels (B,H,W,3) uint8, or grids (B,h,w)
+Chunk = tuple[list[str], tuple[int, int], Sequence]  # paths, (H,W), and images (H,W,3) uint8, or grids (B,h,w)
 
 
 def compress_files(compressor: Compressor, paths: list[str], output: str, *, pack: bool, scaled: tuple[int, int] | None,
@@ -71,9 +71,9 @@ def names_below(paths: list[str]) -> list[str]:
 
 
 def _encode(compressor: Compressor, chunk: Chunk) -> tuple[Chunk, list[bytes]]:
-    """A chunk with grids instead of pixels, and its payloads."""
-    part, size, pixels = chunk
-    grids = compressor.to_tokens(to_float(torch.from_numpy(pixels)))  # (B,H,W,3)
+    """A chunk with grids instead of images, and its payloads."""
+    part, size, images = chunk
+    grids = compressor.to_tokens(list(map(torch.from_numpy, images)))
     return (part, size, grids), compressor.encode(grids)
 
 
@@ -82,8 +82,9 @@ def _same_size(compressor: Compressor, paths: list[str], bad: list[str], bar: tq
     """As many images of one size as are coded together; ``bad`` gets a sentence about each that cannot be one."""
     at_once = min(compressor.batch_size, -(-len(paths) // compressor.workers))
     for batch, images in decoded(_read_ahead(paths, at_once), scaled):
-        good = {}
-        for path, image in zip(batch, images, strict=True):
+        good, n = {}, len(batch)
+        for path in batch:
+            image = images.pop(0)  # so that nothing keeps an image that has been yielded
             try:
                 if isinstance(image, str):
                     raise ValueError(image)
@@ -93,8 +94,9 @@ def _same_size(compressor: Compressor, paths: list[str], bad: list[str], bar: tq
                 bad.append(str(error))
         for size, some in groups(good, [image.shape[:2] for image in good.values()]):
             for part in pieces(some, compressor.images_at_once(compressor.grid(size))):
-                yield part, size, np.stack([good[path] for path in part])
-        bar.update(len(batch) - len(good))
+                yield part, size, [good.pop(path) for path in part]
+                n -= len(part)
+        bar.update(n)
 
 
 def _read_ahead(paths: list[str], n: int) -> Iterator[list[str]]:
@@ -133,15 +135,15 @@ def decompress_file(compressor: Compressor, reader: Reader, wanted: Sequence[int
         names = [temporary / name for name in png_names(reader.names)] if folder else [temporary] * len(reader.names)
         kind = "PNG" if folder else LOSSLESS[target.suffix.lower()]
 
-        def save(k: int, image: torch.Tensor) -> int:
+        def save(k: int, pixels: torch.Tensor) -> int:
             path = names[wanted[k]]
             path.parent.mkdir(parents=True, exist_ok=True)
-            image = Image.fromarray(to_uint8(image).cpu().numpy())
+            image = Image.fromarray(pixels.cpu().numpy())
             image.save(path, format=kind, compress_level=1)  # of PNG: as large as with 6, nearly, in half the time
             return path.stat().st_size
 
         with tqdm(total=len(wanted), desc="decompressing", unit="img") as bar:
-            for lengths in compressor.read_images(items, save):
+            for lengths in compressor.read_images(items, save, to_uint8):
                 n_bytes += sum(lengths.values())
                 bar.update(len(lengths))
                 bar.set_postfix_str(f"{n_bytes:,} bytes")

@@ -18,6 +18,7 @@ SPLITS = ("train", "valid")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
 if "avif" in features.modules and features.check("avif"):  # from Pillow 11.3 on, where it was built with libavif
     SUFFIXES += (".avif",)
+BAND = 256  # rows of an image that Pillow hands over at a time
 HELD_OUT = 20  # where there are no splits, one image of so many is for validation
 HOW_TO_GET = "python -m homework.data download, or python -m homework.data import ZIP_OR_FOLDER if you have the zip"
 Source = str | Path | Iterable[str | Path]
@@ -103,21 +104,25 @@ def read_image(path: str | Path, image_size: tuple[int, int] | None = None) -> n
         image = _decode(stream, path)
     if image_size is not None:
         image = ImageOps.fit(image, image_size[::-1])
-    return np.asarray(image)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, BAND):  # at once, Pillow would need the memory of two more copies
+        pixels[top : top + BAND] = image.crop((0, top, image.width, min(top + BAND, image.height)))
+    return pixels
 
 
 def _decode(stream: BinaryIO, path: str | Path) -> Image.Image:
     try:
         with Image.open(stream) as file:
             if file.mode != "F" and (file.mode != "I" or file.format in ("PNG", "PPM")):  # those have 16 bits
-                image = ImageOps.exif_transpose(file)
+                image: Image.Image = file
+                ImageOps.exif_transpose(image, in_place=True)  # a copy of a photo would take 100 MB
                 if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip to white
                     grey, clear = np.asarray(image), image.info.get("transparency")
                     grey = np.where(grey == clear, 255, grey // 256)
                     image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
                 if image.has_transparency_data:  # as on a page; what convert() alone would show is often black or noise
                     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-                return image.convert("RGB")
+                return image if image.mode == "RGB" else image.convert("RGB")
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is too large: Pillow reads up to {2 * Image.MAX_IMAGE_PIXELS:,} pixels.") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
