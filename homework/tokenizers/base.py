@@ -15,8 +15,9 @@ class Tokenizer(Model):
     :meth:`code_vectors`, and either ``decode``, (...,h,w,d) -> (...,h*P,w*Q,3), or :meth:`decode_index`.
 
     ``patch_size`` is the pixels of a token: P for squares, (P, Q) for P rows and Q columns. ``encoder_halo`` says how many
-    tokens around a token's own patch its value depends on, ``decoder_halo`` how many around a patch its pixels depend on;
-    None if on any. With them, large images are coded in blocks; else memory grows with the image.
+    patches around its own a token depends on, and ``decoder_halo`` how many tokens around their own the pixels of a patch
+    depend on; None if on any. With both, large images are coded in blocks; else memory grows with the image. A subclass
+    that looks further than its base has to say so.
     """
 
     n_tokens: int
