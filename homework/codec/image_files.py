@@ -82,21 +82,26 @@ def _same_size(compressor: Compressor, paths: list[str], bad: list[str], bar: tq
     """As many images of one size as are coded together; ``bad`` gets a sentence about each that cannot be one."""
     at_once = min(compressor.batch_size, -(-len(paths) // compressor.workers))
     for batch, images in decoded(_read_ahead(paths, at_once), scaled):
-        good, n = {}, len(batch)
+        found = dict(zip(batch, images, strict=True))
+        images.clear()  # so that nothing keeps an image after it was yielded
         for path in batch:
-            image = images.pop(0)  # so that nothing keeps an image that has been yielded
-            try:
-                if isinstance(image, str):
-                    raise ValueError(image)
-                format.check_size(path, image.shape[:2])
-                good[path] = image
-            except ValueError as error:
-                bad.append(str(error))
-        for size, some in groups(good, [image.shape[:2] for image in good.values()]):
+            if why := _unusable(path, found[path]):
+                bad.append(why)
+                del found[path]
+        bar.update(len(batch) - len(found))
+        for size, some in groups(found, [image.shape[:2] for image in found.values()]):
             for part in pieces(some, compressor.images_at_once(compressor.grid(size))):
-                yield part, size, [good.pop(path) for path in part]
-                n -= len(part)
-        bar.update(n)
+                yield part, size, [found.pop(path) for path in part]
+
+
+def _unusable(path: str, image: np.ndarray | str) -> str:
+    """A sentence that says why an image cannot be compressed, or ""; ``image`` may be such a sentence itself."""
+    try:
+        if not isinstance(image, str):
+            format.check_size(path, image.shape[:2])
+    except ValueError as error:
+        return str(error)
+    return image if isinstance(image, str) else ""
 
 
 def _read_ahead(paths: list[str], n: int) -> Iterator[list[str]]:

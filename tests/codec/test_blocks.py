@@ -5,6 +5,7 @@ import json
 import math
 import sys
 import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ from conftest import K, build, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tqdm import tqdm
 
 from homework import Compressor
 from homework.codec import compressor as module
-from homework.codec import format, tiles
+from homework.codec import format, image_files, tiles
 from homework.core import checkpoint
+from homework.datasets.image_files import image_paths
 from homework.nn.blocks import halo
 from homework.priors.uniform import Uniform
 from homework.tokenizers.base import Tokenizer
@@ -170,6 +173,17 @@ print(json.dumps(peaks))
     _, small, *large = json.loads(done.stdout.splitlines()[-1])  # in KB, as Linux counts
     growth = [(peak - small) * 1024 / (2500**2 - 1000**2) for peak in large]
     assert growth[0] < 10 and growth[1] < 35, (small, large)  # in one go it would be 18 and 75
+
+
+def test_nothing_keeps_an_image_that_is_being_compressed(tmp_path):
+    """But what compresses it; or else a folder of photos would be in memory twice."""
+    for i, side in enumerate([20, 30, 30]):
+        Image.new("RGB", (side, side)).save(tmp_path / f"{i}.png")
+    chunks = image_files._same_size(Compressor(Pixels(0), Uniform(K), batch_size=3), image_paths(tmp_path), [], tqdm(), None)
+    for part, _, images in chunks:
+        kept = [weakref.ref(image) for image in images]
+        del images
+        assert len(kept) == len(part) and not any(reference() is not None for reference in kept)
 
 
 @settings(max_examples=30)
