@@ -31,4 +31,4 @@ class PatchAutoEncoder(AutoEncoder):
                  decoder_blocks: int = 3, detail: int = 16):  # fmt: skip
         checks.integer(1, 4096, bottleneck=bottleneck)
         networks = patch_networks(patch_size, latent_dim, bottleneck, encoder_blocks, decoder_blocks, detail)
-        super().__init__(patch_size, *networks)
+        super().__init__(patch_size, *networks, local=True)

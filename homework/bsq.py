@@ -103,7 +103,7 @@ class BSQPatchAutoEncoder(QuantizedAutoEncoder):
                  decoder_blocks: int = 4, detail: int = 16, commitment_weight: float = 0.0, entropy_weight: float = 0.0,
                  gamma: float = 1.0, inverse_temperature: float = 100.0, rate_weight: float = 0.0):  # fmt: skip
         networks = patch_networks(patch_size, latent_dim, latent_dim, encoder_blocks, decoder_blocks, detail)
-        super().__init__(patch_size, *networks)
+        super().__init__(patch_size, *networks, local=True)
         checks.not_negative(commitment_weight=commitment_weight, entropy_weight=entropy_weight, gamma=gamma)
         checks.not_negative(inverse_temperature=inverse_temperature, rate_weight=rate_weight)
         self.bsq = BSQ(codebook_bits, latent_dim)

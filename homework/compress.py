@@ -24,7 +24,7 @@ from homework.tokenizers.base import Tokenizer
 # what computes is imported where it is called: `info` of a file needs no models
 
 
-def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image_size: str | None = None,
+def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image_size: str | None = None, frame: int = 0,
              append: bool = False, verify: bool = False, skip_bad: bool = False, dry_run: bool = False, quiet: bool = False,
              batch_size: int = 64, threads: int | None = None, device: str = "auto") -> None:  # fmt: skip
     """Compresses an image into a small file, or a folder of images into an archive.
@@ -39,6 +39,7 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
         images_and_output: an image, a folder, or several images, folders or dataset.json files; last, the file to write. -
             is standard input, for one image, and standard output.
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped before; as they are by default.
+        frame: of images with several frames or pages, the number of the one to compress, from 0.
         append: add the images to the archive that the file is, which the same models must have written.
         verify: decode what was written, and compare it with what was to be written; fails if they differ.
         skip_bad: leave out images that are damaged; otherwise they are an error.
@@ -49,6 +50,7 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
         device: auto, cpu, cuda or mps.
     """
     *sources, output = images_and_output or [""]
+    cli.at_least(0, frame=frame)
     if not sources:
         raise ValueError("Name the image or the folder to compress and, after it, the file to write.")
     if Path(output).is_dir() or Path(output).suffix.lower() in {*Image.registered_extensions(), ".json", ".pth"}:
@@ -68,8 +70,8 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
                 print(f"Left out of {printable(folder)}: {others}.", file=sys.stderr)
         pack = append or len(sources) > 1 or paths != [str(Path(sources[0]))]
         compressor, old = _load(tokenizer, autoregressive, batch_size, threads, device), output if append else None
-        n, original, psnr = compress_files(compressor, paths, written, pack=pack, scaled=scaled, skip_bad=skip_bad,
-                                           verify=verify, old=old, quiet=quiet)  # fmt: skip
+        n, original, psnr = compress_files(compressor, paths, written, pack=pack, scaled=scaled, frame=frame,
+                                           skip_bad=skip_bad, verify=verify, old=old, quiet=quiet)  # fmt: skip
         size = os.path.getsize(written) - before
     _say(f"{output}: {checks.count(n, 'image')}, {size:,} bytes, {size / n:,.1f} an image, "
          f"{original / size:.1f} times fewer than the {original:,} of the originals, {psnr:.2f} dB"

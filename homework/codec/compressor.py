@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -13,13 +14,14 @@ from homework.codec.entropy import entropy_model
 from homework.codec.parallel import groups, in_parallel, pieces
 from homework.core import checks
 from homework.core.fingerprint import fingerprint, legacy_fingerprint
-from homework.core.model import ordinary_tensors
+from homework.datasets.images import to_float
 from homework.priors.base import Prior
 from homework.tokenizers.base import Tokenizer
 
 WEIGHTS_AT_ONCE = 2**21  # numbers that a prior returns from a parallel pass; with many more, memory costs more than it saves
 OVERSHOOT = 0.25  # how far an image's values may be beyond [-0.5,0.5], as those of decoded images are
 PIXELS_AT_ONCE = 2**17  # that go through the tokenizer together, for the same reason
+PIXELS_IN_BLOCK = 2**19  # of an image that has more: its features take some 250 bytes a pixel
 Item = tuple[archive.Reader, int]  # a file, and which of its images
 
 
@@ -49,9 +51,9 @@ class Compressor:
         self.entropy_model = entropy_model(prior)
         self.batch_size = batch_size
         self.workers = torch.get_num_threads() if self.device.type == "cpu" else 1
-        of_tokenizer = {1: legacy_fingerprint(self.tokenizer), 2: fingerprint(self.tokenizer)}
-        by_version = {version: (of_tokenizer[version], own) for version, own in self.entropy_model.fingerprints.items()}
-        self.models = format.ModelPair(by_version, max(tokenizer.patch_shape), self.entropy_model.exact)
+        tokenizers, priors = {1: legacy_fingerprint(self.tokenizer), 2: fingerprint(self.tokenizer)}, self.entropy_model
+        pairs = {version: (tokenizers[version], own) for version, own in priors.fingerprints.items()}
+        self.models = format.ModelPair(pairs, max(tokenizer.patch_shape), priors.exact)
 
     def compress(self, x: Tensor) -> bytes:
         """One image (H,W,3), float (of any precision, but computed with as float32) in [-0.5,0.5] -> its file. ValueError if
@@ -70,7 +72,7 @@ class Compressor:
 
         def work(part: tuple) -> dict[int, bytes]:
             size, where = part
-            grids = self.to_tokens(torch.stack([images[i] for i in where]))
+            grids = self.to_tokens([images[i] for i in where])
             return dict(zip(where, self.compress_tokens(grids, size), strict=True))
 
         return in_order(in_parallel(work, parts, self.workers))
@@ -101,33 +103,56 @@ class Compressor:
         return -(-size[0] // self.models.patch), -(-size[1] // self.models.patch)
 
     @torch.inference_mode()
-    def to_tokens(self, x: Tensor) -> np.ndarray:
-        """(B,H,W,3) float in [-0.5,0.5] -> grids (B,h,w) int64. ValueError if the tokenizer's grids have another size."""
-        parts = x.float().split(max(1, PIXELS_AT_ONCE // (x.shape[1] * x.shape[2])))
-        grids = np.concatenate([self.tokenizer.encode_index(part.to(self.device)).cpu().numpy() for part in parts])
-        if grids.shape[1:] != self.grid((x.shape[1], x.shape[2])):
-            raise ValueError(f"The tokenizer makes grids {grids.shape[1:]} of images {tuple(x.shape[1:3])}, which are not "
-                             f"patches of {self.models.patch} pixels; a file cannot say so.")  # fmt: skip
+    def to_tokens(self, images: Tensor | Sequence[Tensor]) -> np.ndarray:
+        """Images (H,W,3) of one size, float in [-0.5,0.5] or uint8 -> grids (B,h,w) int64. ValueError if the tokenizer's
+        grids have another size."""
+        H, W = images[0].shape[:2]
+        grids = np.empty((len(images), *(grid := self.grid((H, W)))), np.int64)
+        for block, around, within in self.blocks(grid, self.tokenizer.encoder_halo):
+            for part in pieces(range(len(images)), max(1, PIXELS_AT_ONCE // (H * W))):
+                x = torch.stack([images[i][scaled(around, self.models.patch)] for i in part])  # (B,H,W,3) of the block
+                x = to_float(x) if x.dtype == torch.uint8 else x.float()
+                tokens = self.tokenizer.encode_index(x.to(self.device)).cpu().numpy()
+                if tokens.shape[1:] != self.grid((x.shape[1], x.shape[2])):
+                    raise ValueError(f"The tokenizer makes grids {tokens.shape[1:]} of images {tuple(x.shape[1:3])}, which "
+                                     f"are not patches of {self.models.patch} pixels; a file cannot say so.")  # fmt: skip
+                grids[(slice(part.start, part.stop), *block)] = tokens[(slice(None), *within)]
         return grids
 
-    @ordinary_tensors
-    def to_images(self, grids: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """Grids (h,w) of one size, and (H,W) of their images -> the images (H,W,3) float, on the device."""
-        if len(grids) == 1:  # as a person would call it, without a batch
-            return [self.tokenizer.decode_index(torch.from_numpy(grids[0]).to(self.device))[: sizes[0][0], : sizes[0][1]]]
-        found: list[Tensor] = []
-        for part in pieces(grids, max(1, PIXELS_AT_ONCE // (grids[0].size * self.models.patch**2))):
-            found += self.tokenizer.decode_index(torch.from_numpy(np.stack(part)).to(self.device))  # (B,H,W,3)
-        return [image[:H, :W] for image, (H, W) in zip(found, sizes, strict=True)]
+    @torch.inference_mode()
+    def to_images(self, grids: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]],
+                  convert: Callable[[Tensor], Tensor] = lambda x: x) -> list[Tensor]:  # fmt: skip
+        """Grids (h,w) of one size, and (H,W) of their images -> the images (H,W,3) float, on the device; or what ``convert``
+        makes of their blocks, as other numbers of each pixel."""
+        images: list[Tensor] = []
+        for part in pieces(range(len(grids)), max(1, PIXELS_AT_ONCE // (grids[0].size * self.models.patch**2))):
+            for block, around, within in self.blocks(grids[0].shape, self.tokenizer.decoder_halo):
+                index = torch.from_numpy(np.stack([grids[i][around] for i in part])).to(self.device)
+                # one by itself as a person would decode it, without a batch
+                found = self.tokenizer.decode_index(index) if len(part) > 1 else [self.tokenizer.decode_index(index[0])]
+                for i, x in zip(part, found, strict=True):
+                    x = convert(x[scaled(within, self.models.patch)])
+                    if i == len(images):
+                        with torch.inference_mode(False):  # an ordinary tensor, to write into
+                            images.append(torch.empty(*sizes[i], *x.shape[2:], dtype=x.dtype, device=x.device))
+                    own = images[i][scaled(block, self.models.patch)]
+                    own.copy_(x[: own.shape[0], : own.shape[1]])
+        return images
+
+    def blocks(self, grid: tuple[int, int], halo: int | None) -> Iterator[tuple]:
+        """See :func:`homework.codec.tiles.blocks`; a single one if the image is small, or its patches depend on all."""
+        small = halo is None or math.prod(grid) * self.models.patch**2 <= PIXELS_IN_BLOCK
+        return tiles.blocks(grid, math.prod(grid) if small else PIXELS_IN_BLOCK // self.models.patch**2, halo or 0)
 
     def encode(self, grids: np.ndarray) -> list[bytes]:
         """(B,h,w) int64 -> B payloads, which are a chunk: if the prior computes in floats, :meth:`decode` needs them all."""
-        parts = []
+        encoders = [range_coder.RangeEncoder() for _ in grids]
         for (a, b), corners in self.tiles(grids.shape[1:]):
             cut = np.stack([grids[:, top : top + a, left : left + b] for top, left in corners], axis=1)  # (B,T,a,b)
-            both = self.intervals(cut.reshape(-1, a, b)).reshape(2, *cut.shape[:2], a * b)  # (2,B*T,N) -> (2,B,T,N)
-            parts.append(both.swapaxes(2, 3).reshape(2, len(grids), -1))  # (2,B,T,N) -> (2,B,N,T) -> (2,B,N*T)
-        return [range_coder.encode(*image) for image in np.concatenate(parts, axis=2).swapaxes(0, 1)]  # (2,B,n) -> (B,2,n)
+            found = self.intervals(cut.reshape(-1, a, b)).reshape(2, *cut.shape[:2], a * b)  # (2,B*T,N) -> (2,B,T,N)
+            for encoder, image in zip(encoders, found.transpose(1, 0, 3, 2), strict=True):  # (2,B,T,N) -> (B,2,N,T)
+                range_coder.append(encoder, *image.reshape(2, -1))  # (2,N,T) -> (2,N*T)
+        return list(map(range_coder.finish, encoders))
 
     def intervals(self, grids: np.ndarray) -> np.ndarray:
         """Tiles (R,a,b) int64 -> (2,R,N), see :func:`homework.codec.range_coder.intervals`."""
@@ -144,13 +169,15 @@ class Compressor:
     def decode(self, payloads: Sequence[bytes], grid: tuple[int, int], names: Sequence[str]) -> np.ndarray:
         """The grids (B,h,w) int64 of payloads. ValueError, by one of the names, if a payload is damaged or too long."""
         decoder = range_coder.BatchDecoder(payloads, names, self.entropy_model.exact)
-        grids = np.empty((len(payloads), *grid), np.int64)
+        found: list[tuple[tuple[int, int], np.ndarray]] = []
         for (a, b), corners in self.tiles(grid):
             R = len(payloads) * len(corners)
-            tokens = decoder.decode(self.entropy_model.steps(R, a, b), R, a * b)  # (B*T,N)
-            for (top, left), tile in zip(corners, tokens.reshape(len(payloads), -1, a, b).swapaxes(0, 1), strict=True):
-                grids[:, top : top + a, left : left + b] = tile  # (B*T,N) -> (B,T,a,b) -> (T,B,a,b)
+            tokens = decoder.decode(self.entropy_model.steps(R, a, b), R, a * b).astype(np.int32)  # (B*T,N)
+            found += zip(corners, tokens.reshape(len(payloads), -1, a, b).swapaxes(0, 1), strict=True)  # (T,B,a,b)
         decoder.finish()
+        grids = np.empty((len(payloads), *grid), np.int64)  # only now: what a header claims, the tokens have paid for
+        for (top, left), tile in found:
+            grids[:, top : top + tile.shape[1], left : left + tile.shape[2]] = tile
         return grids
 
     def tiles(self, grid: tuple[int, int]) -> Iterator[tuple]:
@@ -175,12 +202,15 @@ class Compressor:
         coded = ((batch, [reader.payload(i) for reader, i in batch]) for batch in self._batches(items))
         yield from in_parallel(work, coded, self.workers)
 
-    def read_images(self, items: Sequence[Item], use: Callable = lambda k, image: image) -> Iterator[dict]:
-        """As :meth:`read`, but decoded: the images (H,W,3) float, or what ``use`` makes of a position and its image."""
+    def read_images(self, items: Sequence[Item], use: Callable = lambda k, image: image,
+                    convert: Callable[[Tensor], Tensor] = lambda x: x) -> Iterator[dict]:  # fmt: skip
+        """As :meth:`read`, but decoded: the images (H,W,3) float, or what ``use`` makes of a position and its image;
+        ``convert`` as in :meth:`to_images`."""
 
         def decoded(grids: dict[int, np.ndarray]) -> dict:
             sizes = [reader.sizes[i] for reader, i in (items[k] for k in grids)]
-            return {k: use(k, image) for k, image in zip(grids, self.to_images(list(grids.values()), sizes), strict=True)}
+            images = self.to_images(list(grids.values()), sizes, convert)
+            return {k: use(k, image) for k, image in zip(grids, images, strict=True)}
 
         return self.read(items, decoded)
 
@@ -207,6 +237,12 @@ class Compressor:
         """How many images with grids (h,w) have ``n`` tiles in all, by default as many as are coded together; at least 1."""
         n_tiles = -(-grid[0] // self.entropy_model.height) * -(-grid[1] // self.entropy_model.width)
         return max(1, (n or min(self.batch_size, archive.MAX_CHUNK)) // n_tiles)
+
+
+def scaled(where: tiles.Slices, P: int) -> tiles.Slices:
+    """The pixels of some rows and columns of a grid of patches of side P."""
+    rows, columns = where
+    return slice(rows.start * P, rows.stop * P), slice(columns.start * P, columns.stop * P)
 
 
 def in_order(batches: Iterable[dict]) -> list:

@@ -19,28 +19,28 @@ from homework.codec.compressor import Compressor
 from homework.codec.parallel import groups, in_parallel, pieces
 from homework.core import files
 from homework.datasets.image_files import decoded, n_pixels, report_bad_images
-from homework.datasets.images import to_float, to_uint8
+from homework.datasets.images import to_uint8
 
 PIXELS_READ_AT_ONCE = 2**24  # of image files that are read ahead
 LOSSLESS = {".png": "PNG", ".bmp": "BMP", ".ppm": "PPM", ".tif": "TIFF", ".tiff": "TIFF"}
-Chunk = tuple[list[str], tuple[int, int], np.ndarray]  # paths, (H,W), pixels (B,H,W,3) uint8, or grids (B,h,w)
+Chunk = tuple[list[str], tuple[int, int], Sequence]  # paths, (H,W), and images (H,W,3) uint8, or grids (B,h,w)
 
 
 def compress_files(compressor: Compressor, paths: list[str], output: str, *, pack: bool, scaled: tuple[int, int] | None,
-                   skip_bad: bool, verify: bool, old: str | None = None,
+                   frame: int = 0, skip_bad: bool, verify: bool, old: str | None = None,
                    quiet: bool = False) -> tuple[int, int, float]:  # fmt: skip
-    """Compresses image files, ``scaled`` to that (H,W) if it is given, to ``output``: an archive if ``pack``, else the one
-    image's file. ``skip_bad`` leaves out those that are damaged; ``verify`` decodes what was written and compares tokens;
-    an ``old`` archive's images come first. Returns how many images were compressed, the bytes of their own files, and,
-    unless ``quiet``, their mean PSNR in dB. ValueError if images are bad or have one path, or the file does not decode; then
-    nothing is written."""
+    """Compresses image files, ``scaled`` to that (H,W) if it is given, or the ``frame`` of those with several, to
+    ``output``: an archive if ``pack``, else the one image's file. ``skip_bad`` leaves out those that are damaged; ``verify``
+    decodes what was written and compares tokens; an ``old`` archive's images come first. Returns how many images were
+    compressed, the bytes of their own files, and, unless ``quiet``, their mean PSNR in dB. ValueError if images are bad or
+    have one path, or the file does not decode; then nothing is written."""
     names, kept, original, psnrs = dict(zip(paths, names_below(paths), strict=True)), [], 0, []
     with files.replacing(output) as temporary, open(temporary, "wb") as file:
         bad, writer = [], ArchiveWriter(file, compressor.models) if pack else None
         n_old = _copy(old, writer) if old else 0
         with (
             tqdm(total=len(paths), desc="compressing", unit="img", disable=quiet) as bar,
-            closing(_same_size(compressor, paths, bad, bar, scaled)) as chunks,
+            closing(_same_size(compressor, paths, bad, bar, scaled, frame)) as chunks,
             closing(in_parallel(partial(_encode, compressor, quiet), chunks, compressor.workers)) as encoded,
         ):
             for (part, size, grids), payloads, quality in encoded:
@@ -93,39 +93,46 @@ def names_below(paths: list[str]) -> list[str]:
 
 
 def _encode(compressor: Compressor, quiet: bool, chunk: Chunk) -> tuple[Chunk, list[bytes], list[float]]:
-    """A chunk with grids instead of pixels, its payloads, and, unless ``quiet``, the PSNR of each image as it will be
+    """A chunk with grids instead of images, its payloads, and, unless ``quiet``, the PSNR of each image as it will be
     decompressed."""
-    part, size, pixels = chunk
-    grids = compressor.to_tokens(to_float(torch.from_numpy(pixels)))  # (B,H,W,3)
-    images = compressor.to_images(list(grids), [size] * len(grids)) if not quiet else ()
-    quality = [psnr(to_uint8(x).cpu().numpy(), y) for x, y in zip(images, pixels, strict=not quiet)]
+    part, size, images = chunk
+    grids = compressor.to_tokens(list(map(torch.from_numpy, images)))
+    again = compressor.to_images(list(grids), [size] * len(grids), to_uint8) if not quiet else ()
+    quality = [psnr(x.cpu().numpy(), y) for x, y in zip(again, images, strict=not quiet)]
     return (part, size, grids), compressor.encode(grids), quality
 
 
 def psnr(one: np.ndarray, other: np.ndarray) -> float:
     """In dB, of two images (H,W,3) uint8; infinite if they are the same."""
-    mse = np.mean(np.subtract(one, other, dtype=np.float32) ** 2)
-    return 20 * math.log10(255) - 10 * math.log10(mse) if mse else math.inf
+    error = sum(float(np.square(np.subtract(x, y, dtype=np.float32)).sum()) for x, y in zip(one, other, strict=True))
+    return 20 * math.log10(255) - 10 * math.log10(error / one.size) if error else math.inf
 
 
 def _same_size(compressor: Compressor, paths: list[str], bad: list[str], bar: tqdm,
-               scaled: tuple[int, int] | None) -> Iterator[Chunk]:  # fmt: skip
+               scaled: tuple[int, int] | None, frame: int) -> Iterator[Chunk]:  # fmt: skip
     """As many images of one size as are coded together; ``bad`` gets a sentence about each that cannot be one."""
     at_once = min(compressor.batch_size, -(-len(paths) // compressor.workers))
-    for batch, images in decoded(_read_ahead(paths, at_once), scaled):
-        good = {}
-        for path, image in zip(batch, images, strict=True):
-            try:
-                if isinstance(image, str):
-                    raise ValueError(image)
-                format.check_size(path, image.shape[:2])
-                good[path] = image
-            except ValueError as error:
-                bad.append(str(error))
-        for size, some in groups(good, [image.shape[:2] for image in good.values()]):
+    for batch, images in decoded(_read_ahead(paths, at_once), scaled, frame):
+        found = dict(zip(batch, images, strict=True))
+        images.clear()  # so that nothing keeps an image after it was yielded
+        for path in batch:
+            if why := _unusable(path, found[path]):
+                bad.append(why)
+                del found[path]
+        bar.update(len(batch) - len(found))
+        for size, some in groups(found, [image.shape[:2] for image in found.values()]):
             for part in pieces(some, compressor.images_at_once(compressor.grid(size))):
-                yield part, size, np.stack([good[path] for path in part])
-        bar.update(len(batch) - len(good))
+                yield part, size, [found.pop(path) for path in part]
+
+
+def _unusable(path: str, image: np.ndarray | str) -> str:
+    """A sentence that says why an image cannot be compressed, or ""; ``image`` may be such a sentence itself."""
+    try:
+        if not isinstance(image, str):
+            format.check_size(path, image.shape[:2])
+    except ValueError as error:
+        return str(error)
+    return image if isinstance(image, str) else ""
 
 
 def _read_ahead(paths: list[str], n: int) -> Iterator[list[str]]:
@@ -182,15 +189,15 @@ def decompress_file(compressor: Compressor, reader: Reader, wanted: Sequence[int
         paths = targets(reader, wanted, temporary, folder)
         kind = "PNG" if folder else LOSSLESS[target.suffix.lower()]
 
-        def save(k: int, image: torch.Tensor) -> int:
+        def save(k: int, pixels: torch.Tensor) -> int:
             paths[k].parent.mkdir(parents=True, exist_ok=True)
-            image = Image.fromarray(to_uint8(image).cpu().numpy())
             with open(paths[k], "xb") as file:  # in a folder that takes a.png and A.png for one, an error
-                image.save(file, format=kind, compress_level=1)  # of PNG: as large as with 6, nearly, in half the time
+                # PNG of this level is as large as with 6, nearly, in half the time
+                Image.fromarray(pixels.cpu().numpy()).save(file, format=kind, compress_level=1)
             return paths[k].stat().st_size
 
         bar = tqdm(total=len(wanted), desc="decompressing", unit="img", disable=quiet)
-        with bar, closing(compressor.read_images(items, save)) as saved:
+        with bar, closing(compressor.read_images(items, save, to_uint8)) as saved:
             for lengths in saved:
                 n_bytes += sum(lengths.values())
                 bar.update(len(lengths))

@@ -36,13 +36,17 @@ def intervals_by_steps(step: Step, tokens: np.ndarray) -> np.ndarray:
 
 
 def encode(cumulative: np.ndarray, frequency: np.ndarray) -> bytes:
-    """The payload of a stream of tokens, given their :func:`intervals` (N), (N): the shortest that a decoder which reads
-    zeros after its end takes for these tokens, but for zero bytes that say how much has been coded. Each token is coded as
-    the middle one of three symbols, smaller, own and larger: the same bytes as among all K, from three numbers and not K."""
+    """The payload of a stream of tokens, given their :func:`intervals` (N), (N)."""
+    append(encoder := RangeEncoder(), cumulative, frequency)
+    return finish(encoder)
+
+
+def append(encoder: RangeEncoder, cumulative: np.ndarray, frequency: np.ndarray) -> None:
+    """Codes the next tokens of a stream, given their :func:`intervals` (N), (N). Each is coded as the middle one of three
+    symbols, smaller, own and larger: the same bytes as among all K, from three numbers and not K."""
     larger = TOTAL - cumulative - frequency
     first, last = cumulative == 0, larger == 0
     parts = np.stack([cumulative, frequency, larger], axis=1)  # (N,3)
-    encoder = RangeEncoder()
     if (first & (larger < 2) | last & (cumulative < 2)).any():  # one or two tokens in all, too few for three symbols
         for row in parts:
             if (row > 0).sum() > 1:
@@ -52,11 +56,12 @@ def encode(cumulative: np.ndarray, frequency: np.ndarray) -> bytes:
         parts[first] = np.stack([frequency, larger - 1, one], axis=1)[first]
         parts[last] = np.stack([one, cumulative - 1, frequency], axis=1)[last]
         encoder.encode((1 - first + last).astype(np.int32), Categorical(perfect=False), (parts - 1).astype(np.float32))
-    return _shortest(encoder)
 
 
-def _shortest(encoder: RangeEncoder) -> bytes:
-    """Any number in the interval that the encoder arrived at decodes to its tokens; takes one whose last bytes are zero."""
+def finish(encoder: RangeEncoder) -> bytes:
+    """The shortest payload that a decoder which reads zeros after its end takes for the tokens coded, but for zero bytes
+    that say how much has been coded: any number in the interval that the encoder arrived at decodes to them, and one whose
+    last bytes are zero is taken."""
     words, (lower, width) = encoder.pos()  # finished 32-bit words, and the interval in units of the 64 bits after them
     n = 4 * words
     sealed = int.from_bytes(encoder.get_compressed().astype(">u4").tobytes().ljust(n + 8, b"\0"), "big")  # one such number
@@ -109,7 +114,7 @@ class BatchDecoder:
     def finish(self) -> None:
         """ValueError, naming it, if a payload goes on after its tokens."""
         for name, (length, words, _) in zip(self.names, self.streams, strict=True):
-            if length > words + 8:  # see _shortest
+            if length > words + 8:  # see the function finish
                 raise damaged(name, f"it has {length - words - 8:,} bytes after its tokens", *self.or_else)
 
     def decode(self, step: Step, R: int, N: int) -> np.ndarray:

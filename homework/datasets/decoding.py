@@ -57,7 +57,8 @@ def decode(stream: BinaryIO, path: str | Path, frame: int = 0) -> tuple[Image.Im
             tags = _tags(file.tag_v2) if isinstance(file, TiffImagePlugin.TiffImageFile) else {}
             if (layout := _unknown(file, tags)) is not None:
                 raise _refused(path, layout)
-            image: Image.Image = ImageOps.exif_transpose(file)
+            image: Image.Image = file
+            ImageOps.exif_transpose(image, in_place=True)  # a copy of a photo would take 100 MB
             profile = image.info.get("icc_profile")
             return _to_rgb(_to_8_bits(image, tags) if image.mode.startswith("I") else image, profile), n_frames
     except Unreadable:
@@ -139,13 +140,17 @@ def _to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     convert() alone would show there is often black or noise."""
     clear = image.convert("RGBA") if image.has_transparency_data else None
     mode = {"CMYK": "CMYK", "1": "L", "L": "L", "LA": "L"}.get(image.mode, "RGB")
-    colours = (image if clear is None or mode == "L" else clear).convert(mode)
+    colours = _converted(image if clear is None or mode == "L" else clear, mode)
     transform = _to_srgb(profile, mode) if profile and image.mode != "LAB" else None
-    colours = transform.apply(colours) if transform else colours.convert("RGB")
+    colours = transform.apply(colours) if transform else _converted(colours, "RGB")
     if clear is None:
         return colours
     colours.putalpha(clear.getchannel("A"))
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours).convert("RGB")
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)  # which would copy
 
 
 @lru_cache(16)

@@ -22,6 +22,7 @@ from homework.datasets.decoding import decode, missing_plugin, readable_suffixes
 
 SPLITS = ("train", "valid")
 DATA = "data"  # where data are by default
+BAND = 256  # rows of an image that Pillow hands over at a time
 HELD_OUT = 20  # where there are no splits, one image of so many is for validation
 HOW_TO_GET = "python -m homework.data download, or python -m homework.data import ZIP_OR_FOLDER if you have the zip"
 Source = str | Path | Iterable[str | Path]
@@ -171,7 +172,10 @@ def _read(path: str | Path, image_size: tuple[int, int] | None, frame: int) -> t
         image, n_frames = decode(stream, path, frame)
     if image_size is not None:
         image = ImageOps.fit(image, image_size[::-1])
-    return np.asarray(image), n_frames
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, BAND):  # at once, Pillow would need the memory of two more copies
+        pixels[top : top + BAND] = np.asarray(image.crop((0, top, image.width, min(top + BAND, image.height))))
+    return pixels, n_frames
 
 
 def report_frames(n_frames: dict[str, int], frame: int) -> None:

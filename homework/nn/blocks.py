@@ -66,6 +66,17 @@ class Block(nn.Module):
         return x + self.mlp(self.norm(self.around(x)))
 
 
+def halo(network: nn.Module) -> int:
+    """How many positions beyond its own an output of a network depends on, if only its convolutions look around: an upper
+    bound, in positions of the coarsest grid between its layers, and the exact number if there is but one grid."""
+    total = 0
+    for conv in network.modules():
+        if isinstance(conv, nn.Conv2d):
+            before = int(conv.padding[0])  # and after its own ``stride`` positions, what is left of the kernel
+            total += max(before, conv.kernel_size[0] - conv.stride[0] - before)
+    return total
+
+
 def pad_to_patches(x: Tensor, P: int, Q: int | None = None) -> Tensor:
     """Repeats the last row and column of (...,H,W,C) until H is a multiple of P and W one of Q (P if None)."""
     down, right = -x.shape[-3] % P, -x.shape[-2] % (Q or P)

@@ -7,18 +7,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from homework.core.model import Model
-from homework.nn.blocks import MaskedConv2d, pad_to_patches
+from homework.nn.blocks import MaskedConv2d, halo, pad_to_patches
 
 
 class Tokenizer(Model):
     """The contract: an image becomes a grid of integers and comes back. A subclass defines :meth:`encode_index`,
     :meth:`code_vectors`, and either ``decode``, (...,h,w,d) -> (...,h*P,w*Q,3), or :meth:`decode_index`.
 
-    ``patch_size`` is the pixels of a token: P for squares, (P, Q) for P rows and Q columns.
+    ``patch_size`` is the pixels of a token: P for squares, (P, Q) for P rows and Q columns. ``encoder_halo`` says how many
+    patches around its own a token depends on, and ``decoder_halo`` how many tokens around their own the pixels of a patch
+    depend on; None if on any. With both, large images are coded in blocks; else memory grows with the image. A subclass
+    that looks further than its base has to say so.
     """
 
     n_tokens: int
     patch_size: int | tuple[int, int]
+    encoder_halo: int | None = None
+    decoder_halo: int | None = None
 
     @property
     def patch_shape(self) -> tuple[int, int]:
@@ -69,16 +74,21 @@ class AutoEncoder(Model):
 
         x (...,H,W,3) -> edge-pad -> encoder -> z (...,h,w,C) -> decoder -> crop -> x_hat (...,H,W,3)
 
-    ``encoder`` and ``decoder`` are modules (B,h*stride,w*stride,3) -> (B,h,w,C), and back.
+    ``encoder`` and ``decoder`` are modules (B,h*stride,w*stride,3) -> (B,h,w,C), and back; ``local`` says that only their
+    convolutions look around, from which follow ``encoder_halo`` and ``decoder_halo``, as of :class:`Tokenizer`.
     """
 
     data = "images"
     patch_size: int | tuple[int, int]
+    encoder_halo: int | None = None
+    decoder_halo: int | None = None
 
-    def __init__(self, stride: int, encoder: nn.Module, decoder: nn.Module):
+    def __init__(self, stride: int, encoder: nn.Module, decoder: nn.Module, local: bool = False):
         super().__init__()
         self.stride = self.patch_size = stride
         self.encoder, self.decoder = encoder, decoder
+        if local:
+            self.encoder_halo, self.decoder_halo = halo(encoder), halo(decoder)
 
     def encode(self, x: Tensor) -> Tensor:
         """(...,H,W,3) float in [-0.5,0.5] -> (...,h,w,C), h = ceil(H/stride), w = ceil(W/stride). ValueError for images of

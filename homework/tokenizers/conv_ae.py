@@ -113,7 +113,8 @@ class ConvAutoEncoder(AutoEncoder):
         to_latent = ACTIVATIONS[encoder_activation_type if use_final_enc_activation else "none"]()
         to_pixels = decoder_activation_type if use_final_dec_activation else "none"
         encoder = ConvEncoder(image_channel, channels, latent_channel, hidden, to_latent)
-        super().__init__(2**num_layers, encoder, ConvDecoder(image_channel, channels, latent_channel, hidden, to_pixels))
+        decoder = ConvDecoder(image_channel, channels, latent_channel, hidden, to_pixels)
+        super().__init__(2**num_layers, encoder, decoder, local=True)
         self.learning_rate = model_lr
         for name, weight in self.named_parameters():
             if "around" not in name:  # the linear path from pixels to z and back keeps lengths

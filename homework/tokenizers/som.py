@@ -98,6 +98,9 @@ class SOM(FeatureModel, Tokenizer):
         with torch.no_grad():
             C = self.autoencoder.encode(torch.zeros(side, side, 3)).shape[-1]
         self.patch_size = (self.patch[0] * side, self.patch[1] * side)
+        if patch != "map":
+            halos = self.autoencoder.encoder_halo, self.autoencoder.decoder_halo
+            self.encoder_halo, self.decoder_halo = (halo and -(-halo // min(self.patch)) for halo in halos)
         self.codebook = nn.Parameter(torch.randn(n_codes, math.prod(self.patch) * C) * 0.1)
         self.register_buffer("placed", torch.zeros((), dtype=torch.bool))  # whether the units have been laid out over data
         self.register_buffer("positions", self.lattice.positions, persistent=False)

@@ -39,7 +39,7 @@ class VQPatchAutoEncoder(QuantizedAutoEncoder):
         quantizer = VectorQuantizer(n_tokens, code_dim, l2_norm, ema_decay, restart_below)
         checks.not_negative(codebook_weight=codebook_weight, commitment_weight=commitment_weight, rate_weight=rate_weight)
         networks = patch_networks(patch_size, latent_dim, code_dim, encoder_blocks, decoder_blocks, detail)
-        super().__init__(patch_size, *networks)
+        super().__init__(patch_size, *networks, local=True)
         self.quantizer, self.n_tokens = quantizer, n_tokens
         self.weights = {"codebook": codebook_weight, "commitment": commitment_weight, "rate": rate_weight}
         self.rate = RatePredictor(code_dim, n_tokens) if rate_weight else None
@@ -91,6 +91,7 @@ class VQVAE(VQPatchAutoEncoder):
         checks.integer(1, 64, stride=stride)
         super().__init__(stride, latent_dim, n_tokens, code_dim, encoder_blocks, decoder_blocks, detail, ema_decay=ema_decay)
         self.size = self.patch_size = height, width
+        self.encoder_halo = self.decoder_halo = None  # the code sees the entire image, and is seen there
         self.grid = -(-height // stride), -(-width // stride), code_dim
         self.down, self.up = nn.Linear(math.prod(self.grid), code_dim), nn.Linear(code_dim, math.prod(self.grid))
 

@@ -162,7 +162,7 @@ def test_the_coder_uses_our_integers_and_no_others(drawn):
             lower, width, words = lower * 2**32, width * 2**32, words + 1
     assert coder.pos() == (words, (lower % 2**64, width))
     payload = range_coder.encode(*range_coder.intervals(weights, tokens))
-    assert payload == range_coder._shortest(coder)  # so three symbols a token are as good as K
+    assert payload == range_coder.finish(coder)  # so three symbols a token are as good as K
     number = int.from_bytes(payload.ljust(4 * words + 8, b"\0"), "big")
     assert lower <= number < lower + width
     shorter = int.from_bytes(payload[:-1].ljust(4 * words + 8, b"\0"), "big")
