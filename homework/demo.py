@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from homework.core import checkpoint, cli, devices, files
+from homework.core.words import counted
 from homework.datasets.image_files import image_paths
 from homework.datasets.images import ImageDataset
 from homework.evaluation import pages, pictures, walkthrough
@@ -54,7 +55,7 @@ def demo(out: str = "demo", images: str = "data/sample", n_generate: int = 8, se
             path.write_bytes(file)
     results |= walkthrough.file_columns(results, data.names) | {"seconds": timed}
     pages.write_page("demo.html", "Images, tokens and back", results, folder / "index.html")  # last: what it shows is there
-    print(f"{folder / 'index.html'}: {len(x)} images and {n_generate} generated ones; open it in a browser.")
+    print(f"{folder / 'index.html'}: {counted(len(x), 'image')} and {n_generate} generated; open it in a browser.")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from homework.codec.compressor import Compressor
 from homework.core import checkpoint, cli, devices
+from homework.core.words import counted
 from homework.datasets.image_files import image_paths
 from homework.evaluation import codecs, curves, measure, pages, report
 from homework.priors.pairs import load_pair
@@ -57,11 +58,11 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", li
         "descriptions": {codec.name: codec.description for codec in rivals},
         "bits_per_token": math.log2(model.n_tokens),
         "exact": model.exact,
-        "where": f"{device.type}, {threads} thread{'s' * (threads > 1)}, batches of {batch_size}",
+        "where": f"{device.type}, {counted(threads, 'thread')}, batches of {batch_size}",
     }
     report.write_report(folder, points, paths, results)
     print(*curves.verdict(points, original), sep="\n")
-    print(f"{folder / 'index.html'}: {len(paths)} images; open it in a browser.")
+    print(f"{folder / 'index.html'}: {counted(len(paths), 'image')}; open it in a browser.")
 
 
 def list_pairs(tokenizer: str | tuple, autoregressive: str | tuple) -> list[tuple[str, str]]:

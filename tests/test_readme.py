@@ -285,10 +285,11 @@ def not_ignored(paths: set[str]) -> set[str]:
 
 def check_the_path(folder: Path) -> None:
     """What the README's steps leave; and its step 8 in the same folder."""
-    assert sorted(p.name for p in (folder / "generated").iterdir()) == [f"generation_{i}.png" for i in range(8)]
-    assert len(list((folder / "completed").iterdir())) == 4
+    names = [*(f"generation_{i}.png" for i in range(8)), "sheet.png"]
+    assert sorted(p.name for p in (folder / "generated").iterdir()) == names
+    assert len(list((folder / "completed").iterdir())) == 5
     assert len(list((folder / "again").iterdir())) == 18
-    assert len(list((folder / "mine/generated").iterdir())) == 8
+    assert len(list((folder / "mine/generated").iterdir())) == 9
     assert len(list((folder / "checkpoints").glob("*.pth"))) == 5
     shutil.copy(ROOT / "bundle.py", folder)
     for module in (ROOT / "homework").glob("*.py"):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from homework.codec.compressor import Compressor
 from homework.core.model import ordinary_tensors
+from homework.core.words import counted
 from homework.datasets.images import to_float, to_uint8
 from homework.evaluation import codecs
 from homework.evaluation.metrics import bits_at, errors
@@ -51,7 +52,7 @@ def walk_through(ae: AutoEncoder, coder: Tokenizer, prior: Prior, x: Tensor, n_g
     if not np.array_equal(again, grids.cpu()):
         raise ValueError("The files did not decode to the tokens that were coded; please report it.")
     parts = generate_images(coder, prior, n_generate, (H, W), BATCH, generator=torch.Generator().manual_seed(seed))
-    new, drawn = map(torch.cat, zip(*timed(f"{n_generate} generated images", list, parts), strict=True))
+    new, drawn = map(torch.cat, zip(*timed(counted(n_generate, "generated image"), list, parts), strict=True))
     mse_coded = errors(to_float(to_uint8(coded)), x)
     columns = {
         "mse_plain": errors(plain, x),

@@ -379,6 +379,22 @@ def test_summary_of_pixelcnn(command):
     assert "the known ones are" in sentence(command("summary", "Nonsense"))
 
 
+def test_summary_of_checkpoints(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wide = build("GatedPixelCNN", c_hidden=7)
+    checkpoint.save(wide, "wide.pth")
+    checkpoint.save(build("CascadeStage"), "stage.pth")
+    checkpoint.save(build("VQVAE"), "vqvae.pth")
+    done = command("summary", "wide.pth")
+    assert done.returncode == 0 and f"{parameters(wide):,}" in done.stdout and "[1, 4, 6" in done.stdout, done.stderr
+    done = command("summary", "VQGatedPixelCNN")  # a trained model, of which no class has the name
+    assert done.returncode == 0 and f"{parameters(checkpoint.load('VQGatedPixelCNN')):,}" in done.stdout, done.stderr
+    for path in "stage.pth", "vqvae.pth":
+        assert command("summary", path).returncode == 0
+    assert "c_hidden = 7, but 8" in sentence(command("summary", "wide.pth", "--c_hidden", 8))
+    assert "no checkpoint none.pth" in sentence(command("summary", "none.pth"))
+
+
 @pytest.mark.parametrize("name", registry.MODELS)
 def test_summary_of_every_model(command, name):
     model = build(name)

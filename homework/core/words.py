@@ -1,0 +1,6 @@
+"""Words of messages."""
+
+
+def counted(n: int, noun: str, ending: str = "s") -> str:
+    """A number of things, as in "1 image" and "1,024 images"."""
+    return f"{n:,} {noun}{ending * (n != 1)}"
