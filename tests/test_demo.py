@@ -242,6 +242,7 @@ def make(folder):
     for name in "Makefile", "requirements.txt", "pyproject.toml":
         shutil.copy(ROOT / name, folder)
     env = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}  # CI runs the tests by make
+    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return lambda *arguments: subprocess.run(
         ["make", "PYTHON=false", *arguments], cwd=folder, env=env, capture_output=True, text=True
     )
@@ -249,7 +250,7 @@ def make(folder):
 
 def test_make_lists_its_targets(make):
     listed = make().stdout
-    for target in "demo", "test", "bench", "lint":
+    for target in "first-look", "demo", "test", "bench", "lint":
         assert f"make {target}" in listed
 
 
@@ -258,6 +259,23 @@ def test_make_refuses_an_old_python_in_one_sentence(make, folder):
     lines = [line for line in done.stderr.splitlines() if not line.startswith("make")]
     assert done.returncode and len(lines) == 1 and "Python 3.11" in lines[0]
     assert not (folder / ".venv").exists()
+
+
+def test_the_first_look_takes_every_step_in_a_folder_of_its_own(make, folder):
+    shutil.copytree(ROOT / "data/sample", folder / "data/sample")
+    before = {path: (folder / path).read_bytes() for path in files(folder)}
+    python = Path(sys.executable).with_name("python")
+    small = "--latent_dim 8 --encoder_blocks 1 --decoder_blocks 1 --detail 2 --patch_size 8 --epochs 1"
+    smaller = ["SIZE=--image_size 16x24", f"TOKENIZER={small}", "PRIOR=--d_latent 8 --n_layers 1 --n_heads 1 --epochs 1"]
+    done = make("first-look", f"BIN={python.parent}", "INSTALLED=", *smaller)
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = re.findall(r"^(\d)\. .*\n    python -m homework\.(\w+)", done.stdout, re.MULTILINE)
+    assert steps == list(zip("123456", ("data", "train", "tokenize", "train", "generation", "compress"), strict=True))
+    made = files(folder / "first_look")
+    assert {"generated/sheet.png", "tokenizer.pth", "prior.pth", "images.hwa"} <= made
+    assert len([path for path in made if path.startswith("again/")]) == 3
+    after = {path: (folder / path).read_bytes() for path in files(folder) if not path.startswith("first_look/")}
+    assert after == before  # nothing else is written or replaced
 
 
 def test_continuous_integration_lints_and_tests():

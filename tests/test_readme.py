@@ -147,7 +147,7 @@ def help_page(command: str) -> str:
 
 
 def test_every_command_names_a_module_and_options_that_exist():
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("optional-dependencies", {})
     found = []
     for text in TEXT.values():

@@ -315,6 +315,11 @@ def test_sample_command(command, prior, tmp_path):
     assert all(np.array_equal(a[k], b[k]) for k in a) and any(not np.array_equal(a[k], c[k]) for k in a)
     assert a["sample_0.png"].shape == (8, 6) and set(np.unique(a["sample_0.png"])) <= {0, 255}
     assert np.array_equal(a["sheet.png"][4:20:2, 4:16:2], a["sample_0.png"])  # twice the size, inside the margin
+    done = command("sample", prior, 1, tmp_path / "a", *options)
+    assert "1 image, each" in done.stdout and "3 pictures of an earlier run, such as sample_1.png" in done.stderr
+    assert set(pictures(tmp_path / "a")) == set(a)
+    assert command("sample", prior, 1, tmp_path / "a", "--overwrite", *options).returncode == 0
+    assert set(pictures(tmp_path / "a")) == {"sheet.png", "sample_0.png"}
 
 
 def test_completions_keep_the_given_rows(command, prior, small, tmp_path):  # noqa: F811
