@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import GRID, ROOT, SIZE, K, batch_for, build, files, run, sentence
 from PIL import Image
+from test_readme import execute
 
 from homework import Compressor, ImageDataset
 from homework.core import checkpoint
@@ -242,7 +243,6 @@ def make(folder):
     for name in "Makefile", "requirements.txt", "pyproject.toml":
         shutil.copy(ROOT / name, folder)
     env = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}  # CI runs the tests by make
-    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return lambda *arguments: subprocess.run(
         ["make", "PYTHON=false", *arguments], cwd=folder, env=env, capture_output=True, text=True
     )
@@ -263,17 +263,23 @@ def test_make_refuses_an_old_python_in_one_sentence(make, folder):
 
 def test_the_first_look_takes_every_step_in_a_folder_of_its_own(make, folder):
     shutil.copytree(ROOT / "data/sample", folder / "data/sample")
+    python = folder / "bin" / "python"  # writes down what it is to run, which one process then runs, for torch starts slowly
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\necho "python $*" >> commands\n')
+    python.chmod(0o755)
     before = {path: (folder / path).read_bytes() for path in files(folder)}
-    python = Path(sys.executable).with_name("python")
-    small = "--latent_dim 8 --encoder_blocks 1 --decoder_blocks 1 --detail 2 --patch_size 8 --epochs 1"
+    small = "--latent_dim 8 --encoder_blocks 1 --decoder_blocks 1 --detail 2 --patch_size 8 --epochs 1 --batch_size 5"
     smaller = ["SIZE=--image_size 16x24", f"TOKENIZER={small}", "PRIOR=--d_latent 8 --n_layers 1 --n_heads 1 --epochs 1"]
     done = make("first-look", f"BIN={python.parent}", "INSTALLED=", *smaller)
     assert done.returncode == 0, done.stdout + done.stderr
+    commands = (folder / "first_look/commands").read_text().splitlines()
+    ran = execute(commands, "", folder / "first_look")
+    assert ran.returncode == 0, ran.stderr
     steps = re.findall(r"^(\d)\. .*\n    python -m homework\.(\w+)", done.stdout, re.MULTILINE)
     assert steps == list(zip("123456", ("data", "train", "tokenize", "train", "generation", "compress"), strict=True))
     made = files(folder / "first_look")
     assert {"generated/sheet.png", "tokenizer.pth", "prior.pth", "images.hwa"} <= made
-    assert len([path for path in made if path.startswith("again/")]) == 3
+    assert len([path for path in made if path.startswith("again/")]) == 15
     after = {path: (folder / path).read_bytes() for path in files(folder) if not path.startswith("first_look/")}
     assert after == before  # nothing else is written or replaced
 
