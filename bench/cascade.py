@@ -74,7 +74,7 @@ def table(
 def encode_all(cascade: Cascade, images: ImageDataset, n: int) -> tuple[list[Tensor], list[float]]:
     """The first n images' grids (n,h,w) of every codebook, and the mean squared error of what each keeps of them."""
     grids, error = [], [0.0] * len(cascade.codebooks)
-    for indices in tqdm(torch.arange(n).split(BATCH), leave=False):
+    for indices in tqdm(torch.arange(n).split(BATCH), desc="measuring", leave=False):
         x = images.batch(indices)
         grids.append(cascade.encode(x))
         for k, x_hat in enumerate(cascade.decode(grids[-1])):

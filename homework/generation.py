@@ -12,7 +12,7 @@ from homework.core import checks, cli, devices
 from homework.core.model import ordinary_tensors
 from homework.datasets.image_files import read_image
 from homework.datasets.images import to_uint8
-from homework.evaluation.pictures import float_image, on_sheet, save_picture
+from homework.evaluation.pictures import float_image, in_rows, on_sheet, remove_stale, save_picture
 from homework.priors import sampling
 from homework.priors.cascade import Cascade
 from homework.priors.images import generate_images
@@ -20,13 +20,14 @@ from homework.priors.pairs import load_pair
 from homework.tokenizers.base import Tokenizer
 
 FRAME = (100, 150)  # pixels, height and width, of images whose prior is for no size of its own
+ON_SHEET = 100  # images on sheet.png, at most
 
 
 def generate(tokenizer: str, prior: str, n_images: int, output_path: str, *, seed: int = 0, temperature: float = 1.0,
              top_k: int | None = None, top_p: float | None = None, batch_size: int = 16, complete: str | None = None,
              rows: int = 10, image_size: str | None = None, device: str = "auto", num_beam: int = 1, beam_width: int = 1,
-             beams: int = 1) -> None:  # fmt: skip
-    """Samples images and writes them as generation_0.png, generation_1.png, ... into a folder.
+             beams: int = 1, overwrite: bool = False) -> None:  # fmt: skip
+    """Samples images: generation_0.png, generation_1.png, ... in a folder, and the first 100 on sheet.png.
 
     (For a cascade of transformers, see ``python -m homework.generation cascade --help``.)
 
@@ -39,7 +40,7 @@ def generate(tokenizer: str, prior: str, n_images: int, output_path: str, *, see
         prior: checkpoint or name of a prior over its grids; or "uniform", to draw every token independently, all
             codes alike, whatever temperature, top_k and top_p are.
         n_images: how many to sample.
-        output_path: the folder; made if it is not there.
+        output_path: the folder; made if it is not there. Files of the same names are replaced.
         seed: of the draws; the same seed, batch size and options give the same images.
         temperature: divides the logits: below 1 is safer, above 1 wilder, 0 always takes the most probable token.
         top_k: keep only the so many most probable tokens at each position; all by default.
@@ -54,6 +55,7 @@ def generate(tokenizer: str, prior: str, n_images: int, output_path: str, *, see
         beam_width: how many tokens a continuation has.
         beams: search for a probable image instead of drawing one, keeping so many partial ones at each position: all images
             are then the same. Not with temperature, top_k, top_p and num_beam.
+        overwrite: remove what else an earlier run wrote into the folder; other files stay.
     """
     checks.integer(1, N_IMAGES=n_images)
     cli.at_least(1, batch_size=batch_size)
@@ -68,11 +70,15 @@ def generate(tokenizer: str, prior: str, n_images: int, output_path: str, *, see
     folder, options["generator"] = Path(output_path), torch.Generator().manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     batches = generate_images(coder, prior, n_images, size, batch_size, kept, **options)
-    images = tqdm(itertools.chain.from_iterable(new for _, new in batches), total=n_images, unit="img")
+    images = tqdm(itertools.chain.from_iterable(new for _, new in batches), total=n_images, desc="generating", unit="img")
+    shown = []
     for i, image in enumerate(images):
         save_picture(image, folder / f"generation_{i}.png")
-    names = "generation_0.png" + f" to generation_{n_images - 1}.png" * (n_images > 1)
-    print(f"{folder}: {names}, of {size[1]}x{size[0]} pixels (width x height)")
+        shown += [image] * (i < ON_SHEET)
+    save_picture(on_sheet(in_rows(shown)), folder / "sheet.png")
+    remove_stale(folder, r"generation_\d+\.png", {f"generation_{i}.png" for i in range(n_images)}, overwrite)
+    print(f"{folder / 'sheet.png'}: {checks.count(n_images, 'image')} of {size[1]}x{size[0]} pixels (width x height), "
+          "each also in a file of its own")  # fmt: skip
 
 
 @ordinary_tensors
@@ -87,7 +93,7 @@ def token_rows(coder: Tokenizer, path: str, size: tuple[int, int], rows: int) ->
 
 def cascade(stages: list[dict], *, num_images: int = 5, out_dir: str = "generated", seed: int = 69,
             condition: int | str | None = None, batch_size: int = 16, scale: int = 1,
-            device: str = "auto") -> None:  # fmt: skip
+            device: str = "auto", overwrite: bool = False) -> None:  # fmt: skip
     """Samples images from coarse to fine: i_condition.png, i_stage0.png, i_stage1.png and so on, and all on sheet.png.
 
     Examples:
@@ -98,27 +104,29 @@ def cascade(stages: list[dict], *, num_images: int = 5, out_dir: str = "generate
         stages: best given by --config FILE, {"stages": a list from coarse to fine}; each has model_path, lr_codebook_path
             and hr_codebook_path, and may have temperature, top_k, top_p, num_beam, beam_width and beams.
         num_images: how many to sample.
-        out_dir: the folder; made if it is not there.
+        out_dir: the folder; made if it is not there. Files of the same names are replaced.
         seed: of the draws; the same seed, batch size and options give the same images.
         condition: the code that all start from: an integer, or an image that has it; by default each draws its own.
         batch_size: images sampled at the same time.
         scale: how many times larger the sheet shows each pixel.
         device: auto, cpu, cuda or mps.
+        overwrite: remove what else an earlier run wrote into the folder; other files stay.
     """
     cli.at_least(1, num_images=num_images, batch_size=batch_size, scale=scale)
     cli.check_seed(seed)
     model, generator = Cascade(stages, devices.pick_device(device)), torch.Generator().manual_seed(seed)
     conditions, rows = starting_codes(model, condition, num_images, generator), []
-    with tqdm(total=num_images, unit="img") as bar:
+    with tqdm(total=num_images, desc="generating", unit="img") as bar:
         for some in conditions.split(batch_size):
             pictures = model.decode(model.generate(some, generator))
             rows += zip(*(to_uint8(x).cpu().numpy() for x in pictures), strict=True)
             bar.update(len(some))
     folder, names = Path(out_dir), ["condition", *(f"stage{k}" for k in range(len(stages)))]
-    for i, row in enumerate(rows):
-        for name, picture in zip(names, row, strict=True):
-            save_picture(picture, folder / f"{i}_{name}.png")
+    written = {f"{i}_{name}.png": picture for i, row in enumerate(rows) for name, picture in zip(names, row, strict=True)}
+    for name, picture in written.items():
+        save_picture(picture, folder / name)
     save_picture(on_sheet(rows, scale), folder / "sheet.png")
+    remove_stale(folder, r"\d+_(condition|stage\d+)\.png", written, overwrite)
     n = checks.count(num_images, "image")
     print(f"{folder / 'sheet.png'}: {n}, a row each: the condition, and what each stage made of it")
 

@@ -32,7 +32,7 @@ def receptive_field(*, layers: int = 4, size: int = 11, kernel: int = 3, seed: i
         raise ValueError(f"--out is {out}, but must be a .png file.")
     require("matplotlib")
     draw(layers, size, kernel, seed, out)
-    print(f"{out}: the fields of 1 to {layers} layers in {size}x{size} pixels")
+    print(f"{out}: the fields of {'a layer' if layers == 1 else f'1 to {layers} layers'} in {size}x{size} pixels")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from PIL import Image
 from homework.core import checkpoint, checks, cli, devices
 from homework.datasets.image_files import read_image
 from homework.datasets.mnist import read_split
-from homework.evaluation.pictures import on_sheet, save_picture
+from homework.evaluation.pictures import in_rows, on_sheet, remove_stale, save_picture
 from homework.priors import sampling
 from homework.priors.images import complete_rows, from_shades, to_shades
 from homework.priors.pairs import check_prior
@@ -18,7 +18,7 @@ from homework.priors.pairs import check_prior
 def sample(prior: str, n_images: int, output_path: str, *, complete: str | None = None, rows: int = 14,
            image_size: str = "28x28", binarize: float | str | None = None, temperature: float = 1.0,
            top_k: int | None = None, top_p: float | None = None, seed: int = 0, scale: int = 2, data: str = "data",
-           device: str = "auto") -> None:  # fmt: skip
+           device: str = "auto", overwrite: bool = False) -> None:  # fmt: skip
     """Samples images from a prior over pixels: the PNG files sample_0.png, sample_1.png, ..., and all on sheet.png.
 
     With --complete, N_IMAGES endings of each given image; a row of the sheet then has it, what was kept of it, and these.
@@ -30,7 +30,7 @@ def sample(prior: str, n_images: int, output_path: str, *, complete: str | None 
     Args:
         prior: checkpoint of a prior over pixels, such as PixelCNN.
         n_images: how many to sample.
-        output_path: the folder; made if it is not there.
+        output_path: the folder; made if it is not there. Files of the same names are replaced.
         complete: images whose first rows are kept: files, or the numbers of digits in MNIST's test set, with commas.
         rows: how many rows of pixels to keep.
         image_size: HEIGHTxWIDTH in pixels; --complete resizes and crops its images to it.
@@ -42,6 +42,7 @@ def sample(prior: str, n_images: int, output_path: str, *, complete: str | None 
         scale: how many times larger the sheet shows each pixel.
         data: the folder that holds mnist/, for numbers in --complete.
         device: auto, cpu, cuda or mps.
+        overwrite: remove what else an earlier run wrote into the folder; other files stay.
     """
     checks.integer(1, N_IMAGES=n_images)
     cli.at_least(1, scale=scale)
@@ -59,7 +60,7 @@ def sample(prior: str, n_images: int, output_path: str, *, complete: str | None 
     options["generator"] = torch.Generator().manual_seed(seed)
     if complete is None:
         new = model.generate(n_images, H, W, device, **options)
-        sheet = new.split(max(1, round(n_images**0.5)))
+        sheet = in_rows(new)
     else:
         if rows > H:
             raise ValueError(f"--rows is {rows}, but must be from 0 to {H}, the rows of a {H}x{W} image.")
@@ -70,9 +71,11 @@ def sample(prior: str, n_images: int, output_path: str, *, complete: str | None 
         sheet = complete_rows(model, torch.stack(given), rows, n_images, **options)
         new = torch.cat([row[2:] for row in sheet])
     folder = Path(output_path)
-    for i, picture in enumerate(from_shades(new, model.n_tokens)):
-        save_picture(picture, folder / f"sample_{i}.png")
+    written = {f"sample_{i}.png": picture for i, picture in enumerate(from_shades(new, model.n_tokens))}
+    for name, picture in written.items():
+        save_picture(picture, folder / name)
     save_picture(on_sheet([from_shades(row, model.n_tokens) for row in sheet], scale), folder / "sheet.png")
+    remove_stale(folder, r"sample_\d+\.png", written, overwrite)
     print(f"{folder / 'sheet.png'}: {checks.count(len(new), 'image')}, each also in a file of its own")
 
 

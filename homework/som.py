@@ -47,7 +47,7 @@ def fit(features: str, output: str, *, n_codes: int = 1024, patch: int | str = 1
     n = min(len(train), limit or len(train))
     order = torch.arange(n) * len(train) // n
     writer = SummaryWriter(Path("logs") / resume.new_name("SOM"))
-    with tqdm(total=passes * n, unit="img") as bar:
+    with tqdm(total=passes * n, desc="fitting", unit="img") as bar:
         for i, measures in enumerate(fit_in_passes(model, train, order, batch_size, passes, bar.update), start=1):
             for k, v in measures.items():
                 writer.add_scalar(f"train/{k}", v, i)
@@ -64,7 +64,7 @@ def fit(features: str, output: str, *, n_codes: int = 1024, patch: int | str = 1
     print(f"{output}: {figures} on {n}")
 
 
-def prune(model: str, features: str, threshold: int, *, output: str | None = None, batch_size: int = 64,
+def prune(model: str, features: str, threshold: float, *, output: str | None = None, batch_size: int = 64,
           device: str = "auto") -> None:  # fmt: skip
     """Removes the units of a SOM that are the best for fewer patches than a threshold; the others keep their positions.
     Tokens have to be made again: those of the SOM as it was mean other units.
@@ -76,26 +76,32 @@ def prune(model: str, features: str, threshold: int, *, output: str | None = Non
     Args:
         model: the checkpoint of a SOM.
         features: a folder written by homework.features, or one with such a folder train/.
-        threshold: units that are the best for fewer patches than this are removed; at least one is kept.
+        threshold: units that are the best for fewer patches than this are removed: a number of patches, such as 20, or below
+            1 a share of the mean over all units, such as 0.1, which suits any number of images.
         output: the checkpoint to write; by default MODEL_pruned.pth.
         batch_size: images at once.
         device: auto, cpu, cuda or mps.
     """
-    cli.at_least(1, threshold=threshold, batch_size=batch_size)
+    cli.at_least(1, batch_size=batch_size)
+    if type(threshold) not in (int, float) or not (0 < threshold < 1 or threshold % 1 == 0 < threshold):
+        raise ValueError(f"--threshold is {threshold!r}, but must be a number of patches, an integer of at least 1, or a "
+                         "share of the mean between 0 and 1, as in 0.1.")  # fmt: skip
     path, features, device = Path(model), Path(features), devices.pick_device(device)
     target = Path(output) if output else path.with_stem(f"{path.stem}_pruned")
     cli.check_output(target)
     som = checkpoint.load(path, "SOM").to(device)
     data = FeatureDataset(features if (features / INDEX).is_file() else "train", root=features)
     counts, before = evaluate_codebook(som, data, batch_size)
-    left = (counts >= threshold).nonzero()[:, 0].tolist()
-    if not left:
-        raise ValueError(f"--threshold is {threshold}, but no unit is the best for more than {int(counts.max())} patches.")
+    fewest, most = threshold if threshold >= 1 else threshold * counts.mean().item(), int(counts.max())
+    if fewest > most:
+        raise ValueError(f"--threshold is {threshold}, but must be at most {most} to leave a unit: none is the best for "
+                         "more patches.")  # fmt: skip
+    left = (counts >= fewest).nonzero()[:, 0].tolist()
     smaller, after = som, before
     if len(left) < som.n_tokens:
         smaller = pruned(som, left)
         _, after = evaluate_codebook(smaller, data, batch_size)
-    meta = som.meta | {"pruned": f"fewer than {threshold} of {int(counts.sum())} patches"}
+    meta = som.meta | {"pruned": f"fewer than {fewest:.6g} of {int(counts.sum())} patches"}
     checkpoint.save(smaller, target, meta)
     print(f"On {checks.count(len(data), 'feature map')} of {features}:")
     per_image = int(counts.sum()) // len(data)

@@ -4,34 +4,38 @@ import re
 
 import torch
 
-from homework.core import cli, registry
+from homework.core import checkpoint, cli, registry
+from homework.core.model import Model
 from homework.datasets.kinds import DATASETS
 
-SIZES = {"images": "100x150", "features": "80x120", "tokens": "20x30", "multiscale": "20x30", "mnist": "28x28"}
+SIZES = {"images": (100, 150), "features": (80, 120), "tokens": (20, 30), "multiscale": (20, 30), "mnist": (28, 28)}
 
 
 def summary(model: str, *, image_size: str | None = None, depth: int = 4, **options) -> None:
-    """Prints a table of a model's layers: the shape that each gives, its parameters and its multiplications. Any
-    argument of the model's constructor is an option too, as in --c_hidden 64.
+    """Prints a table of the layers of a new model or of a trained one: the shape that each gives, its parameters and its
+    multiplications. Any argument of the model's constructor is an option too, as in --c_hidden 64.
 
     Examples:
         python -m homework.summary BSQPatchAutoEncoder
         python -m homework.summary PixelCNN --c_hidden 64 --depth 2
 
     Args:
-        model: a model's name.
-        image_size: HEIGHTxWIDTH of the input, in pixels or tokens (of a cascade's stage: of the finer grid).
+        model: a model's name, for a new one, or a checkpoint: its path, or a trained model's name such as VQGatedPixelCNN.
+        image_size: HEIGHTxWIDTH of the input, in pixels or tokens (of a cascade's stage: of the finer grid); by
+            default that of the checkpoint.
         depth: how deep into nested layers to go.
         options: arguments of the model's constructor.
     """
     from torchinfo import summary as table  # of the extra "report"
 
     cli.at_least(1, depth=depth)
-    cls = registry.model_class(model)
-    H, W = cli.parse_image_size(image_size or SIZES[cls.data])
+    cls, base = find_model(model)
     holds = DATASETS[cls.data].holds
-    size = {} if holds == "features" else {"height": H, "width": W}  # there they are a feature map's
-    built = registry.build(cls, options, size, others=("image_size", "depth"))
+    own = base.config if base and holds != "features" else {}  # a SOM's height and width are a feature map's
+    default = tuple(own.get(side, n) for side, n in zip(("height", "width"), SIZES[cls.data], strict=True))
+    H, W = cli.parse_image_size(image_size) or default
+    size = {} if base or holds == "features" else {"height": H, "width": W}
+    built = registry.build(cls, options, size, base, others=("image_size", "depth"))
     if holds == "pairs of grids":
         coarse = torch.zeros(1, built.config["coarse_height"], built.config["coarse_width"], dtype=torch.int64)
         x = [(coarse, torch.zeros(1, H, W, dtype=torch.int64))]  # a list of arguments, of which there is one
@@ -43,6 +47,19 @@ def summary(model: str, *, image_size: str | None = None, depth: int = 4, **opti
     shown.total_params = sum(p.numel() for p in built.parameters())
     shown.trainable_params = sum(p.numel() for p in built.parameters() if p.requires_grad)
     print(re.sub(r"\(Units\.(.).*?\)", r"(\1)", str(shown)))  # torchinfo writes (Units.MEGABYTES) for millions
+
+
+def find_model(name: str) -> tuple[type[Model], Model | None]:
+    """The class called ``name`` and None, or the class of the checkpoint ``name`` and the model in it. ValueError or OSError
+    if there is neither."""
+    try:
+        return registry.model_class(name), None
+    except ValueError:
+        path = checkpoint.locate(name)
+        if path.suffix != ".pth" and not path.is_file():
+            raise
+    base = checkpoint.load(path)
+    return type(base), base
 
 
 if __name__ == "__main__":

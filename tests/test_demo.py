@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import GRID, ROOT, SIZE, K, batch_for, build, files, run, sentence
 from PIL import Image
+from test_readme import execute
 
 from homework import Compressor, ImageDataset
 from homework.core import checkpoint
@@ -249,7 +250,7 @@ def make(folder):
 
 def test_make_lists_its_targets(make):
     listed = make().stdout
-    for target in "demo", "test", "bench", "lint":
+    for target in "first-look", "demo", "test", "bench", "lint":
         assert f"make {target}" in listed
 
 
@@ -258,6 +259,29 @@ def test_make_refuses_an_old_python_in_one_sentence(make, folder):
     lines = [line for line in done.stderr.splitlines() if not line.startswith("make")]
     assert done.returncode and len(lines) == 1 and "Python 3.11" in lines[0]
     assert not (folder / ".venv").exists()
+
+
+def test_the_first_look_takes_every_step_in_a_folder_of_its_own(make, folder):
+    shutil.copytree(ROOT / "data/sample", folder / "data/sample")
+    python = folder / "bin" / "python"  # writes down what it is to run, which one process then runs, for torch starts slowly
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\necho "python $*" >> commands\n')
+    python.chmod(0o755)
+    before = {path: (folder / path).read_bytes() for path in files(folder)}
+    small = "--latent_dim 8 --encoder_blocks 1 --decoder_blocks 1 --detail 2 --patch_size 8 --epochs 1 --batch_size 5"
+    smaller = ["SIZE=--image_size 16x24", f"TOKENIZER={small}", "PRIOR=--d_latent 8 --n_layers 1 --n_heads 1 --epochs 1"]
+    done = make("first-look", f"BIN={python.parent}", "INSTALLED=", *smaller)
+    assert done.returncode == 0, done.stdout + done.stderr
+    commands = (folder / "first_look/commands").read_text().splitlines()
+    ran = execute(commands, "", folder / "first_look")
+    assert ran.returncode == 0, ran.stderr
+    steps = re.findall(r"^(\d)\. .*\n    python -m homework\.(\w+)", done.stdout, re.MULTILINE)
+    assert steps == list(zip("123456", ("data", "train", "tokenize", "train", "generation", "compress"), strict=True))
+    made = files(folder / "first_look")
+    assert {"generated/sheet.png", "tokenizer.pth", "prior.pth", "images.hwa"} <= made
+    assert len([path for path in made if path.startswith("again/")]) == 15
+    after = {path: (folder / path).read_bytes() for path in files(folder) if not path.startswith("first_look/")}
+    assert after == before  # nothing else is written or replaced
 
 
 def test_continuous_integration_lints_and_tests():

@@ -41,7 +41,8 @@ def grids(monkeypatch):
 
 
 def pictures(folder) -> list[np.ndarray]:
-    return [np.asarray(Image.open(folder / f"generation_{i}.png")) for i in range(len(list(folder.iterdir())))]
+    n = len(list(folder.glob("generation_*.png")))
+    return [np.asarray(Image.open(folder / f"generation_{i}.png")) for i in range(n)]
 
 
 # --- what is written ------------------------------------------------------------------------------------------------------
@@ -50,10 +51,34 @@ def pictures(folder) -> list[np.ndarray]:
 def test_files_are_numbered_from_zero_and_of_the_right_size(generate, folder):
     done = generate("t.pth", "p.pth", 5, "new/out", "--batch_size", 2)
     assert done.returncode == 0, done.stderr
-    assert files(folder / "new" / "out") == {f"generation_{i}.png" for i in range(5)}
+    assert files(folder / "new" / "out") == {f"generation_{i}.png" for i in range(5)} | {"sheet.png"}
     for picture in pictures(folder / "new" / "out"):
         assert picture.shape == (*SIZE, 3) and picture.dtype == np.uint8
     assert len({p.tobytes() for p in pictures(folder / "new" / "out")}) == 5  # all different
+
+
+def test_the_sheet_has_the_images_in_rows(generate, folder):
+    generate("t.pth", "p.pth", 5, "out")
+    sheet, (H, W) = np.asarray(Image.open(folder / "out" / "sheet.png")), SIZE
+    for i, picture in enumerate(pictures(folder / "out")):
+        top, left = (4 + (side + 4) * at for side, at in zip(SIZE, divmod(i, 2), strict=True))
+        assert np.array_equal(sheet[top : top + H, left : left + W], picture)
+    assert sheet.shape == (3 * (H + 4) + 4, 2 * (W + 4) + 4, 3)
+
+
+def test_what_an_earlier_run_left_is_said_and_removed_on_demand_alone(generate, folder):
+    kept = {"mine.png", "generation_old.png", "sheet.png", "notes.txt"}
+    generate("t.pth", "p.pth", 4, "out")
+    for name in kept - {"sheet.png"}:
+        (folder / "out" / name).write_text("mine")
+    done = generate("t.pth", "p.pth", 2, "out")
+    assert "out: 2 pictures of an earlier run, such as generation_2.png, stayed; --overwrite removes them." in done.stderr
+    assert files(folder / "out") == kept | {f"generation_{i}.png" for i in range(4)}
+    done = generate("t.pth", "p.pth", 2, "out", "--overwrite")
+    assert done.returncode == 0 and "earlier run" not in done.stderr
+    assert files(folder / "out") == kept | {f"generation_{i}.png" for i in range(2)}
+    sentence(generate("t.pth", "none.pth", 1, "out", "--overwrite"))  # nothing new: the old ones stay
+    assert files(folder / "out") == kept | {f"generation_{i}.png" for i in range(2)}
 
 
 def test_pictures_are_the_decoded_grids(generate, folder, grids):
@@ -65,9 +90,9 @@ def test_pictures_are_the_decoded_grids(generate, folder, grids):
 
 def test_the_size_is_by_default_that_of_the_priors_grid(command, folder):
     done = command("generation", "t.pth", "p.pth", 2, "out")
-    assert done.returncode == 0 and "out: generation_0.png to generation_1.png, of 30x20 pixels" in done.stdout
+    assert done.returncode == 0 and "out/sheet.png: 2 images of 30x20 pixels" in done.stdout
     assert pictures(folder / "out")[0].shape == (*SIZE, 3)
-    assert "out: generation_0.png, of 150x100 pixels" in command("generation", "t.pth", "uniform", 1, "out").stdout
+    assert "out/sheet.png: 1 image of 150x100 pixels" in command("generation", "t.pth", "uniform", 1, "out").stdout
 
 
 def test_a_size_that_patches_do_not_divide_is_cropped(command, folder):
@@ -101,17 +126,17 @@ def test_names_that_are_numbers(command, folder):
     checkpoint.save(build("AutoregressiveModel"), "7")
     done = command("generation", "t.pth", "7", 1, 2026, "--image_size", "20x30")
     assert done.returncode == 0, done.stderr
-    assert files(folder / "2026") == {"generation_0.png"}
+    assert files(folder / "2026") == {"generation_0.png", "sheet.png"}
 
 
 def test_the_shipped_models_have_names(command, folder):
     done = command("generation", "BSQPatchAutoEncoder", "uniform", 1, "out")
-    assert done.returncode == 0 and files(folder / "out") == {"generation_0.png"}, done.stderr
+    assert done.returncode == 0 and files(folder / "out") == {"generation_0.png", "sheet.png"}, done.stderr
 
 
 def test_it_runs_as_a_program(folder):
     done = run("-m", "homework.generation", "t.pth", "p.pth", "1", "out", "--image_size=20x30", cwd=folder)
-    assert done.returncode == 0 and files(folder / "out") == {"generation_0.png"}, done.stderr
+    assert done.returncode == 0 and files(folder / "out") == {"generation_0.png", "sheet.png"}, done.stderr
 
 
 # --- completion -----------------------------------------------------------------------------------------------------------

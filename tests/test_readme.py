@@ -147,7 +147,7 @@ def help_page(command: str) -> str:
 
 
 def test_every_command_names_a_module_and_options_that_exist():
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("optional-dependencies", {})
     found = []
     for text in TEXT.values():
@@ -285,10 +285,11 @@ def not_ignored(paths: set[str]) -> set[str]:
 
 def check_the_path(folder: Path) -> None:
     """What the README's steps leave; and its step 8 in the same folder."""
-    assert sorted(p.name for p in (folder / "generated").iterdir()) == [f"generation_{i}.png" for i in range(8)]
-    assert len(list((folder / "completed").iterdir())) == 4
+    names = [*(f"generation_{i}.png" for i in range(8)), "sheet.png"]
+    assert sorted(p.name for p in (folder / "generated").iterdir()) == names
+    assert len(list((folder / "completed").iterdir())) == 5
     assert len(list((folder / "again").iterdir())) == 18
-    assert len(list((folder / "mine/generated").iterdir())) == 8
+    assert len(list((folder / "mine/generated").iterdir())) == 9
     assert len(list((folder / "checkpoints").glob("*.pth"))) == 5
     shutil.copy(ROOT / "bundle.py", folder)
     for module in (ROOT / "homework").glob("*.py"):

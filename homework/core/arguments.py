@@ -1,6 +1,7 @@
 """The words of a command line as the arguments of a function: each has the type that the parameter's annotation names, and
 text stays as it was typed."""
 
+import contextlib
 import inspect
 import json
 import re
@@ -57,13 +58,14 @@ def configured(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def parameters(function: Callable, model: str | None = None) -> Table:
-    """What ``function`` takes, by name; in place of any **options, those of the constructor of the ``model``, unless that is
-    None or a checkpoint."""
+    """What ``function`` takes, by name; in place of any **options, those of the constructor of the ``model``, if that is the
+    name of one."""
     table = dict(inspect.signature(function).parameters)
     for name, parameter in list(table.items()):
-        if parameter.kind is parameter.VAR_KEYWORD and model and not str(model).endswith(".pth"):
-            del table[name]
-            table = dict(inspect.signature(registry.model_class(str(model))).parameters) | table
+        with contextlib.suppress(ValueError):  # of a checkpoint, or of what is not a model, as the function itself will say
+            if parameter.kind is parameter.VAR_KEYWORD and model:
+                table = dict(inspect.signature(registry.model_class(str(model))).parameters) | table
+                del table[name]
     return table | {"config": table.get("config", CONFIG)}
 
 

@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from homework.core import files
+from homework.core import checks, files
 from homework.evaluation.metrics import psnr
 
 
@@ -21,7 +21,7 @@ def write_page(template: str, title: str, results: dict[str, Any], path: Path) -
 
     pages = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
                                trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)  # fmt: skip
-    pages.filters |= {"percent": percent, "psnr": psnr, "file_name": file_name}
+    pages.filters |= {"percent": percent, "psnr": psnr, "file_name": file_name, "counted": checks.count}
     pages.filters["number"] = lambda x, digits=0: f"{x:,.{digits}f}"  # as in 1,234.5
     with files.replacing(path) as temporary:
         temporary.write_text(pages.get_template(template).render(results, title=title), "utf-8")

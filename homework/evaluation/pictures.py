@@ -1,6 +1,8 @@
 """Pictures that a person looks at: of numbers, side by side on a sheet, and as files. Knows no models."""
 
-from collections.abc import Sequence
+import re
+import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from homework.core import files
+from homework.core import checks, files
 from homework.datasets.images import to_float
 
 MARGIN = 4  # pixels between the pictures of a sheet
@@ -33,6 +35,12 @@ def on_sheet(rows: Sequence[Sequence[np.ndarray]], scale: int = 1) -> np.ndarray
     return sheet
 
 
+def in_rows(pictures: Sequence) -> list[Sequence]:
+    """The pictures in rows, as near to a square as their number allows."""
+    n = max(1, round(len(pictures) ** 0.5))
+    return [pictures[i : i + n] for i in range(0, len(pictures), n)]
+
+
 def float_image(image: np.ndarray) -> Tensor:
     """(H,W,3) uint8 -> float in [-0.5,0.5]."""
     return to_float(torch.from_numpy(np.array(image)))
@@ -42,3 +50,15 @@ def save_picture(image: Tensor | np.ndarray, path: Path) -> None:
     """Writes (H,W) or (H,W,3) uint8 as a PNG, completely or not at all."""
     with files.replacing(path) as temporary:
         Image.fromarray(np.asarray(image)).save(temporary, format="PNG")
+
+
+def remove_stale(folder: Path, pattern: str, written: Collection[str], overwrite: bool) -> None:
+    """Removes, with ``overwrite``, what an earlier run of a command left in ``folder``: files whose names match the regular
+    expression ``pattern`` and are not among those just ``written``. Without, says on stderr that they are there."""
+    stale = sorted(p for p in folder.iterdir() if re.fullmatch(pattern, p.name) and p.name not in written)
+    if overwrite:
+        for path in stale:
+            path.unlink()
+    elif stale:
+        print(f"{folder}: {checks.count(len(stale), 'picture')} of an earlier run, such as {stale[0].name}, stayed; "
+              "--overwrite removes them.", file=sys.stderr)  # fmt: skip

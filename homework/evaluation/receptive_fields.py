@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from homework.core import files
 from homework.priors.pixelcnn import GatedPixelCNN, PixelCNN
@@ -57,7 +58,8 @@ def draw(layers: int, size: int, kernel: int, seed: int, out: str | Path) -> Non
     figure = Figure(figsize=(9, 2.25 * layers + 0.6), layout="constrained")
     axes = figure.subplots(layers, 2 * len(MODELS), squeeze=False)
     middle, borders = size // 2, [x - 0.5 for x in range(1, size)]
-    for (k, name), depth in itertools.product(enumerate(MODELS), range(1, layers + 1)):
+    maps = list(itertools.product(enumerate(MODELS), range(1, layers + 1)))
+    for (k, name), depth in tqdm(maps, "receptive fields", unit="field"):
         strength, yes = weighted(name, depth, size, kernel, seed), seen(name, depth, size, kernel)
         left, right = axes[depth - 1][2 * k : 2 * k + 2]
         shade = left.imshow(strength.where(yes, torch.nan).numpy(), norm=LogNorm(1e-4, 1), cmap="viridis")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from homework.datasets.features import FeatureDataset
 from homework.tokenizers.base import usage_of
@@ -43,7 +44,7 @@ def evaluate_codebook(model: SOM, data: FeatureDataset, batch_size: int,
     """The number of patches in ``data`` that each unit is the best for (K), and "mse" and "quantization_error" as of
     :meth:`SOM.loss`, :func:`usage_of` the units and, with ``topographic``, which takes longer, "topographic_error"."""
     counts, sums = torch.zeros(model.n_tokens, device=model.device), torch.zeros(3, dtype=torch.float64)
-    for indices in torch.arange(len(data)).split(batch_size):
+    for indices in tqdm(torch.arange(len(data)).split(batch_size), "measuring", unit="batch"):
         x = _patches(model, data, indices)
         best, second = model.nearest_two(x) if topographic else 2 * (nearest(x, model.codebook),)
         squares = (x - model.codebook[best]).square().sum(dim=-1)

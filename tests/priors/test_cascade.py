@@ -140,6 +140,8 @@ def test_the_command_writes_every_picture_and_a_sheet(cascade, command, tmp_path
         code = 7 if condition == 7 else int(cascade.encode(frames(data, 1))[0])
         picture = (cascade.codebooks[0].decode_index(torch.tensor([[code]])).detach() + 0.5).clamp(0, 1) * 255
         assert np.abs(pictures["0_condition.png"] - picture.numpy()).max() <= 0.51
+    done = command("generation", "cascade", *(f"--{k}={v}" for k, v in (options | {"num_images": 2}).items()), "--overwrite")
+    assert done.returncode == 0 and {p.name for p in tmp_path.iterdir()} == {n for n in names if not n.startswith("2_")}
 
 
 def changed(stages, k, **entries):

@@ -315,6 +315,11 @@ def test_sample_command(command, prior, tmp_path):
     assert all(np.array_equal(a[k], b[k]) for k in a) and any(not np.array_equal(a[k], c[k]) for k in a)
     assert a["sample_0.png"].shape == (8, 6) and set(np.unique(a["sample_0.png"])) <= {0, 255}
     assert np.array_equal(a["sheet.png"][4:20:2, 4:16:2], a["sample_0.png"])  # twice the size, inside the margin
+    done = command("sample", prior, 1, tmp_path / "a", *options)
+    assert "1 image, each" in done.stdout and "3 pictures of an earlier run, such as sample_1.png" in done.stderr
+    assert set(pictures(tmp_path / "a")) == set(a)
+    assert command("sample", prior, 1, tmp_path / "a", "--overwrite", *options).returncode == 0
+    assert set(pictures(tmp_path / "a")) == {"sheet.png", "sample_0.png"}
 
 
 def test_completions_keep_the_given_rows(command, prior, small, tmp_path):  # noqa: F811
@@ -377,6 +382,22 @@ def test_summary_of_pixelcnn(command):
     assert f"{parameters(PixelCNN(c_hidden=8)):,}" in small_one.stdout and "[1, 8, 4, 4]" in small_one.stdout
     assert "Those of PixelCNN are" in sentence(command("summary", "PixelCNN", "--nonsense", 1))
     assert "the known ones are" in sentence(command("summary", "Nonsense"))
+
+
+def test_summary_of_checkpoints(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wide = build("GatedPixelCNN", c_hidden=7)
+    checkpoint.save(wide, "wide.pth")
+    checkpoint.save(build("CascadeStage"), "stage.pth")
+    checkpoint.save(build("VQVAE"), "vqvae.pth")
+    done = command("summary", "wide.pth")
+    assert done.returncode == 0 and f"{parameters(wide):,}" in done.stdout and "[1, 4, 6" in done.stdout, done.stderr
+    done = command("summary", "VQGatedPixelCNN")  # a trained model, of which no class has the name
+    assert done.returncode == 0 and f"{parameters(checkpoint.load('VQGatedPixelCNN')):,}" in done.stdout, done.stderr
+    for path in "stage.pth", "vqvae.pth":
+        assert command("summary", path).returncode == 0
+    assert "c_hidden = 7, but 8" in sentence(command("summary", "wide.pth", "--c_hidden", 8))
+    assert "no checkpoint none.pth" in sentence(command("summary", "none.pth"))
 
 
 @pytest.mark.parametrize("name", registry.MODELS)

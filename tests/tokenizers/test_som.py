@@ -15,11 +15,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from homework import load
 from homework.core import checkpoint, fingerprint
+from homework.datasets.features import FeatureDataset
 from homework.datasets.tokens import TokenDataset
 from homework.tokenizers.base import usage
 from homework.tokenizers.lattice import Lattice, neighbourhood, u_matrix
 from homework.tokenizers.som import SOM, parse_patch
-from homework.tokenizers.som_fit import pruned
+from homework.tokenizers.som_fit import evaluate_codebook, pruned
 
 shapes = st.sampled_from([(1, 12, "line"), (3, 4, "plane"), (2, 6, "2x6"), (12, 1, "12x1")])
 
@@ -305,6 +306,22 @@ def test_pruning_nothing_leaves_the_file_and_its_tokens_as_they_are(features, co
     assert one.config == other.config and torch.equal(one.codebook, other.codebook)
 
 
+def test_a_share_of_the_mean_prunes_any_number_of_images_and_pruning_everything_is_refused(features, command, monkeypatch):
+    monkeypatch.chdir(features)
+    done = command("som", "fit", "features", "few.pth", "--n_codes", K, "--passes", 2, "--limit", 2, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    som, data = load("few.pth"), FeatureDataset("train", root="features")
+    counts, _ = evaluate_codebook(som, data, batch_size=8)
+    assert command("som", "prune", "few.pth", "features", "--threshold", 0.9).returncode == 0
+    assert load("few_pruned.pth").n_tokens == int((counts >= 0.9 * counts.mean()).sum()) < K
+    most = int(counts.max())
+    message = sentence(command("som", "prune", "few.pth", "features", "--threshold", most + 1, "--output", "none.pth"))
+    assert f"--threshold is {most + 1}" in message and f"must be at most {most} to leave a unit" in message
+    assert not Path("none.pth").exists()
+    assert command("som", "prune", "few.pth", "features", "--threshold", most).returncode == 0  # and it works
+    assert load("few_pruned.pth").n_tokens == int((counts == most).sum())
+
+
 def test_validation_is_at_the_radius_of_the_training(features, command, monkeypatch):
     """The average of the weights is measured, and must know how far the training has come."""
     monkeypatch.chdir(features)
@@ -406,6 +423,8 @@ def test_batch_steps_prune_and_tokens_of_the_old_codebook(features, data, comman
     "arguments, words",
     [
         (["prune", "fitted.pth", "features", "--threshold", 0], "--threshold is 0"),
+        (["prune", "fitted.pth", "features", "--threshold", 1.5], "--threshold is 1.5, but must be a number of"),
+        (["prune", "fitted.pth", "features", "--threshold", "x"], "--threshold is 'x'"),
         (["prune", "ae.pth", "features", "--threshold", 1], "a SOM is needed"),
         (["prune", "none.pth", "features", "--threshold", 1], "no checkpoint none.pth"),
         (["fit", "features", "x.pth", "--patch", 5], "patch is 5, which does not divide the map of 4x6"),
