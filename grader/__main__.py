@@ -7,14 +7,19 @@ import os
 import signal
 import sys
 import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Never
 
-import numpy as np
 from tqdm import tqdm
 
-from grader import frames, sandbox, submission
+from grader import frames, submission
+from grader.measure import Data, Measures
 from grader.parts import PARTS, Part
+from grader.remote import Failed, Processes
+from grader.sandbox import Ended, Limits, printable
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,34 +65,22 @@ def grade(args: argparse.Namespace) -> dict:
         raise ValueError(f"There is no folder {Path(args.json).absolute().parent} to write the report to.")
     # files that a submission leaves must not prevent the removal of the scratch folder
     with tempfile.TemporaryDirectory(prefix="grader-", ignore_cleanup_errors=True) as scratch:
-        package, data = Path(scratch, "submission"), Path(scratch, "data")
+        package = Path(scratch, "submission")
         package.mkdir()
-        data.mkdir()
         submission.unpack(args.submission, package)
         named = {"bsq": args.tokenizer, "autoregressive": args.prior}
         checkpoints = {module: submission.checkpoint(package, file) for module, file in named.items() if file}
         models = submission.models(package)
         images, sizes, folder = frames.read(args.data)
-        np.save(data / "frames.npy", images)
-        np.save(data / "sizes.npy", sizes)
         official = folder.name == "valid"
         print(f"{args.submission} on the {len(images)} images of {folder}")
         print(f"models: {', '.join(models) or 'none'}\n")
         report = {"submission": str(args.submission), "data": str(folder), "images": len(images), "official": official,
                   "models": models, "checkpoints": checkpoints, "time_limit": args.time_limit, "parts": []}  # fmt: skip
-        for part in PARTS:
-            with tqdm(desc=part.name, leave=False, disable=not args.verbose, unit="step") as bar:
-
-                def advance(done: int, total: int, bar: tqdm = bar) -> None:
-                    bar.total, bar.n = total, done
-                    bar.refresh()
-
-                task = {"part": part.name, "data": str(data), "checkpoints": checkpoints}
-                outcome = sandbox.run("grader.measure:run", task, package, Path(scratch, part.name), args.time_limit,
-                                      advance)  # fmt: skip
-            line = mark(part, outcome)
-            report["parts"].append(line)
-            show(line, args.verbose)
+        limits = Limits(args.time_limit, 4 * args.time_limit, memory=16 * 2**30, processes=256, disk=2**30)
+        processes = Processes(package, Path(scratch), limits, images.shape[1:3], checkpoints)
+        measures = Measures(Data(images, sizes, frames.known(args.data, images.shape[1:3])), processes.start)
+        report["parts"] = lines(measures, processes, args.verbose)
         report["total"] = round(sum(line["points"] for line in report["parts"] if not line["extra"]), 2)
         report["extra"] = round(sum(line["points"] for line in report["parts"] if line["extra"]), 2)
         print(f"\n{'total':14}{report['total']:6.1f} / 100   {report['extra']:+.1f} extra")
@@ -97,18 +90,79 @@ def grade(args: argparse.Namespace) -> dict:
     return report
 
 
-def mark(part: Part, outcome: sandbox.Outcome) -> dict:
-    """One line of the report: the points, and why not all of them."""
-    fraction, reason = part.score(outcome.value) if outcome.value is not None else (0.0, outcome.reason)
-    return {
+def lines(measures: Measures, processes: Processes, verbose: int) -> list[dict]:
+    """Measures and marks each part, printing as it goes: the lines of the report."""
+    found: dict[str, Outcome] = {}  # by the measure, which two parts may share
+    fraction: dict[str, float] = {}
+    report = []
+    for part in PARTS:
+        if part.measure not in found:
+            with tqdm(desc=part.name, leave=False, disable=not verbose, unit="step") as bar:
+
+                def advance(done: int, total: int, bar: tqdm = bar) -> None:
+                    bar.total, bar.n = total, done
+                    bar.refresh()
+
+                measures.progress = advance
+                found[part.measure] = attempt(getattr(measures, part.measure), processes)
+        fraction[part.name], line = mark(part, found[part.measure], fraction.get("tokenizer", 0.0))
+        report.append(line)
+        show(line, verbose)
+    return report
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a measure.
+
+    Attributes:
+        measures: None if the submission failed.
+        reason: why it did, or "".
+        seconds: wall-clock time.
+        cpu_seconds: of the submission's processes, as far as it is known.
+        guards: what confined them.
+        output: the end of what they printed.
+    """
+
+    measures: dict | None
+    reason: str
+    seconds: float
+    cpu_seconds: float
+    guards: list[str]
+    output: str
+
+
+def attempt(measure: Callable[[], dict], processes: Processes) -> Outcome:
+    """Measures; whatever goes wrong is the reason for no points."""
+    processes.output, processes.cpu_seconds, start = "", 0.0, time.monotonic()
+    value, reason = None, ""
+    try:
+        value = measure()
+    except (Failed, Ended) as error:
+        reason = str(error)
+    except Exception as error:  # the grading of the other parts continues
+        reason = f"could not be measured: {type(error).__name__}: {error}"
+    return Outcome(value, " ".join(printable(reason).split()), time.monotonic() - start, processes.cpu_seconds,
+                   processes.guards, processes.output)  # fmt: skip
+
+
+def mark(part: Part, outcome: Outcome, tokenizer: float) -> tuple[float, dict]:
+    """The fraction of the points, and a line of the report that says why not all of them; ``tokenizer`` is the fraction of
+    the tokenizer's points."""
+    fraction, reason = (0.0, outcome.reason) if outcome.measures is None else part.score(outcome.measures)
+    if part.scaled and fraction > 0 and tokenizer < 1:
+        fraction *= tokenizer
+        reason = f"{reason}{'; ' * bool(reason)}counts as far as the tokenizer's points, {tokenizer:.0%}"
+    return fraction, {
         "name": part.name,
         "points": round(part.out_of * fraction, 2),
         "out_of": part.out_of,
         "extra": part.extra,
-        "figures": part.figures.format(**outcome.value) if outcome.value is not None else "",
+        "figures": "" if outcome.measures is None else part.figures.format(**outcome.measures),
         "reason": reason,
-        "measures": outcome.value,
+        "measures": outcome.measures,
         "seconds": round(outcome.seconds, 2),
+        "cpu_seconds": round(outcome.cpu_seconds, 2),
         "guards": outcome.guards,
         "output": outcome.output,
     }
