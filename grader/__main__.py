@@ -60,7 +60,7 @@ def grade(args: argparse.Namespace) -> dict:
         raise ValueError(f"There is no folder {Path(args.json).absolute().parent} to write the report to.")
     # files that a submission leaves must not prevent the removal of the scratch folder
     with tempfile.TemporaryDirectory(prefix="grader-", ignore_cleanup_errors=True) as scratch:
-        package, data = Path(scratch, "submission"), Path(scratch, "data")
+        package, data = Path(scratch, "submission"), Path(scratch, "submission", "data")
         package.mkdir()
         data.mkdir()
         submission.unpack(args.submission, package)
