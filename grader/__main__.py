@@ -1,12 +1,17 @@
 """The command line: ``python -m grader ID.zip [-v|-vv] [--json report.json]``."""
 
+import os
+import sys
+
+if os.name != "posix":
+    sys.exit("error: The grader needs Linux or macOS; on Windows run it in WSL.")
+if __name__ == "__main__":  # python -m puts the current folder first, but of that only this package is meant
+    sys.path[:] = [path for path in sys.path if os.path.realpath(path) != os.path.realpath(".")]
+
 import argparse
 import contextlib
 import json
-import os
 import signal
-import sys
-import tempfile
 from pathlib import Path
 from typing import Never
 
@@ -15,6 +20,7 @@ from tqdm import tqdm
 
 from grader import frames, sandbox, submission
 from grader.parts import PARTS, Part
+from grader.scratch import folder as scratch_folder
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,8 +64,7 @@ def grade(args: argparse.Namespace) -> dict:
     """Grades, printing as it goes. Returns the report, plain data. ValueError or OSError if nothing can be graded."""
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise ValueError(f"There is no folder {Path(args.json).absolute().parent} to write the report to.")
-    # files that a submission leaves must not prevent the removal of the scratch folder
-    with tempfile.TemporaryDirectory(prefix="grader-", ignore_cleanup_errors=True) as scratch:
+    with scratch_folder() as scratch:
         package, data = Path(scratch, "submission"), Path(scratch, "submission", "data")
         package.mkdir()
         data.mkdir()
@@ -141,11 +146,18 @@ def write(report: dict, path: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def stop(number: int, frame: object) -> Never:
+    """Ends the grader, so that its scratch folder and children go; not again while they do."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def main(argv: list[str] | None = None) -> int:
     """0 for a complete grading, whatever the points; 1 for a refused submission or wrong usage."""
     args = arguments(argv)
     with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that scratch folder and children go
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, stop)
     try:
         report = grade(args)
         if args.json:

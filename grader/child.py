@@ -35,14 +35,16 @@ class OnlyTheSubmission(importlib.abc.MetaPathFinder):
 
 def protect(task: dict) -> list[str]:
     """Confines this process. Returns what does."""
-    namespaces, confine = (importlib.import_module(f"grader.{name}") for name in ("namespaces", "confine"))
-    scratch, disk = Path(task["scratch"]), task["limits"]["disk"]
-    guards = ["bubblewrap"] if task["bubblewrap"] else []
-    if not guards and namespaces.isolate(scratch, disk, task["parent"], (task["read"], task["write"])):
-        guards = ["namespaces"]
-    if not guards:
+    names = "namespaces", "seccomp", "confine"
+    namespaces, seccomp, confine = (importlib.import_module(f"grader.{name}") for name in names)
+    scratch, limits, guards = Path(task["scratch"]), task["limits"], [task["confinement"]]
+    pipe = task["read"], task["write"]
+    if guards == ["namespaces"] and not namespaces.isolate(scratch, limits["disk"], task["parent"], pipe):
+        guards = []
+    if not guards or guards == ["none"]:
         namespaces.die_with(task["parent"])
-    limits = task["limits"] | {"processes": task["limits"]["processes"] if guards else 0}
+        limits["processes"] = 0  # would count those of this user anywhere
+        guards = ["seccomp"] if seccomp.install() else []
     return guards + confine.confine(scratch, task["readable"], **limits)
 
 

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import os
 import select
-import shutil
 import signal
 import site
 import subprocess
@@ -25,6 +24,7 @@ import numpy as np
 
 from grader import bubblewrap
 from grader.processes import Tree, adopt_orphans
+from grader.scratch import remove
 
 FLAGS = ("-I", "-S", "-B", "-u", "-X", "utf8", "-X", "faulthandler")  # -I, -S: no path but the one that it is given
 PIECE = 1 << 20  # bytes read or written at once
@@ -230,14 +230,9 @@ def start(target: str, submission: Path, scratch: Path, limits: Limits) -> Itera
         remove(scratch)
 
 
-def remove(folder: Path) -> None:
-    """Removes a folder, also one that is too deep for Python, or whose modes forbid it."""
-    with contextlib.suppress(OSError, RecursionError):
-        shutil.rmtree(folder)
-        return
-    for command in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
-        with contextlib.suppress(OSError):
-            subprocess.run([*command, "--", folder], stdin=subprocess.DEVNULL, capture_output=True)
+def confinement() -> str:
+    """What stands around the child: "bubblewrap", or else "namespaces" if the system allows them."""
+    return "bubblewrap" if bubblewrap.usable() else "namespaces"
 
 
 def calibrate() -> float:
@@ -266,9 +261,9 @@ def _command(target: str, submission: Path, scratch: Path, limits: Limits, read:
     readable = [*SYSTEM, sys.base_prefix, sys.prefix, python, *path, *libraries, str(here), str(submission)]
     confined = {name: value for name, value in dataclasses.asdict(limits).items() if name != "wall_seconds"}
     task = dict(target=target, submission=str(submission), scratch=str(scratch), read=read, write=write, path=path,
-                readable=readable, bubblewrap=bubblewrap.usable(), parent=os.getpid(), limits=confined)  # fmt: skip
+                readable=readable, confinement=confinement(), parent=os.getpid(), limits=confined)  # fmt: skip
     command = [python, *FLAGS, str(here / "child.py"), json.dumps(task)]
-    if not task["bubblewrap"]:
+    if task["confinement"] != "bubblewrap":
         return command
     return bubblewrap.command(command, readable, installed, scratch, limits.disk)
 
@@ -290,7 +285,7 @@ def _environment(scratch: Path) -> dict[str, str]:
     return kept | homes | {"USER": "grader", "CUDA_VISIBLE_DEVICES": "", "TORCHDYNAMO_DISABLE": "1"}
 
 
-# --- one call, with plain data both ways; only for the loop over parts in __main__ -----------------------------------------------------------------------------
+# --- one call, only for the loop over parts in __main__ --------------------------------------------------------------
 
 
 class Failed(Exception):
