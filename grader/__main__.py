@@ -1,12 +1,17 @@
 """The command line: ``python -m grader ID.zip [-v|-vv] [--json report.json]``."""
 
+import os
+import sys
+
+if os.name != "posix":
+    sys.exit("error: The grader needs Linux or macOS; on Windows run it in WSL.")
+if __name__ == "__main__":  # python -m puts the current folder first, but of that only this package is meant
+    sys.path[:] = [path for path in sys.path if os.path.realpath(path) != os.path.realpath(".")]
+
 import argparse
 import contextlib
 import json
-import os
 import signal
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +24,8 @@ from grader import frames, submission
 from grader.measure import Data, Measures
 from grader.parts import PARTS, Part
 from grader.remote import Failed, Processes
-from grader.sandbox import Ended, Limits, printable
+from grader.sandbox import Ended, Limits, calibrate, printable
+from grader.scratch import folder as scratch_folder
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,7 +61,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prior", metavar="FILE", help="another prior, likewise (default: what "
                         "homework.autoregressive.load() returns)")  # fmt: skip
     parser.add_argument("--time_limit", metavar="SECONDS", type=positive, default=600.0,
-                        help="for each part (default: 600 seconds)")  # fmt: skip
+                        help="CPU time of each process of the submission, on a common core of the 2020s; a slower one has "
+                             "more (default: 600 seconds)")  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -63,8 +70,7 @@ def grade(args: argparse.Namespace) -> dict:
     """Grades, printing as it goes. Returns the report, plain data. ValueError or OSError if nothing can be graded."""
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise ValueError(f"There is no folder {Path(args.json).absolute().parent} to write the report to.")
-    # files that a submission leaves must not prevent the removal of the scratch folder
-    with tempfile.TemporaryDirectory(prefix="grader-", ignore_cleanup_errors=True) as scratch:
+    with scratch_folder() as scratch:
         package = Path(scratch, "submission")
         package.mkdir()
         submission.unpack(args.submission, package)
@@ -77,8 +83,9 @@ def grade(args: argparse.Namespace) -> dict:
         print(f"models: {', '.join(models) or 'none'}\n")
         report = {"submission": str(args.submission), "data": str(folder), "images": len(images), "official": official,
                   "models": models, "checkpoints": checkpoints, "time_limit": args.time_limit, "parts": []}  # fmt: skip
-        limits = Limits(args.time_limit, 4 * args.time_limit, memory=16 * 2**30, processes=256, disk=2**30)
-        processes = Processes(package, Path(scratch), limits, images.shape[1:3], checkpoints)
+        cpu_seconds = args.time_limit * calibrate()
+        limits = Limits(cpu_seconds, 10 * cpu_seconds, memory=16 * 2**30, processes=256, disk=2**30)
+        processes = Processes(package, scratch, limits, images.shape[1:3], checkpoints)
         measures = Measures(Data(images, sizes, frames.known(args.data, images.shape[1:3])), processes.start)
         report["parts"] = lines(measures, processes, args.verbose)
         report["total"] = round(sum(line["points"] for line in report["parts"] if not line["extra"]), 2)
@@ -195,11 +202,18 @@ def write(report: dict, path: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def stop(number: int, frame: object) -> Never:
+    """Ends the grader, so that its scratch folder and children go; not again while they do."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def main(argv: list[str] | None = None) -> int:
     """0 for a complete grading, whatever the points; 1 for a refused submission or wrong usage."""
     args = arguments(argv)
     with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that scratch folder and children go
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, stop)
     try:
         report = grade(args)
         if args.json:

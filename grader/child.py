@@ -33,16 +33,29 @@ class OnlyTheSubmission(importlib.abc.MetaPathFinder):
         return spec
 
 
+def protect(task: dict) -> list[str]:
+    """Confines this process. Returns what does."""
+    names = "namespaces", "seccomp", "confine"
+    namespaces, seccomp, confine = (importlib.import_module(f"grader.{name}") for name in names)
+    scratch, limits, guards = Path(task["scratch"]), task["limits"], [task["confinement"]]
+    pipe = task["read"], task["write"]
+    if guards == ["namespaces"] and not namespaces.isolate(scratch, limits["disk"], task["parent"], pipe):
+        guards = []
+    if not guards or guards == ["none"]:
+        namespaces.die_with(task["parent"])
+        limits["processes"] = 0  # would count those of this user anywhere
+        guards = ["seccomp"] if seccomp.install() else []
+    return guards + confine.confine(scratch, task["readable"], **limits)
+
+
 def main(task: dict) -> None:
     """Confines this process and calls the target with the pipe to the parent, which gets a line of JSON first."""
     package = types.ModuleType("grader")  # without the folder above it, which holds another homework
     package.__path__ = [str(Path(__file__).parent)]
     sys.modules["grader"] = package
     sys.path[:] = [task["submission"], *task["path"]]
-    confine = importlib.import_module("grader.confine")
-    os.chdir(task["scratch"])
-    guards = confine.confine(Path(task["scratch"]))
     read, write = os.fdopen(task["read"], "rb"), os.fdopen(task["write"], "wb")
+    guards = protect(task)
     write.write(json.dumps(guards).encode() + b"\n")
     write.flush()
     sys.meta_path.insert(0, OnlyTheSubmission(task["submission"]))

@@ -7,7 +7,6 @@ of them finite. The reasons of failures are text for the report, cut to a line.
 import contextlib
 import json
 import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,14 +141,10 @@ class Processes:
     @contextlib.contextmanager
     def start(self) -> Iterator[Remote]:
         """A new process. Ended if it cannot start."""
-        folder = self.scratch / "process"
-        try:
-            with sandbox.start("grader.serve:serve", self.package, folder, self.limits) as child:
-                try:
-                    self.guards = child.guards
-                    yield Remote(child, self.image, self.files, self.limits.wall_seconds)
-                finally:
-                    self.cpu_seconds += child.cpu_seconds
-            self.output = (self.output + child.output)[-sandbox.TAIL :]
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        with sandbox.start("grader.serve:serve", self.package, self.scratch / "process", self.limits) as child:
+            self.guards = child.guards
+            try:
+                yield Remote(child, self.image, self.files, self.limits.wall_seconds)
+            finally:
+                self.cpu_seconds += child.cpu_seconds
+                self.output = (self.output + child.output)[-sandbox.TAIL :]
