@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
         print("\nStopped.", file=sys.stderr)
         return 130
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {sandbox.printable(str(error))}", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"error: {error.strerror}: {error.filename}." if error.filename else f"error: {error}", file=sys.stderr)
