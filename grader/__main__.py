@@ -165,11 +165,12 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130
-    except ValueError as error:
-        print(f"error: {sandbox.printable(str(error))}", file=sys.stderr)
+    except BrokenPipeError:  # whoever read the output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        print(f"error: {error.strerror}: {error.filename}." if error.filename else f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        text = f"{error.strerror}: {error.filename}." if isinstance(error, OSError) and error.filename else str(error)
+        print(f"error: {sandbox.printable(text)}", file=sys.stderr)
         return 1
     return 0
 
