@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from grader import frames, sandbox, submission
 from grader.parts import PARTS, Part
+from grader.sandbox import printable
 from grader.scratch import folder as scratch_folder
 
 
@@ -170,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except (ValueError, OSError) as error:
         text = f"{error.strerror}: {error.filename}." if isinstance(error, OSError) and error.filename else str(error)
-        print(f"error: {sandbox.printable(text)}", file=sys.stderr)
+        print(f"error: {printable(text)}", file=sys.stderr)
         return 1
     return 0
 
