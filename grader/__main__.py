@@ -12,19 +12,11 @@ import argparse
 import contextlib
 import json
 import signal
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Never
 
-from tqdm import tqdm
-
 from grader import frames, submission
-from grader.measure import Data, Measures
-from grader.parts import PARTS, Part
-from grader.remote import Failed, Processes
-from grader.sandbox import Ended, Limits, calibrate, printable
+from grader.sandbox import Limits, calibrate, printable
 from grader.scratch import folder as scratch_folder
 
 
@@ -85,9 +77,13 @@ def grade(args: argparse.Namespace) -> dict:
                   "models": models, "checkpoints": checkpoints, "time_limit": args.time_limit, "parts": []}  # fmt: skip
         cpu_seconds = args.time_limit * calibrate()
         limits = Limits(cpu_seconds, 10 * cpu_seconds, memory=16 * 2**30, processes=256, disk=2**30)
-        processes = Processes(package, scratch, limits, images.shape[1:3], checkpoints)
-        measures = Measures(Data(images, sizes, frames.known(args.data, images.shape[1:3])), processes.start)
-        report["parts"] = lines(measures, processes, args.verbose)
+        from grader import grading  # imports torch, which takes seconds: too long for a mistake above
+
+        data = grading.Data(images, sizes, frames.known(args.data, images.shape[1:3]))
+        processes = grading.Processes(package, scratch, limits, images.shape[1:3], checkpoints)
+        for line in grading.lines(grading.Measures(data, processes.start), processes, progress=args.verbose > 0):
+            report["parts"].append(line)
+            show(line, args.verbose)
         report["total"] = round(sum(line["points"] for line in report["parts"] if not line["extra"]), 2)
         report["extra"] = round(sum(line["points"] for line in report["parts"] if line["extra"]), 2)
         print(f"\n{'total':14}{report['total']:6.1f} / 100   {report['extra']:+.1f} extra")
@@ -95,84 +91,6 @@ def grade(args: argparse.Namespace) -> dict:
             print(f"There are no images in {Path(args.data, 'valid')}: graded on the few of {folder}, "
                   "these are not the official points.")  # fmt: skip
     return report
-
-
-def lines(measures: Measures, processes: Processes, verbose: int) -> list[dict]:
-    """Measures and marks each part, printing as it goes: the lines of the report."""
-    found: dict[str, Outcome] = {}  # by the measure, which two parts may share
-    fraction: dict[str, float] = {}
-    report = []
-    for part in PARTS:
-        if part.measure not in found:
-            with tqdm(desc=part.name, leave=False, disable=not verbose, unit="step") as bar:
-
-                def advance(done: int, total: int, bar: tqdm = bar) -> None:
-                    bar.total, bar.n = total, done
-                    bar.refresh()
-
-                measures.progress = advance
-                found[part.measure] = attempt(getattr(measures, part.measure), processes)
-        fraction[part.name], line = mark(part, found[part.measure], fraction.get("tokenizer", 0.0))
-        report.append(line)
-        show(line, verbose)
-    return report
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a measure.
-
-    Attributes:
-        measures: None if the submission failed.
-        reason: why it did, or "".
-        seconds: wall-clock time.
-        cpu_seconds: of the submission's processes, as far as it is known.
-        guards: what confined them.
-        output: the end of what they printed.
-    """
-
-    measures: dict | None
-    reason: str
-    seconds: float
-    cpu_seconds: float
-    guards: list[str]
-    output: str
-
-
-def attempt(measure: Callable[[], dict], processes: Processes) -> Outcome:
-    """Measures; whatever goes wrong is the reason for no points."""
-    processes.output, processes.cpu_seconds, start = "", 0.0, time.monotonic()
-    value, reason = None, ""
-    try:
-        value = measure()
-    except (Failed, Ended) as error:
-        reason = str(error)
-    except Exception as error:  # the grading of the other parts continues
-        reason = f"could not be measured: {type(error).__name__}: {error}"
-    return Outcome(value, " ".join(printable(reason).split()), time.monotonic() - start, processes.cpu_seconds,
-                   processes.guards, processes.output)  # fmt: skip
-
-
-def mark(part: Part, outcome: Outcome, tokenizer: float) -> tuple[float, dict]:
-    """The fraction of the points, and a line of the report that says why not all of them; ``tokenizer`` is the fraction of
-    the tokenizer's points."""
-    fraction, reason = (0.0, outcome.reason) if outcome.measures is None else part.score(outcome.measures)
-    if part.scaled and fraction > 0 and tokenizer < 1:
-        fraction *= tokenizer
-        reason = f"{reason}{'; ' * bool(reason)}counts as far as the tokenizer's points, {tokenizer:.0%}"
-    return fraction, {
-        "name": part.name,
-        "points": round(part.out_of * fraction, 2),
-        "out_of": part.out_of,
-        "extra": part.extra,
-        "figures": "" if outcome.measures is None else part.figures.format(**outcome.measures),
-        "reason": reason,
-        "measures": outcome.measures,
-        "seconds": round(outcome.seconds, 2),
-        "cpu_seconds": round(outcome.cpu_seconds, 2),
-        "guards": outcome.guards,
-        "output": outcome.output,
-    }
 
 
 def show(line: dict, verbose: int) -> None:
@@ -221,11 +139,12 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:  # whoever read the output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        print(f"error: {error.strerror}: {error.filename}." if error.filename else f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        text = f"{error.strerror}: {error.filename}." if isinstance(error, OSError) and error.filename else str(error)
+        print(f"error: {printable(text)}", file=sys.stderr)
         return 1
     return 0
 

@@ -179,6 +179,7 @@ class Child:
         except subprocess.TimeoutExpired:
             self._stop("closed the pipe to the grader")
             code = self._process.wait()
+        self._threads[0].join(1)  # its last words
         if self._reason:
             return Ended(self._reason)
         number = -code if code < 0 else code - 128  # bubblewrap adds 128 to that of a signal

@@ -64,11 +64,11 @@ def _copy(package: Path, into: Path) -> None:
 def _files(package: Path) -> Iterator[tuple[str, Path]]:
     """(relative path, the file it is) of the folder's files. Refused at one that must not be copied."""
     package = package.resolve()
-    folders = [""]
+    folders = [("", package)]
     while folders:
-        folder = folders.pop()
-        for entry in sorted(os.scandir(package / folder), key=lambda entry: entry.name):
-            name = f"{folder}{entry.name}"
+        above, folder = folders.pop()
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            name = f"{above}{entry.name}"
             _check_path("folder", name)  # before the next level: links may go round in circles
             real = Path(os.path.realpath(entry.path))
             if ignored(entry.name) or not real.exists():  # a dangling link
@@ -76,7 +76,7 @@ def _files(package: Path) -> Iterator[tuple[str, Path]]:
             if not real.is_relative_to(package):
                 raise Refused(f"The folder holds a link that leads out of it, {name!r}; put a copy in its place.")
             if real.is_dir():
-                folders.append(f"{name}/")
+                folders.append((f"{name}/", real))
             elif real.is_file():
                 yield name, real
             else:
@@ -86,19 +86,16 @@ def _files(package: Path) -> Iterator[tuple[str, Path]]:
 def _unzip(path: Path, into: Path) -> None:
     if path.stat().st_size > MAX_ZIP_MB * 1e6:
         raise ValueError(f"{path.name} has {path.stat().st_size / 1e6:.1f} MB; at most {MAX_ZIP_MB} MB are allowed.")
-    reason = "is not a sound zip"
     try:
         with zipfile.ZipFile(path) as archive:
-            kept = check(archive.infolist())
-            reason = "cannot be unpacked"
-            archive.extractall(into, kept)
+            archive.extractall(into, check(archive.infolist()))
     except Refused:
         raise
+    except OSError as error:  # for example a file and a folder of one name
+        raise ValueError(f"{path.name} cannot be unpacked: {error.strerror or error}.") from error
     except Exception as error:  # zipfile and the decompressors raise many kinds
-        if not isinstance(error, OSError):
-            reason = "is not a sound zip"
-        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
-        raise ValueError(f"{path.name} {reason}: {' '.join(text.split())}.") from error
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path.name} is not a sound zip: {text}.") from error
 
 
 def check(entries: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
@@ -124,7 +121,8 @@ def check(entries: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
     _check_amount("zip", len(entries), sum(entry.file_size for entry in entries))
     tops = sorted({entry.filename.split("/")[0] for entry in entries})
     if len(tops) > 1:
-        raise Refused(f"The zip has more than one top folder: {', '.join(tops[:5])}; only {PACKAGE}/ is allowed.")
+        some = ", ".join(top if top.isprintable() else repr(top) for top in tops[:5])
+        raise Refused(f"The zip has more than one top folder: {some}; only {PACKAGE}/ is allowed.")
     if tops != [PACKAGE]:
         raise Refused(f"The top folder of the zip is {(tops or ['missing'])[0]!r}, but must be {PACKAGE!r}.")
     return entries

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from grader import __main__ as command
-from grader import serve
+from grader import grading, serve
 from grader.measure import Data, Measures
 from grader.remote import Processes, Remote
 from grader.sandbox import Ended, Limits
@@ -190,7 +189,7 @@ def measuring(data, models=None, **changed):
 def graded(data, **changed):
     """The lines of the report on such a submission, by the names of the parts."""
     unused = SimpleNamespace(output="", cpu_seconds=0.0, guards=[])
-    return {line["name"]: line for line in command.lines(measuring(data, **changed), unused, 0)}
+    return {line["name"]: line for line in grading.lines(measuring(data, **changed), unused)}
 
 
 def processes(folder, data, cpu_seconds=120.0, **changed):

@@ -3,7 +3,7 @@
 import pytest
 
 from grader import parts
-from grader.__main__ import Outcome, mark
+from grader.grading import Outcome, mark
 from grader.measure import Measures
 
 AE = dict(mse=0.001, channels=8, numbers_per_image=100, values_per_image=45000)

@@ -70,10 +70,10 @@ def linger():  # leaves children, in the process group and out of it
             os._exit(0)
     time.sleep(0.3)
 def daemon():
+    fields = open("/proc/self/stat").read().rsplit(")", 1)[-1].split()
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
-            fields = open("/proc/self/stat").read().rsplit(")", 1)[-1].split()
             ctypes.memset(int(fields[47]), 0, int(fields[48]) - int(fields[47]))  # its environment
             time.sleep(1000)
         os._exit(0)
@@ -124,12 +124,7 @@ def read(path):
         try: found.append(call())
         except (OSError, ZeroDivisionError): pass
     return found
-def environments():
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc") if os.access("/proc", os.R_OK) else []):
-        try: found.append(open(f"/proc/{pid}/environ").read())
-        except OSError: pass
-    return any("SECRET" in text for text in found)
+def environment(pid): return open(f"/proc/{pid}/environ").read()
 def device(): return [libc.mknod(b"null", kind | 0o666, 0x103) for kind in (stat.S_IFCHR, stat.S_IFBLK)]
 def shared_memory(key): return libc.shmget(key, 4096, 0o1600)
 def limit(pid): return libc.prlimit(pid, 7, (ctypes.c_uint64 * 2)(64, 4096), None)
@@ -145,7 +140,7 @@ def traps():  # where a parent might read
     os.symlink("/dev/zero", "zero.json"); os.symlink("..", "loop")
     os.mkdir("locked", 0); open("read_only", "w").close(); os.chmod("read_only", 0)
 def deep():
-    for i in range(3000): os.mkdir("d"); os.chdir("d")
+    for i in range(3000): libc.mkdir(b"d", 0o700); libc.chdir(b"d")
 def note(): open("note", "w").write("from part 1")
 def peek(path):
     found = []
@@ -178,21 +173,17 @@ def call(tmp_path):
     (faults / "faults.py").write_text(FAULTS)
 
     def call(name, limits=LIMITS, seconds=60, **arguments):
-        found = SimpleNamespace(value=None, reason="", output="", guards=[])
-        try:
-            with sandbox.start("faults:serve", faults, tmp_path / f"scratch-{name}", limits) as child:
-                found.guards = child.guards
-                try:
-                    child.send(json.dumps([name, arguments]).encode() + b"\n")
-                    line = bytearray()
-                    while not line.endswith(b"\n"):
-                        line += child.receive(1, seconds)
-                    vars(found).update(json.loads(line))
-                finally:
-                    found.output = child.output
-                    found.cpu_seconds = child.cpu_seconds
-        except Ended as error:
-            found.reason = str(error)
+        found = SimpleNamespace(value=None, reason="")
+        with sandbox.start("faults:serve", faults, tmp_path / f"scratch-{name}", limits) as child:
+            try:
+                child.send(json.dumps([name, arguments]).encode() + b"\n")
+                line = bytearray()
+                while not line.endswith(b"\n"):
+                    line += child.receive(1, seconds)
+                vars(found).update(json.loads(line))
+            except Ended as error:
+                found.reason = str(error)
+        found.guards, found.output, found.cpu_seconds = child.guards, child.output, child.cpu_seconds
         assert not left_behind(tmp_path) and not (tmp_path / f"scratch-{name}").exists()
         return found
 
@@ -349,7 +340,7 @@ def test_c_code_changes_nothing_outside(call, confined, outside):
     assert not outside.with_name("by_c").exists()
 
 
-def test_the_data_and_the_home_cannot_be_read(call, confined, outside, monkeypatch):
+def test_the_data_and_the_home_cannot_be_read(call, confined, outside):
     found = call("read", path=str(outside))
     guarded(found, "bubblewrap", "Landlock")
     assert found.value == []
@@ -357,13 +348,7 @@ def test_the_data_and_the_home_cannot_be_read(call, confined, outside, monkeypat
     assert call("read", path=str(ROOT / "homework/__init__.py")).value == []
     home = Path("~/.bash_history").expanduser()
     assert call("read", path=str(home)).value == []
-    monkeypatch.setenv("SECRET", "x")
-    subprocess_with_secret = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
-    try:
-        assert call("environments").value is False
-    finally:
-        subprocess_with_secret.kill()
-        subprocess_with_secret.wait()
+    assert call("environment", pid=os.getpid()).reason.startswith(("PermissionError", "FileNotFoundError"))
 
 
 def test_nothing_of_an_earlier_child_is_found(call, confined, tmp_path):
@@ -476,7 +461,7 @@ def test_a_killed_grader_leaves_nothing(tmp_path, confined):
     process.send_signal(signal.SIGKILL)
     process.wait()
     deadline = time.monotonic() + 20
-    while (left := left_behind(tmp_path)) and time.monotonic() < deadline:
+    while len(left := left_behind(tmp_path)) > (confined == "none") and time.monotonic() < deadline:
         time.sleep(0.05)
     if confined == "none":  # a daemon outlives it; the child itself does not
         for pid in left:
@@ -513,8 +498,11 @@ def test_deep_and_locked_folders_are_removed(tmp_path):
         os.close(here)
         here = below
     os.close(here)
-    scratch.remove(folder)
-    assert not folder.exists()
+    try:
+        scratch.remove(folder)
+        assert not folder.exists()
+    finally:
+        subprocess.run(["rm", "-rf", folder])  # pytest could not
 
 
 def test_the_calibration_is_a_factor():
