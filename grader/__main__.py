@@ -75,8 +75,8 @@ def grade(args: argparse.Namespace) -> dict:
         print(f"models: {', '.join(models) or 'none'}\n")
         report = {"submission": str(args.submission), "data": str(folder), "images": len(images), "official": official,
                   "models": models, "checkpoints": checkpoints, "time_limit": args.time_limit, "parts": []}  # fmt: skip
-        cpu_seconds = args.time_limit * calibrate()
-        limits = Limits(cpu_seconds, 10 * cpu_seconds, memory=16 * 2**30, processes=256, disk=2**30)
+        cpu_seconds = args.time_limit * max(1.0, calibrate())
+        limits = Limits(cpu_seconds, 4 * cpu_seconds, memory=16 * 2**30, processes=256, disk=2**30)
         from grader import grading  # imports torch, which takes seconds: too long for a mistake above
 
         data = grading.Data(images, sizes, frames.known(args.data, images.shape[1:3]))

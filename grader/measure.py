@@ -91,19 +91,18 @@ class Measures:
         with self.start() as remote:
             grids = together("encode_index", [remote.encode_index(self.data.images(rows)) for rows in self.batches(n)])
         self.grids = grids
-        order = self.random.permutation(n)
-        chosen = self.chosen()
-        decoded = np.empty((len(chosen), *self.data.frames.shape[1:]), np.float32)
+        order, chosen = self.random.permutation(n), self.chosen()
         error, blur = 0.0, 0.0
         with self.start() as remote:
+            self.decoded = np.concatenate([remote.decode_index(grids[[i]]) for i in chosen])
             for part in self.batches(n):
                 rows = order[part]
                 x, x_hat = self.data.images(rows), remote.decode_index(grids[rows])
                 error += squared_error(x_hat, x)
                 blur += squared_error(blocks(x_hat), blocks(x))
-                _, target, source = np.intersect1d(chosen, rows, return_indices=True)
-                decoded[target] = x_hat[source]
-        self.decoded = decoded
+                _, of_alone, of_batch = np.intersect1d(chosen, rows, return_indices=True)
+                if np.abs(self.decoded[of_alone] - x_hat[of_batch]).max(initial=0) > 1e-3:
+                    raise Failed("what decode_index makes of an image's tokens depends on the other images of a batch")
         self.blur = blur / (n * blocks(x).size / len(x))
         return {
             "mse": error / self.data.frames.size,
@@ -219,6 +218,7 @@ class Measures:
             "different": int((np.array(apart) > least).sum()),
             "new": int((away > least).sum()),
             "nats": found["bits_per_token"] * math.log(2),
+            "n_tokens": found["n_tokens"],
             "nearest": float(away.min()),
             "least": least,
         }

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 MAX_DIMENSIONS = 8
+MAX_THREADS = 4  # of torch: the CPU time that many more waste would count
 HEADER = struct.Struct(f"<{1 + MAX_DIMENSIONS}q")
 LENGTH = struct.Struct("<q")
 
@@ -123,6 +124,7 @@ class Models(dict[str, Any]):
 def serve(read: BinaryIO, write: BinaryIO, load: Callable[..., Any] = load) -> None:
     """Answers requests until ``read`` ends."""
     torch.manual_seed(0)
+    torch.set_num_threads(min(torch.get_num_threads(), MAX_THREADS))
     models = Models({}, load)
     while length := read.read(LENGTH.size):
         request = json.loads(read.read(*LENGTH.unpack(length)))

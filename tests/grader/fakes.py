@@ -62,7 +62,7 @@ class Prior(torch.nn.Module):
     def forward(self, tokens):  # a token probably repeats the one before it
         flat = tokens.flatten(1)
         logits = torch.zeros(*flat.shape, self.K)
-        logits[:, 1:] = 2.0 * torch.nn.functional.one_hot(flat[:, :-1], self.K)
+        logits[:, 1:] = 3.0 * torch.nn.functional.one_hot(flat[:, :-1], self.K)
         return logits.view(*tokens.shape, self.K), {}
 
     def generate(self, B, h, w, device):

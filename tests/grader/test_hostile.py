@@ -259,6 +259,15 @@ def test_grids_that_tell_about_each_other():
     assert graded(data, autoregressive=source)["causality"]["points"] == 0
 
 
+def test_noise_is_no_prior(data):
+    noise = "return torch.zeros(*tokens.shape, self.K), {}\n        flat = tokens.flatten(1)"
+    source = AUTOREGRESSIVE.replace("flat = tokens.flatten(1)", noise)
+    found = graded(data, autoregressive=source)
+    assert found["causality"]["reason"] == "no logits ever move: the prior ignores its input"
+    assert found["generation"]["reason"] == "the mean negative log-likelihood is 2.77 nats per token; it must be under 2.61"
+    assert found["causality"]["points"] == found["generation"]["points"] == 0
+
+
 def test_stored_frames_are_not_samples(data):
     """Neither those of the training nor the graded ones, as the tokenizer reconstructs them."""
     measures = measuring(data)

@@ -89,7 +89,7 @@ def test_images_of_incomplete_patches_are_cropped():
         ("bsq", ".repeat_interleave(5, 1)", "", "decode_index must return images"),
         ("autoregressive", ".view(*tokens.shape, self.K), {}", ".view(*tokens.shape, self.K)", "(logits, dict)"),
         ("autoregressive", ".view(*tokens.shape, self.K), {}", ", {}", "not a tensor (1,24,16)"),
-        ("autoregressive", "logits[:, 1:] = 2.0", "logits[0, 7, 3] = torch.nan; logits[:, 1:] += 2.0",
+        ("autoregressive", "logits[:, 1:] = 3.0", "logits[0, 7, 3] = torch.nan; logits[:, 1:] += 3.0",
          "NaN or infinity in the output of forward"),
         ("autoregressive", "flat = tokens.flatten(1)", "return torch.zeros(*tokens.shape, 9), {}",
          "token 15 has no logit: K is 9"),
@@ -112,6 +112,12 @@ def test_grids_of_images_of_one_size_have_one_size():
     more = BSQ.replace("return ((grey", "grey = grey[:, :, : 6 - (len(x) < 32)]\n        return ((grey")
     with pytest.raises(Failed, match="grids of one size"):
         measuring(some_data(40), bsq=more).tokenizer()
+
+
+def test_an_image_is_decoded_from_its_own_tokens(data):
+    mixing = BSQ.replace("x = (tokens", "tokens = (tokens + tokens.roll(1, 0)) // 2\n        x = (tokens")
+    with pytest.raises(Failed, match="depends on the other images"):
+        measuring(data, bsq=mixing).tokenizer()
 
 
 class Leaking(torch.nn.Module):
