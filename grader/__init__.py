@@ -1,12 +1,18 @@
 """Grades a submission, a zip or folder that holds the package ``homework``, from outside: ``python -m grader ID.zip``.
 
-It uses only the public interface of the submission, and each part of the grade runs in its own process:
+It uses only the public interface of the submission, whose code runs in confined processes. These answer calls by a pipe;
+every figure is computed here, from what they answer.
 
 - ``__main__.py``    the command line and the report
-- ``submission.py``  checks and unpacks the zip
+- ``grading.py``     the loop over the parts
+- ``parts.py``       the parts: what each is worth, what is allowed, how its figures turn into points
 - ``frames.py``      reads the validation images
-- ``parts.py``       the parts: what each is worth, how its figures turn into points
-- ``sandbox.py``     runs a function in a child process and survives whatever it does
-- ``confine.py``     what the child process may not do
-- ``measure.py``     what runs in there: measures (the only file that imports torch)
+- ``measure.py``     measures: the figures of each part
+- ``remote.py``      calls a submission's functions in another process, and checks what comes back
+- ``serve.py``       answers these calls there
+- ``sandbox.py``     starts, limits and ends such a process; ``child.py`` is its first lines
+- ``bubblewrap.py``  confines it where that is installed; else ``namespaces.py``, ``seccomp.py`` and ``confine.py``
+- ``processes.py``   what its descendants use, and their end
+- ``scratch.py``     the folder in which all this happens
+- ``submission.py``  checks and unpacks the zip
 """

@@ -1,20 +1,23 @@
 """The command line: ``python -m grader ID.zip [-v|-vv] [--json report.json]``."""
 
+import os
+import sys
+
+if os.name != "posix":
+    sys.exit("error: The grader needs Linux or macOS; on Windows run it in WSL.")
+if __name__ == "__main__":  # python -m puts the current folder first, but of that only this package is meant
+    sys.path[:] = [path for path in sys.path if os.path.realpath(path) != os.path.realpath(".")]
+
 import argparse
 import contextlib
 import json
-import os
 import signal
-import sys
-import tempfile
 from pathlib import Path
 from typing import Never
 
-import numpy as np
-from tqdm import tqdm
-
-from grader import frames, sandbox, submission
-from grader.parts import PARTS, Part
+from grader import frames, submission
+from grader.sandbox import Limits, calibrate, printable
+from grader.scratch import folder as scratch_folder
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,7 +53,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prior", metavar="FILE", help="another prior, likewise (default: what "
                         "homework.autoregressive.load() returns)")  # fmt: skip
     parser.add_argument("--time_limit", metavar="SECONDS", type=positive, default=600.0,
-                        help="for each part (default: 600 seconds)")  # fmt: skip
+                        help="CPU time of each process of the submission, on a common core of the 2020s; a slower one has "
+                             "more (default: 600 seconds)")  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -58,34 +62,26 @@ def grade(args: argparse.Namespace) -> dict:
     """Grades, printing as it goes. Returns the report, plain data. ValueError or OSError if nothing can be graded."""
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise ValueError(f"There is no folder {Path(args.json).absolute().parent} to write the report to.")
-    # files that a submission leaves must not prevent the removal of the scratch folder
-    with tempfile.TemporaryDirectory(prefix="grader-", ignore_cleanup_errors=True) as scratch:
-        package, data = Path(scratch, "submission"), Path(scratch, "data")
+    with scratch_folder() as scratch:
+        package = Path(scratch, "submission")
         package.mkdir()
-        data.mkdir()
         submission.unpack(args.submission, package)
         named = {"bsq": args.tokenizer, "autoregressive": args.prior}
         checkpoints = {module: submission.checkpoint(package, file) for module, file in named.items() if file}
         models = submission.models(package)
         images, sizes, folder = frames.read(args.data)
-        np.save(data / "frames.npy", images)
-        np.save(data / "sizes.npy", sizes)
         official = folder.name == "valid"
         print(f"{args.submission} on the {len(images)} images of {folder}")
         print(f"models: {', '.join(models) or 'none'}\n")
         report = {"submission": str(args.submission), "data": str(folder), "images": len(images), "official": official,
                   "models": models, "checkpoints": checkpoints, "time_limit": args.time_limit, "parts": []}  # fmt: skip
-        for part in PARTS:
-            with tqdm(desc=part.name, leave=False, disable=not args.verbose, unit="step") as bar:
+        cpu_seconds = args.time_limit * max(1.0, calibrate())
+        limits = Limits(cpu_seconds, 4 * cpu_seconds, memory=16 * 2**30, processes=256, disk=2**30)
+        from grader import grading  # imports torch, which takes seconds: too long for a mistake above
 
-                def advance(done: int, total: int, bar: tqdm = bar) -> None:
-                    bar.total, bar.n = total, done
-                    bar.refresh()
-
-                task = {"part": part.name, "data": str(data), "checkpoints": checkpoints}
-                outcome = sandbox.run("grader.measure:run", task, package, Path(scratch, part.name), args.time_limit,
-                                      advance)  # fmt: skip
-            line = mark(part, outcome)
+        data = grading.Data(images, sizes, frames.known(args.data, images.shape[1:3]))
+        processes = grading.Processes(package, scratch, limits, images.shape[1:3], checkpoints)
+        for line in grading.lines(grading.Measures(data, processes.start), processes, progress=args.verbose > 0):
             report["parts"].append(line)
             show(line, args.verbose)
         report["total"] = round(sum(line["points"] for line in report["parts"] if not line["extra"]), 2)
@@ -95,23 +91,6 @@ def grade(args: argparse.Namespace) -> dict:
             print(f"There are no images in {Path(args.data, 'valid')}: graded on the few of {folder}, "
                   "these are not the official points.")  # fmt: skip
     return report
-
-
-def mark(part: Part, outcome: sandbox.Outcome) -> dict:
-    """One line of the report: the points, and why not all of them."""
-    fraction, reason = part.score(outcome.value) if outcome.value is not None else (0.0, outcome.reason)
-    return {
-        "name": part.name,
-        "points": round(part.out_of * fraction, 2),
-        "out_of": part.out_of,
-        "extra": part.extra,
-        "figures": part.figures.format(**outcome.value) if outcome.value is not None else "",
-        "reason": reason,
-        "measures": outcome.value,
-        "seconds": round(outcome.seconds, 2),
-        "guards": outcome.guards,
-        "output": outcome.output,
-    }
 
 
 def show(line: dict, verbose: int) -> None:
@@ -141,11 +120,18 @@ def write(report: dict, path: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def stop(number: int, frame: object) -> Never:
+    """Ends the grader, so that its scratch folder and children go; not again while they do."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def main(argv: list[str] | None = None) -> int:
     """0 for a complete grading, whatever the points; 1 for a refused submission or wrong usage."""
     args = arguments(argv)
     with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that scratch folder and children go
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, stop)
     try:
         report = grade(args)
         if args.json:
@@ -153,11 +139,12 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:  # whoever read the output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        print(f"error: {error.strerror}: {error.filename}." if error.filename else f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        text = f"{error.strerror}: {error.filename}." if isinstance(error, OSError) and error.filename else str(error)
+        print(f"error: {printable(text)}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,17 +1,16 @@
-"""What a child process that runs a submission may not do.
+"""What a process that runs a submission may not do, by what the process does to itself.
 
 Three layers, of different strength:
 
-- **Landlock and a network namespace**: the Linux kernel's own, where it has and allows them. They hold for C code too
-  and for every forked process: no writing outside the scratch folder, no program started, no signal to a
-  process outside, no network (of the namespace's own, not even loopback is up).
-- **An audit hook**, everywhere: the same for whatever Python itself opens, removes, starts or connects. It is a guard
-  against accidents and plain mischief, not a jail: C code (``torch.save``, ctypes) does not pass it. On other systems
-  than Linux it is all there is.
-- **Limits** on memory, on the size of files and on forks, so that a mistake does not take the machine down.
+- **Landlock**: the Linux kernel's own, where it has it. It holds for C code too and for every forked process: no reading
+  but of the interpreter, the packages, the submission and the scratch folder; no writing outside the scratch folder, no
+  device made, no program started; of newer kernels also no TCP and no signal to a process outside.
+- **An audit hook**, everywhere: no writing outside, no program started and no network for whatever Python itself opens,
+  removes, starts or connects. It is a guard against accidents and plain mischief, not a jail: C code (``torch.save``,
+  ctypes) does not pass it. On other systems than Linux it is all there is.
+- **Limits** on memory, CPU time, the size of files and on forks, so that a mistake does not take the machine down.
 
-Nothing here hides what the user who runs the grader may *read*, and a submission runs in the same interpreter as the
-code that measures it: one written to deceive could fake its own figures. Grade such a one by reading it.
+Around them stand bubblewrap (:mod:`grader.bubblewrap`) or the same namespaces without it (:mod:`grader.namespaces`).
 """
 
 import contextlib
@@ -29,6 +28,7 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 MAX_FORKS = 32
+SYSTEM_FILES = ("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/dev/zero", "/dev/random", "/dev/urandom")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 # audit event -> the positions of (path, dir_fd) among its arguments
@@ -66,37 +66,43 @@ DENIED = {
 }
 
 
-def confine(folder: Path) -> list[str]:
+def confine(folder: Path, readable: list[str], memory: int, processes: int, disk: int, cpu_seconds: float) -> list[str]:
     """Confines this process, for good, to writing in ``folder``. Call it before the first thread starts.
 
-    Returns what holds: "audit hook", and "Landlock", "network namespace" where the system has them.
+    Args:
+        folder: scratch folder, that exists.
+        readable: files and folders that may be read, too.
+        memory: bytes of data, of each process.
+        processes: and threads of this user, where it is one of the namespace alone.
+        disk: bytes of a file.
+        cpu_seconds: of each process.
+    Returns:
+        What holds: "Landlock" where the system has it, and "audit hook".
     """
-    _limit()
-    guards = ["audit hook"]
+    _limit(RLIMIT_CORE=0, RLIMIT_FSIZE=disk, RLIMIT_DATA=memory, RLIMIT_CPU=int(cpu_seconds) + 2)
+    guards = []
     if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        new_user, new_net = 0x10000000, 0x40000000
-        if libc.unshare(new_net) == 0 or libc.unshare(new_user | new_net) == 0:
-            guards.append("network namespace")
-        if _landlock(libc, folder):
+        if processes:
+            _limit(RLIMIT_NPROC=processes)
+        if _landlock(ctypes.CDLL(None, use_errno=True), folder, readable):
             guards.append("Landlock")
     sys.addaudithook(_hook(os.path.realpath(folder)))
-    return guards
+    return [*guards, "audit hook"]
 
 
-def _limit() -> None:
+def _limit(**most: int) -> None:
+    """Lowers limits of resources. RLIMIT_AS is not among them: it would count what torch only reserves."""
     if resource is None:
         return
-    # RLIMIT_AS would count what torch only reserves
-    for name, most in (("RLIMIT_CORE", 0), ("RLIMIT_FSIZE", 2**30), ("RLIMIT_DATA", 16 * 2**30)):
+    for name, value in most.items():
         with contextlib.suppress(AttributeError, OSError, ValueError):
             kind = getattr(resource, name)
             _, hard = resource.getrlimit(kind)
-            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-            resource.setrlimit(kind, (most, most))
+            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(kind, (value, value))
 
 
-def _landlock(libc: ctypes.CDLL, folder: Path) -> bool:
+def _landlock(libc: ctypes.CDLL, folder: Path, readable: list[str]) -> bool:
     """Restricts this process by Landlock (Linux 5.13 and later, https://docs.kernel.org/userspace-api/landlock.html).
 
     A right that is handled, and granted nowhere, is denied everywhere. Returns whether the kernel agreed.
@@ -109,21 +115,29 @@ def _landlock(libc: ctypes.CDLL, folder: Path) -> bool:
     abi = call(create_ruleset, None, 0, 1)
     if abi < 1:
         return False
-    execute, write, remove_and_make, refer, truncate = 1 << 0, 1 << 1, 0b111111111 << 4, 1 << 13, 1 << 14
-    files = execute | write | remove_and_make | (refer if abi >= 2 else 0) | (truncate if abi >= 3 else 0)
+    execute, write, read, list_folder = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+    remove_and_make, make_devices = 0b111111111 << 4, 0b100001 << 6
+    since = {1 << 13: 2, 1 << 14: 3, 1 << 15: 5}  # right -> the first version that has it
+    refer, truncate, control_device = (right if abi >= version else 0 for right, version in since.items())
+    everything = execute | write | read | list_folder | remove_and_make | refer | truncate | control_device
     tcp, signals_and_sockets = 0b11, 0b11
-    fields = [files, *([tcp] if abi >= 4 else []), *([signals_and_sockets] if abi >= 6 else [])]
+    fields = [everything, *([tcp] if abi >= 4 else []), *([signals_and_sockets] if abi >= 6 else [])]
     attributes = struct.pack(f"={len(fields)}Q", *fields)
     ruleset = call(create_ruleset, attributes, len(attributes), 0)
     if ruleset < 0:
         return False
+    granted = dict.fromkeys([*readable, *SYSTEM_FILES], read | list_folder)
+    granted |= {os.devnull: read | write | truncate, str(folder): everything & ~(execute | make_devices | control_device)}
     try:
-        for path, rights in ((folder, files & ~execute), (os.devnull, files & (write | truncate))):
-            fd = os.open(path, os.O_PATH)
-            beneath = call(add_rule, ruleset, 1, struct.pack("=Qi", rights, fd), 0)
-            os.close(fd)
-            if beneath != 0:
-                return False
+        for path, rights in granted.items():
+            with contextlib.suppress(FileNotFoundError):
+                fd = os.open(path, os.O_PATH)
+                if not os.path.isdir(path):
+                    rights &= ~list_folder
+                beneath = call(add_rule, ruleset, 1, struct.pack("=Qi", rights, fd), 0)
+                os.close(fd)
+                if beneath != 0:
+                    return False
         no_new_privileges = 38
         libc.prctl(no_new_privileges, *(ctypes.c_long(a) for a in (1, 0, 0, 0)))
         return call(restrict_self, ruleset, 0) == 0

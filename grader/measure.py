@@ -1,313 +1,293 @@
-"""Measures a submission, in the child process. Models get images as float32 (B,H,W,3) in [-0.5,0.5]."""
+"""Measures a submission, in the grader's own process: every figure is computed here, from what the submission's functions
+returned. Images are float32 (B,H,W,3) in [-0.5,0.5], tokens int64 (B,h,w).
 
-import contextlib
-import importlib
+What a process of the submission has seen must not help it later. So what one process has encoded, another decodes, which
+starts afterwards and sees codes, tokens or files alone. All tokens come from one pass over the images.
+"""
+
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from grader.sandbox import Failed, describe
+from grader import parts
+from grader.remote import Failed, Remote
 
 BATCH = 32
-CPU = torch.device("cpu")
+LOGITS = 2**25  # values in a batch at most: 128 MiB
+CODE_LEVELS = 4096  # to which the numbers of an auto-encoder's code are rounded: 12 bits, so that none holds several
+SAMPLES = 8
+FILES = 16
 
 
 @dataclass
 class Data:
-    """Frames uint8 (N,H,W,3), bytes of their JPEG files int64 (N,), and what is called with (done, total)."""
+    """What a submission is measured on.
+
+    Attributes:
+        frames: uint8 (n,H,W,3).
+        sizes: int64 (n,), bytes of their JPEG files.
+        known: the images that a submission may have stored, as batches of :func:`blocks`; the frames themselves if None.
+    """
 
     frames: np.ndarray
     sizes: np.ndarray
-    progress: Callable[[int, int], None] = lambda done, total: None
+    known: Callable[[], Iterable[np.ndarray]] | None = None
 
-    def batches(self, n: int | None = None) -> Iterator[tuple[slice, Tensor]]:
-        """The first n frames, all by default, in order: a slice of indices, and float32 (B,H,W,3)."""
-        n = len(self.frames) if n is None else min(n, len(self.frames))
-        for start in range(0, n, BATCH):
-            rows = slice(start, min(start + BATCH, n))
-            yield rows, torch.from_numpy(self.frames[rows].astype(np.float32)) / 255 - 0.5
-            self.progress(rows.stop, n)
+    def images(self, rows: slice | np.ndarray) -> np.ndarray:
+        """float32 (B,H,W,3) in [-0.5,0.5]."""
+        return self.frames[rows].astype(np.float32) / 255 - 0.5
 
 
-def run(part: str, data: str, progress: Callable[[int, int], None], checkpoints: dict[str, str] | None = None) -> dict:
-    """The measures of the part called ``part``; ``data`` is the folder of frames.npy and sizes.npy, ``checkpoints`` maps
-    a module to the file of the package to load in place of its model. Failed if the submission fails."""
-    frames, sizes = (np.load(Path(data) / f"{name}.npy", mmap_mode="r") for name in ("frames", "sizes"))
-    function, modules = MEASURES[part]
-    torch.manual_seed(0)
-    with torch.inference_mode():
-        models = [load(module, (checkpoints or {}).get(module)) for module in modules]
-        return function(*models, Data(frames, sizes, progress))
+@dataclass
+class Measures:
+    """The measures of one submission; those of a part are a method, which raises Failed or Ended if the submission fails.
 
-
-def load(module: str, file: str | None = None) -> Any:
-    """The model that the submission's ``homework.{module}.load()`` returns, in eval mode; with a ``file`` of its package,
-    what ``homework.load(file)`` returns."""
-    with blaming(f"homework.load({file!r})" if file else f"homework.{module}.load()"):
-        if file:
-            package = importlib.import_module("homework")
-            model = package.load(Path(package.__path__[0], file))
-        else:
-            model = importlib.import_module(f"homework.{module}").load()
-        return model.eval() if isinstance(model, torch.nn.Module) else model
-
-
-@contextlib.contextmanager
-def blaming(call: str) -> Iterator[None]:
-    """Errors in the block are the submission's, in this call."""
-    try:
-        yield
-    except Failed:
-        raise
-    except Exception as error:
-        raise Failed(f"{call} failed: {describe(error)}") from error
-
-
-# --- the parts -------------------------------------------------------------------------------------------------------
-
-
-def autoencoder(model: Any, data: Data) -> dict:
-    """MSE of decode(encode(x)) over all pixels, and how wide the code is."""
-    error, channels, numbers = 0.0, 0, 0
-    for _, x in data.batches():
-        with blaming("encode"):
-            code = model.encode(x.clone())
-        expect(isinstance(code, Tensor) and code.ndim == 4 and len(code) == len(x), "encode", "(B,h,w,channels)", code)
-        channels, numbers = max(channels, code.shape[-1]), max(numbers, code[0].numel())
-        with blaming("decode"):
-            x_hat = model.decode(code)
-        error += squared_error(fit(x_hat, x, "decode"), x)
-    return {"mse": error / data.frames.size, "channels": channels, "numbers_per_image": numbers}
-
-
-def tokenizer(model: Any, data: Data) -> dict:
-    """MSE of decode_index(encode_index(x)): all images become integers before the first comes back."""
-    tokens = encode(model, data)
-    error = sum(squared_error(decode(model, tokens[rows], x), x) for rows, x in data.batches())
-    return {
-        "mse": error / data.frames.size,
-        "tokens": tokens[0].numel(),
-        "codes_used": tokens.unique().numel(),
-        "largest_index": int(tokens.max()),
-    }
-
-
-def prior(tokenizer: Any, model: Any, data: Data) -> dict:
-    """Mean bits of the frames' tokens under the model's logits."""
-    tokens = encode(tokenizer, data)
-    bits, n_tokens = 0.0, 0
-    rows = fitting(tokens)
-    for start in range(0, len(tokens), rows):
-        batch = tokens[start : start + rows]
-        logits = predict(model, batch)
-        n_tokens = logits.shape[-1]
-        bits += nats(logits, batch) / math.log(2)
-        data.progress(start + len(batch), len(tokens))
-    return {"bits": bits / len(tokens), "bits_per_token": bits / tokens.numel(), "n_tokens": n_tokens}
-
-
-def causality(tokenizer: Any, model: Any, data: Data) -> dict:
-    """Changes tokens at random, at least 100 times, and counts the changes after which logits move.
-
-    Each position n is changed at least once, so that a leak at a single position is certainly found: either token n
-    only or all tokens from n on change, and the logits up to and including n must not. That takes as many forward
-    passes as an image has tokens, half the time of measuring the bits.
+    Attributes:
+        data: the frames.
+        start: starts another process of the submission.
+        progress: called with (done, total).
+        random: nobody can know what it draws.
+        grids: the frames' tokens, (n,h,w), after :meth:`tokenizer` has encoded them.
+        decoded: (FILES,H,W,3), what the tokenizer makes of the grids of the frames ``chosen``.
+        blur: how far the blocks of frames are from those of their reconstructions, mean squared difference.
     """
-    grids = encode(tokenizer, data, n=BATCH)
-    grids = grids[: fitting(grids)]
-    B, h, w = grids.shape
-    before = predict(model, grids)
-    # in nats; logits of a mask, -1e9 or so, must not widen it
-    tolerance = 1e-4 * before.abs().max().clamp(1, 100).item()
-    if not moves(before, predict(model, grids)).max() <= tolerance:
-        raise Failed("the logits of the same tokens differ from call to call")
-    K, N = before.shape[-1], h * w
-    if K < 2:
-        raise Failed("the prior knows only one token")
-    random = torch.Generator().manual_seed(0)
-    rounds = math.ceil(100 / N)
-    changed = torch.cat([torch.randperm(N, generator=random) for _ in range(rounds)])  # (M,)
-    everything_after = torch.arange(len(changed)) % 2 == 1  # (M,)
-    position = torch.arange(N)
-    leaks, moved, largest, first_leak = 0, 0, 0.0, ""
-    for start in range(0, len(changed), B):
-        n = changed[start : start + B, None]  # (b,1)
-        b = len(n)
-        shift = torch.randint(1, K, (b, N), generator=random)  # never 0: a changed token is another one
-        change = (position == n) | (position > n) & everything_after[start : start + B, None]
-        tokens = (grids[:b].flatten(1) + shift * change) % K  # (b,h,w) -> (b,N)
-        after = predict(model, tokens.view(b, h, w))
-        move = moves(before[:b], after)  # (b,N)
-        leak = (position <= n) & ~(move <= tolerance)
-        leaks += int(leak.any(1).sum())
-        moved += int(((position > n) & (move > tolerance)).any(1).sum())
-        largest = max(largest, move[position <= n].max().item())
-        if leak.any() and not first_leak:
-            row, at = leak.nonzero()[0].tolist()
-            source = n[row].item()
-            known = "its own token" if at == source else f"the later token at ({source // w}, {source % w})"
-            first_leak = f"the logits at row {at // w}, column {at % w} depend on {known} or one after it"
-        data.progress(start + b, len(changed))
-    return {"perturbations": len(changed), "leaks": leaks, "moved": moved, "first_leak": first_leak,
-            "largest_move": largest, "tolerance": tolerance}  # fmt: skip
+
+    data: Data
+    start: Callable[[], AbstractContextManager[Remote]]
+    progress: Callable[[int, int], None] = lambda done, total: None
+    random: np.random.Generator = field(default_factory=np.random.default_rng)
+    grids: np.ndarray | None = None
+    decoded: np.ndarray | None = None
+    blur: float = 0.0
+
+    def batches(self, n: int, size: int = BATCH) -> Iterator[slice]:
+        for start in range(0, n, size):
+            yield slice(start, min(start + size, n))
+            self.progress(min(start + size, n), n)
+
+    def autoencoder(self) -> dict:
+        """MSE of decode(encode(x)) over all pixels, and how many numbers are kept of an image."""
+        n = len(self.data.frames)
+        with self.start() as remote:
+            codes = together("encode", [remote.encode(self.data.images(rows)) for rows in self.batches(n)])
+        codes, error = rounded(codes), 0.0
+        with self.start() as remote:
+            for rows in self.batches(n):
+                error += squared_error(remote.decode(codes[rows]), self.data.images(rows))
+        return {
+            "mse": error / self.data.frames.size,
+            "channels": codes.shape[-1],
+            "numbers_per_image": codes[0].size,
+            "values_per_image": self.data.frames[0].size,
+        }
+
+    def tokenizer(self) -> dict:
+        """MSE of decode_index(encode_index(x)) over all pixels, and how much the tokens could hold."""
+        n = len(self.data.frames)
+        with self.start() as remote:
+            grids = together("encode_index", [remote.encode_index(self.data.images(rows)) for rows in self.batches(n)])
+        self.grids = grids
+        order, chosen = self.random.permutation(n), self.chosen()
+        error, blur = 0.0, 0.0
+        with self.start() as remote:
+            self.decoded = np.concatenate([remote.decode_index(grids[[i]]) for i in chosen])
+            for part in self.batches(n):
+                rows = order[part]
+                x, x_hat = self.data.images(rows), remote.decode_index(grids[rows])
+                error += squared_error(x_hat, x)
+                blur += squared_error(blocks(x_hat), blocks(x))
+                _, of_alone, of_batch = np.intersect1d(chosen, rows, return_indices=True)
+                if np.abs(self.decoded[of_alone] - x_hat[of_batch]).max(initial=0) > 1e-3:
+                    raise Failed("what decode_index makes of an image's tokens depends on the other images of a batch")
+        self.blur = blur / (n * blocks(x).size / len(x))
+        return {
+            "mse": error / self.data.frames.size,
+            "tokens": grids[0].size,
+            "largest_index": int(grids.max()),
+            "codes_used": len(np.unique(grids)),
+        }
+
+    def chosen(self) -> np.ndarray:
+        """Frames from all over the data, sorted indices."""
+        return np.unique(np.linspace(0, len(self.data.frames) - 1, FILES).round().astype(int))
+
+    def tokens(self) -> np.ndarray:
+        """The frames' grids. Failed if there are none, or they hold more than is allowed."""
+        if self.grids is None:
+            raise Failed("there are no tokens: encode_index failed")
+        if reason := parts.too_much(self.grids[0].size, int(self.grids.max())):
+            raise Failed(reason)
+        return self.grids
+
+    def prior(self) -> dict:
+        """What :meth:`predictions` finds for the frames' tokens: each position's prediction is looked at."""
+        grids = self.tokens()
+        return self.predictions(grids, max(100, len(grids), grids[0].size))
+
+    def predictions(self, grids: np.ndarray, perturbations: int) -> dict:
+        """Mean bits of grids (n,h,w) under the prior's logits, and whether these depend on earlier tokens alone.
+
+        One process gets the grids. Another one gets each with everything from a random position on replaced by other
+        tokens, in another order: its logits at that position must be the first process's. Nobody knows the positions, so
+        that a prior that sees the future where bits are measured cannot conceal it where causality is. What the true tokens
+        at these positions cost under the second process's logits, which cannot know them, corrects the mean: it is an
+        unbiased estimate for a prior that does see the future, too.
+        """
+        n, N = len(grids), grids[0].size
+        cuts = np.concatenate([self.random.permutation(N) for _ in range(math.ceil(perturbations / N))])[:perturbations]
+        which = np.arange(perturbations) % n  # the grid of each cut
+        K, nats, here, last, tolerance = self.logits(grids, which, cuts)
+        found, end = self.scrambled_logits(grids, which, cuts, K)
+        move = np.abs(found - here).max(1)  # (M,K) -> (M,)
+        leaks = cuts[move > tolerance]
+        extra = costs(found, grids.reshape(n, N)[which, cuts]) - nats[which, cuts]
+        bits = (nats.sum(1).mean() + max(0.0, N * extra.mean())) / math.log(2)
+        row, column = divmod(int(leaks.min(initial=N)), grids.shape[2])
+        first_leak = f"the logits at row {row}, column {column} depend on its own token or a later one"
+        return {
+            "bits": float(bits),
+            "bits_per_token": float(bits) / N,
+            "n_tokens": K,
+            "perturbations": perturbations,
+            "leaks": len(leaks),
+            "moved": int((np.abs(end - last[which]).max(1) > tolerance)[cuts < N - 1].sum()),
+            "first_leak": first_leak if len(leaks) else "",
+            "largest_move": float(move.max()),
+            "tolerance": tolerance,
+        }
+
+    def logits(self, grids: np.ndarray, which: np.ndarray, cuts: np.ndarray) -> tuple:
+        """K, nats of all tokens (n,N), logits at the cuts (M,K) and at the last position (n,K), and how much logits may
+        move by rounding alone."""
+        n, N = len(grids), grids[0].size
+        with self.start() as remote:
+            K = remote.forward(grids[:1], range(2, parts.MAX_CODES + 1)).shape[-1]
+            if grids.max() >= K:
+                raise Failed(f"token {grids.max()} has no logit: K is {K}")
+            nats, here, last = np.empty((n, N)), np.empty((len(cuts), K), np.float32), np.empty((n, K), np.float32)
+            for rows in self.batches(n, batch_size(N, K)):
+                logits = remote.forward(grids[rows], K).reshape(-1, N, K)  # (B,h,w,K) -> (B,N,K)
+                nats[rows] = costs(logits, grids[rows].reshape(-1, N))
+                of_these = (which >= rows.start) & (which < rows.stop)
+                here[of_these] = logits[which[of_these] - rows.start, cuts[of_these]]
+                last[rows] = logits[:, -1]
+            again = remote.forward(grids[rows], K).reshape(-1, N, K)
+        tolerance = 1e-4 * min(max(float(np.abs(logits).max()), 1.0), 100.0)  # a mask's -1e9 must not widen it
+        if np.abs(again - logits).max() > tolerance:
+            raise Failed("the logits of the same tokens differ from call to call")
+        return K, nats, here, last, tolerance
+
+    def scrambled_logits(self, grids: np.ndarray, which: np.ndarray, cuts: np.ndarray, K: int) -> tuple:
+        """As the logits at the cuts and the last position (M,K), of grids whose tokens are others from the cut on."""
+        M, N = len(cuts), grids[0].size
+        order = self.random.permutation(M)
+        here, last = np.empty((2, M, K), np.float32)
+        with self.start() as remote:
+            for part in self.batches(M, batch_size(N, K)):
+                rows = order[part]
+                true = grids[which[rows]].reshape(-1, N)
+                shift = self.random.integers(1, K, true.shape)  # never 0: a changed token is another one
+                tokens = np.where(np.arange(N) < cuts[rows, None], true, (true + shift) % K)
+                logits = remote.forward(tokens.reshape(-1, *grids.shape[1:]), K).reshape(-1, N, K)
+                here[rows], last[rows] = logits[np.arange(len(rows)), cuts[rows]], logits[:, -1]
+        return here, last
+
+    def generation(self) -> dict:
+        """8 sampled frames: how many differ from each other, and from the images that the submission may have stored, by
+        more than a reconstruction differs from its image; and their nats per token."""
+        _, h, w = self.tokens().shape
+        with self.start() as remote:
+            grids = remote.generate(SAMPLES, h, w)
+        with self.start() as remote:
+            samples = blocks(remote.decode_index(grids))
+        found = self.predictions(grids, 128)
+        if found["leaks"]:
+            raise Failed(f"of the samples' tokens, {found['first_leak']}")
+        least = 3 * self.blur
+        apart = [min(nearest(samples[:i], x), nearest(samples[i + 1 :], x)) for i, x in enumerate(samples)]
+        known = self.data.known or (lambda: [blocks(self.data.images(slice(None)))])
+        away = np.full(SAMPLES, np.inf)
+        for batch in known():
+            away = np.minimum(away, [nearest(batch, x) for x in samples])
+        return {
+            "frames": SAMPLES,
+            "different": int((np.array(apart) > least).sum()),
+            "new": int((away > least).sum()),
+            "nats": found["bits_per_token"] * math.log(2),
+            "n_tokens": found["n_tokens"],
+            "nearest": float(away.min()),
+            "least": least,
+        }
+
+    def compression(self) -> dict:
+        """Compresses frames from all over the data in one process, and decompresses them in another, in another order."""
+        self.tokens()
+        if self.decoded is None:
+            raise Failed("there are no images to compare with: decode_index failed")
+        images, sizes = self.data.images(self.chosen()), self.data.sizes[self.chosen()]
+        n = len(images)
+        with self.start() as remote:
+            files = [remote.compress(images[rows.start]) for rows in self.batches(n, 1)]
+        order, error, difference = self.random.permutation(n), 0.0, 0.0
+        with self.start() as remote:
+            for rows in self.batches(n, 1):
+                i = order[rows.start]
+                x_hat = remote.decompress(files[i])
+                difference = max(difference, float(np.abs(x_hat - self.decoded[i]).max()))
+                error += squared_error(x_hat, images[i])
+        size = sum(map(len, files))
+        return {
+            "ratio": int(sizes.sum()) / size,
+            "mse": error / images.size,
+            "difference": min(difference, 1e30),
+            "bytes_per_image": size / n,
+            "images": n,
+        }
 
 
-def generation(tokenizer: Any, model: Any, data: Data) -> dict:
-    """8 sampled frames of the data's size: how many differ, and their mean negative log-likelihood in nats per token."""
-    _, h, w = encode(tokenizer, data, n=1).shape
-    with blaming("generate"):
-        tokens = model.generate(8, h, w, CPU)
-    tokens = integers(tokens, (8, h, w), "generate")
-    frames = decode(tokenizer, tokens, torch.empty(8, *data.frames.shape[1:]))
-    different = {frame.numpy().tobytes() for frame in to_uint8(frames)}
-    mean = nats(predict(model, tokens), tokens) / tokens.numel()
-    return {"frames": len(frames), "different": len(different), "nats": mean}
+# --- formulas --------------------------------------------------------------------------------------------------------
 
 
-def compression(tokenizer: Any, model: Any, data: Data, n: int = 16, Compressor: Any = None) -> dict:
-    """Compresses n frames from all over the data, and decompresses them with another Compressor."""
-    if Compressor is None:
-        with blaming("import homework"):
-            Compressor = getattr(importlib.import_module("homework"), "Compressor", None)
-    if Compressor is None:
-        raise Failed("not implemented")
-    chosen = np.unique(np.linspace(0, len(data.frames) - 1, n).round().astype(int))
-    some = Data(data.frames[chosen], data.sizes[chosen])
-    images = torch.cat([x for _, x in some.batches()])  # (n,H,W,3)
-    files = []
-    with blaming("compress"):
-        compressor = Compressor(tokenizer, model)
-        for i, x in enumerate(images):
-            files.append(compressor.compress(x.clone()))
-            expect(isinstance(files[-1], bytes) and len(files[-1]) > 0, "compress", "bytes, at least one", files[-1])
-            data.progress(i + 1, 2 * len(images))
-    error, difference = 0.0, 0.0
-    compressor = Compressor(tokenizer, model)
-    for i, (file, x) in enumerate(zip(files, images, strict=True)):
-        with blaming("decompress"):
-            x_hat = compressor.decompress(file)
-        expect(isinstance(x_hat, Tensor) and x_hat.ndim == 3, "decompress", "(H,W,3)", x_hat)
-        x_hat = fit(x_hat[None], x[None], "decompress")
-        of_tokens = decode(tokenizer, encode(tokenizer, Data(some.frames[i : i + 1], some.sizes)), x[None])
-        difference = max(difference, (x_hat - of_tokens).abs().max().item())
-        error += squared_error(x_hat, x[None])
-        data.progress(len(images) + i + 1, 2 * len(images))
-    size = sum(map(len, files))
-    return {
-        "ratio": int(some.sizes.sum()) / size,
-        "mse": error / some.frames.size,
-        "difference": difference,
-        "bytes_per_image": size / len(files),
-        "images": len(files),
-    }
+def together(call: str, batches: list[np.ndarray]) -> np.ndarray:
+    if len({batch.shape[1:] for batch in batches}) > 1:
+        raise Failed(f"{call} must return grids of one size for images of one size")
+    return np.concatenate(batches)
 
 
-# part -> what measures it, and the modules whose models that takes
-MEASURES: dict[str, tuple[Callable[..., dict], tuple[str, ...]]] = {
-    "auto-encoder": (autoencoder, ("ae",)),
-    "tokenizer": (tokenizer, ("bsq",)),
-    "prior": (prior, ("bsq", "autoregressive")),
-    "causality": (causality, ("bsq", "autoregressive")),
-    "generation": (generation, ("bsq", "autoregressive")),
-    "compression": (compression, ("bsq", "autoregressive")),
-}
+def rounded(codes: np.ndarray) -> np.ndarray:
+    """(n,h,w,channels) with each channel's numbers on ``CODE_LEVELS`` levels from its smallest to its largest one."""
+    low, high = codes.min((0, 1, 2)), codes.max((0, 1, 2))
+    step = np.where(high > low, (high - low) / (CODE_LEVELS - 1), 1)
+    return low + np.rint((codes - low) / step) * step
 
 
-# --- calls of the models, with what they return checked --------------------------------------------------------------
+def squared_error(x_hat: np.ndarray, x: np.ndarray) -> float:
+    return float(np.square(x_hat - x, dtype=np.float64).sum())
 
 
-def encode(tokenizer: Any, data: Data, n: int | None = None) -> Tensor:
-    """The tokens of the first n frames, all by default: int64 (n,h,w)."""
-    grids = []
-    for _, x in data.batches(n):
-        with blaming("encode_index"):
-            tokens = tokenizer.encode_index(x.clone())
-        grids.append(integers(tokens, (len(x), "h", "w"), "encode_index"))
-        expect(grids[-1].shape[1:] == grids[0].shape[1:], "encode_index", "grids of one size", tokens)
-    return torch.cat(grids)
+def costs(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Negative log-likelihoods (...), in nats, of tokens (...) under logits (...,K); at most 1e9."""
+    logp = torch.from_numpy(logits).log_softmax(-1)
+    found = -logp.gather(-1, torch.from_numpy(tokens)[..., None])[..., 0]
+    return found.double().clamp(max=1e9).numpy()
 
 
-def decode(tokenizer: Any, tokens: Tensor, like: Tensor) -> Tensor:
-    """The images of (B,h,w) tokens, of the size of ``like`` (B,H,W,3)."""
-    with blaming("decode_index"):
-        images = tokenizer.decode_index(tokens.clone())
-    return fit(images, like, "decode_index")
+def batch_size(N: int, K: int) -> int:
+    """Grids in a batch: as many as have logits of about 128 MiB, at least one."""
+    return max(1, min(BATCH, LOGITS // (N * K)))
 
 
-def predict(model: Any, tokens: Tensor) -> Tensor:
-    """(B,h,w) int64 -> finite float32 logits (B,h,w,K)."""
-    with blaming("the prior's forward"):
-        output = model(tokens.clone())
-    expect(isinstance(output, tuple) and len(output) == 2, "the prior's forward", "(logits, dict)", output)
-    logits = output[0]
-    right = isinstance(logits, Tensor) and logits.ndim == 4 and logits.shape[:3] == tokens.shape
-    expect(right, "the prior's forward", f"logits {(*tokens.shape, 'K')}", logits)
-    if tokens.max() >= logits.shape[-1]:
-        raise Failed(f"token {int(tokens.max())} has no logit: K is {logits.shape[-1]}")
-    return finite(logits.float(), "the logits")
+def blocks(images: np.ndarray) -> np.ndarray:
+    """Means of blocks of 5x5 pixels, (n,H,W,3) -> float32 (n,H//5,W//5,3)."""
+    n, H, W, _ = images.shape
+    h, w = H // 5, W // 5
+    return images[:, : 5 * h, : 5 * w].reshape(n, h, 5, w, 5, 3).mean((2, 4), dtype=np.float32)
 
 
-def fitting(tokens: Tensor) -> int:
-    """Grids (B,h,w) in a batch: as many as have logits of about 128 MiB, at least one."""
-    return max(1, min(BATCH, 2**25 // (tokens[0].numel() * (int(tokens.max()) + 1))))
-
-
-def nats(logits: Tensor, tokens: Tensor) -> float:
-    """Sum of the negative log-likelihoods of tokens (B,h,w) under logits (B,h,w,K)."""
-    total = F.cross_entropy(logits.flatten(0, 2), tokens.flatten(), reduction="none").double().sum()  # (B*N,K), (B*N,)
-    return finite(total, "the log-likelihood").item()
-
-
-def moves(before: Tensor, after: Tensor) -> Tensor:
-    """(B,N): the largest change of a logit at each position, of (B,h,w,K)."""
-    expect(before.shape == after.shape, "the prior's forward", f"logits {tuple(before.shape)}", after)
-    return (before - after).abs().amax(-1).flatten(1)  # (B,h,w) -> (B,N)
-
-
-def integers(tokens: Any, shape: tuple, call: str) -> Tensor:
-    """Tokens as int64, through numpy, which keeps only the integers."""
-    right = isinstance(tokens, Tensor) and tokens.ndim == len(shape)
-    right = right and all(n == m for n, m in zip(tokens.shape, shape, strict=True) if isinstance(m, int))
-    expect(right and tokens.numel() > 0, call, str(shape), tokens)
-    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
-        raise Failed(f"{call} must return integers, not {tokens.dtype}")
-    tokens = torch.from_numpy(tokens.cpu().numpy().astype(np.int64))
-    if tokens.min() < 0:
-        raise Failed(f"{call} returned the negative index {int(tokens.min())}")
-    return tokens
-
-
-def fit(images: Any, like: Tensor, call: str) -> Tensor:
-    """Images as finite float32, cut to the size of ``like`` (B,H,W,3): decoders return complete patches."""
-    (B, H, W, C) = like.shape
-    if isinstance(images, Tensor) and images.ndim == 4:
-        images = images[:, :H, :W]
-    expect(isinstance(images, Tensor) and images.shape == like.shape, call, f"images {(B, H, W, C)}", images)
-    return finite(images.float(), f"the output of {call}")
-
-
-def finite(values: Tensor, where: str) -> Tensor:
-    if not values.isfinite().all():
-        raise Failed(f"NaN or infinity in {where}")
-    return values
-
-
-def expect(right: bool, call: str, wanted: str, got: Any) -> None:
-    if not right:
-        found = f"a tensor {tuple(got.shape)}" if isinstance(got, Tensor) else f"a {type(got).__name__}"
-        raise Failed(f"{call} must return {wanted}, not {found}")
-
-
-def squared_error(x_hat: Tensor, x: Tensor) -> float:
-    return (x_hat - x).double().square().sum().item()
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    return ((images.clamp(-0.5, 0.5) + 0.5) * 255).round().to(torch.uint8)
+def nearest(images: np.ndarray, x: np.ndarray) -> float:
+    """Mean squared difference of the one of ``images`` that is nearest to x, or to its mirror image; infinite of none."""
+    return min(float(np.square(images - y).mean((1, 2, 3)).min(initial=math.inf)) for y in (x, x[:, ::-1]))

@@ -1,118 +1,252 @@
-"""Runs a function in a child process and returns its result, whatever the code does.
+"""Runs a submission's code in a child process, talks to it by a pipe, and survives whatever it does.
 
-The child reads its task from stdin and writes its answer to a file of its scratch folder, so that its output cannot
-disturb either. The process ends right after the answer, without atexit handlers; a forked copy of it writes no answer.
+The child is confined by bubblewrap where that is installed, else by what it does to itself (:mod:`grader.namespaces`,
+:mod:`grader.confine`). Nothing that it writes to a file is ever read here.
 """
 
 import contextlib
-import importlib
+import dataclasses
 import json
 import os
-import secrets
+import select
 import signal
+import site
 import subprocess
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from grader.confine import confine
+import numpy as np
 
+from grader import bubblewrap
+from grader.processes import Tree, adopt_orphans
+from grader.scratch import remove
+
+FLAGS = ("-I", "-S", "-B", "-u", "-X", "utf8", "-X", "faulthandler")  # -I, -S: no path but the one that it is given
+PIECE = 1 << 20  # bytes read or written at once
 TAIL = 8000  # bytes of a child's output that are kept
-MARK = "GRADER_PART"  # environment variable by which all processes of a part are known
-KEPT = ("PATH", "PYTHONHOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT",
-        "OMP_NUM_THREADS", "MKL_NUM_THREADS")  # fmt: skip
+REFERENCE = 0.011  # seconds of calibrate() there
+INIT = 4  # processes of the confinement itself
+PAUSE = 0.1  # seconds between two looks at what it uses
+SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime",
+          "/sys/devices/system/cpu")  # fmt: skip
+KEPT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-class Failed(Exception):
-    """Raised by a function in the child: its message, one sentence, is the reason that is reported."""
-
-
-@dataclass
-class Outcome:
-    """The result of a run.
+@dataclass(frozen=True)
+class Limits:
+    """What a child and its descendants may use together.
 
     Attributes:
-        value: what the function returned, None if it did not return.
-        reason: why not, in one line; "" if it did.
-        output: the end of what it printed.
-        seconds: wall-clock time.
-        guards: what confined it, see :func:`grader.confine.confine`.
+        cpu_seconds: of all threads.
+        wall_seconds: only a backstop, for one that waits for ever.
+        memory: bytes.
+        processes: and threads, at a time.
+        disk: bytes in its scratch folder.
     """
 
-    value: dict | None
-    reason: str
-    output: str
-    seconds: float
-    guards: list[str]
+    cpu_seconds: float
+    wall_seconds: float
+    memory: int
+    processes: int
+    disk: int
 
 
-# --- the parent's side -----------------------------------------------------------------------------------------------
+class Ended(Exception):
+    """The child ended, or overran a limit; the message is the printable reason, one line."""
 
 
-def run(
-    target: str,
-    arguments: dict,
-    submission: Path,
-    scratch: Path,
-    time_limit: float,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Outcome:
-    """Calls ``target`` in a child process that may write only in ``scratch``.
+class Child:
+    """A confined process and the pipe to it.
+
+    Attributes:
+        guards: what confines it.
+    """
+
+    def __init__(self, process: subprocess.Popen, read: int, write: int, limits: Limits) -> None:
+        self.guards: list[str] = []
+        self._process, self._read, self._write, self._limits = process, read, write, limits
+        self._started = time.monotonic()
+        self._tree = Tree(process.pid)
+        self._lock = threading.Lock()  # of the tree
+        self._reason = ""
+        self._tail = bytearray()
+        self._over = threading.Event()
+        os.set_blocking(read, False)
+        os.set_blocking(write, False)
+        self._threads = [threading.Thread(target=target, daemon=True) for target in (self._drain, self._watch)]
+        for thread in self._threads:
+            thread.start()
+
+    def send(self, data: bytes) -> None:
+        """Sends all of ``data``. Ended if the child no longer reads."""
+        rest = memoryview(data)
+        end = time.monotonic() + self._limits.wall_seconds
+        while rest:
+            self._wait(end, self._limits.wall_seconds, writing=True)
+            try:
+                rest = rest[os.write(self._write, rest[:PIECE]) :]
+            except BlockingIOError:
+                continue
+            except OSError:  # nobody holds the other end
+                raise self._ended() from None
+
+    def receive(self, n: int, seconds: float) -> bytes:
+        """Exactly n bytes, within ``seconds`` of wall-clock time. Ended if they do not come."""
+        data = bytearray()
+        end = time.monotonic() + seconds
+        while len(data) < n:
+            self._wait(end, seconds, writing=False)
+            try:
+                piece = os.read(self._read, min(n - len(data), PIECE))
+            except BlockingIOError:
+                continue
+            if not piece:
+                raise self._ended()
+            data += piece
+        return bytes(data)
+
+    @property
+    def output(self) -> str:
+        """The end of what it printed."""
+        return printable(self._tail.decode("utf-8", "replace"))
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time of the child and its descendants until now, as far as it can be known."""
+        with self._lock:
+            self._tree.sample(sys.maxsize)
+            return self._tree.cpu
+
+    def _wait(self, end: float, seconds: float, writing: bool) -> None:
+        """Returns when the pipe may be ready; Ended if the child has ended or the ``seconds`` until ``end`` are over."""
+        while True:
+            ended = bool(self._reason) or self._process.poll() is not None
+            fds: tuple[list[int], list[int]] = ([], [self._write]) if writing else ([self._read], [])
+            if any(select.select(*fds, [], 0 if ended else PAUSE)):
+                return
+            if ended:
+                raise self._ended()
+            if time.monotonic() > end:
+                self._stop(f"gave no answer within {seconds:g} s")
+
+    def _drain(self) -> None:
+        assert self._process.stdout is not None
+        with contextlib.suppress(OSError, ValueError):
+            while chunk := os.read(self._process.stdout.fileno(), 65536):
+                self._tail += chunk
+                del self._tail[:-TAIL]
+
+    def _watch(self) -> None:
+        """Stops the child when it overruns a limit."""
+        limits, pause = self._limits, PAUSE
+        while not self._over.wait(pause):
+            begin = time.monotonic()
+            with self._lock:
+                self._tree.sample(limits.memory)
+                cpu, memory, threads = self._tree.cpu, self._tree.memory, self._tree.threads
+            if cpu > limits.cpu_seconds:
+                self._stop(f"stopped at the limit of {limits.cpu_seconds:.3g} s of CPU time")
+            elif memory > limits.memory:
+                self._stop(f"stopped at the limit of {limits.memory / 2**30:.3g} GiB of memory")
+            elif threads > limits.processes + INIT:
+                self._stop(f"stopped at the limit of {limits.processes} processes and threads")
+            elif begin - self._started > limits.wall_seconds:
+                self._stop(f"stopped at the time limit of {limits.wall_seconds:g} s")
+            pause = max(PAUSE, 10 * (time.monotonic() - begin))
+
+    def _stop(self, reason: str) -> None:
+        self._reason = self._reason or reason
+        with self._lock:
+            self._tree.kill()
+
+    def _end(self) -> None:
+        self._over.set()
+        with self._lock:
+            self._tree.kill()
+        self._process.wait()
+        for thread in self._threads:
+            thread.join(5)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def _ended(self) -> Ended:
+        try:
+            code = self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._stop("closed the pipe to the grader")
+            code = self._process.wait()
+        self._threads[0].join(1)  # its last words
+        if self._reason:
+            return Ended(self._reason)
+        number = -code if code < 0 else code - 128  # bubblewrap adds 128 to that of a signal
+        if number == signal.SIGXCPU:
+            return Ended(f"stopped at the limit of {self._limits.cpu_seconds:.3g} s of CPU time")
+        if number > 0:
+            name = signal.Signals(number).name if number in {*signal.Signals} else f"signal {number}"
+            return Ended(f"crashed ({name}{', perhaps out of memory' if name == 'SIGKILL' else ''})")
+        return Ended(f"ended before it reported (exit code {code})")
+
+
+@contextlib.contextmanager
+def start(target: str, submission: Path, scratch: Path, limits: Limits) -> Iterator[Child]:
+    """Starts a confined child, and ends it and all its descendants at the exit.
 
     Args:
-        target: "module:function"; it gets ``progress`` (a function of done and total, both int) and the arguments,
-            and returns a dict of plain data.
-        arguments: plain data.
-        submission: folder that goes first on the child's ``sys.path``.
-        scratch: folder to make; the child's working directory.
-        time_limit: seconds.
-        on_progress: called now and then with the latest arguments of ``progress``.
+        target: "module:function", called in the child with the two ends of a pipe to here, read and write (BinaryIO);
+            when it returns, the child ends.
+        submission: folder that goes first on the child's ``sys.path``; its ``homework`` is the only one there.
+        scratch: folder to make, and to remove in the end; the child's working directory, and the only one in which it
+            may write.
+        limits: what it may use.
     """
     submission, scratch = submission.resolve(), scratch.resolve()
     scratch.mkdir(parents=True)
-    token = secrets.token_hex(16)
-    task = dict(target=target, arguments=arguments, submission=str(submission), scratch=str(scratch), token=token)
-    command = [sys.executable, "-P", "-X", "faulthandler", "-c", "from grader import sandbox; sandbox.child()"]
-    start = time.monotonic()
-    process = subprocess.Popen(command, cwd=scratch, env=_environment(scratch, token), start_new_session=True,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    (theirs_read, write), (read, theirs_write) = os.pipe(), os.pipe()
+    child = None
+    adopt_orphans(True)
     try:
-        tail = bytearray()
-        reader = threading.Thread(target=_drain, args=(process.stdout, tail), daemon=True)
-        reader.start()
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(task).encode())
-            process.stdin.close()
-        while process.poll() is None and time.monotonic() - start < time_limit:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(0.1)
-            with contextlib.suppress(OSError, ValueError):
-                done, total = (scratch / "progress").read_text().split()
-                on_progress(int(done), int(total))
-        code = process.poll()
+        command = _command(target, submission, scratch, limits, theirs_read, theirs_write)
+        process = subprocess.Popen(command, cwd=scratch, env=_environment(scratch), start_new_session=True,
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                   pass_fds=(theirs_read, theirs_write))  # fmt: skip
+        child = Child(process, read, write, limits)
+        os.close(theirs_read)
+        os.close(theirs_write)
+        line = bytearray()
+        while not line.endswith(b"\n"):  # before any code of the submission runs
+            line += child.receive(1, limits.wall_seconds)
+        child.guards = json.loads(line)
+        yield child
     finally:
-        _kill(process, token)
-    seconds = time.monotonic() - start
-    reader.join(timeout=5)
-    answer = _answer(scratch / f"{token}.json")
-    if answer is not None:
-        reason = answer.get("reason", "")
-    elif code is None:
-        reason = f"stopped at the time limit of {time_limit:g} s"
-    elif code < 0:
-        name = signal.Signals(-code).name if -code in {*signal.Signals} else f"signal {-code}"
-        reason = f"crashed ({name}{', perhaps out of memory' if name == 'SIGKILL' else ''})"
-    else:
-        reason = f"ended before it reported (exit code {code})"
-    answer = answer or {}
-    return Outcome(answer.get("value"), printable(reason), printable(tail.decode("utf-8", "replace")), seconds,
-                   answer.get("guards", []))  # fmt: skip
+        if child is not None:
+            child._end()
+        adopt_orphans(False)
+        os.close(read)
+        os.close(write)
+        remove(scratch)
+
+
+def confinement() -> str:
+    """What stands around the child: "bubblewrap", or else "namespaces" if the system allows them."""
+    return "bubblewrap" if bubblewrap.usable() else "namespaces"
+
+
+def calibrate() -> float:
+    """CPU time of a fixed computation, relative to that on an idle core of a common machine of the 2020s: a factor for
+    limits of CPU time."""
+    x = np.linspace(0, 1, 1 << 16, dtype=np.float32)
+    seconds = []
+    for _ in range(3):
+        begin = time.thread_time()
+        sum(range(400_000))
+        for _ in range(100):
+            x = np.sqrt(x * x + 1e-3)
+        seconds.append(time.thread_time() - begin)
+    return min(seconds) / REFERENCE
 
 
 def printable(text: str) -> str:
@@ -120,89 +254,32 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text.replace("\r", "\n"))
 
 
-def _environment(scratch: Path, token: str) -> dict[str, str]:
+def _command(target: str, submission: Path, scratch: Path, limits: Limits, read: int, write: int) -> list[str]:
+    path, installed = _import_path()
+    here, python = Path(__file__).parent, os.path.realpath(sys.executable)
+    libraries = [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if path]
+    readable = [*SYSTEM, sys.base_prefix, sys.prefix, python, *path, *libraries, str(here), str(submission)]
+    confined = {name: value for name, value in dataclasses.asdict(limits).items() if name != "wall_seconds"}
+    task = dict(target=target, submission=str(submission), scratch=str(scratch), read=read, write=write, path=path,
+                readable=readable, confinement=confinement(), parent=os.getpid(), limits=confined)  # fmt: skip
+    command = [python, *FLAGS, str(here / "child.py"), json.dumps(task)]
+    if task["confinement"] != "bubblewrap":
+        return command
+    return bubblewrap.command(command, readable, installed, scratch, limits.disk)
+
+
+def _import_path() -> tuple[list[str], list[str]]:
+    """The folders of the standard library and of packages, as here; and where a ``homework`` is installed in them. A
+    checkout of one, of which an editable installation tells, is not among them."""
+    folders = dict.fromkeys(os.path.abspath(path) for path in sys.path if path)
+    mine = {os.path.join(path, "homework"): path for path in folders if os.path.isdir(os.path.join(path, "homework"))}
+    packages = [*site.getsitepackages(), site.getusersitepackages()]
+    installed = [homework for homework, path in mine.items() if path in packages]
+    return [path for path in folders if path not in mine.values() or path in packages], installed
+
+
+def _environment(scratch: Path) -> dict[str, str]:
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     homes = dict.fromkeys(("HOME", "TMPDIR", "TEMP", "TMP", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR"), str(scratch))
-    # the same packages as here: HOME, under which a user may have installed some, is another one
-    path = os.pathsep.join([str(Path(__file__).parent.parent), *map(os.path.abspath, sys.path)])
-    return kept | homes | {
-        MARK: token,
-        "PYTHONPATH": path,
-        "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONIOENCODING": "utf-8:replace",
-        "PYTHONUNBUFFERED": "1",
-        "TORCHDYNAMO_DISABLE": "1",  # torch.compile would start a C++ compiler
-    }  # fmt: skip
-
-
-def _drain(pipe: Any, tail: bytearray) -> None:
-    while chunk := pipe.read1(65536):
-        tail += chunk
-        del tail[:-TAIL]
-
-
-def _answer(path: Path) -> dict | None:
-    try:
-        return json.loads(path.read_bytes()[:1_000_000])
-    except (OSError, ValueError):
-        return None
-
-
-def _kill(process: subprocess.Popen, token: str) -> None:
-    """Ends the child and its forks: its process group, and on Linux also those that left the group."""
-    with contextlib.suppress(OSError):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-    process.wait()
-    mark = f"{MARK}={token}".encode()
-    for _ in range(20):  # again: one may fork during the search
-        found = False
-        for environment in Path("/proc").glob("[0-9]*/environ"):
-            with contextlib.suppress(OSError):
-                if mark in environment.read_bytes().split(b"\0"):
-                    os.kill(int(environment.parent.name), signal.SIGKILL)
-                    found = True
-        if not found:
-            return
-        time.sleep(0.05)
-
-
-# --- the child's side ------------------------------------------------------------------------------------------------
-
-
-def child() -> None:
-    """The child process, from its first line to its last."""
-    task = json.load(sys.stdin)
-    pid, scratch = os.getpid(), Path(task["scratch"])
-    answer: dict[str, Any] = {"guards": confine(scratch)}
-    sys.path.insert(0, task["submission"])
-
-    def progress(done: int, total: int) -> None:
-        (scratch / "progress").write_text(f"{done} {total}")
-
-    try:
-        module, name = task["target"].split(":")
-        function = getattr(importlib.import_module(module), name)
-        answer["value"] = function(progress=progress, **task["arguments"])
-    except BaseException as error:  # noqa: B036  sys.exit and KeyboardInterrupt are failures of this part only
-        answer["reason"] = describe(error)
-        with contextlib.suppress(Exception):
-            traceback.print_exception(error)
-    if os.getpid() == pid:
-        temporary = scratch / f"{task['token']}.tmp"
-        temporary.write_text(json.dumps(answer))
-        temporary.replace(scratch / f"{task['token']}.json")
-    os._exit(0)
-
-
-def describe(error: BaseException) -> str:
-    """One line for the report, at most 300 characters."""
-    line = next(iter(str(error).strip().splitlines()), "")[:300]
-    if isinstance(error, Failed):
-        return line
-    if isinstance(error, SystemExit):
-        return f"called sys.exit({line})"
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+    # torch.compile would start a C++ compiler
+    return kept | homes | {"USER": "grader", "CUDA_VISIBLE_DEVICES": "", "TORCHDYNAMO_DISABLE": "1"}

@@ -8,11 +8,13 @@ import sys
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import ROOT, build
 
-from grader import frames, sandbox, submission
+from grader import frames, submission
+from grader.measure import Data, Measures
+from grader.remote import Processes
+from grader.sandbox import Limits
 from homework.core import checkpoint
 
 SCRIPT = ROOT / "bundle.py"
@@ -74,12 +76,11 @@ def test_the_shipped_package_is_packed_and_graded(tmp_path, trained, channels):
     models = submission.models(tmp_path / "out")
     assert ("PatchAutoEncoder.pth" in models, "pretrained/PatchAutoEncoder.pth" in models) == (trained, not trained)
     images, sizes, _ = frames.read(ROOT / "data")
-    np.save(tmp_path / "frames.npy", images[:4])
-    np.save(tmp_path / "sizes.npy", sizes[:4])
-    task = {"part": "auto-encoder", "data": str(tmp_path)}
-    outcome = sandbox.run("grader.measure:run", task, tmp_path / "out", tmp_path / "scratch", 300)
-    assert outcome.reason == "" and outcome.value["channels"] == channels
-    assert trained or outcome.value["mse"] < 0.01
+    limits = Limits(cpu_seconds=300, wall_seconds=300, memory=16 << 30, processes=256, disk=1 << 30)
+    processes = Processes(tmp_path / "out", tmp_path / "scratch", limits, images.shape[1:3])
+    found = Measures(Data(images[:4], sizes[:4]), processes.start).autoencoder()
+    assert found["channels"] == channels
+    assert trained or found["mse"] < 0.01
 
 
 def test_same_files_same_bytes(package):

@@ -33,7 +33,7 @@ NOT_RUN = {
     "python -m homework.data mnist": "the network: test_mnist.py",
     "python -m homework.evaluate": "minutes, for AVIF at its slowest: test_evaluate.py",
     "python -m homework.demo": "the same: test_demo.py",
-    "python -m grader": "minutes: test_grader.py",
+    "python -m grader": "minutes: tests/grader",
     "python bundle.py": "at the end of the README, below",
     "python -m bench": "minutes, and it draws into bench/figures",
     "python -m homework.train BSQPatchAutoEncoder --resume": "an unfinished run: test_train.py",

@@ -1,0 +1,116 @@
+"""``python -m grader``: mistakes, what lies around it, and its end."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+NAMES = "__init__", "ae", "bsq", "autoregressive"
+
+
+@pytest.fixture
+def images(tmp_path_factory):
+    """A data folder with two frames in valid/."""
+    root = tmp_path_factory.mktemp("data")
+    (root / "valid").mkdir()
+    for i in range(2):
+        Image.fromarray(np.full((20, 30, 3), 99 * i, np.uint8)).save(root / f"valid/{i}.jpg")
+    return root
+
+
+def package(folder, ae):
+    (folder / "homework").mkdir(parents=True)
+    for name in NAMES:
+        (folder / f"homework/{name}.py").write_text(ae if name == "ae" else "")
+    return folder / "homework"
+
+
+def environment(folder, **more):
+    return os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder)} | more
+
+
+def grade(folder, *arguments, **more):
+    # as for a user: from another folder than the checkout
+    return subprocess.run([sys.executable, "-m", "grader", *map(str, arguments)], cwd=folder, text=True,
+                          capture_output=True, env=environment(folder, **more), timeout=600)  # fmt: skip
+
+
+def left_behind(folder):
+    """Processes of a sandbox below this folder (Linux)."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found += [file.parent.name] * (f"{folder}/grader-" in file.read_bytes().decode("utf-8", "replace"))
+        except OSError:
+            pass
+    return found
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["missing.zip"], "There is no submission missing.zip."),
+        (["two.zip"], "more than one top folder"),
+        (["no_code.zip"], "no_code.zip holds no folder homework/ with an __init__.py."),
+        (["escape\x1b[31m.zip"], "There is no submission escape?[31m.zip."),
+        ([], "required: submission"),
+        (["in", "--time_limit", "0"], "invalid number of seconds"),
+        (["in", "--time_limit", "soon"], "invalid number of seconds"),
+        (["in", "--data", "nowhere"], "There are no images in nowhere/valid or nowhere/sample"),
+        (["in", "--json", "nowhere/report.json"], "There is no folder"),
+        (["in", "--fast"], "unrecognized arguments: --fast"),
+    ],
+)
+def test_mistakes_take_one_sentence(tmp_path, arguments, sentence):
+    package(tmp_path / "in", ae="")
+    for name, files in ("two", ("homework/a.py", "other/a.py")), ("no_code", ("homework/notes.txt",)):
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            for file in files:
+                archive.writestr(file, "")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    done = grade(tmp_path, *arguments)
+    assert done.returncode == 1
+    assert sentence in done.stderr and len(done.stderr.splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_modules_of_the_current_folder_are_not_imported(tmp_path):
+    """Also where the grader itself lies in it, as in a checkout."""
+    shutil.copytree(ROOT / "grader", tmp_path / "grader", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in "tqdm", "numpy", "PIL", "json", "argparse", "signal", "zipfile", "tempfile", "dataclasses":
+        (tmp_path / f"{name}.py").write_text(f"open('{name}.ran', 'w'); raise SystemExit('hijacked')")
+    for path in "", str(tmp_path), str(ROOT):
+        done = grade(tmp_path, "missing.zip", PYTHONPATH=path)
+        assert "There is no submission missing.zip." in done.stderr and done.returncode == 1
+    assert not list(tmp_path.glob("*.ran"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL])
+def test_stopping_the_grader_leaves_nothing(tmp_path, images, number):
+    package(tmp_path, ae="import time; time.sleep(1000)")
+    process = subprocess.Popen([sys.executable, "-m", "grader", ".", "--data", str(images)], cwd=tmp_path,
+                               env=environment(tmp_path), stdout=subprocess.PIPE)  # fmt: skip
+    process.stdout.readline()
+    deadline = time.monotonic() + 300
+    while not left_behind(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    code = process.wait(300)
+    assert code == {signal.SIGINT: 130, signal.SIGKILL: -9}.get(number, 128 + number)
+    deadline = time.monotonic() + 20
+    while left_behind(tmp_path) and time.monotonic() < deadline:  # the kernel does it, soon
+        time.sleep(0.05)
+    assert not left_behind(tmp_path)
+    if number == signal.SIGKILL:  # its folder goes when the next one starts
+        assert grade(tmp_path, ".", "--data", "nowhere").returncode == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["homework"]
