@@ -168,7 +168,7 @@ def test_limit_and_image_size(command, folder):
         (("--limit", 1.5), "--limit is 1.5"),
         (("--images", "nowhere"), "nowhere"),
         (("--autoencoder", "none.pth"), "none.pth"),
-        (("--autoencoder", "p.pth"), "p.pth holds a AutoregressiveModel"),
+        (("--autoencoder", "p.pth"), "p.pth holds an AutoregressiveModel"),
         (("--tokenizer", "a.pth"), "a.pth holds a PatchAutoEncoder"),
         (("--autoregressive", "other.pth"), "16 codes"),
         (("--image_size", "100x100"), "larger"),

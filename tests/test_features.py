@@ -259,6 +259,6 @@ def test_wrong_arguments_end_in_one_sentence(autoencoder, data, tmp_path, comman
         ((autoencoder, images, out, "--shard", 0), "--shard is 0"),
         ((autoencoder, images, out, "--batch_size", 2.5), "--batch_size is 2.5"),
         ((autoencoder, images, out, "--replace", 3), "--replace takes no value"),
-        ((autoencoder, images, out, "--image_size", 7), "--image_size is 7"),
+        ((autoencoder, images, out, "--image_size", 7), "--image_size is '7'"),
     ]:
         assert words in sentence(command("features", *arguments)), arguments

@@ -142,7 +142,7 @@ def test_many_bad_images_are_counted(tmp_path, tokenizer, images):
     with pytest.raises(ValueError, match=r"13 of 20 images(?s:.*)bad09.jpg(?s:.*)and 3 more") as raised:
         tokenize(tokenizer, tmp_path / "out.pth", images)
     assert "bad10" not in str(raised.value)
-    with pytest.raises(ValueError, match="1 of 1 images"):
+    with pytest.raises(ValueError, match="1 of 1 image "):
         tokenize(tokenizer, tmp_path / "out.pth", images / "bad00.jpg", skip_bad=True)
 
 
