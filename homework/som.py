@@ -87,8 +87,8 @@ def prune(model: str, features: str, threshold: float, output: str | None = None
     counts, before = evaluate_codebook(som, data, batch_size)
     fewest, most = threshold if threshold >= 1 else threshold * counts.mean().item(), int(counts.max())
     if fewest > most:
-        raise ValueError(f"--threshold is {threshold}, but no unit is best for more than {counted(most, 'patch', 'es')}, "
-                         "which is the largest threshold that leaves a unit.")  # fmt: skip
+        raise ValueError(f"--threshold is {threshold}, but must be at most {most} to leave a unit, for none is the best for "
+                         "more patches.")  # fmt: skip
     left = (counts >= fewest).nonzero()[:, 0].tolist()
     smaller, after = som, before
     if len(left) < som.n_tokens:

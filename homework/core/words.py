@@ -1,6 +1,6 @@
 """Words of messages."""
 
 
-def counted(n: int, noun: str, ending: str = "s") -> str:
+def counted(n: int, noun: str) -> str:
     """A number of things, as in "1 image" and "1,024 images"."""
-    return f"{n:,} {noun}{ending * (n != 1)}"
+    return f"{n:,} {noun}{'s' * (n != 1)}"
