@@ -94,7 +94,7 @@ def prune(model: str, features: str, threshold: float, *, output: str | None = N
     counts, before = evaluate_codebook(som, data, batch_size)
     fewest, most = threshold if threshold >= 1 else threshold * counts.mean().item(), int(counts.max())
     if fewest > most:
-        raise ValueError(f"--threshold is {threshold}, but must be at most {most} to leave a unit: none is the best for "
+        raise ValueError(f"--threshold is {threshold}, but must be at most {most} to leave a unit, for none is the best for "
                          "more patches.")  # fmt: skip
     left = (counts >= fewest).nonzero()[:, 0].tolist()
     smaller, after = som, before
