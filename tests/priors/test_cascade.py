@@ -198,7 +198,7 @@ def test_a_bad_option_ends_in_one_sentence(stages, command, options, words, tmp_
         (["--data", "fine"], "--coarse is missing"),
         (["--data", "fine", "--coarse", "nowhere"], "nowhere"),
         (
-            ["--data", "fine", "--coarse", "coarse", "--use_sliding_window", True, "--sliding_window", 25],
+            ["--data", "fine", "--coarse", "coarse", "--use_sliding_window", "--sliding_window", 25],
             "longer than the grid",
         ),
         (["--data", "fine", "--coarse", "other"], "not of the same images"),

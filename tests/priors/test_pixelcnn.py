@@ -380,7 +380,7 @@ def test_summary_of_pixelcnn(command):
     assert done.returncode == 0 and "307,073" in done.stdout and "MaskedConv2d (first)" in done.stdout, done.stderr
     small_one = command("summary", "PixelCNN", "--c_hidden", 8, "--image_size", "4x4")
     assert f"{parameters(PixelCNN(c_hidden=8)):,}" in small_one.stdout and "[1, 8, 4, 4]" in small_one.stdout
-    assert "Those of PixelCNN are" in sentence(command("summary", "PixelCNN", "--nonsense", 1))
+    assert "did you mean --c_hidden?" in sentence(command("summary", "PixelCNN", "--c_hiden", 1))
     assert "the known ones are" in sentence(command("summary", "Nonsense"))
 
 
