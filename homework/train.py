@@ -69,6 +69,7 @@ def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumul
     """
     model, data, tokenizer = str(model), str(data), str(tokenizer)  # plain data, for checkpoints
     init, output, coarse, name = (path if path is None else str(path) for path in (init, output, coarse, name))
+    options = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
     settings = {k: v for k, v in locals().items() if k not in ("resume", "config", "options")} | {"options": options}
     check(settings | {"resume": resume})
     state = None

@@ -447,15 +447,16 @@ def test_a_registered_model_is_trained_like_any_other(call, monkeypatch):
 
     @homework.register
     class Unigram(homework.Prior):
-        def __init__(self, n_tokens: int):
+        def __init__(self, n_tokens: int, source: str = ""):
             super().__init__()
             self.n_tokens, self.logits = n_tokens, torch.nn.Parameter(torch.zeros(n_tokens))
 
         def forward(self, tokens):
             return self.logits.expand(*tokens.shape, self.n_tokens), {}
 
-    call("Unigram", lr=0.1)
+    call("Unigram", lr=0.1, source=Path("a", "b"))
     model = homework.load("Unigram")
+    assert model.config["source"] == str(Path("a", "b"))  # checkpoints hold plain data
     assert type(model) is Unigram and model.n_tokens == K and model.logits.abs().max() > 0.01
 
 

@@ -16,6 +16,7 @@ from homework.datasets.mnist import MnistDataset
 from homework.nn.blocks import MaskedConv2d
 from homework.priors.pixelcnn import GatedPixelCNN, PixelCNN, ResidualBlock, he_init
 from homework.priors.sampling import generate
+from homework.priors.steps import Steps
 
 h, w = 6, 7
 PRIORS = {
@@ -271,12 +272,12 @@ def test_steps_of_the_full_size():
 def test_samples_are_those_of_the_naive_sampler(name):
     model = make(name).train()
 
-    class Naive:
+    class Naive(Steps):
         """The whole grid again for each token."""
 
         tokens = torch.zeros(3, 0, dtype=torch.int64)
 
-        def __call__(self, new):
+        def advance(self, new):
             self.tokens = torch.cat((self.tokens, new), dim=1)
             padded = F.pad(self.tokens, (0, h * w - self.tokens.shape[1]))
             return model(padded.view(3, h, w))[0].flatten(1, 2)[:, self.tokens.shape[1]]
@@ -285,7 +286,7 @@ def test_samples_are_those_of_the_naive_sampler(name):
     for options in ({}, {"temperature": 0.7, "prefix": prefix}, {"temperature": 0}, {"prefix": prefix[:, :0]}):
         a = model.generate(3, h, w, generator=torch.Generator().manual_seed(1), **options)
         with torch.no_grad():
-            b = generate(Naive(), 3, h, w, generator=torch.Generator().manual_seed(1), **options)
+            b = generate(Naive(model, h, w), 3, h, w, generator=torch.Generator().manual_seed(1), **options)
         assert torch.equal(a, b) and a.shape == (3, h, w) and model.training
         if "prefix" in options:
             assert torch.equal(a[:, : options["prefix"].shape[1]], options["prefix"])
