@@ -78,7 +78,7 @@ def test_a_pair_trains_samples_compresses_and_evaluates(pair, data, command):
     assert done.returncode == 0 and np.asarray(Image.open("new/generation_1.png")).shape == (*SIZE, 3), done.stderr
 
     assert command("compress", "t.pth", "p.pth", data / "valid", "all.hwa", "--verify").returncode == 0
-    done = run("-m", "homework.compress", "decompress", "t.pth", "p.pth", "all.hwa", "again", cwd=pair)
+    done = run("-m", "homework.compress", "decompress", "t.pth", "p.pth", "all.hwa", "again", "--overwrite", cwd=pair)
     assert done.returncode == 0, done.stderr
     names = sorted(p.name for p in (data / "valid").iterdir())
     for name in names[:3]:
