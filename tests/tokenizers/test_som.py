@@ -424,7 +424,7 @@ def test_batch_steps_prune_and_tokens_of_the_old_codebook(features, data, comman
     [
         (["prune", "fitted.pth", "features", "--threshold", 0], "--threshold is 0"),
         (["prune", "fitted.pth", "features", "--threshold", 1.5], "--threshold is 1.5, but must be a number of"),
-        (["prune", "fitted.pth", "features", "--threshold", "x"], "--threshold is 'x'"),
+        (["prune", "fitted.pth", "features", "--threshold", "x"], "is 'x', but must be a number"),
         (["prune", "ae.pth", "features", "--threshold", 1], "a SOM is needed"),
         (["prune", "none.pth", "features", "--threshold", 1], "no checkpoint none.pth"),
         (["fit", "features", "x.pth", "--patch", 5], "patch is 5, which does not divide the map of 4x6"),
