@@ -40,11 +40,12 @@ def protect(task: dict) -> list[str]:
     scratch, limits, guards = Path(task["scratch"]), task["limits"], [task["confinement"]]
     pipe = task["read"], task["write"]
     if guards == ["namespaces"] and not namespaces.isolate(scratch, limits["disk"], task["parent"], pipe):
-        guards = []
-    if not guards or guards == ["none"]:
+        guards = ["none"]
+    if guards == ["none"]:
         namespaces.die_with(task["parent"])
-        limits["processes"] = 0  # would count those of this user anywhere
-        guards = ["seccomp"] if seccomp.install() else []
+        limits["processes"], guards = 0, []  # NPROC would count those of this user anywhere
+    if guards != ["bubblewrap"] and seccomp.install(metadata=not guards):
+        guards.append("seccomp")
     return guards + confine.confine(scratch, task["readable"], **limits)
 
 

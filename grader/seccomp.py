@@ -1,8 +1,9 @@
-"""Where there are no namespaces: a filter of system calls for what Landlock leaves open.
+"""Where there is no bubblewrap: a filter of system calls for what namespaces and Landlock leave open.
 
-Modes, owners, times and attributes of any file would remain changeable: such calls do nothing and claim success, so that a
-copy within the scratch folder, which sets them, does not fail. Shared memory of System V, which outlives its process,
-memory of other processes and their limits are denied.
+Shared memory of System V, which outlives its process, sockets, of which one of another service may lie anywhere, memory of
+other processes and their limits are denied. Without namespaces, modes, owners, times and attributes of any file would
+remain changeable: such calls do nothing and claim success, so that a copy within the scratch folder, which sets them, does
+not fail.
 """
 
 import ctypes
@@ -11,13 +12,13 @@ import platform
 import struct
 import sys
 
-# machine -> its number in <linux/audit.h>, calls that do nothing, calls that are denied, prlimit64
+# machine -> its number in <linux/audit.h>, calls that change files' metadata, calls that are denied, prlimit64
 CALLS = {
     "x86_64": (0xC000003E,
                (90, 91, 92, 93, 94, 132, 188, 189, 190, 197, 198, 199, 235, 260, 261, 268, 280, 452, 463, 466, 469),
-               (29, 64, 68, 101, 141, 240, 310, 311, 425), 302),
+               (29, 41, 64, 68, 101, 141, 240, 310, 311, 425), 302),
     "aarch64": (0xC00000B7, (5, 6, 7, 14, 15, 16, 52, 53, 54, 55, 88, 452, 463, 466, 469),
-                (117, 140, 180, 186, 190, 194, 270, 271, 425), 261),
+                (117, 140, 180, 186, 190, 194, 198, 270, 271, 425), 261),
 }  # fmt: skip
 LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06  # of classic BPF, https://docs.kernel.org/networking/filter.html
 ALLOW, ERROR = 0x7FFF0000, 0x00050000
@@ -25,15 +26,16 @@ NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16  # where they are in struct secc
 OTHER_ABI = 1 << 30  # numbers of x32
 
 
-def install() -> bool:
-    """Filters the calls of this process and its descendants, for good. Returns whether the system agreed."""
+def install(metadata: bool) -> bool:
+    """Filters the calls of this process and its descendants, for good; with ``metadata`` also those that do nothing then.
+    Returns whether the system agreed."""
     if sys.platform != "linux" or platform.machine() not in CALLS:
         return False
-    architecture, ignored, denied, prlimit = CALLS[platform.machine()]
+    architecture, changing, denied, prlimit = CALLS[platform.machine()]
     deny = (RETURN, 0, 0, ERROR | errno.EPERM)
     rows = [(LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, architecture), deny,
             (LOAD, 0, 0, NUMBER), (AT_LEAST, 0, 1, OTHER_ABI), deny]  # fmt: skip
-    for number in ignored:
+    for number in changing if metadata else ():
         rows += [(EQUAL, 0, 1, number), (RETURN, 0, 0, ERROR)]
     for number in denied:
         rows += [(EQUAL, 0, 1, number), deny]
