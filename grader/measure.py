@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
@@ -30,12 +31,12 @@ class Data:
     Attributes:
         frames: uint8 (n,H,W,3).
         sizes: int64 (n,), bytes of their JPEG files.
-        known: the images that a submission may have stored, as batches of :func:`blocks`; the frames themselves if None.
+        known: the images that a submission may have stored besides, as batches of :func:`blocks`.
     """
 
     frames: np.ndarray
     sizes: np.ndarray
-    known: Callable[[], Iterable[np.ndarray]] | None = None
+    known: Callable[[], Iterable[np.ndarray]] = tuple
 
     def images(self, rows: slice | np.ndarray) -> np.ndarray:
         """float32 (B,H,W,3) in [-0.5,0.5]."""
@@ -207,11 +208,10 @@ class Measures:
         found = self.predictions(grids, 128)
         if found["leaks"]:
             raise Failed(f"of the samples' tokens, {found['first_leak']}")
-        least = 3 * self.blur
+        least = max(3 * self.blur, 1e-6)  # no less than rounding
         apart = [min(nearest(samples[:i], x), nearest(samples[i + 1 :], x)) for i, x in enumerate(samples)]
-        known = self.data.known or (lambda: [blocks(self.data.images(slice(None)))])
         away = np.full(SAMPLES, np.inf)
-        for batch in known():
+        for batch in chain([blocks(self.data.images(slice(None)))], self.data.known()):
             away = np.minimum(away, [nearest(batch, x) for x in samples])
         return {
             "frames": SAMPLES,
