@@ -136,10 +136,13 @@ class Measures:
         tokens, in another order: its logits at that position must be the first process's. Nobody knows the positions, so
         that a prior that sees the future where bits are measured cannot conceal it where causality is. What the true tokens
         at these positions cost under the second process's logits, which cannot know them, corrects the mean: it is an
-        unbiased estimate for a prior that does see the future, too.
+        unbiased estimate for a prior that does see the future, too. A grid that is needed several times comes in separate
+        batches and with ever more true tokens, so that none has been seen when it is to be predicted.
         """
         n, N = len(grids), grids[0].size
         cuts = np.concatenate([self.random.permutation(N) for _ in range(math.ceil(perturbations / N))])[:perturbations]
+        for i in range(n):
+            cuts[i::n].sort()
         which = np.arange(perturbations) % n  # the grid of each cut
         K, nats, here, last, tolerance = self.logits(grids, which, cuts)
         found, end = self.scrambled_logits(grids, which, cuts, K)
@@ -184,17 +187,19 @@ class Measures:
 
     def scrambled_logits(self, grids: np.ndarray, which: np.ndarray, cuts: np.ndarray, K: int) -> tuple:
         """As the logits at the cuts and the last position (M,K), of grids whose tokens are others from the cut on."""
-        M, N = len(cuts), grids[0].size
-        order = self.random.permutation(M)
+        M, n, N = len(cuts), len(grids), grids[0].size
+        rounds = [start + self.random.permutation(min(n, M - start)) for start in range(0, M, n)]  # a grid once in each
+        size, done = batch_size(N, K), 0
         here, last = np.empty((2, M, K), np.float32)
         with self.start() as remote:
-            for part in self.batches(M, batch_size(N, K)):
-                rows = order[part]
+            for rows in (order[i : i + size] for order in rounds for i in range(0, len(order), size)):
                 true = grids[which[rows]].reshape(-1, N)
                 shift = self.random.integers(1, K, true.shape)  # never 0: a changed token is another one
                 tokens = np.where(np.arange(N) < cuts[rows, None], true, (true + shift) % K)
                 logits = remote.forward(tokens.reshape(-1, *grids.shape[1:]), K).reshape(-1, N, K)
                 here[rows], last[rows] = logits[np.arange(len(rows)), cuts[rows]], logits[:, -1]
+                done += len(rows)
+                self.progress(done, M)
         return here, last
 
     def generation(self) -> dict:

@@ -175,30 +175,39 @@ def test_causality_of_odd_priors(data):
     assert found_for(data, masked)["leaks"]
 
 
-def test_the_bits_of_a_leaking_prior_are_those_of_what_it_can_know():
-    """It sees each token where the grids are true, and predicts as the good one where they are scrambled."""
-    data = some_data(12, 20, 30)
+@pytest.mark.parametrize("n, memory", [(12, False), (5, True)])
+def test_the_bits_of_a_leaking_prior_are_those_of_what_it_can_know(n, memory):
+    """It sees each token where the grids are true, and predicts as the good one where they are scrambled; or as the
+    grid went on that it has seen with the same beginning."""
+    data = some_data(n, 8, 12)
     honest = tokenized(measuring(data)).prior()
-    true = tokenized(measuring(data)).grids
+    known = {grid.tobytes() for grid in tokenized(measuring(data)).grids}
 
     def sees():
-        model = built(AUTOREGRESSIVE)
+        model, seen = built(AUTOREGRESSIVE), []
         good = model.forward
-        known = {grid.tobytes() for grid in true}
 
         def forward(tokens):
             logits, _ = good(tokens)
-            for row, grid in enumerate(tokens.numpy()):
+            rows = list(tokens.flatten(1).numpy())
+            if memory:
+                seen.extend(rows)
+            for row, grid in enumerate(rows):
                 if grid.tobytes() in known:
                     logits[row] = 9.0 * F.one_hot(tokens[row], 16)
+                    continue
+                for other in seen:
+                    same = int((grid != other).argmax())  # tokens at the beginning
+                    if same > 9:
+                        logits.flatten(1, 2)[row, same] = 9.0 * F.one_hot(torch.tensor(other[same]), 16)
             return logits, {}
 
         model.forward = forward
         return model
 
     found = found_for(data, sees)
-    assert found["leaks"] > 0.8 * found["perturbations"]  # some guesses are as good as the truth
-    assert found["bits"] == pytest.approx(honest["bits"], rel=0.15)
+    assert found["leaks"] > 0.5 * found["perturbations"]  # some guesses are as good as the truth
+    assert found["bits"] > 0.85 * honest["bits"]
 
 
 def test_generation(data):
