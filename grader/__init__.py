@@ -11,7 +11,8 @@ every figure is computed here, from what they answer.
 - ``remote.py``      calls a submission's functions in another process, and checks what comes back
 - ``serve.py``       answers these calls there
 - ``sandbox.py``     starts, limits and ends such a process; ``child.py`` is its first lines
-- ``bubblewrap.py``  confines it where that is installed; else ``namespaces.py``, ``seccomp.py`` and ``confine.py``
+- ``bubblewrap.py``  confines it; where it is missing, ``namespaces.py`` or else ``seccomp.py`` does
+- ``confine.py``     what it may not do besides
 - ``processes.py``   what its descendants use, and their end
 - ``scratch.py``     the folder in which all this happens
 - ``submission.py``  checks and unpacks the zip

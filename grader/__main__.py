@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Never
 
@@ -79,7 +80,7 @@ def grade(args: argparse.Namespace) -> dict:
         limits = Limits(cpu_seconds, 4 * cpu_seconds, memory=16 * 2**30, processes=256, disk=2**30)
         from grader import grading  # imports torch, which takes seconds: too long for a mistake above
 
-        data = grading.Data(images, sizes, frames.known(args.data, images.shape[1:3]))
+        data = grading.Data(images, sizes, partial(frames.known, args.data, images.shape[1:3]))
         processes = grading.Processes(package, scratch, limits, images.shape[1:3], checkpoints)
         for line in grading.lines(grading.Measures(data, processes.start), processes, progress=args.verbose > 0):
             report["parts"].append(line)

@@ -1,8 +1,7 @@
 """The images that a submission is measured on, and those that it has learned from."""
 
 import contextlib
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +39,10 @@ def read(root: str | Path) -> tuple[np.ndarray, np.ndarray, Path]:
     return frames, np.array([path.stat().st_size for path in paths]), folder
 
 
-def known(root: str | Path, size: tuple[int, int]) -> Callable[[], Iterator[np.ndarray]] | None:
-    """What reads the images of ``root / "train"`` that have this size (H,W), as batches float32 (b,H//5,W//5,3) of the means
-    of 5x5 pixels in [-0.5,0.5]; None if there are no images."""
+def known(root: str | Path, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """The images of ``root / "train"`` that have this size (H,W): float32 (b,H//5,W//5,3), means of 5x5 pixels in
+    [-0.5,0.5], in batches. None where there is no such folder."""
     paths = sorted(Path(root, "train").glob("*.jpg"))
-    return partial(_reduced, paths, size) if paths else None
-
-
-def _reduced(paths: list[Path], size: tuple[int, int]) -> Iterator[np.ndarray]:
     H, W = size
     for start in range(0, len(paths), 1000):
         batch = []

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
@@ -30,12 +31,12 @@ class Data:
     Attributes:
         frames: uint8 (n,H,W,3).
         sizes: int64 (n,), bytes of their JPEG files.
-        known: the images that a submission may have stored, as batches of :func:`blocks`; the frames themselves if None.
+        known: the images that a submission may have stored besides, as batches of :func:`blocks`.
     """
 
     frames: np.ndarray
     sizes: np.ndarray
-    known: Callable[[], Iterable[np.ndarray]] | None = None
+    known: Callable[[], Iterable[np.ndarray]] = tuple
 
     def images(self, rows: slice | np.ndarray) -> np.ndarray:
         """float32 (B,H,W,3) in [-0.5,0.5]."""
@@ -135,10 +136,13 @@ class Measures:
         tokens, in another order: its logits at that position must be the first process's. Nobody knows the positions, so
         that a prior that sees the future where bits are measured cannot conceal it where causality is. What the true tokens
         at these positions cost under the second process's logits, which cannot know them, corrects the mean: it is an
-        unbiased estimate for a prior that does see the future, too.
+        unbiased estimate for a prior that does see the future, too. A grid that is needed several times comes in separate
+        batches and with ever more true tokens, so that none has been seen when it is to be predicted.
         """
         n, N = len(grids), grids[0].size
         cuts = np.concatenate([self.random.permutation(N) for _ in range(math.ceil(perturbations / N))])[:perturbations]
+        for i in range(n):
+            cuts[i::n].sort()
         which = np.arange(perturbations) % n  # the grid of each cut
         K, nats, here, last, tolerance = self.logits(grids, which, cuts)
         found, end = self.scrambled_logits(grids, which, cuts, K)
@@ -183,17 +187,19 @@ class Measures:
 
     def scrambled_logits(self, grids: np.ndarray, which: np.ndarray, cuts: np.ndarray, K: int) -> tuple:
         """As the logits at the cuts and the last position (M,K), of grids whose tokens are others from the cut on."""
-        M, N = len(cuts), grids[0].size
-        order = self.random.permutation(M)
+        M, n, N = len(cuts), len(grids), grids[0].size
+        rounds = [start + self.random.permutation(min(n, M - start)) for start in range(0, M, n)]  # a grid once in each
+        size, done = batch_size(N, K), 0
         here, last = np.empty((2, M, K), np.float32)
         with self.start() as remote:
-            for part in self.batches(M, batch_size(N, K)):
-                rows = order[part]
+            for rows in (order[i : i + size] for order in rounds for i in range(0, len(order), size)):
                 true = grids[which[rows]].reshape(-1, N)
                 shift = self.random.integers(1, K, true.shape)  # never 0: a changed token is another one
                 tokens = np.where(np.arange(N) < cuts[rows, None], true, (true + shift) % K)
                 logits = remote.forward(tokens.reshape(-1, *grids.shape[1:]), K).reshape(-1, N, K)
                 here[rows], last[rows] = logits[np.arange(len(rows)), cuts[rows]], logits[:, -1]
+                done += len(rows)
+                self.progress(done, M)
         return here, last
 
     def generation(self) -> dict:
@@ -207,11 +213,10 @@ class Measures:
         found = self.predictions(grids, 128)
         if found["leaks"]:
             raise Failed(f"of the samples' tokens, {found['first_leak']}")
-        least = 3 * self.blur
+        least = max(3 * self.blur, 1e-6)  # no less than rounding
         apart = [min(nearest(samples[:i], x), nearest(samples[i + 1 :], x)) for i, x in enumerate(samples)]
-        known = self.data.known or (lambda: [blocks(self.data.images(slice(None)))])
         away = np.full(SAMPLES, np.inf)
-        for batch in known():
+        for batch in chain([blocks(self.data.images(slice(None)))], self.data.known()):
             away = np.minimum(away, [nearest(batch, x) for x in samples])
         return {
             "frames": SAMPLES,

@@ -175,30 +175,39 @@ def test_causality_of_odd_priors(data):
     assert found_for(data, masked)["leaks"]
 
 
-def test_the_bits_of_a_leaking_prior_are_those_of_what_it_can_know():
-    """It sees each token where the grids are true, and predicts as the good one where they are scrambled."""
-    data = some_data(12, 20, 30)
+@pytest.mark.parametrize("n, memory", [(12, False), (5, True)])
+def test_the_bits_of_a_leaking_prior_are_those_of_what_it_can_know(n, memory):
+    """It sees each token where the grids are true, and predicts as the good one where they are scrambled; or as the
+    grid went on that it has seen with the same beginning."""
+    data = some_data(n, 8, 12)
     honest = tokenized(measuring(data)).prior()
-    true = tokenized(measuring(data)).grids
+    known = {grid.tobytes() for grid in tokenized(measuring(data)).grids}
 
     def sees():
-        model = built(AUTOREGRESSIVE)
+        model, seen = built(AUTOREGRESSIVE), []
         good = model.forward
-        known = {grid.tobytes() for grid in true}
 
         def forward(tokens):
             logits, _ = good(tokens)
-            for row, grid in enumerate(tokens.numpy()):
+            rows = list(tokens.flatten(1).numpy())
+            if memory:
+                seen.extend(rows)
+            for row, grid in enumerate(rows):
                 if grid.tobytes() in known:
                     logits[row] = 9.0 * F.one_hot(tokens[row], 16)
+                    continue
+                for other in seen:
+                    same = int((grid != other).argmax())  # tokens at the beginning
+                    if same > 9:
+                        logits.flatten(1, 2)[row, same] = 9.0 * F.one_hot(torch.tensor(other[same]), 16)
             return logits, {}
 
         model.forward = forward
         return model
 
     found = found_for(data, sees)
-    assert found["leaks"] > 0.8 * found["perturbations"]  # some guesses are as good as the truth
-    assert found["bits"] == pytest.approx(honest["bits"], rel=0.15)
+    assert found["leaks"] > 0.5 * found["perturbations"]  # some guesses are as good as the truth
+    assert found["bits"] > 0.85 * honest["bits"]
 
 
 def test_generation(data):
@@ -213,21 +222,20 @@ def test_generation(data):
 
 
 def test_samples_near_known_images_are_not_new(data):
-    """Of the training's images where there are any, otherwise of the graded ones; mirrored or not."""
-    measures = tokenized(measuring(data))
-    samples = measures.decoded[:1]
-    known = [blocks(np.zeros((3, 20, 30, 3), np.float32)), blocks(samples)]
-    store = f"torch.tensor({measures.grids[:1].tolist()}).repeat(B, 1, 1)\n        "
-    generating = "def generate(self, B, h, w, device):\n        "
-    stored = AUTOREGRESSIVE.replace(generating, generating + f"return {store}")
-    mirrored = stored.replace(".repeat(B", ".flip(-1).repeat(B")
+    """Graded ones, and those of the training; mirrored or not."""
+    grids = tokenized(measuring(data)).grids
+    other = 15 - grids[:1]
+    known = [np.zeros((3, 4, 6, 3), np.float32), (other[..., None].repeat(3, -1) / 15 - 0.5).astype(np.float32)]
 
-    def new(source, known=None):
+    def new(grid, flipped="", known=tuple):
+        generating = "def generate(self, B, h, w, device):\n        "
+        stored = f"return torch.tensor({grid.tolist()}){flipped}.repeat(B, 1, 1)\n        "
+        source = AUTOREGRESSIVE.replace(generating, generating + stored)
         return tokenized(measuring(dataclasses.replace(data, known=known), autoregressive=source)).generation()["new"]
 
-    for source in stored, mirrored:
-        assert new(source) == new(source, lambda: known) == 0
-    assert new(stored, lambda: known[:1]) == 8
+    assert new(grids[:1]) == new(grids[5:6], ".flip(-1)") == 0
+    assert new(other) == new(other, known=lambda: known[:1]) == 8
+    assert new(other, known=lambda: known) == new(other, ".flip(-1)", lambda: known) == 0
 
 
 def test_compression(data):
@@ -321,10 +329,10 @@ def test_frames(images, tmp_path):
 
 
 def test_known_images_are_those_of_training_of_the_same_size(images, tmp_path):
-    assert frames.known(images, (20, 30)) is None
+    assert not list(frames.known(images, (20, 30)))
     (tmp_path / "train").mkdir()
     for i, frame in enumerate(grey_squares(5)):
         Image.fromarray(frame[:, : 30 - (i == 2)]).save(tmp_path / f"train/{i}.jpg", quality=100)
     (tmp_path / "train/3.jpg").write_bytes(b"no image")
-    (found,) = frames.known(tmp_path, (20, 30))()
+    (found,) = frames.known(tmp_path, (20, 30))
     assert abs(found - blocks(grey_squares(5)[[0, 1, 4]] / 255 - 0.5)).max() < 0.01

@@ -1,9 +1,11 @@
 """How measures turn into points, what is out of bounds, and whole gradings by hand-written packages."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from grader import parts
-from grader.grading import Outcome, mark
+from grader.grading import Outcome, attempt, mark
 from grader.measure import Measures
 
 AE = dict(mse=0.001, channels=8, numbers_per_image=100, values_per_image=45000)
@@ -75,3 +77,12 @@ def test_a_failure_costs_the_part():
     for part in parts.PARTS:
         fraction, line = mark(part, Outcome(None, "crashed", 1.0, 1.0, [], ""), 0.5)
         assert (fraction, line["points"], line["reason"], line["figures"]) == (0, 0, "crashed", "")
+
+
+def test_whatever_goes_wrong_is_a_reason():
+    def measure():
+        raise RuntimeError("first\x1b[31m\nsecond")
+
+    outcome = attempt(measure, SimpleNamespace(output="", cpu_seconds=0.0, guards=["Landlock"]))
+    assert outcome.measures is None and outcome.guards == ["Landlock"]
+    assert outcome.reason == "could not be measured: RuntimeError: first?[31m second"

@@ -80,7 +80,7 @@ except OSError:
     leak = "logits[:, 7, 3] += flat[:, 8]\n        return logits.view"
     end = "import os; os._exit(0)\n        tokens = torch.zeros(B,"
     prior = AUTOREGRESSIVE.replace("return logits.view", leak).replace("tokens = torch.zeros(B,", end)
-    package(tmp_path, init="", ae="import ctypes\nctypes.string_at(0)", bsq=noise + BSQ, autoregressive=prior)
+    package(tmp_path, __init__="", ae="import ctypes\nctypes.string_at(0)", bsq=noise + BSQ, autoregressive=prior)
     done = grade(tmp_path, ".", "--json", "report.json", "-vv")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
