@@ -1,7 +1,7 @@
 """What ``python homework/NAME.py`` finds in place of the package, which it needs: files of a package are not run by path.
 
-Such a run looks for all modules in this folder first. There tokenize.py has the name of a module of the standard library, which
-nearly everything imports, so tokenize.py imports this file too if it finds itself to be that module.
+Such a run looks for all modules in this folder first. There tokenize.py has the name of a module of the standard library,
+which nearly everything imports, so tokenize.py imports this file too if it finds itself to be that module.
 """
 
 import sys
