@@ -20,8 +20,7 @@ from homework.tokenizers.base import Tokenizer
 
 WEIGHTS_AT_ONCE = 2**21  # numbers that a prior returns from a parallel pass; with many more, memory costs more than it saves
 OVERSHOOT = 0.25  # how far an image's values may be beyond [-0.5,0.5], as those of decoded images are
-PIXELS_AT_ONCE = 2**17  # that go through the tokenizer together, for the same reason
-PIXELS_IN_BLOCK = 2**19  # of an image that has more: its features take some 250 bytes a pixel
+PIXELS_AT_ONCE = 2**17  # that go through the tokenizer together, of several images or a block of one, for the same reason
 Item = tuple[archive.Reader, int]  # a file, and which of its images
 
 
@@ -141,8 +140,8 @@ class Compressor:
 
     def blocks(self, grid: tuple[int, int], halo: int | None) -> Iterator[tuple]:
         """See :func:`homework.codec.tiles.blocks`; a single one if the image is small, or its patches depend on all."""
-        small = halo is None or math.prod(grid) * self.models.patch**2 <= PIXELS_IN_BLOCK
-        return tiles.blocks(grid, math.prod(grid) if small else PIXELS_IN_BLOCK // self.models.patch**2, halo or 0)
+        n, most = math.prod(grid), PIXELS_AT_ONCE // self.models.patch**2
+        return tiles.blocks(grid, n if halo is None or n <= most else most, halo or 0)
 
     def encode(self, grids: np.ndarray) -> list[bytes]:
         """(B,h,w) int64 -> B payloads, which are a chunk: if the prior computes in floats, :meth:`decode` needs them all."""

@@ -107,7 +107,7 @@ def test_tokens_and_pixels_are_those_of_the_whole(name, size, monkeypatch):
     images = torch.rand(2, *size, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) - 0.5
     grids = compressor.to_tokens(images)
     whole = compressor.to_images(list(grids), [size] * 2)
-    monkeypatch.setattr(module, "PIXELS_IN_BLOCK", 40 * max(tokenizer.patch_shape) ** 2)
+    monkeypatch.setattr(module, "PIXELS_AT_ONCE", 40 * max(tokenizer.patch_shape) ** 2)
     assert len(list(compressor.blocks(grids.shape[1:], 0))) > 1
     assert np.array_equal(compressor.to_tokens(images), grids)
     for x, x_hat in zip(compressor.to_images(list(grids), [size] * 2), whole, strict=True):
@@ -141,7 +141,7 @@ class Counting(Tokenizer):
 
 @pytest.mark.parametrize("halo", [0, 3, None])
 def test_no_more_of_a_large_image_than_a_block_goes_through_the_tokenizer(halo, monkeypatch):
-    monkeypatch.setattr(module, "PIXELS_IN_BLOCK", 2**12)
+    monkeypatch.setattr(module, "PIXELS_AT_ONCE", 2**12)
     compressor = Compressor(Counting(halo), Uniform(K))
     for x in torch.rand(80, 90, 3) - 0.5, torch.rand(160, 180, 3) - 0.5, torch.rand(3, 9600, 3) - 0.5:
         x_hat = compressor.decompress(compressor.compress(x))
