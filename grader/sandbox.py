@@ -156,7 +156,7 @@ class Child:
                 self._stop(f"stopped at the limit of {limits.processes} processes and threads")
             elif begin - self._started > limits.wall_seconds:
                 self._stop(f"stopped at the time limit of {limits.wall_seconds:g} s")
-            pause = max(PAUSE, 10 * (time.monotonic() - begin))
+            pause = min(max(PAUSE, 10 * (time.monotonic() - begin)), 5 * PAUSE)  # rarely on a busy machine
 
     def _stop(self, reason: str) -> None:
         self._reason = self._reason or reason
