@@ -79,6 +79,10 @@ def daemon():
             time.sleep(1000)
         os._exit(0)
     time.sleep(0.3)
+def twice():  # both copies come back to serve()
+    mine = os.fork() != 0
+    if mine: time.sleep(0.5)
+    return mine
 def bomb():
     while True: os.fork()
 def c_bomb():
@@ -266,6 +270,10 @@ def nothing(read, write):
     with sandbox.start("faults:nothing", tmp_path, tmp_path / "deaf", short) as child:
         with pytest.raises(Ended, match="time limit of 3 s|no answer within 3 s"):
             child.send(bytes(10_000_000))
+
+
+def test_a_forked_copy_does_not_answer(call, confined):
+    assert call("twice").value is True
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------
