@@ -276,6 +276,12 @@ def test_a_forked_copy_does_not_answer(call, confined):
     assert call("twice").value is True
 
 
+def test_a_child_that_cannot_start_says_why(call, monkeypatch):
+    monkeypatch.setattr(sandbox, "FLAGS", ("-I", "-c", "raise SystemExit('no luck')"))
+    with pytest.raises(Ended, match=r"^did not start: ended before it reported \(exit code 1\)\. no luck$"):
+        call("good", n=1)
+
+
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
