@@ -105,7 +105,8 @@ def show(line: dict, verbose: int) -> None:
         for name, value in (line["measures"] or {}).items():
             if value != "":
                 print(f"{indent}{name}: {f'{value:.6g}' if isinstance(value, float) else value}")
-        print(f"{indent}{line['seconds']:.1f} s, confined by {', '.join(line['guards']) or 'nothing yet'}")
+        guards = ", ".join(line["guards"]) or "nothing yet"
+        print(f"{indent}{line['seconds']:.1f} s, {line['cpu_seconds']:.1f} s of CPU time, confined by {guards}")
     if verbose >= 2 and line["output"].strip():
         print("".join(f"{indent}| {text}\n" for text in line["output"].strip().splitlines()), end="")
     sys.stdout.flush()

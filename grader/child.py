@@ -49,14 +49,24 @@ def protect(task: dict) -> list[str]:
     return guards + confine.confine(scratch, task["readable"], **limits)
 
 
+def disconnect(pipe: tuple[int, ...]) -> None:
+    """Only the first process answers, not a copy of it that returns from the submission too."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in pipe:
+        os.dup2(null, fd)
+    os.close(null)
+
+
 def main(task: dict) -> None:
     """Confines this process and calls the target with the pipe to the parent, which gets a line of JSON first."""
     package = types.ModuleType("grader")  # without the folder above it, which holds another homework
     package.__path__ = [str(Path(__file__).parent)]
     sys.modules["grader"] = package
     sys.path[:] = [task["submission"], *task["path"]]
-    read, write = os.fdopen(task["read"], "rb"), os.fdopen(task["write"], "wb")
+    pipe = task["read"], task["write"]
+    read, write = os.fdopen(pipe[0], "rb"), os.fdopen(pipe[1], "wb")
     guards = protect(task)
+    os.register_at_fork(after_in_child=lambda: disconnect(pipe))
     write.write(json.dumps(guards).encode() + b"\n")
     write.flush()
     sys.meta_path.insert(0, OnlyTheSubmission(task["submission"]))

@@ -127,6 +127,7 @@ class Processes:
         files: as those of :class:`Remote`.
         guards: what confined the latest one.
         output: the end of what they printed since it was last emptied.
+        cpu_seconds: what they used since it was last set to 0.
     """
 
     package: Path

@@ -185,8 +185,8 @@ class Child:
         number = -code if code < 0 else code - 128  # bubblewrap adds 128 to that of a signal
         if number == signal.SIGXCPU:
             return Ended(f"stopped at the limit of {self._limits.cpu_seconds:.3g} s of CPU time")
-        if number > 0:
-            name = signal.Signals(number).name if number in {*signal.Signals} else f"signal {number}"
+        if number in {*signal.Signals}:
+            name = signal.Signals(number).name
             return Ended(f"crashed ({name}{', perhaps out of memory' if name == 'SIGKILL' else ''})")
         return Ended(f"ended before it reported (exit code {code})")
 
@@ -217,8 +217,11 @@ def start(target: str, submission: Path, scratch: Path, limits: Limits) -> Itera
         os.close(theirs_read)
         os.close(theirs_write)
         line = bytearray()
-        while not line.endswith(b"\n"):  # before any code of the submission runs
-            line += child.receive(1, limits.wall_seconds)
+        try:
+            while not line.endswith(b"\n"):  # before any code of the submission runs
+                line += child.receive(1, limits.wall_seconds)
+        except Ended as error:
+            raise Ended(" ".join(f"did not start: {error}. {child.output[-200:]}".split())) from None
         child.guards = json.loads(line)
         yield child
     finally:

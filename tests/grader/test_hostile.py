@@ -362,8 +362,8 @@ ENDS = {
 
 @pytest.mark.parametrize("code", ENDS.values(), ids=ENDS)
 def test_ends(tmp_path, data, code):
-    with pytest.raises((Failed, Ended)):
-        processes(tmp_path, data, ae=with_code(code)).autoencoder()
+    with processes(tmp_path, data, ae=with_code(code)).start() as remote, pytest.raises((Failed, Ended)):
+        remote.decode(np.zeros((12, 4, 6, 3), np.float32))
 
 
 SLOW = """
