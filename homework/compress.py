@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
 from PIL import Image
 
 from homework.codec import archive, format
@@ -256,11 +255,11 @@ def _load(tokenizer: str, autoregressive: str, batch_size: int, threads: int | N
     from homework.codec.compressor import Compressor
 
     cli.at_least(1, batch_size=batch_size)
-    if threads is not None:
-        cli.at_least(1, threads=threads)
-        torch.set_num_threads(threads)
+    cli.at_least(1, threads=1 if threads is None else threads)
     device = devices.pick_device(device)
-    return Compressor(*load_pair(tokenizer, autoregressive, device), device, batch_size)
+    compressor = Compressor(*load_pair(tokenizer, autoregressive, device), device, batch_size)
+    compressor.workers = threads or compressor.workers
+    return compressor
 
 
 if __name__ == "__main__":
