@@ -209,7 +209,7 @@ class Compressor:
         def decoded(grids: dict[int, np.ndarray]) -> dict:
             sizes = [reader.sizes[i] for reader, i in (items[k] for k in grids)]
             images = self.to_images(list(grids.values()), sizes, convert)
-            return {k: use(k, image) for k, image in zip(grids, images, strict=True)}
+            return {k: use(k, images.pop(0)) for k in grids}  # kept by none but its user
 
         return self.read(items, decoded)
 
