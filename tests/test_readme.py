@@ -205,7 +205,7 @@ def test_every_page_and_every_module_is_in_the_site():
     assert sorted(f"docs/{page}" for page in pages) == sorted(name for name in TEXT if name != "README.md")
     api = "".join(text for name, text in TEXT.items() if name.startswith("docs/api/"))
     package = ROOT / "homework"
-    modules = [p.stem for p in package.glob("*.py") if not p.stem.startswith("_")]
+    modules = [p.stem for p in package.glob("*.py") if not p.stem.startswith("_") and p.stem != "homework"]  # runs nothing
     modules += [p.parent.name for p in package.glob("*/__init__.py")]
     assert sorted(re.findall(r"^::: homework\.(\w+)$", api, re.MULTILINE)) == sorted(modules)
 

@@ -118,25 +118,31 @@ class Compressor:
                 grids[(slice(part.start, part.stop), *block)] = tokens[(slice(None), *within)]
         return grids
 
-    @torch.inference_mode()
     def to_images(self, grids: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]],
                   convert: Callable[[Tensor], Tensor] = lambda x: x) -> list[Tensor]:  # fmt: skip
         """Grids (h,w) of one size, and (H,W) of their images -> the images (H,W,3) float, on the device; or what ``convert``
         makes of their blocks, as other numbers of each pixel."""
         images: list[Tensor] = []
-        for part in pieces(range(len(grids)), max(1, PIXELS_AT_ONCE // (grids[0].size * self.models.patch**2))):
+        for i, where, x in self.decoded_blocks(grids, sizes):
+            x = convert(x)
+            if i == len(images):
+                images.append(torch.empty(*sizes[i], *x.shape[2:], dtype=x.dtype, device=x.device))
+            images[i][where] = x
+        return images
+
+    def decoded_blocks(self, grids: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]],
+                       ) -> Iterator[tuple[int, tiles.Slices, Tensor]]:  # fmt: skip
+        """The images of :meth:`to_images` in parts: which image, which of its pixels, and these (H',W',3) float."""
+        P = self.models.patch
+        for part in pieces(range(len(grids)), max(1, PIXELS_AT_ONCE // (grids[0].size * P**2))):
             for block, around, within in self.blocks(grids[0].shape, self.tokenizer.decoder_halo):
                 index = torch.from_numpy(np.stack([grids[i][around] for i in part])).to(self.device)
-                # one by itself as a person would decode it, without a batch
-                found = self.tokenizer.decode_index(index) if len(part) > 1 else [self.tokenizer.decode_index(index[0])]
+                with torch.inference_mode():  # one by itself as a person would decode it, without a batch
+                    found = self.tokenizer.decode_index(index) if len(part) > 1 else [self.tokenizer.decode_index(index[0])]
                 for i, x in zip(part, found, strict=True):
-                    x = convert(x[scaled(within, self.models.patch)])
-                    if i == len(images):
-                        with torch.inference_mode(False):  # an ordinary tensor, to write into
-                            images.append(torch.empty(*sizes[i], *x.shape[2:], dtype=x.dtype, device=x.device))
-                    own = images[i][scaled(block, self.models.patch)]
-                    own.copy_(x[: own.shape[0], : own.shape[1]])
-        return images
+                    rows, columns = (slice(s.start * P, min(s.stop * P, n)) for s, n in zip(block, sizes[i], strict=True))
+                    x = x[scaled(within, P)][: rows.stop - rows.start, : columns.stop - columns.start]
+                    yield i, (rows, columns), x
 
     def blocks(self, grid: tuple[int, int], halo: int | None) -> Iterator[tuple]:
         """See :func:`homework.codec.tiles.blocks`; a single one if the image is small, or its patches depend on all."""

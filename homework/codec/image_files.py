@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from homework.codec import format
 from homework.codec.archive import ArchiveWriter, Reader, target_names
-from homework.codec.compressor import Compressor
+from homework.codec.compressor import PIXELS_AT_ONCE, Compressor
 from homework.codec.parallel import groups, in_parallel, pieces
-from homework.core import files
+from homework.core import devices, files
 from homework.datasets.image_files import decoded, n_pixels, report_bad_images
 from homework.datasets.images import to_uint8
 
@@ -93,19 +93,19 @@ def names_below(paths: list[str]) -> list[str]:
 
 
 def _encode(compressor: Compressor, quiet: bool, chunk: Chunk) -> tuple[Chunk, list[bytes], list[float]]:
-    """A chunk with grids instead of images, its payloads, and, unless ``quiet``, the PSNR of each image as it will be
-    decompressed."""
+    """A chunk with grids instead of images, its payloads, and, unless ``quiet``, the PSNR in dB of each image as it will be
+    decompressed, infinite if it is the same."""
     part, size, images = chunk
-    grids = compressor.to_tokens(list(map(torch.from_numpy, images)))
-    again = compressor.to_images(list(grids), [size] * len(grids), to_uint8) if not quiet else ()
-    quality = [psnr(x.cpu().numpy(), y) for x, y in zip(again, images, strict=not quiet)]
+    grids, quality = compressor.to_tokens(list(map(torch.from_numpy, images))), []
+    if not quiet:
+        if math.prod(size) > PIXELS_AT_ONCE:
+            devices.release_memory()
+        errors = [0.0] * len(part)
+        for i, where, x in compressor.decoded_blocks(grids, [size] * len(part)):
+            difference = np.subtract(to_uint8(x).cpu().numpy(), images[i][where], dtype=np.float32)
+            errors[i] += float(np.square(difference).sum())
+        quality = [10 * math.log10(255**2 * 3 * math.prod(size) / error) if error else math.inf for error in errors]
     return (part, size, grids), compressor.encode(grids), quality
-
-
-def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    """In dB, of two images (H,W,3) uint8; infinite if they are the same."""
-    error = sum(float(np.square(np.subtract(x, y, dtype=np.float32)).sum()) for x, y in zip(one, other, strict=True))
-    return 20 * math.log10(255) - 10 * math.log10(error / one.size) if error else math.inf
 
 
 def _same_size(compressor: Compressor, paths: list[str], bad: list[str], bar: tqdm,

@@ -16,6 +16,12 @@ def keep_memory() -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
+def release_memory() -> None:
+    """Asks glibc to give back what it has kept all the same: between two pieces of work that need other sizes of it."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def pick_device(name: str = "auto") -> torch.device:
     """The torch device called ``name``; "auto" takes CUDA, then MPS, then the CPU. ValueError if it cannot be used. For the
     CPU, the whole process keeps freed memory from then on, see :func:`keep_memory`."""

@@ -50,7 +50,7 @@ def model_class(name: str) -> type[Model]:
     if name not in MODELS:
         installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
         if name not in installed:
-            if Path(name).exists():
+            if name and Path(name).exists():
                 found = "a folder" if Path(name).is_dir() else "a file, but no checkpoint (.pth)"
                 raise checks.Misplaced(f"{name} is {found}; a model's name or a checkpoint belongs here.")
             known = [*MODELS, *installed]

@@ -118,7 +118,7 @@ def as_smallest_type(grids: Tensor, n_tokens: int) -> np.ndarray:
 def smallest_type(n_tokens: int) -> type:
     """The smallest numpy type for 0 ... ``n_tokens`` - 1; unsigned up to 16 bits, beyond which it saves nothing."""
     types = {8: np.uint8, 16: np.uint16, 31: np.int32, 63: np.int64}
-    return next(t for bits, t in types.items() if n_tokens <= 1 << bits)
+    return next(t for bits, t in types.items() if n_tokens <= 2**bits)
 
 
 def of_one_size(results: Results, skip_bad: bool) -> dict[str, Encoded]:

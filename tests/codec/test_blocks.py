@@ -111,10 +111,10 @@ def test_tokens_and_pixels_are_those_of_the_whole(name, size, monkeypatch):
     assert len(list(compressor.blocks(grids.shape[1:], 0))) > 1
     assert np.array_equal(compressor.to_tokens(images), grids)
     for x, x_hat in zip(compressor.to_images(list(grids), [size] * 2), whole, strict=True):
-        assert x.shape == (*size, 3) and (x - x_hat).abs().max() < 1e-9
+        assert x.shape == (*size, 3) and (x - x_hat).abs().max() < 1e-5
     files = compressor.compress_batch(list(images))
     for x, x_hat in zip(compressor.decompress_batch(files), whole, strict=True):
-        assert (x - x_hat).abs().max() < 1e-9
+        assert (x - x_hat).abs().max() < 1e-5
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------------
@@ -179,7 +179,8 @@ def test_nothing_keeps_an_image_that_is_being_compressed(tmp_path):
     """But what compresses it; or else a folder of photos would be in memory twice."""
     for i, side in enumerate([20, 30, 30]):
         Image.new("RGB", (side, side)).save(tmp_path / f"{i}.png")
-    chunks = image_files._same_size(Compressor(Pixels(0), Uniform(K), batch_size=3), image_paths(tmp_path), [], tqdm(), None)
+    compressor = Compressor(Pixels(0), Uniform(K), batch_size=3)
+    chunks = image_files._same_size(compressor, image_paths(tmp_path), [], tqdm(), None, 0)
     for part, _, images in chunks:
         kept = [weakref.ref(image) for image in images]
         del images

@@ -611,7 +611,7 @@ def test_controls_in_names_are_shown_as_escapes(call, folder):
 def test_only_several_names_and_patterns(call, folder):
     call("compress", "t.pth", "p.pth", "photos", "a.tok")
     for k, (only, names) in enumerate({"0.png,4.png": "04", "[1-3].png": "123", "?.png": "012345", "5.*,0.png": "05",
-                                       "2.png": "2", "['1.png','2.png']": "12"}.items()):  # fmt: skip
+                                       "2.png": "2", "1.png,2.png": "12"}.items()):  # fmt: skip
         done = call("decompress", "t.pth", "p.pth", "a.tok", f"some{k}", f"--only={only}")
         assert done.returncode == 0 and files(folder / f"some{k}") == {f"{name}.png" for name in names}, done.stderr
     assert "no image 9*" in sentence(call("decompress", "t.pth", "p.pth", "a.tok", "more", "--only", "0.png,9*"))
@@ -691,11 +691,8 @@ def test_quiet_says_nothing(call, folder):
 def test_threads_change_no_byte(call, folder):
     call("compress", "t.pth", "p.pth", "photos/3.png", "a.tok")
     before = torch.get_num_threads()
-    try:
-        assert call("compress", "t.pth", "p.pth", "photos/3.png", "b.tok", "--threads", 3).returncode == 0
-        assert torch.get_num_threads() == 3 and Path("a.tok").read_bytes() == Path("b.tok").read_bytes()
-    finally:
-        torch.set_num_threads(before)
+    assert call("compress", "t.pth", "p.pth", "photos/3.png", "b.tok", "--threads", 3).returncode == 0
+    assert torch.get_num_threads() == before and Path("a.tok").read_bytes() == Path("b.tok").read_bytes()
     for arguments in ("compress", "t.pth", "p.pth", "photos", "c.tok"), ("decompress", "t.pth", "p.pth", "a.tok", "c.png"):
         assert "--threads is 0" in sentence(call(*arguments, "--threads", 0))
 

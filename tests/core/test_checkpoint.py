@@ -382,13 +382,13 @@ def test_the_latest_run_of_the_model_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("2026-01-02_00-00-00_A", "2026-01-10_00-00-00_A", "2025-12-31_00-00-00_A", "2027-01-01_00-00-00_BSQA"):
         files.write({}, f"checkpoints/{name.replace('A', NAME)}.state.pth")
-    assert resume.find_state(NAME).name == f"2026-01-10_00-00-00_{NAME}.state.pth"
-    assert resume.find_state("BSQPatchAutoEncoder").name == "2027-01-01_00-00-00_BSQPatchAutoEncoder.state.pth"
+    assert resume.find_state(NAME, None).name == f"2026-01-10_00-00-00_{NAME}.state.pth"
+    assert resume.find_state("BSQPatchAutoEncoder", None).name == "2027-01-01_00-00-00_BSQPatchAutoEncoder.state.pth"
     old = f"checkpoints/2025-12-31_00-00-00_{NAME}"
-    assert str(resume.find_state(f"{old}.pth")) == f"{old}.state.pth"
+    assert str(resume.find_state(f"{old}.pth", None)) == f"{old}.state.pth"
     for model in ("AutoregressiveModel", "checkpoints/none.pth", "Nonsense"):
         with pytest.raises(ValueError, match=model):
-            resume.find_state(model)
+            resume.find_state(model, None)
 
 
 # --- which file a name means ----------------------------------------------------------------------------------------------

@@ -37,11 +37,16 @@ def test_the_course_modules_load_without_arguments(name):
     assert inspect.signature(importlib.import_module(registry.MODELS[name]).load).parameters == {}
 
 
-@pytest.mark.parametrize("name", ["Nonsense", "", "patchautoencoder", "homework.ae", "__class__"])
+@pytest.mark.parametrize("name", ["Nonsense", "", "homework.ae", "__class__"])
 def test_unknown_name_lists_the_known_ones(name):
     with pytest.raises(ValueError) as error:
         registry.model_class(name)
     assert all(known in str(error.value) for known in NAMES) and repr(name) in str(error.value)
+
+
+def test_the_nearest_name_is_offered():
+    with pytest.raises(ValueError, match=r"no model 'patchautoencoder'; did you mean PatchAutoEncoder\?"):
+        registry.model_class("patchautoencoder")
 
 
 @every_model
@@ -192,12 +197,12 @@ def test_width_that_the_heads_do_not_divide_is_named_with_the_remedy():
 
 
 @pytest.mark.parametrize("options", [{"no_such": 1}, {"n_token": K}])
-def test_build_lists_the_known_options(options):
+def test_build_names_the_nearest_option(options):
     cls = registry.model_class("AutoregressiveModel")
     with pytest.raises(ValueError) as error:
         registry.build(cls, options, {})
-    assert next(iter(options)) in str(error.value)
-    assert all(k in str(error.value) for k in inspect.signature(cls).parameters)
+    assert f"no option --{next(iter(options))} of an AutoregressiveModel" in str(error.value)
+    assert ("did you mean --n_tokens?" in str(error.value)) == ("n_token" in options)
 
 
 # --- models of others -----------------------------------------------------------------------------------------------------

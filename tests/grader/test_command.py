@@ -99,7 +99,8 @@ def test_modules_of_the_current_folder_are_not_imported(tmp_path):
 def test_stopping_the_grader_leaves_nothing(tmp_path, images, number):
     package(tmp_path, ae="import time; time.sleep(1000)")
     process = subprocess.Popen([sys.executable, "-m", "grader", ".", "--data", str(images)], cwd=tmp_path,
-                               env=environment(tmp_path), stdout=subprocess.PIPE)  # fmt: skip
+                               env=environment(tmp_path), stdout=subprocess.PIPE,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's & ignores it
     process.stdout.readline()
     deadline = time.monotonic() + 300
     while not left_behind(tmp_path) and time.monotonic() < deadline:

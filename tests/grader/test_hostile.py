@@ -229,13 +229,15 @@ def leaking(condition):
         AUTOREGRESSIVE.replace("    K = 16\n", "    K = 16\n    seen = []\n").replace(
             "        flat = tokens.flatten(1)\n", MEMORY + "        flat = tokens.flatten(1)\n"),
         leaking("len(tokens) not in (1, 8)"),
-        leaking("tokens.flatten(1).diff().eq(0).float().mean() > 0.07"),  # as in frames, not as in scrambled ones
+        leaking("tokens.flatten(1).diff().eq(0).float().mean() > 0.3"),  # as in frames, not as in scrambled ones
         leaking("True"),
     ],
     ids=["memory of batches", "size of batches", "what looks like a frame", "always"],
 )  # fmt: skip
 def test_priors_that_see_the_future(source):
     data = some_data(40)
+    squares = data.frames.reshape(40, 20, 3, 10, 3)  # (n,20,30,3): two squares side by side, the second made like the first
+    squares[:, :, :, 5:] = squares[:, :, :, :5]
     found = graded(data, autoregressive=source)
     assert found["causality"]["points"] == 0 and "depend on its own token or a later one" in found["causality"]["reason"]
     assert found["prior"]["measures"]["bits"] > 60  # as many as it costs to know nothing but the past: 4 bits for each of 24

@@ -123,7 +123,8 @@ def test_a_pair_is_graded_by_its_checkpoints(tmp_path, data):
     assert done.returncode == 0, done.stderr
     parts = {part["name"]: part for part in json.loads((tmp_path / "report.json").read_text())["parts"]}
     assert "homework.ae.load() failed" in parts["auto-encoder"]["reason"]  # no file of that name here
-    assert parts["causality"]["points"] == 15 and parts["generation"]["points"] == 10
+    assert parts["tokenizer"]["points"] == parts["causality"]["points"] == 0  # which those of an untrained tokenizer scale
+    assert parts["causality"]["measures"]["leaks"] == 0 and "nats" in parts["generation"]["measures"]
     assert parts["prior"]["measures"]["n_tokens"] == K and parts["compression"]["measures"]["difference"] <= 1e-4
     (tmp_path / "outside.pth").write_bytes((tmp_path / "homework/prior.pth").read_bytes())
     for file in "none.pth", "../outside.pth", tmp_path / "outside.pth", "homework/prior.pth":
@@ -183,7 +184,8 @@ def test_weights_are_taken_over_where_they_fit(tmp_path, monkeypatch, command, d
         assert torch.allclose(new[k], state[k], atol=1e-3), k
     assert not (tmp_path / "homework").exists()
     checkpoint.save(build("PixelCNN"), "p.pth")
-    assert "no weights of a PixelCNN fit" in sentence(command("train", "VQPatchAutoEncoder", *options, "--init", "p.pth"))
+    refused = sentence(command("train", "VQPatchAutoEncoder", *options, "--init", "p.pth"))
+    assert "no weights of its PixelCNN fit this VQPatchAutoEncoder" in refused
     assert "--init is for a new model" in sentence(command("train", "t.pth", *options, "--init", "t.pth"))
     (tmp_path / "folder.pth").mkdir()
     for output in "here", "folder.pth", "t.pth/x.pth":

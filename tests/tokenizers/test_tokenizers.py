@@ -60,7 +60,7 @@ def test_feature_maps_are_for_those_that_read_them(name):
     if isinstance(model, FeatureModel):
         assert model.encode_features(z).shape == (2, *GRID)
     else:
-        with pytest.raises(ValueError, match=f"a {name} makes tokens of images"):
+        with pytest.raises(ValueError, match=f"the model {name} makes tokens of images"):
             model.encode_features(z)
 
 

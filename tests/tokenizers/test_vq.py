@@ -525,7 +525,7 @@ def test_generation_takes_it(command, tmp_path, name):
     checkpoint.save(build("AutoregressiveModel", height=grid[0], width=grid[1]), tmp_path / "p.pth")
     for prior in tmp_path / "p.pth", "uniform":
         done = command("generation", tmp_path / "t.pth", prior, 2, tmp_path / "out", "--image_size", "20x30")
-        assert done.returncode == 0 and len(list((tmp_path / "out").iterdir())) == 2, done.stderr
+        assert done.returncode == 0 and len(list((tmp_path / "out").glob("generation_*.png"))) == 2, done.stderr
 
 
 @pytest.fixture
