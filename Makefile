@@ -20,7 +20,7 @@ TOKENIZER = --patch_size 8 --latent_dim 64 --encoder_blocks 1 --decoder_blocks 2
 	--lr 3e-3 --warmup 20 --ema 0.99 --validate_every 500
 PRIOR = --epochs 50 --batch_size 5 --ema 0.98 --validate_every 375
 
-first-look: $(INSTALLED) ## take every step, from images to new images, in first_look/: two minutes of processor time
+first-look: $(INSTALLED) ## take every step, from images to new images, in first_look/: a minute and a half of two cores
 	rm -rf first_look
 	mkdir first_look
 	$(call step,1. Images: 15 of the samples to train on and 3 to validate on,data import ../data/sample --dir data --valid_every 6)
