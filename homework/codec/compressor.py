@@ -11,9 +11,10 @@ from torch import Tensor
 
 from homework.codec import archive, format, range_coder, tiles
 from homework.codec.entropy import entropy_model
-from homework.codec.parallel import groups, in_parallel, pieces
+from homework.codec.parallel import groups, in_parallel
 from homework.core import checks
 from homework.core.fingerprint import fingerprint, legacy_fingerprint
+from homework.datasets.image_files import batches_of
 from homework.datasets.images import to_float
 from homework.priors.base import Prior
 from homework.tokenizers.base import Tokenizer
@@ -108,7 +109,7 @@ class Compressor:
         H, W = images[0].shape[:2]
         grids = np.empty((len(images), *(grid := self.grid((H, W)))), np.int64)
         for block, around, within in self.blocks(grid, self.tokenizer.encoder_halo):
-            for part in pieces(range(len(images)), max(1, PIXELS_AT_ONCE // (H * W))):
+            for part in batches_of(range(len(images)), max(1, PIXELS_AT_ONCE // (H * W))):
                 x = torch.stack([images[i][scaled(around, self.models.patch)] for i in part])  # (B,H,W,3) of the block
                 x = to_float(x) if x.dtype == torch.uint8 else x.float()
                 tokens = self.tokenizer.encode_index(x.to(self.device)).cpu().numpy()
@@ -134,15 +135,14 @@ class Compressor:
                        ) -> Iterator[tuple[int, tiles.Slices, Tensor]]:  # fmt: skip
         """The images of :meth:`to_images` in parts: which image, which of its pixels, and these (H',W',3) float."""
         P = self.models.patch
-        for part in pieces(range(len(grids)), max(1, PIXELS_AT_ONCE // (grids[0].size * P**2))):
+        for part in batches_of(range(len(grids)), max(1, PIXELS_AT_ONCE // (grids[0].size * P**2))):
             for block, around, within in self.blocks(grids[0].shape, self.tokenizer.decoder_halo):
                 index = torch.from_numpy(np.stack([grids[i][around] for i in part])).to(self.device)
                 with torch.inference_mode():  # one by itself as a person would decode it, without a batch
                     found = self.tokenizer.decode_index(index) if len(part) > 1 else [self.tokenizer.decode_index(index[0])]
                 for i, x in zip(part, found, strict=True):
-                    rows, columns = (slice(s.start * P, min(s.stop * P, n)) for s, n in zip(block, sizes[i], strict=True))
-                    x = x[scaled(within, P)][: rows.stop - rows.start, : columns.stop - columns.start]
-                    yield i, (rows, columns), x
+                    (H, W), (rows, columns) = sizes[i], scaled(block, P)  # at the edge, more than there is of the image
+                    yield i, (rows, columns), x[scaled(within, P)][: H - rows.start, : W - columns.start]
 
     def blocks(self, grid: tuple[int, int], halo: int | None) -> Iterator[tuple]:
         """See :func:`homework.codec.tiles.blocks`; a single one if the image is small, or its patches depend on all."""
@@ -236,7 +236,7 @@ class Compressor:
 
     def parts(self, things: Sequence, grid: tuple[int, int]) -> list:
         """``things``, of images with grids (h,w), in parts to code at once: enough of them to keep all threads at work."""
-        return pieces(things, min(self.images_at_once(grid), -(-len(things) // self.workers)))
+        return batches_of(things, min(self.images_at_once(grid), -(-len(things) // self.workers)))
 
     def images_at_once(self, grid: tuple[int, int], n: int | None = None) -> int:
         """How many images with grids (h,w) have ``n`` tiles in all, by default as many as are coded together; at least 1."""

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from homework.codec import format
 from homework.codec.archive import ArchiveWriter, Reader, target_names
 from homework.codec.compressor import PIXELS_AT_ONCE, Compressor
-from homework.codec.parallel import groups, in_parallel, pieces
+from homework.codec.parallel import groups, in_parallel
 from homework.core import devices, files
-from homework.datasets.image_files import decoded, n_pixels, report_bad_images
+from homework.datasets.image_files import batches_of, decoded, n_pixels, report_bad_images
 from homework.datasets.images import to_uint8
 
 PIXELS_READ_AT_ONCE = 2**24  # of image files that are read ahead
@@ -121,18 +121,19 @@ def _same_size(compressor: Compressor, paths: list[str], bad: list[str], bar: tq
                 del found[path]
         bar.update(len(batch) - len(found))
         for size, some in groups(found, [image.shape[:2] for image in found.values()]):
-            for part in pieces(some, compressor.images_at_once(compressor.grid(size))):
+            for part in batches_of(some, compressor.images_at_once(compressor.grid(size))):
                 yield part, size, [found.pop(path) for path in part]
 
 
 def _unusable(path: str, image: np.ndarray | str) -> str:
     """A sentence that says why an image cannot be compressed, or ""; ``image`` may be such a sentence itself."""
+    if isinstance(image, str):
+        return image
     try:
-        if not isinstance(image, str):
-            format.check_size(path, image.shape[:2])
+        format.check_size(path, image.shape[:2])
     except ValueError as error:
         return str(error)
-    return image if isinstance(image, str) else ""
+    return ""
 
 
 def _read_ahead(paths: list[str], n: int) -> Iterator[list[str]]:

@@ -1,7 +1,7 @@
 """Work divided among threads."""
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -13,11 +13,6 @@ def groups(things: Iterable, keys: Iterable) -> list[tuple]:
     for thing, key in zip(things, keys, strict=True):
         found[key].append(thing)
     return list(found.items())
-
-
-def pieces(things: Sequence, n: int) -> list:
-    """``things``, at most ``n`` in each piece."""
-    return [things[i : i + n] for i in range(0, len(things), n)]
 
 
 _open: list[int] = []  # for each of the calls that are open, torch's number of threads in the thread that made it

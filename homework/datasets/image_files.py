@@ -131,7 +131,7 @@ def _some(names: list[str]) -> str:
 def not_read(folder: Path) -> str:
     """What is in a folder and those below it besides images, hidden files excepted: "2 other files", or ""."""
     n = sum(not name.startswith(".") and not is_image(PurePath(name)) for _, names in _walk(folder) for name in names)
-    return f"{n:,} other file{'s' * (n > 1)}" if n else ""
+    return checks.count(n, "other file") if n else ""
 
 
 def n_pixels(path: str) -> int:
@@ -230,8 +230,8 @@ def decoded(batches: Iterable[list[str]], image_size: tuple[int, int] | None = N
         report_frames(dict(sorted(n_frames.items())), frame)
 
 
-def batches_of(items: list, n: int) -> list[list]:
-    """The items, ``n`` at a time."""
+def batches_of(items: Any, n: int) -> list:
+    """The ``items``, a sequence of any kind, at most ``n`` at a time."""
     return [items[i : i + n] for i in range(0, len(items), n)]
 
 

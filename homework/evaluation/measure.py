@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from homework.codec import archive, range_coder
 from homework.codec.compressor import Compressor
-from homework.codec.parallel import groups, pieces
-from homework.datasets.image_files import decoded, read_image
+from homework.codec.parallel import groups
+from homework.datasets.image_files import batches_of, decoded, read_image
 from homework.datasets.images import to_uint8
 from homework.evaluation import metrics, pages
 from homework.evaluation.codecs import Codec
@@ -27,7 +27,7 @@ def measure_ours(compressor: Compressor, paths: list[str], size: tuple[int, int]
     """Rows (n, COLUMNS) of our files; times are wall-clock times of a batch over its images. ValueError for damaged ones."""
     rows = []
     with tqdm(total=len(paths), desc="ours", unit="img") as bar:
-        for _, images in decoded(pieces(paths, compressor.batch_size), size):
+        for _, images in decoded(batches_of(paths, compressor.batch_size), size):
             if bad := [image for image in images if isinstance(image, str)]:
                 raise ValueError(bad[0])
             start = time.perf_counter()

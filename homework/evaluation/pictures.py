@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from homework.core import checks, files
+from homework.datasets.image_files import batches_of
 from homework.datasets.images import to_float
 
 MARGIN = 4  # pixels between the pictures of a sheet
@@ -37,8 +38,7 @@ def on_sheet(rows: Sequence[Sequence[np.ndarray]], scale: int = 1) -> np.ndarray
 
 def in_rows(pictures: Sequence) -> list[Sequence]:
     """The pictures in rows, as near to a square as their number allows."""
-    n = max(1, round(len(pictures) ** 0.5))
-    return [pictures[i : i + n] for i in range(0, len(pictures), n)]
+    return batches_of(pictures, max(1, round(len(pictures) ** 0.5)))
 
 
 def float_image(image: np.ndarray) -> Tensor:
