@@ -61,11 +61,10 @@ def parameters(function: Callable, model: str | None = None) -> Table:
     """What ``function`` takes, by name; in place of any **options, those of the constructor of the ``model``, if that is the
     name of one."""
     table = dict(inspect.signature(function).parameters)
-    for name, parameter in list(table.items()):
+    named = {name: parameter for name, parameter in table.items() if parameter.kind is not parameter.VAR_KEYWORD}
+    if model and len(named) < len(table):
         with contextlib.suppress(ValueError):  # of a checkpoint, or of what is not a model, as the function itself will say
-            if parameter.kind is parameter.VAR_KEYWORD and model:
-                table = dict(inspect.signature(registry.model_class(str(model))).parameters) | table
-                del table[name]
+            table = dict(inspect.signature(registry.model_class(str(model))).parameters) | named
     return table | {"config": table.get("config", CONFIG)}
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-from homework.core import arguments, checks, registry
+from homework.core import arguments, checkpoint, checks, registry
 from homework.core.files import printable
 
 REPORT_PACKAGES = ("jinja2", "matplotlib", "scipy", "torchinfo")  # of the extra "report"; commands import them late
@@ -37,7 +37,7 @@ def check_output(path: str | Path, name: str = "The output") -> None:
     path = Path(path)
     if path.suffix != ".pth" or path.is_dir() or any(p.exists() and not p.is_dir() for p in path.parents):
         raise ValueError(f"{name} is {path}, but must be a .pth file in a folder.")
-    if Path(__file__).parents[1] / "pretrained" in path.resolve().parents:
+    if checkpoint.PRETRAINED in path.resolve().parents:
         raise ValueError(f"{name} is {path}, but the pretrained models stay as they are; name a file in another folder.")
 
 

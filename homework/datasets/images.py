@@ -109,11 +109,11 @@ def _cache(names: list[str], origin: tuple, image_size: tuple[int, int] | None) 
             raise OSError(f"The disk is full: the images need a cache in {path.parent}; make room there, or set "
                           "HOMEWORK_CACHE to another folder.") from error  # fmt: skip
         raise
-    for old in path.parent.glob("[0-9a-f]" * 8 + "-" + "[0-9a-f]" * 24 + ".npy*"):
-        with contextlib.suppress(FileNotFoundError):  # another process that makes the same cache renames its own file
-            age = time.time() - old.stat().st_mtime
-            if old != path and age > (3600 if old.suffix != ".npy" else 0 if old.name.startswith(prefix) else KEPT):
-                old.unlink()  # what killed processes left, what this source was before, and what no one uses
+    for old in path.parent.glob("[0-9a-f]" * 8 + "-" + "[0-9a-f]" * 24 + ".npy"):
+        with contextlib.suppress(FileNotFoundError):  # another process has removed it
+            unused = time.time() - old.stat().st_mtime > KEPT
+            if old != path and (old.name.startswith(prefix) or unused):  # what this source was before, and what no one uses
+                old.unlink()
     return path
 
 

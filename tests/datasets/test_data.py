@@ -244,11 +244,11 @@ def test_processes_may_make_the_cache_at_once(tmp_path, own_cache):
 
 
 def test_a_file_that_vanishes_while_old_caches_are_looked_for_raises_nothing(tmp_path, own_cache):
-    """Another process renames its temporary file between our listing of the folder and our look at it."""
+    """Another process removes an old cache between our listing of the folder and our look at it."""
     picture(tmp_path / "train" / "0.png")
     ImageDataset("train", root=tmp_path)
     (made,) = own_cache.iterdir()
-    (own_cache / f"{made.name}.0.tmp").symlink_to("gone")  # listed, but there is nothing to look at
+    (own_cache / f"{'0' * 8}-{'0' * 24}.npy").symlink_to("gone")  # listed, but there is nothing to look at
     made.unlink()
     assert len(ImageDataset("train", root=tmp_path)) == 1
 
