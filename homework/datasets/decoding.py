@@ -100,9 +100,15 @@ def _tags_of(stream: BinaryIO) -> dict[int, tuple]:
 
 def _layout(tags: dict[int, tuple]) -> str:
     bits, kinds = (sorted(set(tags.get(tag, (1,)))) for tag in (BITS, NUMBERS))
-    layout = f"{' and '.join(map(str, bits))} bits a channel, {' and '.join(KINDS.get(k, 'unknown numbers') for k in kinds)}"
+    numbers = [KINDS.get(kind, "unknown numbers") for kind in kinds]
+    layout = f"{' and '.join(_few(bits))} bits a channel, {' and '.join(_few(numbers))}"
     layout += f", photometric interpretation {tags[MEANING][0]}" if MEANING in tags else ""
     return layout + ", in planes" * (tags.get(PLANES) == (2,))
+
+
+def _few(values: list) -> list[str]:
+    """At most three, and that there are more: a damaged file may name thousands."""
+    return [str(value) for value in values[:3]] + ["others"] * (len(values) > 3)
 
 
 def _unknown(file: Image.Image, tags: dict[int, tuple]) -> str | None:

@@ -91,6 +91,14 @@ def test_a_tiff_of_any_depth_is_right_or_refused_by_name(
         assert np.abs(image - (colours * opaque + 255 * (1 - opaque))).max() < 1.6
 
 
+def test_what_a_damaged_file_has_in_thousands_is_not_listed(tmp_path):
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(noise(3, 5, 1, high=256), 8, "<", {258: range(1, 3000), 339: range(1, 3000)}, False, False))
+    with pytest.raises(ValueError, match=r"a.tif cannot be read: it has 1 and 2 and 3 and others bits a channel") as error:
+        read_image(path)
+    assert len(str(error.value)) < 400
+
+
 GREYS = [("a.pgm", 1023), ("a.pgm", 4095), ("a.pgm", 65535), ("a.png", 65535), ("a.jp2", 65535)]
 
 
