@@ -13,6 +13,7 @@ every figure is computed here, from what they answer.
 - ``sandbox.py``     starts, limits and ends such a process; ``child.py`` is its first lines
 - ``bubblewrap.py``  confines it; where it is missing, ``namespaces.py`` or else ``seccomp.py`` does
 - ``confine.py``     what it may not do besides
+- ``cgroup.py``      bounds all that it starts together, where the kernel lets it
 - ``processes.py``   what its descendants use, and their end
 - ``scratch.py``     the folder in which all this happens
 - ``submission.py``  checks and unpacks the zip

@@ -1,9 +1,9 @@
-"""Where there is no bubblewrap: a filter of system calls for what namespaces and Landlock leave open.
+"""A filter of system calls for what namespaces and Landlock leave open.
 
-Shared memory of System V, which outlives its process, sockets, of which one of another service may lie anywhere, memory of
-other processes and their limits are denied. Without namespaces, modes, owners, times and attributes of any file would
-remain changeable: such calls do nothing and claim success, so that a copy within the scratch folder, which sets them, does
-not fail.
+Shared memory of System V, which outlives its process, files in memory, which nothing counts, sockets, of which one of
+another service may lie anywhere, memory of other processes and their limits are denied. Without namespaces, modes, owners,
+times and attributes of any file would remain changeable: such calls do nothing and claim success, so that a copy within the
+scratch folder, which sets them, does not fail.
 """
 
 import ctypes
@@ -16,9 +16,9 @@ import sys
 CALLS = {
     "x86_64": (0xC000003E,
                (90, 91, 92, 93, 94, 132, 188, 189, 190, 197, 198, 199, 235, 260, 261, 268, 280, 452, 463, 466, 469),
-               (29, 41, 64, 68, 101, 141, 240, 310, 311, 425), 302),
+               (29, 41, 64, 68, 101, 141, 240, 310, 311, 319, 425, 447), 302),
     "aarch64": (0xC00000B7, (5, 6, 7, 14, 15, 16, 52, 53, 54, 55, 88, 452, 463, 466, 469),
-                (117, 140, 180, 186, 190, 194, 198, 270, 271, 425), 261),
+                (117, 140, 180, 186, 190, 194, 198, 270, 271, 279, 425, 447), 261),
 }  # fmt: skip
 LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06  # of classic BPF, https://docs.kernel.org/networking/filter.html
 ALLOW, ERROR = 0x7FFF0000, 0x00050000

@@ -142,7 +142,13 @@ def fill(mib):
         try:
             with open(f"f{i}", "wb") as file: written += file.write(bytes(1 << 20))
         except OSError: pass
+    if written == mib << 20: time.sleep(30)
     return written
+def litter(n):
+    for i in range(n): os.mkdir(f"d{i}")
+    time.sleep(30)
+def memory_files(): return libc.memfd_create(b"x", 0)
+def capabilities(): return [line for line in open("/proc/self/status") if line.startswith("CapEff")]
 def traps():  # where a parent might read
     for name in ("progress", "answer.json", "answer.tmp"): os.mkfifo(name)
     os.symlink("/dev/zero", "zero.json"); os.symlink("..", "loop")
@@ -319,8 +325,17 @@ def test_processes_are_limited(call, confined):
 
 def test_disk_is_limited(call, confined):
     found = call("fill", Limits(60, 60, 4 << 30, 64, 4 * MIB), mib=16)
-    guarded(found, "bubblewrap", "namespaces")
-    assert 0 < found.value <= 4 * MIB
+    if {"bubblewrap", "namespaces"} & {*found.guards}:
+        assert 0 < found.value <= 4 * MIB
+    else:  # looked at now and then
+        assert found.reason == "stopped at the limit of 0.00391 GiB of files"
+        assert call("litter", Limits(60, 60, 4 << 30, 64, 4 * MIB), n=2000).reason == found.reason
+
+
+def test_memory_that_nothing_counts_is_not_to_be_had(call, confined):
+    found = call("memory_files")
+    guarded(found, "seccomp")
+    assert found.value == -1
 
 
 # --- what lies outside -----------------------------------------------------------------------------------------------
@@ -418,6 +433,10 @@ def test_no_network(call, confined):
     assert "The grader does not allow the network" in call("look_up").reason
 
 
+def test_root_is_as_others_inside(call, confined):
+    assert call("capabilities").value in (["CapEff:\t0000000000000000\n"], []) or not LINUX
+
+
 def test_no_devices_and_no_shared_memory_that_stays(call, confined):
     found = call("device")
     guarded(found, "bubblewrap", "namespaces", "Landlock")
@@ -476,24 +495,22 @@ with scratch.folder() as folder:
 
 @pytest.mark.skipif(not LINUX, reason="looks for processes in /proc")
 def test_a_killed_grader_leaves_nothing(tmp_path, confined):
-    faults = FAULTS + "\ndef daemon_then_nap(): daemon(); print('up', flush=True); nap()\n"
+    faults = FAULTS + "\ndef daemon_then_nap(): daemon(); nap()\n"
     process = subprocess.Popen([sys.executable, "-c", GRADER, confined, faults], cwd=ROOT,
                                env=os.environ | {"TMPDIR": str(tmp_path)})  # fmt: skip
     deadline = time.monotonic() + 100
     while len(left_behind(tmp_path)) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(1)  # the daemon is on its own
+    if confined == "none":  # as a submission may, where Landlock knows no signals
+        (watching,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(watching), signal.SIGSTOP)
     process.send_signal(signal.SIGKILL)
     process.wait()
     deadline = time.monotonic() + 20
-    while len(left := left_behind(tmp_path)) > (confined == "none") and time.monotonic() < deadline:
+    while left_behind(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.05)
-    if confined == "none":  # a daemon outlives it; the child itself does not
-        for pid in left:
-            os.kill(int(pid), signal.SIGKILL)
-        assert len(left) <= 1
-    else:
-        assert not left
+    assert not left_behind(tmp_path)
     assert [path.name[:7] for path in tmp_path.iterdir()] == ["grader-"]
     other = subprocess.run([sys.executable, "-c", "from grader import scratch; scratch.sweep()"], cwd=ROOT,
                            env=os.environ | {"TMPDIR": str(tmp_path)})  # fmt: skip
