@@ -162,8 +162,10 @@ def values(result: Any, dtype: type, call: str) -> np.ndarray:
     """The submission's result as an array of ``dtype``."""
     if not isinstance(result, Tensor):
         raise Wrong(f"{call} must return a tensor, not a {type(result).__name__}")
-    if dtype is np.int64 and (result.is_floating_point() or result.is_complex() or result.dtype == torch.bool):
+    if dtype is np.int64 and (result.is_floating_point() or result.dtype == torch.bool):
         raise Wrong(f"{call} must return integers, not {result.dtype}")
+    if result.is_complex():
+        raise Wrong(f"{call} must return real numbers, not {result.dtype}")
     if result.ndim > MAX_DIMENSIONS:
         raise Wrong(f"{call} returned a tensor of {result.ndim} dimensions")
     result = result.detach().cpu()

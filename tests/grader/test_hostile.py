@@ -134,6 +134,21 @@ class Compressor:
     assert points(data, __init__=source)["compression"] == 0
 
 
+def test_the_place_of_a_code_tells_nothing(data):
+    """An auto-encoder that knows all frames, and decodes them in order from empty codes."""
+    source = f"""
+import torch
+class Knowing(torch.nn.Module):
+    known, done = torch.tensor({(data.frames[:, ::5, ::5] / 255 - 0.5).tolist()}), 0
+    def encode(self, x): return torch.zeros(len(x), 1, 1, 1)
+    def decode(self, z):
+        self.done += len(z)
+        return self.known[self.done - len(z) : self.done].repeat_interleave(5, 1).repeat_interleave(5, 2)
+def load(): return Knowing()
+"""
+    assert points(data, ae=source)["auto-encoder"] == 0
+
+
 # --- too much in a code or token -------------------------------------------------------------------------------------
 
 
@@ -280,6 +295,34 @@ def test_stored_frames_are_not_samples(data):
     assert line["reason"] == "only 0 of 8 frames are new: the others are reconstructions of known images"
 
 
+def test_samples_are_decoded_as_frames_are():
+    """A tokenizer that makes something new of stored frames when eight come alone, as samples would."""
+    data = some_data(44)
+    measures = measuring(data)
+    measures.tokenizer()
+    noise = "if len(tokens) == 8: return torch.rand(8, 20, 30, 3) - 0.5\n        "
+    tokenizer = BSQ.replace("def decode_index(self, tokens):\n        ", "def decode_index(self, tokens):\n        " + noise)
+    stored = AUTOREGRESSIVE.replace(GENERATING, GENERATING + f"return torch.tensor({measures.grids.tolist()})[:B]\n        ")
+    assert "only 0 of 8 frames are new" in graded(data, bsq=tokenizer, autoregressive=stored)["generation"]["reason"]
+
+
+def test_a_tokenizer_that_knows_samples_from_frames(data):
+    """... by where it is asked: the frames among them tell."""
+    where = "if len(tokens) == 20: return torch.rand(20, 20, 30, 3)\n        "
+    tokenizer = BSQ.replace("def decode_index(self, tokens):\n        ", "def decode_index(self, tokens):\n        " + where)
+    line = graded(data, bsq=tokenizer)["generation"]
+    assert line["points"] == 0 and line["reason"] == "what decode_index makes of an image's tokens is not always the same"
+
+
+def test_logits_of_codes_that_no_frame_has(data):
+    """A prior that knows nothing of 16 codes is none the better for 1000 others that never come."""
+    source = AUTOREGRESSIVE.replace("K = 16", "K = 1016").replace(
+        "return logits.view", "logits = 1e-2 * logits; logits[..., 16:] = -30\n        return logits.view"
+    )
+    line = graded(data, autoregressive=source)["generation"]
+    assert line["points"] == 0 and "2.77 nats per token; it must be under 2.61" in line["reason"]
+
+
 # --- outputs ---------------------------------------------------------------------------------------------------------
 
 
@@ -290,6 +333,17 @@ def test_outputs_of_any_size(data, value):
     huge = BSQ.replace("def decode_index(self, tokens):", "def decode_index(self, tokens):\n        "
                        f"return torch.full((len(tokens), 20, 30, 3), {value})")  # fmt: skip
     assert points(data, bsq=huge) == dict.fromkeys(FULL, 0) | {"auto-encoder": 30}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["z.to_sparse()", "z.to('meta')", "z.to(torch.complex64)", "z[:, :1, :1, :1].expand(len(z), 4, 6, 1 << 38)", "z.numpy()",
+     "torch.zeros(1).as_subclass(type('T', (torch.Tensor,), dict(shape=(12, 4, 6, 3), ndim=4)))"],
+    ids=["sparse", "meta", "complex", "endless", "array", "lying"],
+)  # fmt: skip
+def test_codes_that_are_none(data, answer):
+    source = AE.replace("return x.mean((2, 4))", f"z = x.mean((2, 4)); return {answer}")
+    assert points(data, ae=source) == FULL | {"auto-encoder": 0}
 
 
 # --- in processes of their own ---------------------------------------------------------------------------------------

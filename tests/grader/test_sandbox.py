@@ -26,7 +26,7 @@ LIMITS = Limits(cpu_seconds=120, wall_seconds=120, memory=4 << 30, processes=64,
 FAULTS = """
 import ctypes, json, mmap, os, resource, shutil, signal, socket, stat, subprocess, sys, tempfile, threading, time
 libc = ctypes.CDLL(None, use_errno=True)
-TRIES = {}
+SYSCALLS = {"add_key": 217, "keyctl": 219} if os.uname().machine == "aarch64" else {"add_key": 248, "keyctl": 250}
 
 def serve(read, write):
     name, arguments = json.loads(read.readline())
@@ -147,6 +147,14 @@ def fill(mib):
 def litter(n):
     for i in range(n): os.mkdir(f"d{i}")
     time.sleep(30)
+def keep_key(path): return libc.syscall(SYSCALLS["add_key"], b"user", b"kept", b"secret", 6, -4)
+def kept_key(path): return libc.syscall(SYSCALLS["keyctl"], 10, -4, b"user", b"kept", 0) >= 0
+def keep_hint(path): return libc.fcntl(os.open(path, os.O_RDONLY), 1036, ctypes.byref(ctypes.c_uint64(4)))
+def kept_hint(path):
+    hint = ctypes.c_uint64(); libc.fcntl(os.open(path, os.O_RDONLY), 1035, ctypes.byref(hint)); return hint.value
+def keep_flag(path): return libc.ioctl(os.open(path, os.O_RDONLY), 0x40086602, ctypes.byref(ctypes.c_long(0xC0)))
+def kept_flag(path): return 0  # reading them is denied, too
+def slow(pid): return libc.sched_setaffinity(pid, 8, ctypes.byref(ctypes.c_ulong(1)))
 def memory_files(): return libc.memfd_create(b"x", 0)
 def capabilities(): return [line for line in open("/proc/self/status") if line.startswith("CapEff")]
 def traps():  # where a parent might read
@@ -435,6 +443,21 @@ def test_no_network(call, confined):
 
 def test_root_is_as_others_inside(call, confined):
     assert call("capabilities").value in (["CapEff:\t0000000000000000\n"], []) or not LINUX
+
+
+@pytest.mark.parametrize("kind", ["key", "hint", "flag"])
+def test_the_kernel_keeps_nothing_for_a_later_child(call, confined, tmp_path, kind):
+    """Neither a key nor what it notes of a file of the submission, which is only read."""
+    path = str(tmp_path / "submission/faults.py")
+    found = call(f"keep_{kind}", path=path)
+    guarded(found, "seccomp")
+    assert found.value == -1 and not call(f"kept_{kind}", path=path).value
+
+
+def test_no_processor_time_is_taken_from_others(call, confined):
+    found = call("slow", pid=os.getpid())
+    guarded(found, "seccomp")
+    assert found.value == -1
 
 
 def test_no_devices_and_no_shared_memory_that_stays(call, confined):
