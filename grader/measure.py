@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
-import torch
 
 from grader import parts
 from grader.remote import Failed, Remote
@@ -207,7 +206,8 @@ class Measures:
     def generation(self) -> dict:
         """8 sampled frames: how many differ from each other, and from the images that the submission may have stored, by
         more than a reconstruction differs from its image; and their nats per token."""
-        _, h, w = self.tokens().shape
+        frames = self.tokens()
+        _, h, w = frames.shape
         with self.start() as remote:
             grids = remote.generate(SAMPLES, h, w)
         samples = blocks(self.decode_among_frames(grids))
@@ -224,7 +224,7 @@ class Measures:
             "different": int((np.array(apart) > least).sum()),
             "new": int((away > least).sum()),
             "nats": found["bits_per_token"] * math.log(2),
-            "n_codes": min(found["n_tokens"], len(np.unique(self.grids))),
+            "n_codes": min(found["n_tokens"], len(np.unique(frames))),
             "nearest": float(away.min()),
             "least": least,
         }
@@ -293,9 +293,9 @@ def squared_error(x_hat: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 def costs(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """Negative log-likelihoods (...), in nats, of tokens (...) under logits (...,K); at most 1e9."""
-    logp = torch.from_numpy(logits).log_softmax(-1)
-    found = -logp.gather(-1, torch.from_numpy(tokens)[..., None])[..., 0]
-    return found.double().clamp(max=1e9).numpy()
+    below = logits - logits.max(-1, keepdims=True)
+    total = np.exp(below).sum(-1, dtype=np.float64)
+    return np.minimum(np.log(total) - np.take_along_axis(below, tokens[..., None], -1)[..., 0], 1e9)
 
 
 def batch_size(N: int, K: int) -> int:

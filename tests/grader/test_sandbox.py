@@ -162,7 +162,7 @@ def traps():  # where a parent might read
     os.symlink("/dev/zero", "zero.json"); os.symlink("..", "loop")
     os.mkdir("locked", 0); open("read_only", "w").close(); os.chmod("read_only", 0)
 def deep():
-    for i in range(3000): libc.mkdir(b"d", 0o700); libc.chdir(b"d")
+    for i in range(1100): libc.mkdir(b"deep", 0o700); libc.chdir(b"deep")  # more levels and characters than Python can take
 def note(): open("note", "w").write("from part 1")
 def peek(path):
     found = []
@@ -310,8 +310,8 @@ def test_cpu_time_is_limited_for_all_together(call, confined, name):
 
 
 def test_waiting_costs_no_cpu_time(call, confined):
-    found = call("deaf", Limits(1, 4, 4 << 30, 64, MIB))
-    assert found.reason == "stopped at the time limit of 4 s" and found.cpu_seconds < 1
+    found = call("deaf", Limits(1, 3, 4 << 30, 64, MIB))
+    assert found.reason == "stopped at the time limit of 3 s" and found.cpu_seconds < 1
 
 
 def test_memory_is_limited(call, confined):
@@ -555,9 +555,9 @@ def test_deep_and_locked_folders_are_removed(tmp_path):
     folder = tmp_path / "deep"
     folder.mkdir()
     here = os.open(folder, os.O_RDONLY)
-    for i in range(3000):
-        os.mkdir("d", dir_fd=here)
-        below = os.open("d", os.O_RDONLY, dir_fd=here)
+    for i in range(1100):
+        os.mkdir("deep", dir_fd=here)
+        below = os.open("deep", os.O_RDONLY, dir_fd=here)
         if i == 10:
             os.mkdir("locked", 0, dir_fd=here)
         os.close(here)
