@@ -52,18 +52,6 @@ def within(folders: list[Path], program: list[str]) -> list[str]:
     return ["/bin/sh", "-c", f'{join}exec "$0" "$@"', *program] if join else program
 
 
-def kill(folder: Path) -> None:
-    """Ends all processes in the group, of which none can start another one meanwhile."""
-    _write(folder / "pids.max", 0)
-    end = time.monotonic() + 5
-    with contextlib.suppress(OSError):
-        while (pids := (folder / "cgroup.procs").read_text().split()) and time.monotonic() < end:
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
-            time.sleep(0.005)
-
-
 @functools.cache
 def _parents() -> dict[str, Path]:
     found: dict[str, Path] = {}
@@ -88,11 +76,16 @@ def _delegated(own: Path) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    kill(folder)
-    end = time.monotonic() + 1  # the dead may be in it for a moment
+    """Ends all processes in the group, of which none can start another one meanwhile, and removes it."""
+    _write(folder / "pids.max", 0)
+    end = time.monotonic() + 2
     while folder.exists() and time.monotonic() < end:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the dead may be in it for a moment
+            for pid in (folder / "cgroup.procs").read_text().split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
             folder.rmdir()
+        time.sleep(0.002)
 
 
 def _write(file: Path, value: object) -> bool:
