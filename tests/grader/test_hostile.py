@@ -1,11 +1,15 @@
 """Submissions that are written to get points they have not earned, and the points they deserve."""
 
+import contextlib
+
 import numpy as np
 import pytest
-from fakes import AE, AUTOREGRESSIVE, BSQ, graded, measuring, processes, some_data
+from fakes import AE, AUTOREGRESSIVE, BSQ, forked, graded, measuring, package, processes, some_data
 
-from grader.remote import Failed
-from grader.sandbox import Ended
+from grader import sandbox
+from grader.measure import Measures
+from grader.remote import Failed, Remote
+from grader.sandbox import Ended, Limits
 
 FULL = {"auto-encoder": 30, "tokenizer": 30, "prior": 15, "causality": 15, "generation": 10, "compression": 5}
 DECODING = "def decode(self, z):\n        "
@@ -382,22 +386,26 @@ SEARCHING = AE.replace("return x.mean((2, 4))", "torch.kept = x; return x.mean((
         """)  # fmt: skip
 
 
-def with_code(code):
-    """The good auto-encoder, but this happens in decode."""
-    lines = ["import os, signal, time", *code.strip().splitlines()]
-    return AE.replace(DECODING, DECODING + "".join(f"{line}\n        " for line in lines))
-
-
 def test_a_forged_answer_file_is_not_read(tmp_path, data):
     with pytest.raises(Ended, match="ended before it reported"):
         processes(tmp_path, data, ae=FORGING).autoencoder()
 
 
-@pytest.mark.parametrize("source, grey", [(PATCHING, 0), (SEARCHING, -0.5)], ids=["patched measures", "search for images"])
-def test_the_child_cannot_change_what_is_measured(tmp_path, data, source, grey):
-    x = data.frames / 255 - 0.5
-    found = processes(tmp_path, data, ae=source).autoencoder()
-    assert found["mse"] == pytest.approx(np.square(x - grey).mean(), rel=1e-4)
+def test_the_child_cannot_change_what_is_measured(tmp_path, data):
+    package(tmp_path / "submission", ae=PATCHING)
+
+    @contextlib.contextmanager
+    def start():
+        with forked("", tmp_path / "submission", tmp_path, None) as child:
+            yield Remote(child, (20, 30), {}, 60.0)
+
+    found = Measures(data, start).autoencoder()
+    assert found["mse"] == pytest.approx(np.square(data.frames / 255 - 0.5).mean(), rel=1e-4)
+
+
+def test_the_child_holds_no_images(tmp_path, data):
+    found = processes(tmp_path, data, ae=SEARCHING).autoencoder()
+    assert found["mse"] == pytest.approx(np.square(data.frames / 255).mean(), rel=1e-4)
 
 
 GARBAGE = """
@@ -413,13 +421,40 @@ ENDS = {
     "crash": "os.kill(os.getpid(), signal.SIGSEGV)",
     "garbage": GARBAGE,
     "closed": "os.closerange(3, 64)",
+    "no more files": "while True: os.dup(0)",
+    "the parent ends, not the fork": "if os.fork(): os._exit(0)",
 }
+
+
+# answers encode; without torch, whose import takes the longest
+ANSWERING = """
+import json, math, os, signal, time
+from grader.protocol import HEADER, LENGTH
+
+def serve(read, write):
+    while length := read.read(LENGTH.size):
+        request = json.loads(read.read(*LENGTH.unpack(length)))
+        read.read(math.prod(request["shape"]) * 4)
+        if request["call"] == "decode":
+            CODE
+        write.write(HEADER.pack(4, 12, 4, 6, 3, 0, 0, 0, 0) + bytes(4 * 12 * 4 * 6 * 3))
+        write.flush()
+"""
+
+
+@contextlib.contextmanager
+def confined(folder, code):
+    """A process in which this happens when it shall decode."""
+    (folder / "answering.py").write_text(ANSWERING.replace("CODE", code.strip().replace("\n", "\n            ")))
+    limits = Limits(120.0, 300.0, memory=1 << 30, processes=64, disk=1 << 20)
+    with sandbox.start("answering:serve", folder, folder / "scratch", limits) as child:
+        yield Remote(child, (20, 30), {}, 60.0)
 
 
 @pytest.mark.parametrize("code", ENDS.values(), ids=ENDS)
 def test_ends(tmp_path, data, code):
-    with processes(tmp_path, data, ae=with_code(code)).start() as remote, pytest.raises((Failed, Ended)):
-        remote.decode(np.zeros((12, 4, 6, 3), np.float32))
+    with confined(tmp_path, code) as remote, pytest.raises((Failed, Ended)):
+        remote.decode(remote.encode(data.images(slice(None))))
 
 
 SLOW = """
@@ -435,7 +470,7 @@ for fd in range(3, 64):
 
 @pytest.mark.parametrize("code", ["while True: pass", SLOW], ids=["endless", "byte by byte"])
 def test_an_answer_that_does_not_come(tmp_path, data, code):
-    with processes(tmp_path, data, ae=with_code(code)).start() as remote:
+    with confined(tmp_path, code) as remote:
         codes = remote.encode(data.images(slice(None)))
         remote.seconds = 1.0
         with pytest.raises(Ended):
