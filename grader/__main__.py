@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Never
 
-from grader import frames, submission
+from grader import frames, grading, submission
 from grader.sandbox import Limits, calibrate, printable
 from grader.scratch import folder as scratch_folder
 
@@ -78,8 +78,6 @@ def grade(args: argparse.Namespace) -> dict:
                   "models": models, "checkpoints": checkpoints, "time_limit": args.time_limit, "parts": []}  # fmt: skip
         cpu_seconds = args.time_limit * max(1.0, calibrate())
         limits = Limits(cpu_seconds, 4 * cpu_seconds, memory=16 * 2**30, processes=256, disk=2**30)
-        from grader import grading  # imports torch, which takes seconds: too long for a mistake above
-
         data = grading.Data(images, sizes, partial(frames.known, args.data, images.shape[1:3]))
         processes = grading.Processes(package, scratch, limits, images.shape[1:3], checkpoints)
         for line in grading.lines(grading.Measures(data, processes.start), processes, progress=args.verbose > 0):

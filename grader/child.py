@@ -35,16 +35,17 @@ class OnlyTheSubmission(importlib.abc.MetaPathFinder):
 
 def protect(task: dict) -> list[str]:
     """Confines this process. Returns what does."""
-    names = "namespaces", "seccomp", "confine"
-    namespaces, seccomp, confine = (importlib.import_module(f"grader.{name}") for name in names)
+    names = "namespaces", "processes", "seccomp", "confine"
+    namespaces, processes, seccomp, confine = (importlib.import_module(f"grader.{name}") for name in names)
     scratch, limits, guards = Path(task["scratch"]), task["limits"], [task["confinement"]]
     pipe = task["read"], task["write"]
     if guards == ["namespaces"] and not namespaces.isolate(scratch, limits["disk"], task["parent"], pipe):
         guards = ["none"]
     if guards == ["none"]:
-        namespaces.die_with(task["parent"])
+        processes.end_with(task["parent"], pipe)
         limits["processes"], guards = 0, []  # NPROC would count those of this user anywhere
-    if guards != ["bubblewrap"] and seccomp.install(metadata=not guards):
+    namespaces.drop_capabilities()
+    if seccomp.install(metadata=not guards):
         guards.append("seccomp")
     return guards + confine.confine(scratch, task["readable"], **limits)
 

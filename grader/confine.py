@@ -27,7 +27,7 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-MAX_FORKS = 32
+MAX_FORKS, MAX_OPEN = 32, 1024
 SYSTEM_FILES = ("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/dev/zero", "/dev/random", "/dev/urandom")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -79,7 +79,7 @@ def confine(folder: Path, readable: list[str], memory: int, processes: int, disk
     Returns:
         What holds: "Landlock" where the system has it, and "audit hook".
     """
-    _limit(RLIMIT_CORE=0, RLIMIT_FSIZE=disk, RLIMIT_DATA=memory, RLIMIT_CPU=int(cpu_seconds) + 2)
+    _limit(RLIMIT_CORE=0, RLIMIT_FSIZE=disk, RLIMIT_DATA=memory, RLIMIT_CPU=int(cpu_seconds) + 2, RLIMIT_NOFILE=MAX_OPEN)
     guards = []
     if sys.platform == "linux":
         if processes:

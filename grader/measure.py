@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
-import torch
 
 from grader import parts
 from grader.remote import Failed, Remote
@@ -54,6 +53,7 @@ class Measures:
         random: nobody can know what it draws.
         grids: the frames' tokens, (n,h,w), after :meth:`tokenizer` has encoded them.
         decoded: (FILES,H,W,3), what the tokenizer makes of the grids of the frames ``chosen``.
+        errors: (n,), the squared errors of all frames' reconstructions.
         blur: how far the blocks of frames are from those of their reconstructions, mean squared difference.
     """
 
@@ -63,6 +63,7 @@ class Measures:
     random: np.random.Generator = field(default_factory=np.random.default_rng)
     grids: np.ndarray | None = None
     decoded: np.ndarray | None = None
+    errors: np.ndarray | None = None
     blur: float = 0.0
 
     def batches(self, n: int, size: int = BATCH) -> Iterator[slice]:
@@ -75,10 +76,10 @@ class Measures:
         n = len(self.data.frames)
         with self.start() as remote:
             codes = together("encode", [remote.encode(self.data.images(rows)) for rows in self.batches(n)])
-        codes, error = rounded(codes), 0.0
+        codes, order, error = rounded(codes), self.random.permutation(n), 0.0
         with self.start() as remote:
-            for rows in self.batches(n):
-                error += squared_error(remote.decode(codes[rows]), self.data.images(rows))
+            for rows in map(order.__getitem__, self.batches(n)):
+                error += squared_error(remote.decode(codes[rows]), self.data.images(rows)).sum()
         return {
             "mse": error / self.data.frames.size,
             "channels": codes.shape[-1],
@@ -93,20 +94,20 @@ class Measures:
             grids = together("encode_index", [remote.encode_index(self.data.images(rows)) for rows in self.batches(n)])
         self.grids = grids
         order, chosen = self.random.permutation(n), self.chosen()
-        error, blur = 0.0, 0.0
+        errors, blur, in_batches = np.empty(n), 0.0, np.empty((len(chosen), *self.data.frames.shape[1:]), np.float32)
         with self.start() as remote:
-            self.decoded = np.concatenate([remote.decode_index(grids[[i]]) for i in chosen])
-            for part in self.batches(n):
-                rows = order[part]
+            for rows in map(order.__getitem__, self.batches(n)):
                 x, x_hat = self.data.images(rows), remote.decode_index(grids[rows])
-                error += squared_error(x_hat, x)
-                blur += squared_error(blocks(x_hat), blocks(x))
-                _, of_alone, of_batch = np.intersect1d(chosen, rows, return_indices=True)
-                if np.abs(self.decoded[of_alone] - x_hat[of_batch]).max(initial=0) > 1e-3:
-                    raise Failed("what decode_index makes of an image's tokens depends on the other images of a batch")
-        self.blur = blur / (n * blocks(x).size / len(x))
+                errors[rows] = squared_error(x_hat, x)
+                blur += squared_error(blocks(x_hat), blocks(x)).sum()
+                _, of_chosen, of_batch = np.intersect1d(chosen, rows, return_indices=True)
+                in_batches[of_chosen] = x_hat[of_batch]
+            self.decoded = np.concatenate([remote.decode_index(grids[[i]]) for i in chosen])
+        if np.abs(self.decoded - in_batches).max() > 1e-3:
+            raise Failed("what decode_index makes of an image's tokens depends on the other images of a batch")
+        self.errors, self.blur = errors, blur / (n * blocks(x).size / len(x))
         return {
-            "mse": error / self.data.frames.size,
+            "mse": errors.sum() / self.data.frames.size,
             "tokens": grids[0].size,
             "largest_index": int(grids.max()),
             "codes_used": len(np.unique(grids)),
@@ -205,11 +206,11 @@ class Measures:
     def generation(self) -> dict:
         """8 sampled frames: how many differ from each other, and from the images that the submission may have stored, by
         more than a reconstruction differs from its image; and their nats per token."""
-        _, h, w = self.tokens().shape
+        frames = self.tokens()
+        _, h, w = frames.shape
         with self.start() as remote:
             grids = remote.generate(SAMPLES, h, w)
-        with self.start() as remote:
-            samples = blocks(remote.decode_index(grids))
+        samples = blocks(self.decode_among_frames(grids))
         found = self.predictions(grids, 128)
         if found["leaks"]:
             raise Failed(f"of the samples' tokens, {found['first_leak']}")
@@ -223,10 +224,25 @@ class Measures:
             "different": int((np.array(apart) > least).sum()),
             "new": int((away > least).sum()),
             "nats": found["bits_per_token"] * math.log(2),
-            "n_tokens": found["n_tokens"],
+            "n_codes": min(found["n_tokens"], len(np.unique(frames))),
             "nearest": float(away.min()),
             "least": least,
         }
+
+    def decode_among_frames(self, grids: np.ndarray) -> np.ndarray:
+        """Images of grids (b,h,w), decoded in one batch with frames' grids, so that nothing tells which are which."""
+        if self.grids is None or self.errors is None:
+            raise Failed("there are no images to compare with: decode_index failed")
+        b, n = len(grids), len(self.grids)
+        rows = self.random.choice(n, min(n, BATCH - b), replace=False)
+        order = self.random.permutation(b + len(rows))
+        x_hat = np.empty((b + len(rows), *self.data.frames.shape[1:]), np.float32)
+        with self.start() as remote:
+            x_hat[order] = remote.decode_index(np.concatenate([grids, self.grids[rows]])[order])
+        again = squared_error(x_hat[b:], self.data.images(rows))
+        if np.abs(again - self.errors[rows]).max() > 1e-4 * x_hat[0].size:
+            raise Failed("what decode_index makes of an image's tokens is not always the same")
+        return x_hat[:b]
 
     def compression(self) -> dict:
         """Compresses frames from all over the data in one process, and decompresses them in another, in another order."""
@@ -243,7 +259,7 @@ class Measures:
                 i = order[rows.start]
                 x_hat = remote.decompress(files[i])
                 difference = max(difference, float(np.abs(x_hat - self.decoded[i]).max()))
-                error += squared_error(x_hat, images[i])
+                error += squared_error(x_hat[None], images[[i]]).sum()
         size = sum(map(len, files))
         return {
             "ratio": int(sizes.sum()) / size,
@@ -270,15 +286,16 @@ def rounded(codes: np.ndarray) -> np.ndarray:
     return low + np.rint((codes - low) / step) * step
 
 
-def squared_error(x_hat: np.ndarray, x: np.ndarray) -> float:
-    return float(np.square(x_hat - x, dtype=np.float64).sum())
+def squared_error(x_hat: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """(n,H,W,C) -> float64 (n,), the sum over each image."""
+    return np.square(x_hat - x, dtype=np.float64).sum((1, 2, 3))
 
 
 def costs(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """Negative log-likelihoods (...), in nats, of tokens (...) under logits (...,K); at most 1e9."""
-    logp = torch.from_numpy(logits).log_softmax(-1)
-    found = -logp.gather(-1, torch.from_numpy(tokens)[..., None])[..., 0]
-    return found.double().clamp(max=1e9).numpy()
+    below = logits - logits.max(-1, keepdims=True)
+    total = np.exp(below).sum(-1, dtype=np.float64)
+    return np.minimum(np.log(total) - np.take_along_axis(below, tokens[..., None], -1)[..., 0], 1e9)
 
 
 def batch_size(N: int, K: int) -> int:

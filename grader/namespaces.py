@@ -7,25 +7,17 @@ whatever this process starts ends with it. What may be read is up to Landlock.
 import contextlib
 import ctypes
 import os
-import signal
 import sys
 from pathlib import Path
 
+from grader.processes import die_with
+
 NEW_MOUNTS, NEW_HOST, NEW_IPC, NEW_USERS, NEW_PIDS, NEW_NET = 1 << 17, 1 << 26, 1 << 27, 1 << 28, 1 << 29, 1 << 30
 NO_SUID, NO_DEV, NO_EXEC, RECURSIVE, PRIVATE = 2, 4, 8, 1 << 14, 1 << 18
-SET_PARENT_DEATH_SIGNAL = 1
 
 
 class Attributes(ctypes.Structure):  # of mount_setattr(2)
     _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "users")]
-
-
-def die_with(parent: int) -> None:
-    """Ends this process as soon as ``parent``, its parent process, does."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, *(ctypes.c_ulong(a) for a in (signal.SIGKILL, 0, 0, 0)))
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 def isolate(scratch: Path, disk: int, parent: int, pipe: tuple[int, ...]) -> bool:
@@ -53,7 +45,6 @@ def isolate(scratch: Path, disk: int, parent: int, pipe: tuple[int, ...]) -> boo
     die_with(0)
     ctypes.CDLL(None).mount(b"proc", b"/proc", b"proc", ctypes.c_ulong(NO_SUID | NO_DEV | NO_EXEC), None)
     _leave_to_a_child(pipe)  # number 1 ignores signals, and its end is the end of all
-    _drop_capabilities()
     os.chdir(scratch)
     return True
 
@@ -88,6 +79,9 @@ def _leave_to_a_child(pipe: tuple[int, ...]) -> None:
             os._exit(code if code >= 0 else 128 - code)
 
 
-def _drop_capabilities() -> None:
+def drop_capabilities() -> None:
+    """Takes from this process what root may do more than others."""
+    if sys.platform != "linux":
+        return
     version_3, this_process = 0x20080522, 0
     ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(version_3, this_process), (ctypes.c_uint32 * 6)())

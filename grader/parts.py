@@ -91,7 +91,7 @@ def generation(m: dict) -> tuple[float, str]:
         return 0.0, f"only {m['different']} of {m['frames']} frames are different"
     if m["new"] < 0.75 * m["frames"]:  # one or two may happen to be near
         return 0.0, f"only {m['new']} of {m['frames']} frames are new: the others are reconstructions of known images"
-    most = min(6.5, 0.94 * math.log(m["n_tokens"]))  # 6.5 of 1024 tokens, of which noise has 6.93
+    most = min(6.5, 0.94 * math.log(m["n_codes"]))  # 6.5 of 1024 codes, of which noise has 6.93
     if not m["nats"] < most:
         return 0.0, f"the mean negative log-likelihood is {m['nats']:.3g} nats per token; it must be under {most:.3g}"
     return 1.0, ""

@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -34,6 +35,15 @@ def adopt_orphans(yes: bool) -> None:
     if LINUX:
         set_child_subreaper = 36
         ctypes.CDLL(None).prctl(set_child_subreaper, ctypes.c_ulong(yes), *(ctypes.c_ulong(0) for _ in range(3)))
+
+
+def die_with(parent: int, number: int = signal.SIGKILL) -> None:
+    """This process gets the signal ``number`` as soon as ``parent``, its parent process, ends."""
+    if LINUX:
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, *(ctypes.c_ulong(a) for a in (number, 0, 0, 0)))
+        if os.getppid() != parent:
+            os.kill(os.getpid(), number)
 
 
 class Tree:
@@ -77,10 +87,7 @@ class Tree:
     def _living(self) -> list[Process]:
         if not LINUX:
             return []
-        table = {pid: p for name in os.listdir("/proc") if name.isdigit() and (p := _read(pid := int(name)))}
-        children: dict[int, list[Process]] = {}
-        for p in table.values():
-            children.setdefault(p.parent, []).append(p)
+        children = _children()
         # orphans have come to us; a session other than ours tells them from other children of this process
         start = self._first.started if self._first else 0
         orphans = [p for p in children.get(os.getpid(), []) if p.session != os.getsid(0) and p.started >= start]
@@ -89,13 +96,68 @@ class Tree:
             if p.pid != self.pid and p.state == "Z":
                 with contextlib.suppress(OSError):
                     os.waitpid(p.pid, os.WNOHANG)
-        found = []
-        while todo:
-            p = todo.pop()
-            todo += children.get(p.pid, [])
-            if p.state not in "ZX":
-                found.append(p)
-        return found
+        return _below(todo, children)
+
+
+def end_with(parent: int, pipe: tuple[int, ...]) -> None:
+    """Returns in a child of this process. This process ends as that child does or as soon as ``parent`` has ended, and all
+    that descend from it then end, too. The file descriptors ``pipe`` remain the child's alone."""
+    if not LINUX:
+        return
+    adopt_orphans(True)
+    me, child = os.getpid(), os.fork()
+    if child == 0:
+        die_with(me)
+        return
+    for fd in pipe:
+        os.close(fd)
+    wake = {signal.SIGCHLD, signal.SIGCONT}  # SIGCONT: also if the child has stopped this process
+    signal.pthread_sigmask(signal.SIG_BLOCK, wake)
+    die_with(parent, signal.SIGCONT)
+    code = 1
+    while os.getppid() == parent:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == child:
+            code = os.waitstatus_to_exitcode(status)
+            break
+        if pid == 0:
+            signal.sigwait(wake)
+    while found := _below(_children().get(me, []), _children()):
+        for process in found:
+            with contextlib.suppress(OSError):
+                os.kill(process.pid, signal.SIGKILL)
+        time.sleep(0.01)
+    os._exit(code if code >= 0 else 128 - code)
+
+
+def disk_use(folder: Path) -> int:
+    """Bytes of all files below the folder, of each at least a block."""
+
+    def measured(unit: str) -> int:
+        du = subprocess.run(["du", "-s", unit, "--", folder], stdin=subprocess.DEVNULL, capture_output=True)
+        return int((du.stdout.split() or [b"0"])[0])
+
+    return max(1024 * measured("-k"), 4096 * measured("--inodes"))
+
+
+def _children() -> dict[int, list[Process]]:
+    """All processes by their parents."""
+    children: dict[int, list[Process]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (p := _read(int(name))):
+            children.setdefault(p.parent, []).append(p)
+    return children
+
+
+def _below(todo: list[Process], children: dict[int, list[Process]]) -> list[Process]:
+    """The living ones of these processes and of all that descend from them."""
+    found, todo = [], [*todo]
+    while todo:
+        p = todo.pop()
+        todo += children.get(p.pid, [])
+        if p.state not in "ZX":
+            found.append(p)
+    return found
 
 
 def _read(pid: int) -> Process | None:

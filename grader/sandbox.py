@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from grader import bubblewrap
-from grader.processes import Tree, adopt_orphans
+from grader import bubblewrap, cgroup
+from grader.processes import Tree, adopt_orphans, disk_use
 from grader.scratch import remove
 
 FLAGS = ("-I", "-S", "-B", "-u", "-X", "utf8", "-X", "faulthandler")  # -I, -S: no path but the one that it is given
@@ -30,6 +30,7 @@ PIECE = 1 << 20  # bytes read or written at once
 TAIL = 8000  # bytes of a child's output that are kept
 REFERENCE = 0.011  # seconds of calibrate() there
 INIT = 4  # processes of the confinement itself
+SLACK = 16  # processes that a cgroup lets more start: the reason is then the grader's own to tell
 PAUSE = 0.1  # seconds between two looks at what it uses
 SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime",
           "/sys/devices/system/cpu")  # fmt: skip
@@ -66,9 +67,9 @@ class Child:
         guards: what confines it.
     """
 
-    def __init__(self, process: subprocess.Popen, read: int, write: int, limits: Limits) -> None:
+    def __init__(self, process: subprocess.Popen, read: int, write: int, limits: Limits, scratch: Path) -> None:
         self.guards: list[str] = []
-        self._process, self._read, self._write, self._limits = process, read, write, limits
+        self._process, self._read, self._write, self._limits, self._scratch = process, read, write, limits, scratch
         self._started = time.monotonic()
         self._tree = Tree(process.pid)
         self._lock = threading.Lock()  # of the tree
@@ -154,9 +155,16 @@ class Child:
                 self._stop(f"stopped at the limit of {limits.memory / 2**30:.3g} GiB of memory")
             elif threads > limits.processes + INIT:
                 self._stop(f"stopped at the limit of {limits.processes} processes and threads")
+            elif self._on_disk and disk_use(self._scratch) > limits.disk:
+                self._stop(f"stopped at the limit of {limits.disk / 2**30:.3g} GiB of files")
             elif begin - self._started > limits.wall_seconds:
                 self._stop(f"stopped at the time limit of {limits.wall_seconds:g} s")
             pause = min(max(PAUSE, 10 * (time.monotonic() - begin)), 5 * PAUSE)  # rarely on a busy machine
+
+    @property
+    def _on_disk(self) -> bool:
+        """Whether it writes on the disk, and not in memory of its own."""
+        return not {"bubblewrap", "namespaces"} & {*self.guards}
 
     def _stop(self, reason: str) -> None:
         self._reason = self._reason or reason
@@ -208,29 +216,31 @@ def start(target: str, submission: Path, scratch: Path, limits: Limits) -> Itera
     (theirs_read, write), (read, theirs_write) = os.pipe(), os.pipe()
     child = None
     adopt_orphans(True)
-    try:
-        command = _command(target, submission, scratch, limits, theirs_read, theirs_write)
-        process = subprocess.Popen(command, cwd=scratch, env=_environment(scratch), start_new_session=True,
-                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                   pass_fds=(theirs_read, theirs_write))  # fmt: skip
-        child = Child(process, read, write, limits)
-        os.close(theirs_read)
-        os.close(theirs_write)
-        line = bytearray()
+    with cgroup.group(memory=limits.memory + limits.disk, pids=limits.processes + SLACK) as group:
         try:
-            while not line.endswith(b"\n"):  # before any code of the submission runs
-                line += child.receive(1, limits.wall_seconds)
-        except Ended as error:
-            raise Ended(" ".join(f"did not start: {error}. {child.output[-200:]}".split())) from None
-        child.guards = json.loads(line)
-        yield child
-    finally:
-        if child is not None:
-            child._end()
-        adopt_orphans(False)
-        os.close(read)
-        os.close(write)
-        remove(scratch)
+            command = _command(target, submission, scratch, limits, theirs_read, theirs_write)
+            command = cgroup.within(sorted({*group.values()}), command)
+            process = subprocess.Popen(command, cwd=scratch, env=_environment(scratch), start_new_session=True,
+                                       stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                       pass_fds=(theirs_read, theirs_write))  # fmt: skip
+            child = Child(process, read, write, limits, scratch)
+            os.close(theirs_read)
+            os.close(theirs_write)
+            line = bytearray()
+            try:
+                while not line.endswith(b"\n"):  # before any code of the submission runs
+                    line += child.receive(1, limits.wall_seconds)
+            except Ended as error:
+                raise Ended(" ".join(f"did not start: {error}. {child.output[-200:]}".split())) from None
+            child.guards = [*(f"cgroup of {kind}" for kind in group), *json.loads(line)]
+            yield child
+        finally:
+            if child is not None:
+                child._end()
+            adopt_orphans(False)
+            os.close(read)
+            os.close(write)
+            remove(scratch)
 
 
 def confinement() -> str:

@@ -1,8 +1,4 @@
-"""The child's side: answers the grader's calls with what the submission's functions return.
-
-A request is a length (8 bytes), that many bytes of JSON, ``{"call": name, "files": {module: file}, "dtype": .., "shape":
-..}``, and the argument's values. A response is a ``HEADER``, the number of dimensions and their sizes, and the result's
-values in the type that ``CALLS`` names; or -1, a length, and the reason of a failure in UTF-8.
+"""The child's side: answers the grader's calls (:mod:`grader.protocol`) with what the submission's functions return.
 
 The submission runs in this process, so that nothing that comes from here can be trusted: :mod:`grader.remote` checks it.
 """
@@ -10,10 +6,8 @@ The submission runs in this process, so that nothing that comes from here can be
 import importlib
 import json
 import math
-import struct
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,29 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MAX_DIMENSIONS = 8
+from grader.protocol import HEADER, LENGTH, MAX_DIMENSIONS, RESULTS
+
 MAX_THREADS = 4  # of torch: the CPU time that many more waste would count
-HEADER = struct.Struct(f"<{1 + MAX_DIMENSIONS}q")
-LENGTH = struct.Struct("<q")
 
 
 class Wrong(Exception):
     """What a function of the submission returned is not what it must return; the message says which, in one line."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """A function that the grader calls.
-
-    Attributes:
-        model: the module whose model it takes; or "compressor".
-        function: model and argument (Tensor) -> the submission's result.
-        dtype: of the result's values.
-    """
-
-    model: str
-    function: Callable[..., Any]
-    dtype: type
 
 
 def forward(prior: Any, tokens: Tensor) -> Any:
@@ -68,15 +46,16 @@ def compress(compressor: Any, image: Tensor) -> Tensor:
     return torch.from_numpy(np.frombuffer(data, np.uint8).copy())
 
 
-CALLS = {
-    "encode": Call("ae", lambda model, x: model.encode(x), np.float32),  # (B,H,W,3) -> (B,h,w,channels)
-    "decode": Call("ae", lambda model, code: model.decode(code), np.float32),  # (B,h,w,channels) -> (B,H,W,3)
-    "encode_index": Call("bsq", lambda model, x: model.encode_index(x), np.int64),  # (B,H,W,3) -> (B,h,w)
-    "decode_index": Call("bsq", lambda model, tokens: model.decode_index(tokens), np.float32),  # (B,h,w) -> (B,H,W,3)
-    "forward": Call("autoregressive", forward, np.float32),  # (B,h,w) -> (B,h,w,K)
-    "generate": Call("autoregressive", generate, np.int64),  # (3,), which are B, h and w -> (B,h,w)
-    "compress": Call("compressor", compress, np.uint8),  # (H,W,3) -> (bytes,)
-    "decompress": Call("compressor", decompress, np.float32),  # (bytes,) -> (H,W,3)
+# call -> the module whose model it takes, or "compressor", and (model, argument) -> the submission's result
+CALLS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "encode": ("ae", lambda model, x: model.encode(x)),
+    "decode": ("ae", lambda model, code: model.decode(code)),
+    "encode_index": ("bsq", lambda model, x: model.encode_index(x)),
+    "decode_index": ("bsq", lambda model, tokens: model.decode_index(tokens)),
+    "forward": ("autoregressive", forward),
+    "generate": ("autoregressive", generate),
+    "compress": ("compressor", compress),
+    "decompress": ("compressor", decompress),
 }
 
 
@@ -145,25 +124,27 @@ def serve(read: BinaryIO, write: BinaryIO, load: Callable[..., Any] = load) -> N
 
 
 def answer(name: str, models: Models, argument: Tensor) -> np.ndarray:
-    """The result of a call as an array of the type that ``CALLS`` names."""
-    call = CALLS[name]
-    model = models[call.model]
+    """The result of a call as an array of the type that ``RESULTS`` names."""
+    module, function = CALLS[name]
+    model = models[module]
     try:
         with torch.no_grad():  # not inference_mode, in whose tensors a package may not write
-            result = call.function(model, argument)
+            result = function(model, argument)
     except Wrong:
         raise
     except Exception as error:
         raise Wrong(f"{name} failed: {describe(error)}") from error
-    return values(result, call.dtype, name)
+    return values(result, RESULTS[name], name)
 
 
 def values(result: Any, dtype: type, call: str) -> np.ndarray:
     """The submission's result as an array of ``dtype``."""
     if not isinstance(result, Tensor):
         raise Wrong(f"{call} must return a tensor, not a {type(result).__name__}")
-    if dtype is np.int64 and (result.is_floating_point() or result.is_complex() or result.dtype == torch.bool):
+    if dtype is np.int64 and (result.is_floating_point() or result.dtype == torch.bool):
         raise Wrong(f"{call} must return integers, not {result.dtype}")
+    if result.is_complex():
+        raise Wrong(f"{call} must return real numbers, not {result.dtype}")
     if result.ndim > MAX_DIMENSIONS:
         raise Wrong(f"{call} returned a tensor of {result.ndim} dimensions")
     result = result.detach().cpu()

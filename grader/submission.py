@@ -113,9 +113,10 @@ def check(entries: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
             raise Refused(f"The zip holds a link or special file, {name!r}.")
         if entry.flag_bits & 1:
             raise Refused(f"The zip is encrypted, {name!r}.")
-        if name in seen:
-            raise Refused(f"The zip holds {name!r} twice.")
-        seen.add(name)
+        path = "/".join(part for part in name.split("/") if part not in ("", "."))  # what it is unpacked to
+        if path in seen:
+            raise Refused(f"The zip holds {path!r} twice.")
+        seen.add(path)
     entries = [entry for entry in entries if not ignored(entry.filename)]
     # zipfile never unpacks more of an entry than its file_size
     _check_amount("zip", len(entries), sum(entry.file_size for entry in entries))

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -160,6 +161,42 @@ class Thread:
         os.close(self.write)
         os.close(self.read)
         self.thread.join(60)
+
+
+class Fork(Thread):
+    """In place of a child process: a fork of this one, which need not import torch again. Nothing confines it."""
+
+    guards, output, cpu_seconds = ("fork",), "", 0.0
+
+    def __init__(self, submission):
+        (read, self.write), (self.read, write) = os.pipe(), os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            with contextlib.suppress(BaseException):
+                os.close(self.write)
+                os.dup2(os.open(os.devnull, os.O_RDWR), 2)
+                for name in [name for name in sys.modules if name.split(".")[0] == "homework"]:
+                    del sys.modules[name]
+                sys.path.insert(0, str(submission))
+                serve.serve(os.fdopen(read, "rb"), os.fdopen(write, "wb"))
+            os._exit(0)
+        os.close(read)
+        os.close(write)
+
+    def close(self):
+        os.close(self.write)
+        os.close(self.read)
+        os.waitpid(self.pid, 0)
+
+
+@contextlib.contextmanager
+def forked(target, submission, scratch, limits):
+    """In place of :func:`grader.sandbox.start`."""
+    child = Fork(submission)
+    try:
+        yield child
+    finally:
+        child.close()
 
 
 def measuring(data, models=None, **changed):

@@ -1,11 +1,15 @@
 """Submissions that are written to get points they have not earned, and the points they deserve."""
 
+import contextlib
+
 import numpy as np
 import pytest
-from fakes import AE, AUTOREGRESSIVE, BSQ, graded, measuring, processes, some_data
+from fakes import AE, AUTOREGRESSIVE, BSQ, forked, graded, measuring, package, processes, some_data
 
-from grader.remote import Failed
-from grader.sandbox import Ended
+from grader import sandbox
+from grader.measure import Measures
+from grader.remote import Failed, Remote
+from grader.sandbox import Ended, Limits
 
 FULL = {"auto-encoder": 30, "tokenizer": 30, "prior": 15, "causality": 15, "generation": 10, "compression": 5}
 DECODING = "def decode(self, z):\n        "
@@ -132,6 +136,21 @@ class Compressor:
         return self.tokenizer.decode_index(self.known[[self.calls - 1]])[0]
 """
     assert points(data, __init__=source)["compression"] == 0
+
+
+def test_the_place_of_a_code_tells_nothing(data):
+    """An auto-encoder that knows all frames, and decodes them in order from empty codes."""
+    source = f"""
+import torch
+class Knowing(torch.nn.Module):
+    known, done = torch.tensor({(data.frames[:, ::5, ::5] / 255 - 0.5).tolist()}), 0
+    def encode(self, x): return torch.zeros(len(x), 1, 1, 1)
+    def decode(self, z):
+        self.done += len(z)
+        return self.known[self.done - len(z) : self.done].repeat_interleave(5, 1).repeat_interleave(5, 2)
+def load(): return Knowing()
+"""
+    assert points(data, ae=source)["auto-encoder"] == 0
 
 
 # --- too much in a code or token -------------------------------------------------------------------------------------
@@ -280,6 +299,34 @@ def test_stored_frames_are_not_samples(data):
     assert line["reason"] == "only 0 of 8 frames are new: the others are reconstructions of known images"
 
 
+def test_samples_are_decoded_as_frames_are():
+    """A tokenizer that makes something new of stored frames when eight come alone, as samples would."""
+    data = some_data(44)
+    measures = measuring(data)
+    measures.tokenizer()
+    noise = "if len(tokens) == 8: return torch.rand(8, 20, 30, 3) - 0.5\n        "
+    tokenizer = BSQ.replace("def decode_index(self, tokens):\n        ", "def decode_index(self, tokens):\n        " + noise)
+    stored = AUTOREGRESSIVE.replace(GENERATING, GENERATING + f"return torch.tensor({measures.grids.tolist()})[:B]\n        ")
+    assert "only 0 of 8 frames are new" in graded(data, bsq=tokenizer, autoregressive=stored)["generation"]["reason"]
+
+
+def test_a_tokenizer_that_knows_samples_from_frames(data):
+    """... by where it is asked: the frames among them tell."""
+    where = "if len(tokens) == 20: return torch.rand(20, 20, 30, 3)\n        "
+    tokenizer = BSQ.replace("def decode_index(self, tokens):\n        ", "def decode_index(self, tokens):\n        " + where)
+    line = graded(data, bsq=tokenizer)["generation"]
+    assert line["points"] == 0 and line["reason"] == "what decode_index makes of an image's tokens is not always the same"
+
+
+def test_logits_of_codes_that_no_frame_has(data):
+    """A prior that knows nothing of 16 codes is none the better for 1000 others that never come."""
+    source = AUTOREGRESSIVE.replace("K = 16", "K = 1016").replace(
+        "return logits.view", "logits = 1e-2 * logits; logits[..., 16:] = -30\n        return logits.view"
+    )
+    line = graded(data, autoregressive=source)["generation"]
+    assert line["points"] == 0 and "2.77 nats per token; it must be under 2.61" in line["reason"]
+
+
 # --- outputs ---------------------------------------------------------------------------------------------------------
 
 
@@ -290,6 +337,17 @@ def test_outputs_of_any_size(data, value):
     huge = BSQ.replace("def decode_index(self, tokens):", "def decode_index(self, tokens):\n        "
                        f"return torch.full((len(tokens), 20, 30, 3), {value})")  # fmt: skip
     assert points(data, bsq=huge) == dict.fromkeys(FULL, 0) | {"auto-encoder": 30}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["z.to_sparse()", "z.to('meta')", "z.to(torch.complex64)", "z[:, :1, :1, :1].expand(len(z), 4, 6, 1 << 38)", "z.numpy()",
+     "torch.zeros(1).as_subclass(type('T', (torch.Tensor,), dict(shape=(12, 4, 6, 3), ndim=4)))"],
+    ids=["sparse", "meta", "complex", "endless", "array", "lying"],
+)  # fmt: skip
+def test_codes_that_are_none(data, answer):
+    source = AE.replace("return x.mean((2, 4))", f"z = x.mean((2, 4)); return {answer}")
+    assert points(data, ae=source) == FULL | {"auto-encoder": 0}
 
 
 # --- in processes of their own ---------------------------------------------------------------------------------------
@@ -328,22 +386,26 @@ SEARCHING = AE.replace("return x.mean((2, 4))", "torch.kept = x; return x.mean((
         """)  # fmt: skip
 
 
-def with_code(code):
-    """The good auto-encoder, but this happens in decode."""
-    lines = ["import os, signal, time", *code.strip().splitlines()]
-    return AE.replace(DECODING, DECODING + "".join(f"{line}\n        " for line in lines))
-
-
 def test_a_forged_answer_file_is_not_read(tmp_path, data):
     with pytest.raises(Ended, match="ended before it reported"):
         processes(tmp_path, data, ae=FORGING).autoencoder()
 
 
-@pytest.mark.parametrize("source, grey", [(PATCHING, 0), (SEARCHING, -0.5)], ids=["patched measures", "search for images"])
-def test_the_child_cannot_change_what_is_measured(tmp_path, data, source, grey):
-    x = data.frames / 255 - 0.5
-    found = processes(tmp_path, data, ae=source).autoencoder()
-    assert found["mse"] == pytest.approx(np.square(x - grey).mean(), rel=1e-4)
+def test_the_child_cannot_change_what_is_measured(tmp_path, data):
+    package(tmp_path / "submission", ae=PATCHING)
+
+    @contextlib.contextmanager
+    def start():
+        with forked("", tmp_path / "submission", tmp_path, None) as child:
+            yield Remote(child, (20, 30), {}, 60.0)
+
+    found = Measures(data, start).autoencoder()
+    assert found["mse"] == pytest.approx(np.square(data.frames / 255 - 0.5).mean(), rel=1e-4)
+
+
+def test_the_child_holds_no_images(tmp_path, data):
+    found = processes(tmp_path, data, ae=SEARCHING).autoencoder()
+    assert found["mse"] == pytest.approx(np.square(data.frames / 255).mean(), rel=1e-4)
 
 
 GARBAGE = """
@@ -359,13 +421,40 @@ ENDS = {
     "crash": "os.kill(os.getpid(), signal.SIGSEGV)",
     "garbage": GARBAGE,
     "closed": "os.closerange(3, 64)",
+    "no more files": "while True: os.dup(0)",
+    "the parent ends, not the fork": "if os.fork(): os._exit(0)",
 }
+
+
+# answers encode; without torch, whose import takes the longest
+ANSWERING = """
+import json, math, os, signal, time
+from grader.protocol import HEADER, LENGTH
+
+def serve(read, write):
+    while length := read.read(LENGTH.size):
+        request = json.loads(read.read(*LENGTH.unpack(length)))
+        read.read(math.prod(request["shape"]) * 4)
+        if request["call"] == "decode":
+            CODE
+        write.write(HEADER.pack(4, 12, 4, 6, 3, 0, 0, 0, 0) + bytes(4 * 12 * 4 * 6 * 3))
+        write.flush()
+"""
+
+
+@contextlib.contextmanager
+def confined(folder, code):
+    """A process in which this happens when it shall decode."""
+    (folder / "answering.py").write_text(ANSWERING.replace("CODE", code.strip().replace("\n", "\n            ")))
+    limits = Limits(120.0, 300.0, memory=1 << 30, processes=64, disk=1 << 20)
+    with sandbox.start("answering:serve", folder, folder / "scratch", limits) as child:
+        yield Remote(child, (20, 30), {}, 60.0)
 
 
 @pytest.mark.parametrize("code", ENDS.values(), ids=ENDS)
 def test_ends(tmp_path, data, code):
-    with processes(tmp_path, data, ae=with_code(code)).start() as remote, pytest.raises((Failed, Ended)):
-        remote.decode(np.zeros((12, 4, 6, 3), np.float32))
+    with confined(tmp_path, code) as remote, pytest.raises((Failed, Ended)):
+        remote.decode(remote.encode(data.images(slice(None))))
 
 
 SLOW = """
@@ -381,7 +470,7 @@ for fd in range(3, 64):
 
 @pytest.mark.parametrize("code", ["while True: pass", SLOW], ids=["endless", "byte by byte"])
 def test_an_answer_that_does_not_come(tmp_path, data, code):
-    with processes(tmp_path, data, ae=with_code(code)).start() as remote:
+    with confined(tmp_path, code) as remote:
         codes = remote.encode(data.images(slice(None)))
         remote.seconds = 1.0
         with pytest.raises(Ended):

@@ -14,9 +14,9 @@ from PIL import Image
 
 from grader import frames
 from grader.measure import Data, blocks, rounded
+from grader.protocol import HEADER
 from grader.remote import Failed, Remote
 from grader.sandbox import Ended
-from grader.serve import HEADER
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from grader.measure import Measures
 
 AE = dict(mse=0.001, channels=8, numbers_per_image=100, values_per_image=45000)
 TOKENIZER = dict(mse=0.001, tokens=600, largest_index=1023)
-SAMPLES = dict(frames=8, different=8, new=8, nats=1.0, n_tokens=1024)
+SAMPLES = dict(frames=8, different=8, new=8, nats=1.0, n_codes=1024)
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,8 @@ SAMPLES = dict(frames=8, different=8, new=8, nats=1.0, n_tokens=1024)
         ("causality", dict(leaks=0, moved=0, first_leak=""), 0),
         ("generation", SAMPLES | dict(nats=6.49), 10),
         ("generation", SAMPLES | dict(nats=6.5), 0),
-        ("generation", SAMPLES | dict(nats=2.6, n_tokens=16), 10),
-        ("generation", SAMPLES | dict(nats=2.7, n_tokens=16), 0),
+        ("generation", SAMPLES | dict(nats=2.6, n_codes=16), 10),
+        ("generation", SAMPLES | dict(nats=2.7, n_codes=16), 0),
         ("generation", SAMPLES | dict(different=7), 0),
         ("generation", SAMPLES | dict(new=6), 10),
         ("generation", SAMPLES | dict(new=5), 0),

@@ -1,16 +1,24 @@
 """Whole runs of the command on tiny packages, and on one that owes nothing to this package."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
 
+import numpy as np
 import pytest
 from conftest import ROOT, build
-from fakes import AUTOREGRESSIVE, BSQ, package, write_images
+from fakes import AUTOREGRESSIVE, BSQ, forked, package, write_images
+from PIL import Image
 
+from grader import __main__ as main
+from grader import sandbox
+from grader.frames import read as frames_in
+from grader.measure import costs
+from grader.remote import Processes
 from homework.core import checkpoint
 
 
@@ -26,23 +34,36 @@ def grade(folder, *arguments):
                           timeout=1200)  # fmt: skip
 
 
-def test_a_good_submission(tmp_path, images):
+@pytest.fixture
+def grade_in_forks(monkeypatch, capsys):
+    """The same in this process, and without confinement: code, what was printed, and the report."""
+
+    def grade(folder, *arguments):
+        with monkeypatch.context() as context:
+            context.chdir(folder)
+            context.setattr(sandbox, "start", forked)
+            context.setattr(main.signal, "signal", lambda *handler: None)
+            code = main.main([*map(str, arguments), "--json", "report.json"])
+        printed = capsys.readouterr()
+        assert code == 0, printed.err
+        return printed.out, json.loads((folder / "report.json").read_text())
+
+    return grade
+
+
+def test_a_good_submission(tmp_path, images, grade_in_forks):
     folder = package(tmp_path / "in")
     with zipfile.ZipFile(tmp_path / "ab123.zip", "w") as archive:
         for path in folder.iterdir():
             archive.write(path, f"homework/{path.name}")
-    done = grade(tmp_path, "ab123.zip", "--data", images, "--json", "report.json", "-v")
-    assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "report.json").read_text())
+    printed, report = grade_in_forks(tmp_path, "ab123.zip", "--data", images, "-v")
     assert [part["points"] for part in report["parts"]] == [30, 30, 15, 15, 10, 5]
     assert (report["total"], report["extra"], report["official"], report["images"]) == (100, 5, True, 12)
     assert all(not part["reason"] for part in report["parts"])
-    assert "100.0 / 100   +5.0 extra" in done.stdout and "not the official points" not in done.stdout
-    assert "audit hook" in done.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ab123.zip", "in", "report.json"]  # no scratch left
+    assert "100.0 / 100   +5.0 extra" in printed and "not the official points" not in printed
 
 
-def test_trained_copies_are_graded_before_shipped_models(tmp_path, images):
+def test_trained_copies_are_graded_before_shipped_models(tmp_path, images, grade_in_forks):
     """A submission of this package: the report names the checkpoints that count, and options find those of both folders."""
     shipped = tmp_path / "homework/pretrained"
     shutil.copytree(checkpoint.PACKAGE, tmp_path / "homework", ignore=shutil.ignore_patterns("*.pth", "__pycache__"))
@@ -50,12 +71,10 @@ def test_trained_copies_are_graded_before_shipped_models(tmp_path, images):
         checkpoint.save(build(name), shipped / f"{name}.pth")
     checkpoint.save(build("PatchAutoEncoder", bottleneck=5), tmp_path / "homework/PatchAutoEncoder.pth")
     checkpoint.save(build("VQPatchAutoEncoder"), shipped / "VQPatchAutoEncoder.pth")
-    done = grade(tmp_path, ".", "--data", images, "--json", "report.json", "--tokenizer", "VQPatchAutoEncoder.pth")
-    assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "report.json").read_text())
+    printed, report = grade_in_forks(tmp_path, ".", "--data", images, "--tokenizer", "VQPatchAutoEncoder.pth")
     models = ["pretrained/AutoregressiveModel.pth", "pretrained/BSQPatchAutoEncoder.pth", "PatchAutoEncoder.pth",
               "pretrained/VQPatchAutoEncoder.pth"]  # fmt: skip
-    assert report["models"] == models and f"models: {', '.join(models)}\n" in done.stdout
+    assert report["models"] == models and f"models: {', '.join(models)}\n" in printed
     assert report["checkpoints"] == {"bsq": "pretrained/VQPatchAutoEncoder.pth"}
     measures = {part["name"]: part["measures"] for part in report["parts"]}
     assert measures["auto-encoder"]["channels"] == 5 and measures["prior"]["n_tokens"] == 16
@@ -91,7 +110,8 @@ except OSError:
     assert reasons["generation"] == "ended before it reported (exit code 0)"
     assert reasons["compression"] == "not implemented"
     assert not report["official"] and report["images"] == 3 and "not the official points" in done.stdout
-    assert "noise" in done.stdout and not (tmp_path / "evil").exists()
+    assert "noise" in done.stdout and "audit hook" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "homework", "report.json"]  # no scratch, no evil
 
 
 # --- a package that owes nothing to this one, in its author's own way --------------------------------------------------
@@ -185,7 +205,7 @@ class Compressor:
         return lzma.compress(tokens.tobytes(), lzma.FORMAT_RAW, filters=self.FILTERS)
     def decompress(self, data):
         tokens = np.frombuffer(lzma.decompress(data, lzma.FORMAT_RAW, filters=self.FILTERS), "<u2").astype(np.int64)
-        return self.tokenizer.decode_index(torch.from_numpy(tokens).view(1, 20, 30))[0]
+        return self.tokenizer.decode_index(torch.from_numpy(tokens).view(1, 10, 15))[0]
 """,
     "fit": """
 import json, math, sys, pathlib, numpy as np, torch
@@ -214,19 +234,22 @@ print(json.dumps({
 }
 
 
-def test_an_honest_package_of_somebody_else(tmp_path):
+def test_an_honest_package_of_somebody_else(tmp_path, grade_in_forks):
     """PCA of patches, binary codes of its components, counts of pairs, and lzma; all in pickles of whole objects. It gets
-    what its own figures say."""
-    sample = ROOT / "data/sample"
+    what its own figures say, and confined it does the same."""
     (tmp_path / "in/homework").mkdir(parents=True)
+    sample = tmp_path / "data/sample"
+    sample.mkdir(parents=True)
+    for path in (ROOT / "data/sample").glob("*.jpg"):
+        with Image.open(path) as image:
+            image.crop((40, 50, 115, 100)).save(sample / path.name, quality=95)
     for name, source in THEIRS.items():
         (tmp_path / f"in/homework/{name}.py").write_text(source)
     fit = subprocess.run([sys.executable, "-m", "homework.fit", sample], cwd=tmp_path / "in", capture_output=True, text=True)
     assert fit.returncode == 0, fit.stderr
     own = json.loads(fit.stdout)
-    done = grade(tmp_path, "in", "--data", sample.parent, "--json", "report.json")
-    assert done.returncode == 0, done.stderr
-    found = {part["name"]: part for part in json.loads((tmp_path / "report.json").read_text())["parts"]}
+    _, report = grade_in_forks(tmp_path, "in", "--data", sample.parent)
+    found = {part["name"]: part for part in report["parts"]}
     for name, measure in (("auto-encoder", "mse"), ("tokenizer", "mse"), ("prior", "bits"), ("compression", "ratio")):
         assert found[name]["measures"][measure] == pytest.approx(own[name], rel=1e-3), name
     scale = (0.010 - own["tokenizer"]) / 0.005
@@ -235,3 +258,17 @@ def test_an_honest_package_of_somebody_else(tmp_path):
     for name, points in (("prior", 15), ("causality", 15), ("generation", 10)):
         assert found[name]["points"] == pytest.approx(points * scale, abs=0.1), found[name]["reason"]
     assert found["compression"]["points"] == pytest.approx(5 * scale * min((own["compression"] - 7.5) / 6.5, 1), abs=0.1)
+
+    frames = frames_in(sample.parent)[0]
+    x = frames.astype(np.float32) / 255 - 0.5
+    limits = sandbox.Limits(120.0, 300.0, memory=16 * 2**30, processes=256, disk=2**30)
+    with Processes(tmp_path / "in", tmp_path / "scratch", limits, frames.shape[1:3]).start() as confined:
+        assert confined.child.guards[-1] == "audit hook"
+        tokens = confined.encode_index(x)
+        x_hat = confined.decode_index(tokens)
+        assert np.square(confined.decode(confined.encode(x)) - x).mean() == pytest.approx(own["auto-encoder"], rel=1e-3)
+        assert np.square(x_hat - x).mean() == pytest.approx(own["tokenizer"], rel=1e-3)
+        bits = costs(confined.forward(tokens, 1024), tokens).sum() / math.log(2) / len(x)
+        assert bits == pytest.approx(own["prior"], rel=1e-3)
+        assert confined.generate(2, 10, 15).max() < 1024
+        assert np.abs(confined.decompress(confined.compress(x[0])) - x_hat[0]).max() < 1e-4
