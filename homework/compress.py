@@ -155,12 +155,12 @@ def _written(output: str, dry_run: bool, suffix: str = "") -> Iterator[str]:
 
 @contextlib.contextmanager
 def _opened(file: str) -> Iterator[tuple[BinaryIO, str]]:
-    """A file of ours that can seek, and what messages call it; "-" is standard input."""
+    """A file of ours, made to seek if it is a pipe, and what messages call it; "-" is standard input."""
     if file == "-":
         yield io.BytesIO(sys.stdin.buffer.read()), "Standard input"
         return
     with open(file, "rb") as stream:
-        yield stream, file
+        yield stream if stream.seekable() else io.BytesIO(stream.read()), file
 
 
 def _say(text: str, output: str, quiet: bool) -> None:
@@ -179,7 +179,7 @@ def _find(reader: archive.Reader, only: str) -> list[int]:
         found = found or {i for i, name in enumerate(reader.names) if fnmatch.fnmatchcase(name, part)}
         if not found:
             known = ", ".join([*map(printable, reader.names[:3]), *["..."] * (len(reader.names) > 3)])
-            raise ValueError(f"{reader.name} holds no image {part}; it holds {known} (see the command info).")
+            raise ValueError(f"{reader.name} holds no image {part or repr(part)}; it holds {known} (see the command info).")
         wanted |= found
     return sorted(wanted)
 
