@@ -9,8 +9,6 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from homework.core import checks
-
 BITS, MEANING, MAXIMUM, PLANES, NUMBERS = 258, 262, 281, 284, 339  # tags of TIFF
 KINDS = {1: "unsigned integers", 2: "signed integers", 3: "floats"}
 PLUGINS = {".jxl": "pillow-jxl-plugin", ".heic": "pillow-heif", ".heif": "pillow-heif"}  # what Pillow needs for these
@@ -53,7 +51,8 @@ def decode(stream: BinaryIO, path: str | Path, frame: int = 0) -> tuple[Image.Im
         with Image.open(stream) as file:
             n_frames = 1 if file.format == "PSD" else max(getattr(file, "n_frames", 1), 1)  # Photoshop's are layers
             if frame >= n_frames:
-                raise Unreadable(f"--frame is {frame}, but {path} has {checks.count(n_frames, 'frame')}, counted from 0.")
+                s = "s" * (n_frames > 1)
+                raise Unreadable(f"--frame is {frame}, but {path} has {n_frames} frame{s} or page{s}, counted from 0.")
             if frame:
                 file.seek(frame)
             tags = _tags(file.tag_v2) if isinstance(file, TiffImagePlugin.TiffImageFile) else {}
