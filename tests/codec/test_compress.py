@@ -684,7 +684,8 @@ def test_two_appends_at_once_lose_no_image(call, folder, monkeypatch):
     assert "was changed by another program" in sentence(call("compress", "t.pth", "p.pth", "7.png", "a.tok", "--append"))
     assert Path("a.tok").read_bytes() != first
     assert call("compress", "t.pth", "p.pth", "7.png", "a.tok", "--append").returncode == 0
-    assert [image["name"] for image in json.loads(call("info", "a.tok", "--json").stdout)["images"]][-2:] == ["6.png", "7.png"]
+    images = json.loads(call("info", "a.tok", "--json").stdout)["images"]
+    assert [image["name"] for image in images[-2:]] == ["6.png", "7.png"]
 
 
 def test_a_file_that_is_cut_short_while_it_is_read_is_reported(call, folder):
@@ -1006,6 +1007,8 @@ def test_wrong_arguments_are_reported_and_nothing_is_written(call, folder):
         ("holds no image ''", "decompress", "t.pth", "p.pth", "a.tok", "back", "--only", "0.png,"),
         ("none.tok", "decompress", "t.pth", "p.pth", "none.tok", "back"),
         ("folder", "decompress", "t.pth", "p.pth", "a.tok", "a.png"),
+        ("folder", "decompress", "t.pth", "p.pth", "a.tok", "a.jpg"),
+        ("a file that ends in .png", "decompress", "t.pth", "p.pth", "a.tok", "a.jpg", "--only", "0.png"),
         ("folder", "decompress", "t.pth", "p.pth", "a.tok", "0.tok"),
         (".png", "decompress", "t.pth", "p.pth", "0.tok", "photos"),
         (".png", "decompress", "t.pth", "p.pth", "0.tok", "a.jpg"),
