@@ -110,8 +110,8 @@ def decompress(tokenizer: str, autoregressive: str, file: str, output: str, *, o
         wanted = range(len(reader.names)) if only is None else _find(reader, only)
         folder = reader.kind == format.ARCHIVE and (only is None or len(wanted) > 1 or not is_image)
         if folder and (target.is_file() or is_image or (suffix in Image.registered_extensions() and not target.is_dir())):
-            raise ValueError(f"{name} is an archive: name a folder, not {output}, or one of its images by --only NAME, and a "
-                             f"file that ends in {', '.join(LOSSLESS)}.")  # fmt: skip
+            raise ValueError(f"{name} is an archive: name a folder, not {output}, or one of its images by --only NAME, and "
+                             f"a file that ends in {', '.join(LOSSLESS)}.")  # fmt: skip
         if not folder and (output != "-" and target.is_dir() or not is_image):
             raise ValueError(f"The output is {output}, but must be an image: a file that ends in {', '.join(LOSSLESS)}.")
         if output != "-" and not overwrite:
