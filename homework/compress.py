@@ -109,8 +109,9 @@ def decompress(tokenizer: str, autoregressive: str, file: str, output: str, *, o
         reader = archive.Reader(stream, name)
         wanted = range(len(reader.names)) if only is None else _find(reader, only)
         folder = reader.kind == format.ARCHIVE and (only is None or len(wanted) > 1 or not is_image)
-        if folder and (target.is_file() or is_image):
-            raise ValueError(f"{name} is an archive: name a folder, not {output}, or one of its images by --only NAME.")
+        if folder and (target.is_file() or is_image or (suffix in Image.registered_extensions() and not target.is_dir())):
+            raise ValueError(f"{name} is an archive: name a folder, not {output}, or one of its images by --only NAME, and "
+                             f"a file that ends in {', '.join(LOSSLESS)}.")  # fmt: skip
         if not folder and (output != "-" and target.is_dir() or not is_image):
             raise ValueError(f"The output is {output}, but must be an image: a file that ends in {', '.join(LOSSLESS)}.")
         if output != "-" and not overwrite:
@@ -155,12 +156,12 @@ def _written(output: str, dry_run: bool, suffix: str = "") -> Iterator[str]:
 
 @contextlib.contextmanager
 def _opened(file: str) -> Iterator[tuple[BinaryIO, str]]:
-    """A file of ours that can seek, and what messages call it; "-" is standard input."""
+    """A file of ours, made to seek if it is a pipe, and what messages call it; "-" is standard input."""
     if file == "-":
         yield io.BytesIO(sys.stdin.buffer.read()), "Standard input"
         return
     with open(file, "rb") as stream:
-        yield stream, file
+        yield stream if stream.seekable() else io.BytesIO(stream.read()), file
 
 
 def _say(text: str, output: str, quiet: bool) -> None:
@@ -179,7 +180,7 @@ def _find(reader: archive.Reader, only: str) -> list[int]:
         found = found or {i for i, name in enumerate(reader.names) if fnmatch.fnmatchcase(name, part)}
         if not found:
             known = ", ".join([*map(printable, reader.names[:3]), *["..."] * (len(reader.names) > 3)])
-            raise ValueError(f"{reader.name} holds no image {part}; it holds {known} (see the command info).")
+            raise ValueError(f"{reader.name} holds no image {part or repr(part)}; it holds {known} (see the command info).")
         wanted |= found
     return sorted(wanted)
 

@@ -46,9 +46,13 @@ class ArchiveWriter:
             raise ValueError(f"These are too many images for one archive ({len(self.names):,}); make several of them.")
         self.file.writelines(payloads)
 
+    def check_targets(self, more: Sequence[str] = ()) -> None:
+        """ValueError if the names so far, and ``more``, cannot all be unpacked."""
+        target_names([*(name.decode("utf-8", "surrogateescape") for name in self.names), *more])
+
     def close(self) -> None:
-        """Writes the index, and then the header. ValueError if the names cannot all be unpacked."""
-        target_names([name.decode("utf-8", "surrogateescape") for name in self.names])
+        """Writes the index, and then the header. ValueError as in :meth:`check_targets`."""
+        self.check_targets()
         start = self.file.tell()
         counts = struct.pack("<II", len(self.names), len(self.chunks)) + bytes(self.chunks)
         columns = np.array(self.columns, "<u4").T.copy()  # (4,n)
@@ -217,6 +221,8 @@ class Reader:
         return f"{self.name}, image {printable(self.names[i])}," if self.names[i] else self.name
 
     def payload(self, i: int) -> bytes:
-        """The coded tokens of image ``i``; only they are read."""
+        """The coded tokens of image ``i``; only they are read. ValueError if the file has been cut short meanwhile."""
         self.file.seek(self.starts[i])
-        return self.file.read(self.lengths[i])
+        if len(data := self.file.read(self.lengths[i])) < self.lengths[i]:
+            raise damaged(self.label(i), "it has been cut short while it was read")
+        return data

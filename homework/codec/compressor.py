@@ -40,6 +40,9 @@ class Compressor:
 
     def __init__(self, tokenizer: Tokenizer, autoregressive: Prior, device: str | torch.device | None = None,
                  batch_size: int = 64):  # fmt: skip
+        if not isinstance(tokenizer, Tokenizer) or not isinstance(autoregressive, Prior):
+            raise ValueError(f"A Compressor takes a tokenizer and a prior, but these are a {type(tokenizer).__name__} and a "
+                             f"{type(autoregressive).__name__}; load them by homework.load.")  # fmt: skip
         if tokenizer.n_tokens != autoregressive.n_tokens:
             raise ValueError(f"The tokenizer has {tokenizer.n_tokens} codes, but the prior was trained on "
                              f"{autoregressive.n_tokens}; train a prior on this tokenizer's grids.")  # fmt: skip
@@ -83,14 +86,18 @@ class Compressor:
 
     def compress_tokens(self, grids: Tensor | np.ndarray, size: tuple[int, int]) -> list[bytes]:
         """(B,h,w) integers in [0,K), the grids of images of ``size`` (H,W) -> a file each. ValueError for any others."""
-        grids = np.asarray(torch.as_tensor(grids).cpu(), np.int64)
+        grids = torch.as_tensor(grids).detach().cpu().numpy()
+        if grids.dtype.kind not in "iu":
+            raise ValueError(f"Tokens must be integers, but these are of {grids.dtype}.")
         if grids.ndim != 3 or grids.shape[1:] != self.grid(size):
             raise ValueError(f"Grids {grids.shape} are not (B,{','.join(map(str, self.grid(size)))}), as images of "
                              f"{size[0]}x{size[1]} pixels have them.")  # fmt: skip
         if grids.size and not 0 <= grids.min() <= grids.max() < self.entropy_model.n_tokens:
             raise ValueError(f"Tokens must be from 0 to {self.entropy_model.n_tokens - 1}.")
+        grids = grids.astype(np.int64)
         # floats repeat only in the batch in which they were coded, and a file of its own is a batch of one
-        payloads = self.encode(grids) if self.entropy_model.exact else [self.encode(grid[None])[0] for grid in grids]
+        together = self.entropy_model.exact and len(grids)
+        payloads = self.encode(grids) if together else [self.encode(grid[None])[0] for grid in grids]
         crcs = [self.models.crc(size, grid) for grid in grids]
         return [format.image_file(self.models, size, *coded) for coded in zip(payloads, crcs, strict=True)]
 
@@ -258,6 +265,8 @@ def in_order(batches: Iterable[dict]) -> list:
 
 def image_size(x: Tensor) -> tuple[int, int]:
     """(H,W) of an image, float (H,W,3). ValueError for any other tensor, also if a value is no number or out of range."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"An image is a float tensor (H,W,3), but this is a {type(x).__name__}.")
     if x.ndim != 3 or x.shape[-1] != 3 or not x.is_floating_point():
         raise ValueError(f"An image is a float tensor (H,W,3), but this is {tuple(x.shape)} of {x.dtype}.")
     size = x.shape[0], x.shape[1]

@@ -19,9 +19,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from homework.core.checks import MAX_PIXELS
+
 FORMAT = 2  # 1 has the same layout, but knows models by their legacy fingerprints
 IMAGE, ARCHIVE = b"\xb51", b"\xb5N"  # no text begins with \xb5: in UTF-8 it only continues a character
-MAX_PIXELS = 2**26  # of an image: what a header may claim must be bounded
 
 
 @dataclasses.dataclass(frozen=True)

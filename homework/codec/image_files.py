@@ -37,7 +37,9 @@ def compress_files(compressor: Compressor, paths: list[str], output: str, *, pac
     names, kept, original, psnrs = dict(zip(paths, names_below(paths), strict=True)), [], 0, []
     with files.replacing(output) as temporary, open(temporary, "wb") as file:
         bad, writer = [], ArchiveWriter(file, compressor.models) if pack else None
-        n_old = _copy(old, writer) if old else 0
+        n_old, read = _copy(old, writer) if old and writer else (0, None)
+        if writer and not skip_bad:  # what is bound to fail fails before the work
+            writer.check_targets([*names.values()])
         with (
             tqdm(total=len(paths), desc="compressing", unit="img", disable=quiet) as bar,
             closing(_same_size(compressor, paths, bad, bar, scaled, frame)) as chunks,
@@ -65,12 +67,20 @@ def compress_files(compressor: Compressor, paths: list[str], output: str, *, pac
             except ValueError as error:
                 raise ValueError(f"{output} is not written, for it would not decode to the tokens that were coded: "
                                  f"{error}") from error  # fmt: skip
+        if old and _version(os.stat(old)) != read:
+            raise ValueError(f"{old} was changed by another program meanwhile, and stays as that left it; run the same "
+                             "command again.")  # fmt: skip
     return len(paths) - len(bad), original, sum(psnrs) / max(1, len(psnrs))
 
 
-def _copy(old: str, writer: ArchiveWriter) -> int:
-    """Copies the images of an archive into another, and returns how many. ValueError if it is of other models or of an
-    earlier format, whose checksums are others."""
+def _version(info: os.stat_result) -> tuple[int, int, int]:
+    """By what a file is told from the one that replaces it."""
+    return info.st_ino, info.st_mtime_ns, info.st_size
+
+
+def _copy(old: str, writer: ArchiveWriter) -> tuple[int, tuple[int, int, int]]:
+    """Copies the images of an archive into another; returns how many, and the version that was read. ValueError if it is of
+    other models or of an earlier format, whose checksums are others."""
     with open(old, "rb") as file:
         reader = Reader(file, old)
         reader.check(writer.models)
@@ -80,7 +90,7 @@ def _copy(old: str, writer: ArchiveWriter) -> int:
         for chunk in reader.chunks:
             writer.add(*zip(*((reader.names[i], reader.sizes[i], reader.payload(i), reader.crcs[i]) for i in chunk),
                             strict=True))  # fmt: skip
-    return len(reader.names)
+        return len(reader.names), _version(os.fstat(file.fileno()))
 
 
 def names_below(paths: list[str]) -> list[str]:

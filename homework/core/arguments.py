@@ -4,6 +4,7 @@ text stays as it was typed."""
 import contextlib
 import inspect
 import json
+import os
 import re
 from collections import deque
 from collections.abc import Callable
@@ -101,6 +102,8 @@ def read(function: Callable, words: list[str]) -> dict[str, Any]:
         key, equals, text = word.lstrip("-").partition("=")
         name = key.replace("-", "_")
         positive = name if name in table else name.removeprefix("no").lstrip("_")
+        if not {name, positive} & {*table} and os.path.lexists(word):
+            raise BadArguments(f"{word} is read as an option; to name the file, write ./{word}.")
         if equals:
             pass
         elif is_switch(positive, table):
@@ -145,7 +148,7 @@ def take_config(function: Callable, given: dict[str, Any]) -> tuple[dict[str, An
     if path is not None:
         try:
             options = json.loads(Path(path).read_text("utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON: {error}.") from error
         if not isinstance(options, dict):
             raise ValueError(f"{path} must hold one JSON object, options by name.")

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+MAX_PIXELS = 2**26  # of an image: what a header or an option may ask for must be bounded
+
 
 class Misplaced(ValueError):
     """What was given belongs to another argument; a command adds their order to the sentence."""

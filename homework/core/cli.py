@@ -2,6 +2,8 @@
 
 import contextlib
 import inspect
+import io
+import math
 import os
 import re
 import shlex
@@ -24,6 +26,8 @@ def parse_image_size(size: str | None) -> tuple[int, int] | None:
     if size is None:
         return None
     if sides := checks.parse_size(size):
+        if math.prod(sides) > checks.MAX_PIXELS:
+            raise ValueError(f"--image_size is {size}, but an image may have at most {checks.MAX_PIXELS:,} pixels.")
         return sides
     raise ValueError(f"--image_size is {size!r}, but must be HEIGHTxWIDTH in pixels, as in 100x150.")
 
@@ -67,6 +71,16 @@ def _exit(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
+def _prepare_streams() -> None:
+    """Opens what a caller has closed (``>&-``), whose number the next file would get; and stdout shows what it cannot encode
+    as escapes."""
+    for name, mode in ("stdin", "r"), ("stdout", "w"), ("stderr", "w"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 Command = Callable[..., None] | dict[str, Callable[..., None]]  # one function, or several by name
 
 
@@ -74,6 +88,7 @@ def main(name: str, command: Command) -> None:
     """Runs ``command`` with the arguments of the command line; ``name`` is how a user calls it. A ValueError or OSError
     becomes one sentence on stderr and exit code 1 (if HOMEWORK_DEBUG=1, a traceback); Ctrl-C exits with 130, and SIGTERM
     with 143."""
+    _prepare_streams()
     debug, hook = os.environ.get("HOMEWORK_DEBUG"), threading.excepthook
     if not debug:  # no traceback for an OSError of a thread, such as TensorBoard's: who waits for it raises it again
         threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else hook(args)

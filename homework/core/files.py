@@ -1,6 +1,7 @@
 """Files that are written completely or not at all, and plain data in them, read without running code."""
 
 import contextlib
+import errno
 import functools
 import os
 import pickle
@@ -83,11 +84,14 @@ def printable(text: str, but: str = "") -> str:
 
 @contextlib.contextmanager
 def relabel_errors(temporary: Path, path: Path) -> Iterator[None]:
-    """Lets the errors about a ``temporary`` file, or one in such a folder, speak of the ``path`` that it was to become."""
+    """Lets the errors about a ``temporary`` file, or one in such a folder, and of a full disk, speak of the ``path`` that it
+    was to become."""
     try:
         yield
     except OSError as error:
-        if str(error.filename).startswith(str(temporary)):
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            error.filename = str(path)
+        elif str(error.filename).startswith(str(temporary)):
             error.filename = str(path) + str(error.filename)[len(str(temporary)) :]
         raise
 

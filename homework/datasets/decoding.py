@@ -51,7 +51,8 @@ def decode(stream: BinaryIO, path: str | Path, frame: int = 0) -> tuple[Image.Im
         with Image.open(stream) as file:
             n_frames = 1 if file.format == "PSD" else max(getattr(file, "n_frames", 1), 1)  # Photoshop's are layers
             if frame >= n_frames:
-                raise Unreadable(f"--frame is {frame}, but {path} has {n_frames} frames or pages, counted from 0.")
+                s = "s" * (n_frames > 1)
+                raise Unreadable(f"--frame is {frame}, but {path} has {n_frames} frame{s} or page{s}, counted from 0.")
             if frame:
                 file.seek(frame)
             tags = _tags(file.tag_v2) if isinstance(file, TiffImagePlugin.TiffImageFile) else {}

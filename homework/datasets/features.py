@@ -44,7 +44,7 @@ def read_index(folder: Path) -> dict:
         plain = all(type(n) is int and n > 0 for n in sizes) and all(type(t) is str for t in texts)
         if known != (FORMAT, VERSION, 3, 2, bool) or not plain or len(index["names"]) != sum(index["shards"]):
             raise ValueError("another format, values of other types, or counts that contradict each other")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged, or not an index of feature maps of this version; make the maps again with "
                          "python -m homework.features ... --replace.") from error  # fmt: skip
     return index

@@ -54,6 +54,8 @@ def image_paths(source: Source, root: str | Path = DATA) -> list[str]:
         if not source.is_dir():
             raise FileNotFoundError(f"There is no folder {source}, nor images in {root}; get them with {HOW_TO_GET}.")
     sources = [source] if isinstance(source, str | Path) else list(source)
+    if "" in sources:  # as of a variable that the shell does not know; Path would take it for the current folder
+        raise ValueError("The path of an image or a folder is empty; name one, as in data/train, or . for this folder.")
     found: set[str] = set()
     for path in map(Path, sources):
         if path.is_dir():
@@ -149,7 +151,7 @@ def read_dataset_json(path: Path) -> list[str]:
     try:
         names = [entry["image_fpath"] for entry in json.loads(path.read_text("utf-8"))["_default"].values()]
         candidates = [(path.parent / name, Path(name)) for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         form = '{"_default": {"1": {"image_fpath": "..."}, ...}}'
         raise ValueError(f"{path} is not a dataset.json of the form {form}.") from error
     for name, files in zip(names, candidates, strict=True):

@@ -295,6 +295,7 @@ def test_what_is_not_an_image_is_reported(exactly):
     for value, message in [
         (noise((4, 4))[..., :2], "(4, 4, 2)"),
         (torch.zeros(4, 4, 3, dtype=torch.uint8), "uint8"),
+        (np.zeros((4, 4, 3), np.float32), "this is a ndarray"),
         (noise((4, 4))[None], "(1, 4, 4, 3)"),
         (torch.zeros(0, 4, 3), "0x4"),
         (torch.full((4, 4, 3), torch.nan), "nan to nan"),
@@ -386,14 +387,25 @@ def test_wrong_tokens_are_reported(exactly):
         (np.zeros((4, 6), int), SIZE, "20x30"),
         (np.full((1, 4, 6), K), SIZE, "from 0 to 15"),
         (np.full((1, 4, 6), -1), SIZE, "from 0 to 15"),
+        (np.full((1, 4, 6), 1.5), SIZE, "integers, but these are of float64"),
+        (torch.full((1, 4, 6), torch.nan), SIZE, "integers, but these are of float32"),
+        (torch.ones(1, 4, 6, dtype=torch.bool), SIZE, "integers, but these are of bool"),
     ]:
         with pytest.raises(ValueError, match=message):
             exactly.compress_tokens(grid, size)
 
 
+def test_no_images_are_no_files(compressor):
+    assert compressor.compress_tokens(np.zeros((0, 4, 6), int), SIZE) == compressor.compress_batch([]) == []
+    assert compressor.decompress_batch([]) == compressor.decompress_tokens([]) == []
+
+
 def test_models_that_do_not_go_together_are_reported(models):
     with pytest.raises(ValueError, match="32 codes, but the prior was trained on 16"):
         Compressor(build("BSQPatchAutoEncoder", codebook_bits=5), models[1])
+    for pair in [models[::-1], ("t.pth", "p.pth"), (models[0], None), (build("PatchAutoEncoder"), models[1])]:
+        with pytest.raises(ValueError, match=f"but these are a {type(pair[0]).__name__} and a {type(pair[1]).__name__}"):
+            Compressor(*pair)
 
 
 def test_files_of_other_models_are_reported(compressor, models):
@@ -655,6 +667,45 @@ def test_images_are_appended(call, folder, models, arithmetic, monkeypatch):
         assert Path("a.tok").read_bytes() == before and not Path("none.tok").exists()
 
 
+def test_two_appends_at_once_lose_no_image(call, folder, monkeypatch):
+    picture(folder / "6.png", seed=6)
+    picture(folder / "7.png", seed=7)
+    call("compress", "t.pth", "p.pth", "photos", "a.tok")
+    first = Path("a.tok").read_bytes()
+    copied = image_files._copy
+
+    def copied_in_time(*arguments):
+        found = copied(*arguments)
+        monkeypatch.setattr(image_files, "_copy", copied)
+        assert call("compress", "t.pth", "p.pth", "6.png", "a.tok", "--append").returncode == 0
+        return found
+
+    monkeypatch.setattr(image_files, "_copy", copied_in_time)
+    assert "was changed by another program" in sentence(call("compress", "t.pth", "p.pth", "7.png", "a.tok", "--append"))
+    assert Path("a.tok").read_bytes() != first
+    assert call("compress", "t.pth", "p.pth", "7.png", "a.tok", "--append").returncode == 0
+    images = json.loads(call("info", "a.tok", "--json").stdout)["images"]
+    assert [image["name"] for image in images[-2:]] == ["6.png", "7.png"]
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_is_reported(call, folder):
+    call("compress", "t.pth", "p.pth", "photos", "a.tok")
+    with open("a.tok", "r+b") as file:
+        reader = archive.Reader(file, "a.tok")
+        file.truncate(reader.starts[-1])
+        with pytest.raises(ValueError, match=f"a.tok, image {reader.names[5]}, is damaged: it has been cut short"):
+            reader.payload(5)
+        reader.payload(4)
+
+
+def test_names_that_cannot_be_unpacked_are_found_before_the_work(call, folder, monkeypatch):
+    for name in "photos/0.jpg", f"photos/{'x' * 251}.png":  # a.png and a.jpg would keep their names, and add .png
+        picture(folder / "photos/0.png").rename(folder / name)
+        picture(folder / "photos/0.png")
+    monkeypatch.setattr(image_files, "_encode", None)
+    assert "cannot be a name" in sentence(call("compress", "t.pth", "p.pth", "photos", "a.tok"))
+
+
 def test_nothing_is_appended_by_other_models(call, folder):
     call("compress", "t.pth", "p.pth", "photos", "a.tok")
     before = Path("a.tok").read_bytes()
@@ -737,6 +788,17 @@ def test_standard_input_and_output(call, folder, models, monkeypatch):
     check_pictures(models, folder, {"3.png": "photos/3.png"})
     assert Path("3.png").read_bytes().startswith(b"\x89PNG")
     assert files(folder) == {"t.pth", "p.pth", "3.png", *(f"photos/{i}.png" for i in range(6))}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no /dev/fd")
+def test_a_pipe_is_read_like_a_file(call, folder):
+    """As in ``info <(cat a.tok)``."""
+    call("compress", "t.pth", "p.pth", "photos/0.png", "0.tok")
+    ends = os.pipe()
+    os.write(ends[1], Path("0.tok").read_bytes())
+    os.close(ends[1])
+    assert "one image of 30x20" in call("info", f"/dev/fd/{ends[0]}").stdout
+    os.close(ends[0])
 
 
 def test_wrong_standard_input_is_reported(call, folder, monkeypatch):
@@ -836,6 +898,23 @@ def test_a_reader_that_has_seen_enough_ends_a_command_quietly(call, folder):
     assert process.stderr.read() == b"" and process.wait() == 1
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_stop_no_command(call, folder, closed):
+    """Nor does a file get the number of a closed one, and what is printed."""
+    call("compress", "t.pth", "p.pth", "photos/0.png", "a.tok")
+    line = f'"{sys.executable}" -m homework.compress compress t.pth p.pth photos/0.png b.tok {closed}'
+    done = subprocess.run(line, shell=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+    assert Path("a.tok").read_bytes() == Path("b.tok").read_bytes()
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(call, folder):
+    call("compress", "t.pth", "p.pth", picture(folder / "é.png"), "photos/1.png", "é.tok")
+    done = run("-m", "homework.compress", "info", "é.tok", cwd=folder, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and "\\xe9.tok: 2 images" in done.stdout and "\\xe9.png" in done.stdout, done.stderr
+
+
 def test_info_of_a_checkpoint_is_what_files_say_of_it(call, folder):
     call("compress", "t.pth", "p.pth", "photos", "a.tok")
     text = call("info", "a.tok").stdout
@@ -923,8 +1002,13 @@ def test_wrong_arguments_are_reported_and_nothing_is_written(call, folder):
         ("--verify takes no value", "compress", "t.pth", "p.pth", "photos", "b.tok", "--verify=3"),
         ("There is no option --no_such. See python -m homework.compress compress --help", "compress", *no_such),
         ("There is no command compres; did you mean compress? See python -m homework.compress --help", "compres", "t.pth"),
+        ("is empty; name one", "compress", "t.pth", "p.pth", "", "b.tok"),
+        ("at most 67,108,864 pixels", "compress", "t.pth", "p.pth", "photos", "b.tok", "--image_size", "99999x99999"),
+        ("holds no image ''", "decompress", "t.pth", "p.pth", "a.tok", "back", "--only", "0.png,"),
         ("none.tok", "decompress", "t.pth", "p.pth", "none.tok", "back"),
         ("folder", "decompress", "t.pth", "p.pth", "a.tok", "a.png"),
+        ("folder", "decompress", "t.pth", "p.pth", "a.tok", "a.jpg"),
+        ("a file that ends in .png", "decompress", "t.pth", "p.pth", "a.tok", "a.jpg", "--only", "0.png"),
         ("folder", "decompress", "t.pth", "p.pth", "a.tok", "0.tok"),
         (".png", "decompress", "t.pth", "p.pth", "0.tok", "photos"),
         (".png", "decompress", "t.pth", "p.pth", "0.tok", "a.jpg"),
@@ -942,8 +1026,8 @@ def test_a_full_disk_leaves_nothing(call, folder):
     call("compress", "t.pth", "p.pth", "photos", "a.tok")
     before = files(folder)
     with file_size_limit(100):
-        assert "large" in sentence(call("compress", "t.pth", "p.pth", "photos", "b.tok"))
-        assert "large" in sentence(call("decompress", "t.pth", "p.pth", "a.tok", "back"))
+        assert sentence(call("compress", "t.pth", "p.pth", "photos", "b.tok")).endswith("large: b.tok.")
+        assert sentence(call("decompress", "t.pth", "p.pth", "a.tok", "back")).endswith(f"large: {folder / 'back'}.")
     assert files(folder) == before and not Path("back").exists()
 
 

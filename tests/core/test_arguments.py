@@ -186,6 +186,16 @@ def test_an_unknown_option_gets_the_nearest_one():
     assert "did you mean --c_hidden?" in refused(train, "PixelCNN", "--c-hiden", "3")
 
 
+def test_a_file_that_is_named_like_an_option_is_recognized(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in "-x.jpg", "--title", "--no_such":
+        (tmp_path / name).touch()
+    for name in "-x.jpg", "--no_such":
+        assert refused(show, name, "b") == f"{name} is read as an option; to name the file, write ./{name}."
+    assert call(show, "a", "b", "--title", "c")["title"] == "c"
+    assert call(show, "./-x.jpg", "b")["source"] == "./-x.jpg" and call(show, "--", "-x.jpg", "b")["source"] == "-x.jpg"
+
+
 def test_options_of_a_model_have_the_types_of_its_constructor():
     words = "--position", "2", "--dropout", "1e-1", "--recompute", "--seed", "3"
     assert call(fit, "AutoregressiveModel", *words)["options"] == {"position": "2", "dropout": 0.1, "recompute": True}
@@ -221,6 +231,13 @@ def test_a_file_gives_what_the_words_do_not(file):
 ])  # fmt: skip
 def test_values_of_a_file_are_checked_like_words(file, options, message):
     assert refused(fit, *["PixelCNN"] * ("model" not in options), "--config", file(options)) == message
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"seed": 1' + "0" * 5000 + "}", "\ufeff{}"])
+def test_a_file_that_is_not_json_is_named(tmp_path, text):
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(ValueError, match="c.json is not JSON"):
+        call(fit, "PixelCNN", "--config", str(tmp_path / "c.json"))
 
 
 def test_python_calls_name_a_file_too(file):

@@ -279,7 +279,9 @@ def test_dataset_json_looks_beside_itself_then_here(tmp_path, monkeypatch):
         image_paths(dataset_json(tmp_path / "c.json", ["gone.png"]))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"_default": 3}', '{"_default": {"1": {"path": "a"}}}', "\x80"])
+@pytest.mark.parametrize("text", [
+    "", "[]", "{}", '{"_default": 3}', '{"_default": {"1": {"path": "a"}}}', "\x80", "[" * 100_000,
+])  # fmt: skip
 def test_other_json_is_refused(tmp_path, text):
     (tmp_path / "a.json").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match="a.json is not a dataset.json"):
