@@ -9,11 +9,11 @@ import numpy as np
 
 from homework.core import checks, cli, devices, fingerprint
 from homework.datasets.features import INDEX, FeatureDataset
-from homework.datasets.image_files import image_paths, spread
+from homework.datasets.image_files import image_paths, report_frames, spread
 from homework.datasets.mnist import FILES, MnistImages, find
 from homework.datasets.tokens import write_tokens
 from homework.priors.pairs import load_tokenizer
-from homework.tokenizers.encoding import encode_dataset, encode_files, images_fingerprint, of_one_size
+from homework.tokenizers.encoding import Encoded, encode_dataset, encode_files, images_fingerprint, of_one_size
 from homework.training import distributed
 
 MOST = 16  # copies are moved by fewer pixels than these
@@ -70,7 +70,9 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
     finally:
         distributed.cleanup()
     if parts is not None:
-        encoded = of_one_size(dict(item for part in parts for item in part.items()), skip_bad)
+        results = dict(item for part in parts for item in part.items())
+        report_frames({path: one.n_frames for path, one in sorted(results.items()) if isinstance(one, Encoded)}, frame)
+        encoded = of_one_size(results, skip_bad)
         moved = (shift, size) if copies else ()
         if images_known := images_fingerprint(encoded.values(), frame, *moved):
             fields["images"] = images_known

@@ -1,13 +1,14 @@
 """Trains any model of the registry: ``python -m homework.train MODEL``. See ``--help``."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from homework.core import arguments, checks, cli
 from homework.tokenizers.pictures import grid_decoder
 from homework.training import loop
-from homework.training.resume import RESUME_OVERRIDES, resume_settings
+from homework.training.resume import resume_settings
 
 
 @arguments.configured  # inside, config is all that was given, by name
@@ -54,13 +55,14 @@ def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumul
         validate_every: updates between validations; once an epoch by default.
         save_every: minutes between saves of all that --resume needs.
         keep_every: keep a checkpoint of every so many updates, checkpoints/{name}_{update}.pth.
-        resume: continue exactly where this model's latest unfinished run, or the run of this checkpoint, stopped; of its
-            options, only save_every, output and device may differ, and its data must be the same.
+        resume: continue exactly where this model's latest unfinished run, or the run of this checkpoint, stopped, with its
+            options, of which only save_every, output, device and tokenizer may be overridden; its data must be the same.
         config: a JSON file with any of these options by name; those on the command line win.
         init: a checkpoint of any model, from which to take all weights whose name and shape fit the new model's.
         inputs: of priors: "embedding" learns a vector for each token; "codes" reads the tokenizer's (tokenize --codes).
         output: the copy of the latest checkpoint that was validated, homework/{Model}.pth by default.
-        tokenizer: a checkpoint, or a model's name, that decodes token grids for TensorBoard's pictures, if there is one.
+        tokenizer: a checkpoint, or a model's name, that decodes token grids for TensorBoard's pictures, if there is one; an
+            error if it has another number of codes than there are tokens, or cannot decode such grids.
         device: auto, cpu, cuda or mps.
         bf16: bfloat16 autocast, on CUDA alone.
         compile: torch.compile the loss, for CUDA.
@@ -72,12 +74,11 @@ def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumul
     options = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
     settings = {k: v for k, v in locals().items() if k not in ("resume", "config", "options")} | {"options": options}
     check(settings | {"resume": resume})
+    assert isinstance(config, dict)  # by its decorator
     state = None
     if resume:
-        assert isinstance(config, dict)  # by its decorator
-        given = {k: v for k, v in (settings | options).items() if k in config and k not in RESUME_OVERRIDES}
-        settings, state = resume_settings(settings, given)
-    loop.train(settings, state, grid_decoder)
+        settings, state = resume_settings(settings, {k: v for k, v in (settings | options).items() if k in config})
+    loop.train(settings, state, partial(grid_decoder, required="tokenizer" in config))
 
 
 def check(settings: dict) -> None:

@@ -1,3 +1,4 @@
+import io
 import os
 import subprocess
 import sys
@@ -174,6 +175,28 @@ def test_two_processes_write_what_one_writes(tmp_path, tokenizer, images):
     a, b = (files.read(tmp_path / f"{name}.pth") for name in ("one", "two"))
     assert torch.equal(a["tokens"].long(), b["tokens"].long()) and a["names"] == b["names"]
     assert a["n_tokens"] == b["n_tokens"] and a["tokens"].dtype == b["tokens"].dtype
+
+
+def test_only_the_first_process_says_what_there_is_to_say(tmp_path, tokenizer, images):
+    """Once for all processes, also of the files that others read."""
+    frames = [Image.fromarray(np.full((10, 15, 3), i, np.uint8)) for i in range(2)]
+    for i in range(7):
+        frames[0].save(images / f"{i}.gif", save_all=True, append_images=frames[1:])
+    (images / "folder.png").mkdir()
+    done = run(tokenizer, "out.pth", images, "--batch_size", 2, cwd=tmp_path, processes=2)
+    assert done.returncode == 0 and len(TokenDataset(tmp_path / "out.pth")) == 14, done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if "several frames" in line)
+    assert all(f"{i}.gif (2)" in line for i in range(7))
+    assert done.stderr.count("are named like images but are not files") == 1
+
+
+def test_each_file_is_read_once(tmp_path, tokenizer, images, monkeypatch):
+    """What is decoded is what the checksum is of, even if a file changes meanwhile."""
+    read, opened = io.open, []
+    for module in "builtins", "io":
+        monkeypatch.setattr(f"{module}.open", lambda path, *a, **how: (opened.append(str(path)), read(path, *a, **how))[1])
+    tokenize(tokenizer, tmp_path / "out.pth", images, copies=1)
+    assert sorted(path for path in opened if path.endswith(".png")) == sorted(map(str, images.iterdir()))
 
 
 def test_more_processes_than_batches(tmp_path, tokenizer, images):

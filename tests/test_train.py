@@ -156,12 +156,41 @@ def test_samples_of_a_prior_are_shown_by_the_tokenizer_if_there_is_one(train, tm
         assert (image.height, image.width) >= (GRID, SIZE)[i] and (image.height % SIZE[0] == 0) == (i == 1)
 
 
-@pytest.mark.parametrize("other", [AE, "BSQPatchAutoEncoder of 32 codes"])
-def test_a_tokenizer_that_does_not_fit_is_left_out_of_the_pictures(train, tmp_path, other):
-    """Or refused in a sentence: but it must not end a night's training by a traceback."""
-    checkpoint.save(build(AE) if other == AE else build(BSQ, codebook_bits=5), tmp_path / "t.pth")
-    done = train(PRIOR, tokenizer=tmp_path / "t.pth")
-    assert done.returncode == 0 or sentence(done)
+MISFITS = {
+    "holds a PatchAutoEncoder, but no tokenizer": (AE, {}),
+    "has 32 codes, but this training is on 16": (BSQ, {"codebook_bits": 5}),
+    "cannot decode grids of 4x6 tokens (ValueError: This VQVAE has one code for an image of 20x30": ("VQVAE", {}),
+}
+
+
+@pytest.mark.parametrize("why", MISFITS)
+def test_a_tokenizer_that_cannot_decode_the_tokens_is_refused_before_the_training(train, tmp_path, why):
+    name, options = MISFITS[why]
+    checkpoint.save(build(name, **options), tmp_path / "t.pth")
+    for model in PRIOR, "GatedPixelCNN":
+        error = sentence(train(model, tokenizer="t.pth"))
+        assert f"--tokenizer is t.pth, which {why}" in error and files(tmp_path) == {"t.pth"}
+
+
+@pytest.mark.parametrize("error", [NotImplementedError(), RuntimeError("no"), AttributeError("decode")])
+def test_a_third_partys_tokenizer_without_a_decoder_is_refused(train, tmp_path, monkeypatch, error):
+    def fail(self, index):
+        raise error
+
+    checkpoint.save(build(BSQ), tmp_path / "t.pth")
+    monkeypatch.setattr(registry.model_class(BSQ), "decode_index", fail)
+    assert f"cannot decode grids of 4x6 tokens ({type(error).__name__}" in sentence(train(PRIOR, tokenizer="t.pth"))
+
+
+def test_the_default_tokenizer_is_left_out_of_the_pictures_where_it_does_not_fit(train, tmp_path, small):
+    """And a tokenizer of images of another size serves as well."""
+    assert train("PixelCNN", data=small, epochs=0.1).returncode == 0
+    checkpoint.save(build(BSQ, patch_size=7), tmp_path / "t.pth")
+    done = train(PRIOR, epochs=0.1, tokenizer="t.pth", cwd=tmp_path / "run")
+    assert done.returncode == 0 and "There is no checkpoint t.pth, so TensorBoard shows shades" in done.stderr
+    assert train(PRIOR, epochs=0.1, tokenizer="../t.pth", cwd=tmp_path / "other").returncode == 0
+    events = EventAccumulator(str(only(tmp_path / "other", "logs/*"))).Reload()
+    assert events.Images("samples")[0].height % 28 == 0
 
 
 def test_a_damaged_tokenizer_is_named_before_the_training(train, tmp_path):
@@ -296,6 +325,37 @@ def test_a_resumed_run_takes_its_own_options_and_no_others(train, data, tmp_path
     assert "--no_such" in sentence(train(AE, "--resume", no_such=1)) and files(tmp_path) == before
     same = {"lr": 0.002, "data": data, "save_every": 1, "output": "other.pth", "device": "cpu"}  # or they may be others
     assert train(AE, "--resume", **same).returncode == 0 and checkpoint.load(tmp_path / "other.pth").meta["update"] == 12
+
+
+def test_what_may_be_overridden_is_what_the_run_began_with_unless_it_is_given(train, tmp_path, monkeypatch):
+    """An option counts as given if it equals its default, too; a run is stopped and resumed three times."""
+    checkpoint.save(build(BSQ), tmp_path / "t.pth")
+    own = {"save_every": 77.0, "output": "mine.pth", "device": "cpu", "tokenizer": "t.pth"}
+    assert stopped_run(train, monkeypatch, PRIOR, 2, **own).returncode == 130
+
+    def resumed(*words: str) -> dict:
+        runs, fit = [], Run.fit
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "fit", lambda self: (runs.append(self), fit(self)))
+            stopped_run(lambda model: train(model, "--resume", *words), monkeypatch, PRIOR, resumed.at)
+        resumed.at += 2
+        return {option: runs[0].settings[option] for option in own}
+
+    resumed.at = 4
+    assert resumed() == own
+    given = {"save_every": 10, "device": "auto", "tokenizer": "none.pth"}  # of which two are defaults
+    assert resumed(*(f"--{option}={value}" for option, value in given.items())) == own | given
+    assert resumed() == own | given
+
+
+def test_a_run_on_a_device_that_this_machine_lacks_resumes_on_another(train, tmp_path, monkeypatch):
+    assert stopped_run(train, monkeypatch, AE, 3).returncode == 130
+    path = only(tmp_path, "checkpoints/*.state.pth")
+    state = read(path)
+    write(state | {"settings": state["settings"] | {"device": "xla"}}, path)
+    assert "The device 'xla' cannot be used here" in sentence(train(AE, "--resume", device="xla"))
+    done = train(AE, "--resume")
+    assert done.returncode == 0 and "was on the device xla, which cannot be used here; it resumes on " in done.stderr
 
 
 def test_the_shipped_copy_is_replaced_by_what_has_been_validated_alone(train, tmp_path, monkeypatch):

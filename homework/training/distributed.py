@@ -8,15 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-
-def rank() -> int:
-    """The number of this process, from 0; 0 is the one that writes files."""
-    return int(os.environ.get("RANK", 0))
-
-
-def world_size() -> int:
-    """The number of processes that work together; 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+from homework.core.processes import rank, world_size
 
 
 def setup(device: torch.device) -> torch.device:

@@ -5,7 +5,6 @@ import functools
 import json
 import math
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from homework.core import checkpoint, checks, cli, devices
+from homework.core.processes import say
 from homework.training import distributed, resume
 from homework.training.settings import set_up
 
@@ -82,10 +82,12 @@ class Run:
         self.stopped, self.saved_at = False, time.time()
         if state:
             resume.restore(self, state)
-        decoder, made_by, K = None, self.train_data.meta.get("tokenizer"), self.model.n_tokens or 0
+        decoder, K = None, self.model.n_tokens or 0
         if grid_decoder and self.rank == 0 and "grids" in self.train_data.holds:
             # before anything is written: a bad --tokenizer must not cost the time until the first pictures
-            decoder = grid_decoder(s["tokenizer"], made_by, K, self.device)
+            grids = self.first_samples()
+            grids = grids[-1] if isinstance(grids, tuple) else grids  # of pairs, those that the model shows
+            decoder = grid_decoder(s["tokenizer"], self.train_data.meta.get("tokenizer"), K, grids)
         self.decode_grids: Callable[[Tensor], Tensor] = decoder or functools.partial(shades_of_grey, n_tokens=K)
         if not state:
             name = resume.new_name(type(self.model).__name__, s["name"]) if self.rank == 0 else None
@@ -109,7 +111,7 @@ class Run:
         """TensorBoard's log: that of a resumed run continues at its update, a new one begins with the configuration."""
         writer = SummaryWriter(Path("logs") / self.name, purge_step=self.update + 1 if resumed else None)
         if resumed:
-            print(f"Resuming {self.path} at update {self.update} of {self.updates}.", file=sys.stderr)
+            say(f"Resuming {self.path} at update {self.update} of {self.updates}.")
         else:
             shown = json.dumps({"settings": self.settings, "model": self.model.config}, indent=2, default=str)
             writer.add_text("configuration", f"```\n{shown}\n```")
@@ -160,8 +162,7 @@ class Run:
         """KeyboardInterrupt unless the run has ``finished``."""
         distributed.broadcast("saved")  # waits, since torchrun stops all processes as soon as one has left with an error
         if not finished:
-            if self.rank == 0:
-                tqdm.write(f"Saved at update {self.update} of {self.updates}; continue with --resume.", sys.stderr)
+            say(f"Saved at update {self.update} of {self.updates}; continue with --resume.")
             raise KeyboardInterrupt
 
     def step(self) -> dict[str, Tensor]:

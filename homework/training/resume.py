@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from homework.core import files, registry
+from homework.core import devices, files, registry
+from homework.core.processes import say
 from homework.datasets.base import Dataset
 
-RESUME_OVERRIDES = ("model", "save_every", "output", "device")  # the options that may differ when a run is resumed
+RESUME_OVERRIDES = ("save_every", "output", "device", "tokenizer")  # the options that may differ when a run is resumed
 STATE_FIELDS = ("name", "update", "seconds", "measures", "sums")  # what describes a run besides its tensors
 MODULES = ("model", "average", "optimizer")
 
@@ -51,9 +52,10 @@ def find_state(model: str, name: str | None) -> Path:
     return paths[-1]
 
 
-def resume_settings(settings: dict, overrides: dict) -> tuple[dict, dict]:
-    """The settings that the unfinished run of ``settings["model"]`` began with, but for RESUME_OVERRIDES, and its state.
-    ValueError if one of ``overrides``, the user's other options, differs, or the file is not a state."""
+def resume_settings(settings: dict, given: dict) -> tuple[dict, dict]:
+    """The settings that the unfinished run of ``settings["model"]`` began with, but for those of RESUME_OVERRIDES that are
+    among the ``given`` ones, the user's options; and its state. ValueError if another one that is given differs, or the file
+    is not a state."""
     path = find_state(settings["model"], settings["name"])
     state = files.read(path)
     needed = {"settings", "group", "class", "config", *STATE_FIELDS, *MODULES}
@@ -63,12 +65,24 @@ def resume_settings(settings: dict, overrides: dict) -> tuple[dict, dict]:
         raise ValueError(f"{path} is of a {state['class']}, not of {settings['model']}; name that one to resume it.")
     began = settings | state["settings"]  # an old state may lack a new option
     known = state["settings"] | state["settings"]["options"] | {"name": state["name"]}
-    for name, value in overrides.items():
-        if value != known.get(name):
+    for name, value in given.items():
+        if name not in ("model", *RESUME_OVERRIDES) and value != known.get(name):
             raise ValueError(f"--resume uses the options that the run began with, but --{name} differs; leave it out, or "
                              "begin a new run from the checkpoint, as MODEL.")  # fmt: skip
-    now = {"save_every": settings["save_every"], "device": settings["device"]}
-    return began | now | {"output": settings["output"] or began["output"]}, state
+    began |= {name: given[name] for name in RESUME_OVERRIDES if name in given}
+    if "device" not in given:
+        began["device"] = device_here(began["device"])
+    return began, state
+
+
+def device_here(name: str) -> str:
+    """The name of the device that a run was on; "auto" if this machine lacks it, which stderr says."""
+    try:
+        devices.pick_device(name)
+    except ValueError:
+        say(f"The run was on the device {name}, which cannot be used here; it resumes on {devices.pick_device()}.")
+        return "auto"
+    return name
 
 
 def write_state(run: Any, path: Path) -> None:

@@ -1,7 +1,6 @@
 """What a run is made of: its data, and the model that it starts from."""
 
 import inspect
-import sys
 from collections.abc import Callable
 
 import torch
@@ -9,6 +8,7 @@ from torch import nn
 
 from homework.core import checkpoint, cli, devices, fingerprint, registry
 from homework.core.model import Model
+from homework.core.processes import say
 from homework.datasets.base import Dataset
 from homework.datasets.kinds import DATASETS
 from homework.training import distributed
@@ -92,6 +92,5 @@ def load_matching_weights(model: nn.Module, other: nn.Module, path: str) -> None
     if not fitting:
         raise ValueError(f"--init is {path}, but no weights of its {type(other).__name__} fit this {type(model).__name__}.")
     model.load_state_dict(fitting, strict=False)
-    if distributed.rank() == 0:
-        copied, all_ = (sum(t.numel() for t in tensors.values()) for tensors in (fitting, own))
-        print(f"{path}: took over {copied:,} of {all_:,} weights", file=sys.stderr)
+    copied, all_ = (sum(t.numel() for t in tensors.values()) for tensors in (fitting, own))
+    say(f"{path}: took over {copied:,} of {all_:,} weights")
