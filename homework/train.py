@@ -10,6 +10,8 @@ from homework.tokenizers.pictures import grid_decoder
 from homework.training import loop
 from homework.training.resume import resume_settings
 
+MOST_EPOCHS = 1e9
+
 
 @arguments.configured  # inside, config is all that was given, by name
 def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumulate: int = 1, lr: float | None = None,
@@ -69,12 +71,14 @@ def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumul
         name: of the run, by default {date}_{Model}; --resume finds a run with a name of its own by that.
         options: arguments of the model's constructor.
     """
-    model, data, tokenizer = str(model), str(data), str(tokenizer)  # plain data, for checkpoints
+    model, data, tokenizer, device = str(model), str(data), str(tokenizer), str(device)  # plain data, for checkpoints
     init, output, coarse, name = (path if path is None else str(path) for path in (init, output, coarse, name))
     options = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
     settings = {k: v for k, v in locals().items() if k not in ("resume", "config", "options")} | {"options": options}
     check(settings | {"resume": resume})
     assert isinstance(config, dict)  # by its decorator
+    if "lr_factor" in config and not lr_step and not resume:
+        raise ValueError("--lr_factor is for --lr_step, without which the rate falls as a cosine; give both, or neither.")
     state = None
     if resume:
         settings, state = resume_settings(settings, {k: v for k, v in (settings | options).items() if k in config})
@@ -89,14 +93,20 @@ def check(settings: dict) -> None:
         return {f"--{name}": settings[name] for name in names if settings[name] is not None or name not in may_lack}
 
     checks.integer(1, **given("batch_size", "accumulate", "limit", "validate_every", "lr_step", "keep_every"))
-    checks.integer(0, **given("warmup", "seed"))
-    checks.positive(**given("epochs", "lr", "clip", "save_every"))
+    checks.integer(0, **given("warmup"))
+    cli.check_seed(settings["seed"])
+    checks.require(f"a number above 0 and at most {MOST_EPOCHS:.0e}", lambda v: checks.is_number(v) and 0 < v <= MOST_EPOCHS,
+                   given("epochs"))  # fmt: skip
+    checks.positive(**given("lr", "clip", "save_every"))
     checks.fraction(**given("ema", "weight_decay"))
     checks.boolean(**given("augment", "resume", "bf16", "compile"))
     checks.require("above 0 and at most 1", lambda v: checks.is_number(v) and 0 < v <= 1, given("lr_factor"))
     checks.require("embedding or codes", lambda v: v in ("embedding", "codes"), given("inputs"))
-    if settings["name"] is not None and not re.fullmatch(r"\w[\w.-]*", settings["name"]):
-        raise ValueError(f"--name is {settings['name']!r}, but must be of letters, digits, _, - and ., as it names files.")
+    if settings["name"] is not None and not re.fullmatch(r"\w[\w.-]*(?<!\.state)", settings["name"]):
+        raise ValueError(f"--name is {settings['name']!r}, but must be of letters, digits, _, - and ., not ending in "
+                         ".state, as it names files.")  # fmt: skip
+    texts = ("data", "dataset", "coarse", "init", "output", "tokenizer")
+    checks.require("a text that is not empty", lambda v: v != "", {f"--{option}": settings[option] for option in texts})
     if settings["output"]:
         cli.check_output(settings["output"], "--output")
     if settings["init"] and settings["model"].endswith(".pth") and not settings["resume"]:

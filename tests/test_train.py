@@ -738,19 +738,31 @@ def test_a_run_may_have_a_name_and_is_resumed_by_it(train, tmp_path, monkeypatch
     assert stopped_run(train, monkeypatch, AE, 3, name="v1.5").returncode == 130
     assert {"checkpoints/v1.5.pth", "checkpoints/v1.5.state.pth"} < files(tmp_path) and only(tmp_path, "logs/v1.5/*")
     before = files(tmp_path)
-    assert "logs/v1.5 is there already" in sentence(train(AE, name="v1.5"))
+    assert "logs/v1.5 is there already; choose another, or add --resume" in sentence(train(AE, name="v1.5"))
     assert "--name of the run" in sentence(train(AE, "--resume"))
     assert "v1.5.state.pth is of a PatchAutoEncoder, not of BSQ" in sentence(train(BSQ, "--resume", name="v1.5"))
     assert "--name differs" in sentence(train("checkpoints/v1.5.pth", "--resume", name="v2")) and files(tmp_path) == before
     assert train(AE, "--resume", name="v1.5").returncode == 0
+    assert "logs/v1.5 is there already; choose another, or remove" in sentence(train(AE, name="v1.5"))
     assert checkpoint.load(tmp_path / "checkpoints" / "v1.5.pth").meta["update"] == 12
 
 
-@pytest.mark.parametrize("name", ["a/b", "..", "", ".hidden", "-x", "a b"])
+@pytest.mark.parametrize("name", ["a/b", "..", "", ".hidden", "-x", "a b", "v1.state"])
 def test_a_name_that_is_none_is_refused(call, tmp_path, name):
     with pytest.raises(ValueError, match="--name is .* must be of letters"):
         call(AE, name=name)
     assert files(tmp_path) == set()
+
+
+def test_no_run_takes_the_names_of_anothers_checkpoints(call, tmp_path):
+    """v1.pth, v1.state.pth, and with --keep_every v1_6.pth and the like."""
+    call(AE, name="v1_6")
+    before = (tmp_path / "checkpoints" / "v1_6.pth").read_bytes()
+    with pytest.raises(ValueError, match="--name is v1, but checkpoints/v1_6.pth is there already"):
+        call(AE, name="v1", keep_every=1, epochs=1)
+    call(AE, name="v", keep_every=1)
+    call(AE, name="v1")
+    assert (tmp_path / "checkpoints" / "v1_6.pth").read_bytes() == before
 
 
 # --- resuming what cannot be ----------------------------------------------------------------------------------------------
@@ -802,6 +814,8 @@ BAD = [
     ("clip", "x"), ("ema", 1), ("ema", -0.1), ("ema", "x"), ("seed", -1), ("seed", "x"), ("limit", 0),
     ("validate_every", 0), ("save_every", 0), ("device", "abacus"), ("image_size", "x"), ("augment", "maybe"),
     ("resume", "x.pth"), ("patch_size", 0), ("patch_size", 2.5), ("latent_dim", "x"), ("detail", -1),
+    *((option, 10**400) for option in ("epochs", "lr", "clip", "seed")), ("epochs", 1e308), ("seed", 2**63),
+    *((option, "") for option in ("data", "dataset", "coarse", "init", "output", "tokenizer")),
 ]  # fmt: skip
 
 
@@ -820,6 +834,10 @@ def test_runs_that_start_in_the_same_second_have_names_of_their_own(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     names = [resume.new_name(AE) for _ in range(3)]
     assert len(set(names)) == 3 and all(re.fullmatch(f"{DATE}_{AE}", name) for name in names)
+
+
+def test_a_factor_without_a_step_is_refused(train, tmp_path):
+    assert "--lr_factor is for --lr_step" in sentence(train(AE, lr_factor=0.5)) and files(tmp_path) == set()
 
 
 def test_more_samples_an_update_than_there_are(train):
@@ -963,6 +981,27 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_leaves_the_last_save(train, 
         checkpoint.load(path)
     monkeypatch.setattr(Run, "save", save)
     assert train(AE, "--resume").returncode == 0  # and it continues once there is room again
+
+
+@pytest.mark.parametrize("place", ["checkpoints", "homework", "read-only", f"homework/{AE}.pth/x"])
+def test_what_cannot_be_written_is_named_before_the_training(train, tmp_path, monkeypatch, place):
+    if place == "read-only":
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    else:
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    before = set(tmp_path.rglob("*"))
+    folder = tmp_path if place == "read-only" else tmp_path / place
+    problem = f"homework/{AE}.pth is a folder" if place.endswith("x") else f"{folder} is not a folder in which files can"
+    assert problem in sentence(train(AE)) and set(tmp_path.rglob("*")) == before
+
+
+def test_one_process_that_fails_ends_the_others_in_a_sentence(arguments, tmp_path):
+    checkpoint.save(build(AE), tmp_path / "t.pth")  # which the first process alone loads
+    done = run("-m", "homework.train", *arguments(PRIOR, tokenizer="t.pth"), cwd=tmp_path, processes=2)
+    assert done.returncode != 0 and done.stderr.count("holds a PatchAutoEncoder, but no tokenizer") == 1
+    assert "[rank" not in done.stderr  # how torch marks a traceback of one of its processes
+    assert files(tmp_path) == {"t.pth"}
 
 
 def test_counters_are_taken_over_with_what_they_count_alone():

@@ -18,12 +18,17 @@ STATE_FIELDS = ("name", "update", "seconds", "measures", "sums")  # what describ
 MODULES = ("model", "average", "optimizer")
 
 
-def new_name(model: str, name: str | None = None) -> str:
+def new_name(model: str, name: str | None = None, keeps: bool = False) -> str:
     """The name of a run: by default the present time and the model's name; claimed by making the log's folder, as two runs
-    may start in one second. ValueError if a run has this ``name`` already."""
+    may start in one second. ValueError if a run has this ``name`` already, or one of those of the checkpoints that this one
+    ``keeps``, NAME_UPDATE."""
     if name is not None:
-        if taken := [path for path in (Path("logs", name), Path("checkpoints", f"{name}.pth")) if path.exists()]:
-            raise ValueError(f"--name is {name}, but {taken[0]} is there already; choose another, or add --resume.")
+        paths = [Path("logs", name), Path("checkpoints", f"{name}.pth")]
+        kept = Path("checkpoints").glob(f"{name}_*.pth") if keeps else ()
+        paths += [path for path in kept if path.stem.removeprefix(f"{name}_").isdecimal()]
+        if taken := [path for path in paths if path.exists()]:
+            remedy = "add --resume" if Path("checkpoints", f"{name}.state.pth").is_file() else "remove that one"
+            raise ValueError(f"--name is {name}, but {taken[0]} is there already; choose another, or {remedy}.")
         Path("logs", name).mkdir(parents=True)
         return name
     while True:
