@@ -44,10 +44,11 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
         device: auto, cpu, cuda or mps.
     """
     cli.at_least(1, batch_size=batch_size, limit=1 if limit is None else limit)
-    cli.at_least(0, copies=copies, shift=0 if shift is None else shift, frame=frame)
+    cli.at_least(0, copies=copies, frame=frame)
+    checks.integer(0, 99999, **{"--shift": 0 if shift is None else shift})
     if not images:
         raise ValueError("Name the images to tokenize: files, folders or dataset.json files, after the output.")
-    cli.check_output(output)
+    cli.check_output(output, field="tokens")
     size, model = cli.parse_image_size(image_size), load_tokenizer(tokenizer)
     shift = min(*model.patch_shape, MOST) - 1 if shift is None else shift
     fields = {"tokenizer": fingerprint.identity(model), "shift": shift if copies else 0}

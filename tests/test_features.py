@@ -125,6 +125,13 @@ def test_what_was_interrupted_resumes_to_the_same_bytes(folder, autoencoder, dat
         assert (tmp_path / "other" / name).stat().st_mtime_ns == mtime, "made again"
 
 
+def test_an_empty_output_is_refused(autoencoder, data, tmp_path, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = contents(tmp_path)
+    assert "The output is empty" in sentence(command("features", autoencoder, data / "train", ""))
+    assert contents(tmp_path) == before
+
+
 def test_temporary_files_of_dead_processes_alone_are_removed(autoencoder, data, tmp_path):
     own, dead = files.temporary_in(tmp_path).name, subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()

@@ -168,6 +168,28 @@ def test_wrong_arguments(tmp_path, tokenizer, images):
     assert first.read_bytes() == before and not (tmp_path / "out.pth").exists()
 
 
+def test_what_holds_something_else_is_not_replaced(tmp_path, tokenizer, images):
+    """A model, most of all the tokenizer itself, and the state of a training."""
+    files.write({"settings": {}, "optimizer": {}}, tmp_path / "run.state.pth")
+    (tmp_path / "damaged.pth").write_bytes(b"junk")
+    for path in tokenizer, tmp_path / "run.state.pth", tmp_path / "damaged.pth":
+        before = path.read_bytes()
+        with pytest.raises(ValueError, match=f"The output is {path}, but that file holds something else"):
+            tokenize(tokenizer, path, images)
+        assert path.read_bytes() == before
+    for limit in 3, 2:
+        tokenize(tokenizer, tmp_path / "out.pth", images, limit=limit)
+    assert len(TokenDataset(tmp_path / "out.pth")) == 2
+
+
+@pytest.mark.parametrize("paths, options, message", [
+    (["images", ""], {}, "An image's path is empty"), (["images"], {"copies": 1, "shift": 2**63}, "--shift is 9223"),
+])  # fmt: skip
+def test_an_empty_path_and_a_shift_beyond_every_image_are_refused(tmp_path, tokenizer, images, paths, options, message):
+    with pytest.raises(ValueError, match=message):
+        tokenize(tokenizer, tmp_path / "out.pth", *(path and tmp_path / path for path in paths), **options)
+
+
 def test_two_processes_write_what_one_writes(tmp_path, tokenizer, images):
     one = run(tokenizer, "one.pth", images, "--batch_size", 2, cwd=tmp_path)
     two = run(tokenizer, "two.pth", images, "--batch_size", 2, cwd=tmp_path, processes=2)

@@ -996,6 +996,33 @@ def test_what_cannot_be_written_is_named_before_the_training(train, tmp_path, mo
     assert problem in sentence(train(AE)) and set(tmp_path.rglob("*")) == before
 
 
+def test_what_holds_no_model_is_not_replaced(train, tmp_path, data):
+    shutil.copy(data / "tokenized_train.pth", tmp_path / "t.pth")
+    assert "--output is t.pth, but that file holds something else" in sentence(train(PRIOR, output="t.pth"))
+    assert files(tmp_path) == {"t.pth"} and len(TokenDataset(tmp_path / "t.pth")) == 24
+    for _ in range(2):
+        assert train(AE, output="m.pth", epochs=0.1).returncode == 0  # a model may be
+
+
+def test_a_model_that_does_not_take_the_data_is_named_before_the_run_has_a_name(train, tmp_path):
+    assert "train one with --height 4" in sentence(train(PRIOR, height=3, name="run")) and files(tmp_path) == set()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("Tried to allocate 20.00 GiB."),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")])
+def test_too_little_memory_is_a_sentence(train, monkeypatch, error):
+    def fail(self):
+        raise error
+
+    monkeypatch.setattr(Run, "step", fail)
+    assert "lower --batch_size" in sentence(train(AE))
+    error.args = ("another one",)
+    if type(error) is RuntimeError:
+        with pytest.raises(RuntimeError, match="another one"):
+            train(AE)
+
+
 def test_one_process_that_fails_ends_the_others_in_a_sentence(arguments, tmp_path):
     checkpoint.save(build(AE), tmp_path / "t.pth")  # which the first process alone loads
     done = run("-m", "homework.train", *arguments(PRIOR, tokenizer="t.pth"), cwd=tmp_path, processes=2)

@@ -130,6 +130,15 @@ def read(path: str | Path) -> dict:
             raise ValueError(f"{path} is damaged or not a checkpoint.") from error
 
 
+def holds(path: str | Path, field: str) -> bool:
+    """Whether ``path`` is such a file, of a dict with this ``field``."""
+    try:
+        data = read(path)
+    except (ValueError, OSError):
+        return False
+    return isinstance(data, dict) and field in data
+
+
 def _is_spoiled(packed: zipfile.ZipFile) -> bool:
     """Whether torch would load other bytes than were written: it looks at no checksums, and where an entry has the attribute
     of a folder, 16, it loads whatever is in the memory."""

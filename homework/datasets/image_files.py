@@ -62,6 +62,8 @@ def image_paths(source: Source, root: str | Path = DATA) -> list[str]:
         if not source.is_dir():
             raise FileNotFoundError(f"There is no folder {source}, nor images in {root}; get them with {HOW_TO_GET}.")
     sources = [source] if isinstance(source, str | Path) else list(source)
+    if "" in sources:
+        raise ValueError("An image's path is empty; name a file or a folder, such as . for this one.")
     found: set[str] = set()
     for path in map(Path, sources):
         if path.is_dir():

@@ -84,6 +84,8 @@ class Run:
             resume.restore(self, state)
         # half the size, and no measure changes in its first three digits
         self.copy_path = s["output"] or Path("homework") / f"{type(self.model).__name__}.pth"
+        with torch.no_grad():  # before a run has a name: an error for data that this model does not take
+            self.average.eval().loss(self.first_samples())
         decoder, K = None, self.model.n_tokens or 0
         if grid_decoder and self.rank == 0 and "grids" in self.train_data.holds:
             # before anything is written, as the next: a bad --tokenizer must not cost the time until the first pictures
