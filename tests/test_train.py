@@ -1023,6 +1023,23 @@ def test_too_little_memory_is_a_sentence(train, monkeypatch, error):
             train(AE)
 
 
+ONE, OTHER = "0123456789abcdef 0123456789abcdee", "fedcba9876543210 fedcba9876543211"
+
+
+@pytest.mark.parametrize("fields", [{"n_tokens": 32}, {"tokenizer": OTHER}])
+def test_grids_of_two_tokenizers_are_not_mixed(train, tmp_path, data, fields):
+    for split, changed in ("train", {"tokenizer": ONE}), ("valid", {"tokenizer": ONE} | fields):
+        write(read(data / f"tokenized_{split}.pth") | changed, tmp_path / "d" / f"tokenized_{split}.pth")
+    assert "are of different tokenizers" in sentence(train(PRIOR, data="d")) and len(files(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("fields", [{"n_tokens": None}, {"n_tokens": "x"}, {"n_tokens": 10**30}, {"names": 5},
+                                    {"tokenizer": 5}, {"tokens": torch.zeros(24, 4, 6, dtype=torch.int64).to_sparse()}])
+def test_token_files_with_fields_of_other_types_are_named(train, tmp_path, data, fields):
+    write(read(data / "tokenized_train.pth") | fields, tmp_path / "tokenized_train.pth")
+    assert "tokenized_train.pth has fields of other types" in sentence(train(PRIOR, data="."))
+
+
 def test_one_process_that_fails_ends_the_others_in_a_sentence(arguments, tmp_path):
     checkpoint.save(build(AE), tmp_path / "t.pth")  # which the first process alone loads
     done = run("-m", "homework.train", *arguments(PRIOR, tokenizer="t.pth"), cwd=tmp_path, processes=2)

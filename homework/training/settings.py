@@ -78,7 +78,19 @@ def open_data(cls: type[Model], settings: dict) -> tuple[Dataset, Dataset]:
         options["image_size"] = cli.parse_image_size(options["image_size"])
     dataset: Callable[..., Dataset] = DATASETS[name]
     train, valid = (dataset(split, root=settings["data"], **options) for split in ("train", "valid"))
+    if "grids" in kind:
+        check_splits(train, valid)
     return train, valid
+
+
+def check_splits(train: Dataset, valid: Dataset) -> None:
+    """ValueError if the grids of the one are, as far as that is known, of other tokenizers than those of the other."""
+    most, own = ({k: K for k, K in data.model_defaults().items() if k.endswith("tokens")} for data in (train, valid))
+    shared = train.meta.keys() & valid.meta.keys() & {"tokenizer", "coarse_tokenizer"}
+    # fewer there may be: a plain tensor does not say how many there are
+    if any(own[k] > most[k] for k in own) or not all(fingerprint.is_same(train.meta[k], valid.meta[k]) for k in shared):
+        raise ValueError("The grids for training and those for validation are of different tokenizers; make both with the "
+                         "same one, by python -m homework.tokenize.")  # fmt: skip
 
 
 def load_matching_weights(model: nn.Module, other: nn.Module, path: str) -> None:
