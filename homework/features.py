@@ -33,6 +33,8 @@ def features(autoencoder: str, images: str, output: str, *, image_size: str | No
         replace: remove other feature maps that are in the output folder; they are an error by default.
         device: auto, cpu, cuda or mps.
     """
+    if not str(output):
+        raise ValueError("The output is empty; name the folder to write the feature maps to.")
     output = Path(output)
     cli.at_least(1, batch_size=batch_size, shard=shard, limit=1 if limit is None else limit)
     cli.at_least(0, frame=frame)

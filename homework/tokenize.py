@@ -9,11 +9,11 @@ import numpy as np
 
 from homework.core import checks, cli, devices, fingerprint
 from homework.datasets.features import INDEX, FeatureDataset
-from homework.datasets.image_files import image_paths, spread
+from homework.datasets.image_files import image_paths, report_frames, spread
 from homework.datasets.mnist import FILES, MnistImages, find
 from homework.datasets.tokens import write_tokens
 from homework.priors.pairs import load_tokenizer
-from homework.tokenizers.encoding import encode_dataset, encode_files, images_fingerprint, of_one_size
+from homework.tokenizers.encoding import Encoded, encode_dataset, encode_files, images_fingerprint, of_one_size
 from homework.training import distributed
 
 MOST = 16  # copies are moved by fewer pixels than these
@@ -44,10 +44,11 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
         device: auto, cpu, cuda or mps.
     """
     cli.at_least(1, batch_size=batch_size, limit=1 if limit is None else limit)
-    cli.at_least(0, copies=copies, shift=0 if shift is None else shift, frame=frame)
+    cli.at_least(0, copies=copies, frame=frame)
+    checks.integer(0, 99999, **{"--shift": 0 if shift is None else shift})
     if not images:
         raise ValueError("Name the images to tokenize: files, folders or dataset.json files, after the output.")
-    cli.check_output(output)
+    cli.check_output(output, field="tokens")
     size, model = cli.parse_image_size(image_size), load_tokenizer(tokenizer)
     shift = min(*model.patch_shape, MOST) - 1 if shift is None else shift
     fields = {"tokenizer": fingerprint.identity(model), "shift": shift if copies else 0}
@@ -70,7 +71,9 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
     finally:
         distributed.cleanup()
     if parts is not None:
-        encoded = of_one_size(dict(item for part in parts for item in part.items()), skip_bad)
+        results = dict(item for part in parts for item in part.items())
+        report_frames({path: one.n_frames for path, one in sorted(results.items()) if isinstance(one, Encoded)}, frame)
+        encoded = of_one_size(results, skip_bad)
         moved = (shift, size) if copies else ()
         if images_known := images_fingerprint(encoded.values(), frame, *moved):
             fields["images"] = images_known

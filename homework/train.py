@@ -1,13 +1,16 @@
 """Trains any model of the registry: ``python -m homework.train MODEL``. See ``--help``."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from homework.core import arguments, checks, cli
 from homework.tokenizers.pictures import grid_decoder
 from homework.training import loop
-from homework.training.resume import RESUME_OVERRIDES, resume_settings
+from homework.training.resume import resume_settings
+
+MOST_EPOCHS = 1e9
 
 
 @arguments.configured  # inside, config is all that was given, by name
@@ -54,30 +57,32 @@ def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumul
         validate_every: updates between validations; once an epoch by default.
         save_every: minutes between saves of all that --resume needs.
         keep_every: keep a checkpoint of every so many updates, checkpoints/{name}_{update}.pth.
-        resume: continue exactly where this model's latest unfinished run, or the run of this checkpoint, stopped; of its
-            options, only save_every, output and device may differ, and its data must be the same.
+        resume: continue exactly where this model's latest unfinished run, or the run of this checkpoint, stopped, with its
+            options, of which only save_every, output, device and tokenizer may be overridden; its data must be the same.
         config: a JSON file with any of these options by name; those on the command line win.
         init: a checkpoint of any model, from which to take all weights whose name and shape fit the new model's.
         inputs: of priors: "embedding" learns a vector for each token; "codes" reads the tokenizer's (tokenize --codes).
         output: the copy of the latest checkpoint that was validated, homework/{Model}.pth by default.
-        tokenizer: a checkpoint, or a model's name, that decodes token grids for TensorBoard's pictures, if there is one.
+        tokenizer: a checkpoint, or a model's name, that decodes token grids for TensorBoard's pictures, if there is one; an
+            error if it has another number of codes than there are tokens, or cannot decode such grids.
         device: auto, cpu, cuda or mps.
         bf16: bfloat16 autocast, on CUDA alone.
         compile: torch.compile the loss, for CUDA.
         name: of the run, by default {date}_{Model}; --resume finds a run with a name of its own by that.
         options: arguments of the model's constructor.
     """
-    model, data, tokenizer = str(model), str(data), str(tokenizer)  # plain data, for checkpoints
+    model, data, tokenizer, device = str(model), str(data), str(tokenizer), str(device)  # plain data, for checkpoints
     init, output, coarse, name = (path if path is None else str(path) for path in (init, output, coarse, name))
     options = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
     settings = {k: v for k, v in locals().items() if k not in ("resume", "config", "options")} | {"options": options}
     check(settings | {"resume": resume})
+    assert isinstance(config, dict)  # by its decorator
+    if "lr_factor" in config and not lr_step and not resume:
+        raise ValueError("--lr_factor is for --lr_step, without which the rate falls as a cosine; give both, or neither.")
     state = None
     if resume:
-        assert isinstance(config, dict)  # by its decorator
-        given = {k: v for k, v in (settings | options).items() if k in config and k not in RESUME_OVERRIDES}
-        settings, state = resume_settings(settings, given)
-    loop.train(settings, state, grid_decoder)
+        settings, state = resume_settings(settings, {k: v for k, v in (settings | options).items() if k in config})
+    loop.train(settings, state, partial(grid_decoder, required="tokenizer" in config))
 
 
 def check(settings: dict) -> None:
@@ -88,14 +93,20 @@ def check(settings: dict) -> None:
         return {f"--{name}": settings[name] for name in names if settings[name] is not None or name not in may_lack}
 
     checks.integer(1, **given("batch_size", "accumulate", "limit", "validate_every", "lr_step", "keep_every"))
-    checks.integer(0, **given("warmup", "seed"))
-    checks.positive(**given("epochs", "lr", "clip", "save_every"))
+    checks.integer(0, **given("warmup"))
+    cli.check_seed(settings["seed"])
+    checks.require(f"a number above 0 and at most {MOST_EPOCHS:.0e}", lambda v: checks.is_number(v) and 0 < v <= MOST_EPOCHS,
+                   given("epochs"))  # fmt: skip
+    checks.positive(**given("lr", "clip", "save_every"))
     checks.fraction(**given("ema", "weight_decay"))
     checks.boolean(**given("augment", "resume", "bf16", "compile"))
     checks.require("above 0 and at most 1", lambda v: checks.is_number(v) and 0 < v <= 1, given("lr_factor"))
     checks.require("embedding or codes", lambda v: v in ("embedding", "codes"), given("inputs"))
-    if settings["name"] is not None and not re.fullmatch(r"\w[\w.-]*", settings["name"]):
-        raise ValueError(f"--name is {settings['name']!r}, but must be of letters, digits, _, - and ., as it names files.")
+    if settings["name"] is not None and not re.fullmatch(r"\w[\w.-]*(?<!\.state)", settings["name"]):
+        raise ValueError(f"--name is {settings['name']!r}, but must be of letters, digits, _, - and ., not ending in "
+                         ".state, as it names files.")  # fmt: skip
+    texts = ("data", "dataset", "coarse", "init", "output", "tokenizer")
+    checks.require("a text that is not empty", lambda v: v != "", {f"--{option}": settings[option] for option in texts})
     if settings["output"]:
         cli.check_output(settings["output"], "--output")
     if settings["init"] and settings["model"].endswith(".pth") and not settings["resume"]:

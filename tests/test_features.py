@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from homework import FeatureDataset, ImageDataset
-from homework.core import checkpoint, fingerprint
+from homework.core import checkpoint, files, fingerprint
 from homework.datasets.features import FeatureModel, shard_path, write_index, write_shard
 from homework.datasets.kinds import DATASETS
 from homework.features import features
@@ -118,12 +118,29 @@ def test_what_was_interrupted_resumes_to_the_same_bytes(folder, autoencoder, dat
     assert len(list((tmp_path / "other").glob("*.npy"))) == after // 3
     with pytest.raises(ValueError, match="is unfinished; the same python"):
         FeatureDataset(tmp_path / "other")
-    (tmp_path / "other" / "features_00001.npy.1234.tmp").write_bytes(b"left by a killed run")
     kept = {name: (tmp_path / "other" / name).stat().st_mtime_ns for name in contents(tmp_path / "other") if ".npy" in name}
     features(autoencoder, data / "train", tmp_path / "other", **options)
     assert contents(tmp_path / "other") == contents(folder)
     for name, mtime in kept.items():
-        assert name.endswith(".tmp") or (tmp_path / "other" / name).stat().st_mtime_ns == mtime, "made again"
+        assert (tmp_path / "other" / name).stat().st_mtime_ns == mtime, "made again"
+
+
+def test_an_empty_output_is_refused(autoencoder, data, tmp_path, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = contents(tmp_path)
+    assert "The output is empty" in sentence(command("features", autoencoder, data / "train", ""))
+    assert contents(tmp_path) == before
+
+
+def test_temporary_files_of_dead_processes_alone_are_removed(autoencoder, data, tmp_path):
+    own, dead = files.temporary_in(tmp_path).name, subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left, *others = (tmp_path / "out" / name for name in (own.replace(str(os.getpid()), str(dead.pid)), own, "mine.tmp"))
+    left.parent.mkdir()
+    for path in left, *others:
+        path.touch()
+    features(autoencoder, data / "train", left.parent, device="cpu")
+    assert not left.exists() and all(path.exists() for path in others)
 
 
 def test_a_killed_run_leaves_no_damaged_shard(autoencoder, data, tmp_path):

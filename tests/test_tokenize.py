@@ -1,3 +1,4 @@
+import io
 import os
 import subprocess
 import sys
@@ -167,6 +168,28 @@ def test_wrong_arguments(tmp_path, tokenizer, images):
     assert first.read_bytes() == before and not (tmp_path / "out.pth").exists()
 
 
+def test_what_holds_something_else_is_not_replaced(tmp_path, tokenizer, images):
+    """A model, most of all the tokenizer itself, and the state of a training."""
+    files.write({"settings": {}, "optimizer": {}}, tmp_path / "run.state.pth")
+    (tmp_path / "damaged.pth").write_bytes(b"junk")
+    for path in tokenizer, tmp_path / "run.state.pth", tmp_path / "damaged.pth":
+        before = path.read_bytes()
+        with pytest.raises(ValueError, match=f"The output is {path}, but that file holds something else"):
+            tokenize(tokenizer, path, images)
+        assert path.read_bytes() == before
+    for limit in 3, 2:
+        tokenize(tokenizer, tmp_path / "out.pth", images, limit=limit)
+    assert len(TokenDataset(tmp_path / "out.pth")) == 2
+
+
+@pytest.mark.parametrize("paths, options, message", [
+    (["images", ""], {}, "path of an image or a folder is empty"), (["images"], {"copies": 1, "shift": 2**63}, "--shift is 9223"),
+])  # fmt: skip
+def test_an_empty_path_and_a_shift_beyond_every_image_are_refused(tmp_path, tokenizer, images, paths, options, message):
+    with pytest.raises(ValueError, match=message):
+        tokenize(tokenizer, tmp_path / "out.pth", *(path and tmp_path / path for path in paths), **options)
+
+
 def test_two_processes_write_what_one_writes(tmp_path, tokenizer, images):
     one = run(tokenizer, "one.pth", images, "--batch_size", 2, cwd=tmp_path)
     two = run(tokenizer, "two.pth", images, "--batch_size", 2, cwd=tmp_path, processes=2)
@@ -174,6 +197,28 @@ def test_two_processes_write_what_one_writes(tmp_path, tokenizer, images):
     a, b = (files.read(tmp_path / f"{name}.pth") for name in ("one", "two"))
     assert torch.equal(a["tokens"].long(), b["tokens"].long()) and a["names"] == b["names"]
     assert a["n_tokens"] == b["n_tokens"] and a["tokens"].dtype == b["tokens"].dtype
+
+
+def test_only_the_first_process_says_what_there_is_to_say(tmp_path, tokenizer, images):
+    """Once for all processes, also of the files that others read."""
+    frames = [Image.fromarray(np.full((10, 15, 3), i, np.uint8)) for i in range(2)]
+    for i in range(7):
+        frames[0].save(images / f"{i}.gif", save_all=True, append_images=frames[1:])
+    (images / "folder.png").mkdir()
+    done = run(tokenizer, "out.pth", images, "--batch_size", 2, cwd=tmp_path, processes=2)
+    assert done.returncode == 0 and len(TokenDataset(tmp_path / "out.pth")) == 14, done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if "several frames" in line)
+    assert all(f"{i}.gif (2)" in line for i in range(7))
+    assert done.stderr.count("are named like images but are not files") == 1
+
+
+def test_each_file_is_read_once(tmp_path, tokenizer, images, monkeypatch):
+    """What is decoded is what the checksum is of, even if a file changes meanwhile."""
+    read, opened = io.open, []
+    for module in "builtins", "io":
+        monkeypatch.setattr(f"{module}.open", lambda path, *a, **how: (opened.append(str(path)), read(path, *a, **how))[1])
+    tokenize(tokenizer, tmp_path / "out.pth", images, copies=1)
+    assert sorted(path for path in opened if path.endswith(".png")) == sorted(map(str, images.iterdir()))
 
 
 def test_more_processes_than_batches(tmp_path, tokenizer, images):

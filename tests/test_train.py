@@ -156,12 +156,41 @@ def test_samples_of_a_prior_are_shown_by_the_tokenizer_if_there_is_one(train, tm
         assert (image.height, image.width) >= (GRID, SIZE)[i] and (image.height % SIZE[0] == 0) == (i == 1)
 
 
-@pytest.mark.parametrize("other", [AE, "BSQPatchAutoEncoder of 32 codes"])
-def test_a_tokenizer_that_does_not_fit_is_left_out_of_the_pictures(train, tmp_path, other):
-    """Or refused in a sentence: but it must not end a night's training by a traceback."""
-    checkpoint.save(build(AE) if other == AE else build(BSQ, codebook_bits=5), tmp_path / "t.pth")
-    done = train(PRIOR, tokenizer=tmp_path / "t.pth")
-    assert done.returncode == 0 or sentence(done)
+MISFITS = {
+    "holds a PatchAutoEncoder, but no tokenizer": (AE, {}),
+    "has 32 codes, but this training is on 16": (BSQ, {"codebook_bits": 5}),
+    "cannot decode grids of 4x6 tokens (ValueError: This VQVAE has one code for an image of 20x30": ("VQVAE", {}),
+}
+
+
+@pytest.mark.parametrize("why", MISFITS)
+def test_a_tokenizer_that_cannot_decode_the_tokens_is_refused_before_the_training(train, tmp_path, why):
+    name, options = MISFITS[why]
+    checkpoint.save(build(name, **options), tmp_path / "t.pth")
+    for model in PRIOR, "GatedPixelCNN":
+        error = sentence(train(model, tokenizer="t.pth"))
+        assert f"--tokenizer is t.pth, which {why}" in error and files(tmp_path) == {"t.pth"}
+
+
+@pytest.mark.parametrize("error", [NotImplementedError(), RuntimeError("no"), AttributeError("decode")])
+def test_a_third_partys_tokenizer_without_a_decoder_is_refused(train, tmp_path, monkeypatch, error):
+    def fail(self, index):
+        raise error
+
+    checkpoint.save(build(BSQ), tmp_path / "t.pth")
+    monkeypatch.setattr(registry.model_class(BSQ), "decode_index", fail)
+    assert f"cannot decode grids of 4x6 tokens ({type(error).__name__}" in sentence(train(PRIOR, tokenizer="t.pth"))
+
+
+def test_the_default_tokenizer_is_left_out_of_the_pictures_where_it_does_not_fit(train, tmp_path, small):
+    """And a tokenizer of images of another size serves as well."""
+    assert train("PixelCNN", data=small, epochs=0.1).returncode == 0
+    checkpoint.save(build(BSQ, patch_size=7), tmp_path / "t.pth")
+    done = train(PRIOR, epochs=0.1, tokenizer="t.pth", cwd=tmp_path / "run")
+    assert done.returncode == 0 and "There is no checkpoint t.pth, so TensorBoard shows shades" in done.stderr
+    assert train(PRIOR, epochs=0.1, tokenizer="../t.pth", cwd=tmp_path / "other").returncode == 0
+    events = EventAccumulator(str(only(tmp_path / "other", "logs/*"))).Reload()
+    assert events.Images("samples")[0].height % 28 == 0
 
 
 def test_a_damaged_tokenizer_is_named_before_the_training(train, tmp_path):
@@ -296,6 +325,37 @@ def test_a_resumed_run_takes_its_own_options_and_no_others(train, data, tmp_path
     assert "--no_such" in sentence(train(AE, "--resume", no_such=1)) and files(tmp_path) == before
     same = {"lr": 0.002, "data": data, "save_every": 1, "output": "other.pth", "device": "cpu"}  # or they may be others
     assert train(AE, "--resume", **same).returncode == 0 and checkpoint.load(tmp_path / "other.pth").meta["update"] == 12
+
+
+def test_what_may_be_overridden_is_what_the_run_began_with_unless_it_is_given(train, tmp_path, monkeypatch):
+    """An option counts as given if it equals its default, too; a run is stopped and resumed three times."""
+    checkpoint.save(build(BSQ), tmp_path / "t.pth")
+    own = {"save_every": 77.0, "output": "mine.pth", "device": "cpu", "tokenizer": "t.pth"}
+    assert stopped_run(train, monkeypatch, PRIOR, 2, **own).returncode == 130
+
+    def resumed(*words: str) -> dict:
+        runs, fit = [], Run.fit
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "fit", lambda self: (runs.append(self), fit(self)))
+            stopped_run(lambda model: train(model, "--resume", *words), monkeypatch, PRIOR, resumed.at)
+        resumed.at += 2
+        return {option: runs[0].settings[option] for option in own}
+
+    resumed.at = 4
+    assert resumed() == own
+    given = {"save_every": 10, "device": "auto", "tokenizer": "none.pth"}  # of which two are defaults
+    assert resumed(*(f"--{option}={value}" for option, value in given.items())) == own | given
+    assert resumed() == own | given
+
+
+def test_a_run_on_a_device_that_this_machine_lacks_resumes_on_another(train, tmp_path, monkeypatch):
+    assert stopped_run(train, monkeypatch, AE, 3).returncode == 130
+    path = only(tmp_path, "checkpoints/*.state.pth")
+    state = read(path)
+    write(state | {"settings": state["settings"] | {"device": "xla"}}, path)
+    assert "The device 'xla' cannot be used here" in sentence(train(AE, "--resume", device="xla"))
+    done = train(AE, "--resume")
+    assert done.returncode == 0 and "was on the device xla, which cannot be used here; it resumes on " in done.stderr
 
 
 def test_the_shipped_copy_is_replaced_by_what_has_been_validated_alone(train, tmp_path, monkeypatch):
@@ -678,19 +738,31 @@ def test_a_run_may_have_a_name_and_is_resumed_by_it(train, tmp_path, monkeypatch
     assert stopped_run(train, monkeypatch, AE, 3, name="v1.5").returncode == 130
     assert {"checkpoints/v1.5.pth", "checkpoints/v1.5.state.pth"} < files(tmp_path) and only(tmp_path, "logs/v1.5/*")
     before = files(tmp_path)
-    assert "logs/v1.5 is there already" in sentence(train(AE, name="v1.5"))
+    assert "logs/v1.5 is there already; choose another, or add --resume" in sentence(train(AE, name="v1.5"))
     assert "--name of the run" in sentence(train(AE, "--resume"))
     assert "v1.5.state.pth is of a PatchAutoEncoder, not of BSQ" in sentence(train(BSQ, "--resume", name="v1.5"))
     assert "--name differs" in sentence(train("checkpoints/v1.5.pth", "--resume", name="v2")) and files(tmp_path) == before
     assert train(AE, "--resume", name="v1.5").returncode == 0
+    assert "logs/v1.5 is there already; choose another, or remove" in sentence(train(AE, name="v1.5"))
     assert checkpoint.load(tmp_path / "checkpoints" / "v1.5.pth").meta["update"] == 12
 
 
-@pytest.mark.parametrize("name", ["a/b", "..", "", ".hidden", "-x", "a b"])
+@pytest.mark.parametrize("name", ["a/b", "..", "", ".hidden", "-x", "a b", "v1.state"])
 def test_a_name_that_is_none_is_refused(call, tmp_path, name):
     with pytest.raises(ValueError, match="--name is .* must be of letters"):
         call(AE, name=name)
     assert files(tmp_path) == set()
+
+
+def test_no_run_takes_the_names_of_anothers_checkpoints(call, tmp_path):
+    """v1.pth, v1.state.pth, and with --keep_every v1_6.pth and the like."""
+    call(AE, name="v1_6")
+    before = (tmp_path / "checkpoints" / "v1_6.pth").read_bytes()
+    with pytest.raises(ValueError, match="--name is v1, but checkpoints/v1_6.pth is there already"):
+        call(AE, name="v1", keep_every=1, epochs=1)
+    call(AE, name="v", keep_every=1)
+    call(AE, name="v1")
+    assert (tmp_path / "checkpoints" / "v1_6.pth").read_bytes() == before
 
 
 # --- resuming what cannot be ----------------------------------------------------------------------------------------------
@@ -742,6 +814,8 @@ BAD = [
     ("clip", "x"), ("ema", 1), ("ema", -0.1), ("ema", "x"), ("seed", -1), ("seed", "x"), ("limit", 0),
     ("validate_every", 0), ("save_every", 0), ("device", "abacus"), ("image_size", "x"), ("augment", "maybe"),
     ("resume", "x.pth"), ("patch_size", 0), ("patch_size", 2.5), ("latent_dim", "x"), ("detail", -1),
+    *((option, 10**400) for option in ("epochs", "lr", "clip", "seed")), ("epochs", 1e308), ("seed", 2**63),
+    *((option, "") for option in ("data", "dataset", "coarse", "init", "output", "tokenizer")),
 ]  # fmt: skip
 
 
@@ -760,6 +834,10 @@ def test_runs_that_start_in_the_same_second_have_names_of_their_own(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     names = [resume.new_name(AE) for _ in range(3)]
     assert len(set(names)) == 3 and all(re.fullmatch(f"{DATE}_{AE}", name) for name in names)
+
+
+def test_a_factor_without_a_step_is_refused(train, tmp_path):
+    assert "--lr_factor is for --lr_step" in sentence(train(AE, lr_factor=0.5)) and files(tmp_path) == set()
 
 
 def test_more_samples_an_update_than_there_are(train):
@@ -903,6 +981,71 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_leaves_the_last_save(train, 
         checkpoint.load(path)
     monkeypatch.setattr(Run, "save", save)
     assert train(AE, "--resume").returncode == 0  # and it continues once there is room again
+
+
+@pytest.mark.parametrize("place", ["checkpoints", "homework", "read-only", f"homework/{AE}.pth/x"])
+def test_what_cannot_be_written_is_named_before_the_training(train, tmp_path, monkeypatch, place):
+    if place == "read-only":
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    else:
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    before = set(tmp_path.rglob("*"))
+    folder = tmp_path if place == "read-only" else tmp_path / place
+    problem = f"homework/{AE}.pth is a folder" if place.endswith("x") else f"{folder} is not a folder in which files can"
+    assert problem in sentence(train(AE)) and set(tmp_path.rglob("*")) == before
+
+
+def test_what_holds_no_model_is_not_replaced(train, tmp_path, data):
+    shutil.copy(data / "tokenized_train.pth", tmp_path / "t.pth")
+    assert "--output is t.pth, but that file holds something else" in sentence(train(PRIOR, output="t.pth"))
+    assert files(tmp_path) == {"t.pth"} and len(TokenDataset(tmp_path / "t.pth")) == 24
+    for _ in range(2):
+        assert train(AE, output="m.pth", epochs=0.1).returncode == 0  # a model may be
+
+
+def test_a_model_that_does_not_take_the_data_is_named_before_the_run_has_a_name(train, tmp_path):
+    assert "train one with --height 4" in sentence(train(PRIOR, height=3, name="run")) and files(tmp_path) == set()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("Tried to allocate 20.00 GiB."),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")])
+def test_too_little_memory_is_a_sentence(train, monkeypatch, error):
+    def fail(self):
+        raise error
+
+    monkeypatch.setattr(Run, "step", fail)
+    assert "lower --batch_size" in sentence(train(AE))
+    error.args = ("another one",)
+    if type(error) is RuntimeError:
+        with pytest.raises(RuntimeError, match="another one"):
+            train(AE)
+
+
+ONE, OTHER = "0123456789abcdef 0123456789abcdee", "fedcba9876543210 fedcba9876543211"
+
+
+@pytest.mark.parametrize("fields", [{"n_tokens": 32}, {"tokenizer": OTHER}])
+def test_grids_of_two_tokenizers_are_not_mixed(train, tmp_path, data, fields):
+    for split, changed in ("train", {"tokenizer": ONE}), ("valid", {"tokenizer": ONE} | fields):
+        write(read(data / f"tokenized_{split}.pth") | changed, tmp_path / "d" / f"tokenized_{split}.pth")
+    assert "are of different tokenizers" in sentence(train(PRIOR, data="d")) and len(files(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("fields", [{"n_tokens": None}, {"n_tokens": "x"}, {"n_tokens": 10**30}, {"names": 5},
+                                    {"tokenizer": 5}, {"tokens": torch.zeros(24, 4, 6, dtype=torch.int64).to_sparse()}])
+def test_token_files_with_fields_of_other_types_are_named(train, tmp_path, data, fields):
+    write(read(data / "tokenized_train.pth") | fields, tmp_path / "tokenized_train.pth")
+    assert "tokenized_train.pth has fields of other types" in sentence(train(PRIOR, data="."))
+
+
+def test_one_process_that_fails_ends_the_others_in_a_sentence(arguments, tmp_path):
+    checkpoint.save(build(AE), tmp_path / "t.pth")  # which the first process alone loads
+    done = run("-m", "homework.train", *arguments(PRIOR, tokenizer="t.pth"), cwd=tmp_path, processes=2)
+    assert done.returncode != 0 and done.stderr.count("holds a PatchAutoEncoder, but no tokenizer") == 1
+    assert "[rank" not in done.stderr  # how torch marks a traceback of one of its processes
+    assert files(tmp_path) == {"t.pth"}
 
 
 def test_counters_are_taken_over_with_what_they_count_alone():

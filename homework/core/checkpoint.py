@@ -1,7 +1,6 @@
 """Models on disk."""
 
 import mimetypes
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 
 from homework.core import checks, files, registry
 from homework.core.model import Model
+from homework.core.processes import say
 
 PACKAGE = Path(__file__).parents[1]
 PRETRAINED = PACKAGE / "pretrained"
@@ -59,7 +59,7 @@ def locate(path: str | Path) -> Path:
         return path
     for folder in (Path("homework"), PACKAGE, PRETRAINED):
         if (found := folder / f"{path.stem}.pth").is_file():
-            print(f"{path}: using {found}", file=sys.stderr)
+            say(f"{path}: using {found}")
             return found
     return path
 

@@ -2,12 +2,13 @@
 are int or float, and not True or False."""
 
 import difflib
-import math
 import re
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
 MAX_PIXELS = 2**26  # of an image: what a header or an option may ask for must be bounded
+LARGEST = sys.float_info.max  # an int may be larger, and cannot become a float then
 
 
 class Misplaced(ValueError):
@@ -35,11 +36,11 @@ def odd(low: int, **arguments: Any) -> None:
 
 
 def positive(**arguments: Any) -> None:
-    require("a number above 0", lambda v: is_number(v) and 0 < v < math.inf, arguments)
+    require("a number above 0", lambda v: is_number(v) and 0 < v <= LARGEST, arguments)
 
 
 def not_negative(**arguments: Any) -> None:
-    require("a number of at least 0", lambda v: is_number(v) and 0 <= v < math.inf, arguments)
+    require("a number of at least 0", lambda v: is_number(v) and 0 <= v <= LARGEST, arguments)
 
 
 def fraction(**arguments: Any) -> None:

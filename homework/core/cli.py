@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-from homework.core import arguments, checkpoint, checks, registry
+from homework.core import arguments, checkpoint, checks, devices, files, registry
 from homework.core.files import printable
 
 REPORT_PACKAGES = ("jinja2", "matplotlib", "scipy", "torchinfo")  # of the extra "report"; commands import them late
@@ -36,13 +36,16 @@ def at_least(low: int, **options: object) -> None:
     checks.integer(low, None, **{f"--{name}": value for name, value in options.items()})
 
 
-def check_output(path: str | Path, name: str = "The output") -> None:
-    """ValueError unless a .pth file can be written to ``path``."""
+def check_output(path: str | Path, name: str = "The output", field: str = "state_dict") -> None:
+    """ValueError unless a .pth file can be written to ``path``, where nothing is or a file of the same kind, with this
+    ``field``: "state_dict" of models, "tokens" of token grids."""
     path = Path(path)
     if path.suffix != ".pth" or path.is_dir() or any(p.exists() and not p.is_dir() for p in path.parents):
         raise ValueError(f"{name} is {path}, but must be a .pth file in a folder.")
     if checkpoint.PRETRAINED in path.resolve().parents:
         raise ValueError(f"{name} is {path}, but the pretrained models stay as they are; name a file in another folder.")
+    if path.is_file() and not files.holds(path, field):
+        raise ValueError(f"{name} is {path}, but that file holds something else; name another one, or remove it.")
 
 
 def command_line(module: str) -> str:
@@ -106,6 +109,12 @@ def main(name: str, command: Command) -> None:
         if error.name not in REPORT_PACKAGES:
             raise
         print(f'error: This command needs the package {error.name}; pip install "homework[report]".', file=sys.stderr)
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if debug or not devices.is_out_of_memory(error):
+            raise
+        print("error: The memory is too small for this; take smaller images, a smaller model or a lower --batch_size.",
+              file=sys.stderr)  # fmt: skip
         sys.exit(1)
     except (ValueError, OSError) as error:
         if debug:

@@ -36,6 +36,12 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an ``error`` says that the memory of the CPU or of another device does not suffice."""
+    words = str(error).lower()  # torch raises a plain RuntimeError for the CPU's and for MPS's
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in words or "out of memory" in words
+
+
 def seed_generators(seed: int, device: torch.device) -> None:
     """Seeds torch's global generators of the CPU and of ``device``'s kind; those of other kinds stay as they are, even if
     they are not started yet, for which torch.manual_seed would remember the seed."""

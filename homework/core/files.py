@@ -42,6 +42,14 @@ def check_regular(path: Path) -> None:
             raise ValueError(f"{path} is a folder, a pipe or a device, which stays as it is; name a file.")
 
 
+def check_writable(path: Path) -> None:
+    """ValueError if no file can be written to ``path``, as far as that can be known without writing it."""
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder} is not a folder in which files can be made, but {path.parent} is to hold some.")
+    check_regular(path)
+
+
 def temporary_in(folder: Path) -> Path:
     """A short, unused name for a temporary file or folder in ``folder``. Removes what processes that were killed left there
     under such names."""
@@ -124,6 +132,15 @@ def read(path: str | Path) -> dict:
             raise ValueError(f"{path} is not a plain checkpoint: it holds objects that could run code; refused.") from error
         except Exception as error:  # the readers raise nearly anything on damaged data
             raise ValueError(f"{path} is damaged or not a checkpoint.") from error
+
+
+def holds(path: str | Path, field: str) -> bool:
+    """Whether ``path`` is such a file, of a dict with this ``field``."""
+    try:
+        data = read(path)
+    except (ValueError, OSError):
+        return False
+    return isinstance(data, dict) and field in data
 
 
 def _is_spoiled(packed: zipfile.ZipFile) -> bool:

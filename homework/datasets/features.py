@@ -78,8 +78,6 @@ def prepare_folder(folder: Path, index: dict, replace: bool) -> list[int]:
                              "or pass --replace to make them again.")  # fmt: skip
     elif there:
         raise ValueError(f"{folder} has feature maps, but no {INDEX}; pass --replace to make them again.")
-    for path in folder.glob("*.tmp"):  # what a killed run left
-        path.unlink()
     missing = [i for i in range(len(index["shards"])) if not shard_path(folder, i).is_file()]
     for i in set(range(len(index["shards"]))) - set(missing):
         open_shard(folder, index, i)

@@ -1,23 +1,24 @@
 """Image files: which ones a user means, and how to read one upright, in RGB, at the right size."""
 
 import collections
+import io
 import itertools
 import json
 import math
 import os
-import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from functools import cache
 from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from homework.core import checks
 from homework.core.files import printable
+from homework.core.processes import say
 from homework.datasets.decoding import decode, missing_plugin, readable_suffixes
 
 SPLITS = ("train", "valid")
@@ -27,6 +28,13 @@ HELD_OUT = 20  # where there are no splits, one image of so many is for validati
 HOW_TO_GET = "python -m homework.data download, or python -m homework.data import ZIP_OR_FOLDER if you have the zip"
 Source = str | Path | Iterable[str | Path]
 _REPORTED: set[tuple[str, int]] = set()  # files whose number of frames has been said, and which frame
+
+
+class FileFacts(NamedTuple):
+    """How many frames or pages an image file has, and the CRC-32 of its bytes, begun with the number of the frame read."""
+
+    n_frames: int
+    checksum: int
 
 
 def image_paths(source: Source, root: str | Path = DATA) -> list[str]:
@@ -122,8 +130,8 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
 
 @cache
 def say_once(sentence: str) -> None:
-    """Prints to stderr what this process has not said yet, above any progress bar."""
-    tqdm.write(sentence, file=sys.stderr)
+    """Says what this process has not said yet."""
+    say(sentence)
 
 
 def _some(names: list[str]) -> str:
@@ -164,14 +172,15 @@ def read_image(path: str | Path, image_size: tuple[int, int] | None = None, fram
     """(H, W, 3) uint8 sRGB of an image file, see :func:`decode`; if it has several frames or pages, that is said on stderr.
     With an ``image_size`` (H, W), the image is scaled until it covers this, and its centre cut out. ValueError if the file
     is not an image, or one that cannot be read; OSError if it may not be read."""
-    image, n_frames = _read(path, image_size, frame)
+    with open(path, "rb") as stream:
+        image, n_frames = _read(stream, path, image_size, frame)
     report_frames({str(path): n_frames}, frame)
     return image
 
 
-def _read(path: str | Path, image_size: tuple[int, int] | None, frame: int) -> tuple[np.ndarray, int]:
-    with open(path, "rb") as stream:  # given a path, Pillow maps grey TIFFs into memory, with sides that EXIF has swapped
-        image, n_frames = decode(stream, path, frame)
+def _read(stream: BinaryIO, path: str | Path, image_size: tuple[int, int] | None, frame: int) -> tuple[np.ndarray, int]:
+    # a stream: given a path, Pillow maps grey TIFFs into memory, with sides that EXIF has swapped
+    image, n_frames = decode(stream, path, frame)
     if image_size is not None:
         image = ImageOps.fit(image, image_size[::-1])
     pixels = np.empty((image.height, image.width, 3), np.uint8)
@@ -206,19 +215,25 @@ def report_bad_images(bad: list[str], n: int, skip_bad: bool, hint: str = "") ->
         remedy = "there are no others" if len(bad) == n else "pass --skip_bad to leave them out"
         raise ValueError(f"{len(bad)} of {checks.count(n, 'image')} cannot be used; {remedy}{hint}:{named}")
     if bad:
-        print(f"Left out {len(bad)} of {checks.count(n, 'image')}:{named}", file=sys.stderr)
+        say(f"Left out {len(bad)} of {checks.count(n, 'image')}:{named}")
 
 
 def decoded(batches: Iterable[list[str]], image_size: tuple[int, int] | None = None, frame: int = 0,
-            ) -> Iterator[tuple[list[str], list[np.ndarray | str]]]:  # fmt: skip
+            facts: dict[str, FileFacts] | None = None) -> Iterator[tuple[list[str], list[np.ndarray | str]]]:  # fmt: skip
     """Every batch of paths with its images, as :func:`read_image` returns them; instead of one that cannot be read, a
     sentence that says why. While a batch is being used, threads decode the next. At the end, says which have several
-    frames."""
+    frames; unless the caller, who may be one of several processes, passes a dict to take the ``facts`` of each file."""
     n_frames: dict[str, int] = {}
 
     def read(path: str) -> np.ndarray | str:
         try:
-            image, n_frames[path] = _read(path, image_size, frame)
+            with open(path, "rb") as file:
+                if facts is None:
+                    image, n_frames[path] = _read(file, path, image_size, frame)
+                else:  # the bytes that are decoded are those of the checksum, read once
+                    content = file.read()
+                    image, n = _read(io.BytesIO(content), path, image_size, frame)
+                    facts[path] = FileFacts(n, zlib.crc32(content, frame))
             return image
         except (ValueError, OSError) as error:
             return str(error)

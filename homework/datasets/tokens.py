@@ -52,10 +52,16 @@ class TokenDataset(Grids):
         tokens = data.get("tokens") if isinstance(data, dict) else data
         if not isinstance(tokens, Tensor) or tokens.ndim != 3 or tokens.is_floating_point() or not tokens.numel():
             raise ValueError(f"{path} holds no grids of tokens (N, h, w); make it with python -m homework.tokenize.")
-        self.tokens = tokens.numpy()  # numpy, because torch has hardly any operations for uint16
         fields = data if isinstance(data, dict) else {}
-        self.n_tokens = int(fields.get("n_tokens", int(self.tokens.max()) + 1))
-        self.names, self.shift = list(fields.get("names", [])), fields.get("shift")
+        try:
+            self.tokens = tokens.numpy()  # numpy, because torch has hardly any operations for uint16
+            self.n_tokens = int(fields.get("n_tokens", int(self.tokens.max()) + 1))
+            self.names, self.shift = list(fields.get("names", [])), fields.get("shift")
+            known = type(fields.get("tokenizer", "")) is str and self.n_tokens < 2**63
+        except (TypeError, ValueError, RuntimeError):
+            known = False
+        if not known:
+            raise ValueError(f"{path} has fields of other types than python -m homework.tokenize writes; make it with that.")
         self.images = fields.get("images")  # by which grids of several tokenizers know that they go together
         self.meta = {"tokenizer": fields["tokenizer"]} if "tokenizer" in fields else {}
         self.size = self.tokens.shape[1:]

@@ -4,7 +4,6 @@ import collections
 import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from homework.core import fingerprint
 from homework.datasets.features import FeatureDataset, FeatureModel
-from homework.datasets.image_files import batches_of, check_size, decoded, report_bad_images, spread
+from homework.datasets.image_files import FileFacts, batches_of, check_size, decoded, report_bad_images, spread
 from homework.datasets.images import to_float
 from homework.datasets.mnist import MnistImages
 from homework.tokenizers.base import AutoEncoder, Tokenizer
@@ -27,6 +26,7 @@ class Encoded(NamedTuple):
     size: tuple[int, ...]
     grid: np.ndarray
     origin: int = 0
+    n_frames: int = 1  # of the file
 
 
 Results = dict[str, Encoded | str]  # by name; instead of an image that cannot be used, what is wrong with it
@@ -70,9 +70,9 @@ def encode_files(model: Tokenizer, paths: list[str], batch_size: int, image_size
     """The grids of this process's share of ``paths``, by path, of number ``frame`` of files with several. Copy k of an image
     is called PATH#k, and mirrored and moved by at most ``shift`` pixels as k and its file's content say: whatever the
     tokenizer and the batch, the same copies are made."""
-    batches, results = own_share(batches_of(paths, batch_size)), Results()
+    batches, results, facts = own_share(batches_of(paths, batch_size)), Results(), dict[str, FileFacts]()
     with progress(batches, "tokenizing") as bar:
-        for batch, images in decoded(batches, image_size, frame):
+        for batch, images in decoded(batches, image_size, frame, facts):
             by_size: dict[tuple[int, ...], dict[str, np.ndarray]] = collections.defaultdict(dict)
             for path, image in zip(batch, images, strict=True):
                 if isinstance(image, str):
@@ -81,15 +81,15 @@ def encode_files(model: Tokenizer, paths: list[str], batch_size: int, image_size
                     by_size[image.shape[:2]][path] = image
             for size, group in by_size.items():
                 pixels = torch.from_numpy(np.stack(list(group.values()))).to(model.device)  # (B,H,W,3)
-                origins = [zlib.crc32(Path(path).read_bytes(), frame) for path in group]
+                n_frames, origins = zip(*(facts[path] for path in group), strict=True)
                 for copy in range(1 + copies):
                     moved = pixels
                     if copy:
                         moves = torch.stack([draw_move(shift, origin, copy) for origin in origins])  # (B,3)
                         moved = mirrored_and_shifted(pixels, moves.to(pixels.device))
                     grids = as_smallest_type(model.encode_index(to_float(moved)), model.n_tokens)  # (B,h,w)
-                    for path, grid, origin in zip(group, grids, origins, strict=True):
-                        results[f"{path}#{copy}" if copy else path] = Encoded(size, grid, origin)
+                    for path, grid, origin, n in zip(group, grids, origins, n_frames, strict=True):
+                        results[f"{path}#{copy}" if copy else path] = Encoded(size, grid, origin, 1 if copy else n)
             bar.update(len(batch))
     return results
 

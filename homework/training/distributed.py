@@ -1,22 +1,26 @@
 """Several processes or machines under ``torchrun``; with a single process, all of it is trivial."""
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-
-def rank() -> int:
-    """The number of this process, from 0; 0 is the one that writes files."""
-    return int(os.environ.get("RANK", 0))
+from homework.core.processes import rank, world_size
 
 
-def world_size() -> int:
-    """The number of processes that work together; 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Around what all processes do together: an OSError if another one has ended, which has said itself why."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise ConnectionError("Another of the processes has ended; its own message says why.") from error
+        raise
 
 
 def setup(device: torch.device) -> torch.device:
@@ -29,6 +33,7 @@ def setup(device: torch.device) -> torch.device:
     return device
 
 
+@_together()
 def gather(value: object) -> list | None:
     """Every process's ``value`` (any picklable object) in the order of their ranks, on rank 0; None on the others."""
     if world_size() == 1:
@@ -38,6 +43,7 @@ def gather(value: object) -> list | None:
     return values if rank() == 0 else None
 
 
+@_together()
 def broadcast(value: Any) -> Any:
     """Rank 0's ``value`` on every process."""
     box = [value]
@@ -52,6 +58,7 @@ def share(model: nn.Module) -> None:
         model.load_state_dict(broadcast({k: v.cpu() for k, v in model.state_dict().items()}))
 
 
+@_together()
 def add_up(x: Tensor) -> Tensor:
     """Makes ``x`` the sum of all processes' ``x``, in-place, the same bits on each."""
     if world_size() > 1:

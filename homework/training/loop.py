@@ -5,7 +5,6 @@ import functools
 import json
 import math
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +17,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from homework.core import checkpoint, checks, cli, devices
+from homework.core import checkpoint, checks, cli, devices, files
+from homework.core.processes import say
 from homework.training import distributed, resume
 from homework.training.settings import set_up
 
@@ -82,18 +82,24 @@ class Run:
         self.stopped, self.saved_at = False, time.time()
         if state:
             resume.restore(self, state)
-        decoder, made_by, K = None, self.train_data.meta.get("tokenizer"), self.model.n_tokens or 0
+        # half the size, and no measure changes in its first three digits
+        self.copy_path = s["output"] or Path("homework") / f"{type(self.model).__name__}.pth"
+        with torch.no_grad():  # before a run has a name: an error for data that this model does not take
+            self.average.eval().loss(self.first_samples())
+        decoder, K = None, self.model.n_tokens or 0
         if grid_decoder and self.rank == 0 and "grids" in self.train_data.holds:
-            # before anything is written: a bad --tokenizer must not cost the time until the first pictures
-            decoder = grid_decoder(s["tokenizer"], made_by, K, self.device)
+            # before anything is written, as the next: a bad --tokenizer must not cost the time until the first pictures
+            grids = self.first_samples()
+            grids = grids[-1] if isinstance(grids, tuple) else grids  # of pairs, those that the model shows
+            decoder = grid_decoder(s["tokenizer"], self.train_data.meta.get("tokenizer"), K, grids)
         self.decode_grids: Callable[[Tensor], Tensor] = decoder or functools.partial(shades_of_grey, n_tokens=K)
+        for path in (Path("checkpoints", "a.pth"), Path(self.copy_path)) if self.rank == 0 else ():
+            files.check_writable(path)
         if not state:
-            name = resume.new_name(type(self.model).__name__, s["name"]) if self.rank == 0 else None
+            name = resume.new_name(type(self.model).__name__, s["name"], bool(s["keep_every"])) if self.rank == 0 else None
             self.name = distributed.broadcast(name)
         self.path = Path("checkpoints") / f"{self.name}.pth"
         self.state_path = self.path.with_suffix(".state.pth")
-        # half the size, and no measure changes in its first three digits
-        self.copy_path = s["output"] or Path("homework") / f"{type(self.model).__name__}.pth"
         self.writer = self.open_log(resumed=state is not None) if self.rank == 0 else None
         self.bar = tqdm(total=self.updates * self.group, initial=self.update * self.group, unit="img", smoothing=0.05,
                         desc=f"training {type(self.model).__name__}", disable=self.rank > 0, mininterval=1)  # fmt: skip
@@ -109,7 +115,7 @@ class Run:
         """TensorBoard's log: that of a resumed run continues at its update, a new one begins with the configuration."""
         writer = SummaryWriter(Path("logs") / self.name, purge_step=self.update + 1 if resumed else None)
         if resumed:
-            print(f"Resuming {self.path} at update {self.update} of {self.updates}.", file=sys.stderr)
+            say(f"Resuming {self.path} at update {self.update} of {self.updates}.")
         else:
             shown = json.dumps({"settings": self.settings, "model": self.model.config}, indent=2, default=str)
             writer.add_text("configuration", f"```\n{shown}\n```")
@@ -160,8 +166,7 @@ class Run:
         """KeyboardInterrupt unless the run has ``finished``."""
         distributed.broadcast("saved")  # waits, since torchrun stops all processes as soon as one has left with an error
         if not finished:
-            if self.rank == 0:
-                tqdm.write(f"Saved at update {self.update} of {self.updates}; continue with --resume.", sys.stderr)
+            say(f"Saved at update {self.update} of {self.updates}; continue with --resume.")
             raise KeyboardInterrupt
 
     def step(self) -> dict[str, Tensor]:

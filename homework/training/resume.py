@@ -9,20 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from homework.core import files, registry
+from homework.core import devices, files, registry
+from homework.core.processes import say
 from homework.datasets.base import Dataset
 
-RESUME_OVERRIDES = ("model", "save_every", "output", "device")  # the options that may differ when a run is resumed
+RESUME_OVERRIDES = ("save_every", "output", "device", "tokenizer")  # the options that may differ when a run is resumed
 STATE_FIELDS = ("name", "update", "seconds", "measures", "sums")  # what describes a run besides its tensors
 MODULES = ("model", "average", "optimizer")
 
 
-def new_name(model: str, name: str | None = None) -> str:
+def new_name(model: str, name: str | None = None, keeps: bool = False) -> str:
     """The name of a run: by default the present time and the model's name; claimed by making the log's folder, as two runs
-    may start in one second. ValueError if a run has this ``name`` already."""
+    may start in one second. ValueError if a run has this ``name`` already, or one of those of the checkpoints that this one
+    ``keeps``, NAME_UPDATE."""
     if name is not None:
-        if taken := [path for path in (Path("logs", name), Path("checkpoints", f"{name}.pth")) if path.exists()]:
-            raise ValueError(f"--name is {name}, but {taken[0]} is there already; choose another, or add --resume.")
+        paths = [Path("logs", name), Path("checkpoints", f"{name}.pth")]
+        kept = Path("checkpoints").glob(f"{name}_*.pth") if keeps else ()
+        paths += [path for path in kept if path.stem.removeprefix(f"{name}_").isdecimal()]
+        if taken := [path for path in paths if path.exists()]:
+            remedy = "add --resume" if Path("checkpoints", f"{name}.state.pth").is_file() else "remove that one"
+            raise ValueError(f"--name is {name}, but {taken[0]} is there already; choose another, or {remedy}.")
         Path("logs", name).mkdir(parents=True)
         return name
     while True:
@@ -51,9 +57,10 @@ def find_state(model: str, name: str | None) -> Path:
     return paths[-1]
 
 
-def resume_settings(settings: dict, overrides: dict) -> tuple[dict, dict]:
-    """The settings that the unfinished run of ``settings["model"]`` began with, but for RESUME_OVERRIDES, and its state.
-    ValueError if one of ``overrides``, the user's other options, differs, or the file is not a state."""
+def resume_settings(settings: dict, given: dict) -> tuple[dict, dict]:
+    """The settings that the unfinished run of ``settings["model"]`` began with, but for those of RESUME_OVERRIDES that are
+    among the ``given`` ones, the user's options; and its state. ValueError if another one that is given differs, or the file
+    is not a state."""
     path = find_state(settings["model"], settings["name"])
     state = files.read(path)
     needed = {"settings", "group", "class", "config", *STATE_FIELDS, *MODULES}
@@ -63,12 +70,24 @@ def resume_settings(settings: dict, overrides: dict) -> tuple[dict, dict]:
         raise ValueError(f"{path} is of a {state['class']}, not of {settings['model']}; name that one to resume it.")
     began = settings | state["settings"]  # an old state may lack a new option
     known = state["settings"] | state["settings"]["options"] | {"name": state["name"]}
-    for name, value in overrides.items():
-        if value != known.get(name):
+    for name, value in given.items():
+        if name not in ("model", *RESUME_OVERRIDES) and value != known.get(name):
             raise ValueError(f"--resume uses the options that the run began with, but --{name} differs; leave it out, or "
                              "begin a new run from the checkpoint, as MODEL.")  # fmt: skip
-    now = {"save_every": settings["save_every"], "device": settings["device"]}
-    return began | now | {"output": settings["output"] or began["output"]}, state
+    began |= {name: given[name] for name in RESUME_OVERRIDES if name in given}
+    if "device" not in given:
+        began["device"] = device_here(began["device"])
+    return began, state
+
+
+def device_here(name: str) -> str:
+    """The name of the device that a run was on; "auto" if this machine lacks it, which stderr says."""
+    try:
+        devices.pick_device(name)
+    except ValueError:
+        say(f"The run was on the device {name}, which cannot be used here; it resumes on {devices.pick_device()}.")
+        return "auto"
+    return name
 
 
 def write_state(run: Any, path: Path) -> None:

@@ -1,7 +1,6 @@
 """What a run is made of: its data, and the model that it starts from."""
 
 import inspect
-import sys
 from collections.abc import Callable
 
 import torch
@@ -9,6 +8,7 @@ from torch import nn
 
 from homework.core import checkpoint, cli, devices, fingerprint, registry
 from homework.core.model import Model
+from homework.core.processes import say
 from homework.datasets.base import Dataset
 from homework.datasets.kinds import DATASETS
 from homework.training import distributed
@@ -78,7 +78,19 @@ def open_data(cls: type[Model], settings: dict) -> tuple[Dataset, Dataset]:
         options["image_size"] = cli.parse_image_size(options["image_size"])
     dataset: Callable[..., Dataset] = DATASETS[name]
     train, valid = (dataset(split, root=settings["data"], **options) for split in ("train", "valid"))
+    if "grids" in kind:
+        check_splits(train, valid)
     return train, valid
+
+
+def check_splits(train: Dataset, valid: Dataset) -> None:
+    """ValueError if the grids of the one are, as far as that is known, of other tokenizers than those of the other."""
+    most, own = ({k: K for k, K in data.model_defaults().items() if k.endswith("tokens")} for data in (train, valid))
+    shared = train.meta.keys() & valid.meta.keys() & {"tokenizer", "coarse_tokenizer"}
+    # fewer there may be: a plain tensor does not say how many there are
+    if any(own[k] > most[k] for k in own) or not all(fingerprint.is_same(train.meta[k], valid.meta[k]) for k in shared):
+        raise ValueError("The grids for training and those for validation are of different tokenizers; make both with the "
+                         "same one, by python -m homework.tokenize.")  # fmt: skip
 
 
 def load_matching_weights(model: nn.Module, other: nn.Module, path: str) -> None:
@@ -92,6 +104,5 @@ def load_matching_weights(model: nn.Module, other: nn.Module, path: str) -> None
     if not fitting:
         raise ValueError(f"--init is {path}, but no weights of its {type(other).__name__} fit this {type(model).__name__}.")
     model.load_state_dict(fitting, strict=False)
-    if distributed.rank() == 0:
-        copied, all_ = (sum(t.numel() for t in tensors.values()) for tensors in (fitting, own))
-        print(f"{path}: took over {copied:,} of {all_:,} weights", file=sys.stderr)
+    copied, all_ = (sum(t.numel() for t in tensors.values()) for tensors in (fitting, own))
+    say(f"{path}: took over {copied:,} of {all_:,} weights")

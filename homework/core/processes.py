@@ -1,0 +1,22 @@
+"""Which of the processes that work together under ``torchrun`` this is, and what the first one alone says."""
+
+import os
+import sys
+
+from tqdm import tqdm
+
+
+def rank() -> int:
+    """The number of this process, from 0; 0 is the one that writes files."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """The number of processes that work together; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def say(sentence: str) -> None:
+    """Prints to stderr, above any progress bar, on the first process alone."""
+    if rank() == 0:
+        tqdm.write(sentence, file=sys.stderr)
