@@ -183,7 +183,8 @@ def test_what_holds_something_else_is_not_replaced(tmp_path, tokenizer, images):
 
 
 @pytest.mark.parametrize("paths, options, message", [
-    (["images", ""], {}, "path of an image or a folder is empty"), (["images"], {"copies": 1, "shift": 2**63}, "--shift is 9223"),
+    (["images", ""], {}, "path of an image or a folder is empty"),
+    (["images"], {"copies": 1, "shift": 2**63}, "--shift is 9223"),
 ])  # fmt: skip
 def test_an_empty_path_and_a_shift_beyond_every_image_are_refused(tmp_path, tokenizer, images, paths, options, message):
     with pytest.raises(ValueError, match=message):
