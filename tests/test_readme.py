@@ -34,6 +34,7 @@ NOT_RUN = {
     "python -m homework.evaluate": "minutes, for AVIF at its slowest: test_evaluate.py",
     "python -m homework.demo": "the same: test_demo.py",
     "python -m grader": "minutes: tests/grader",
+    "systemd-run": "the same, and a system that has it",
     "python bundle.py": "at the end of the README, below",
     "python -m bench": "minutes, and it draws into bench/figures",
     "python -m homework.train BSQPatchAutoEncoder --resume": "an unfinished run: test_train.py",
@@ -116,7 +117,7 @@ def _unrolled(loop: re.Match) -> str:
 def python_command(command: str) -> str | None:
     """What a command runs as ``python ...``, with one process in place of torchrun's; None if it is another program."""
     command = re.sub(r"^[A-Z_]+=\S+ ", "", command)
-    command = re.sub(r"^torchrun --nproc-per-node \d+ ", "python ", command)
+    command = re.sub(r"^(torchrun --nproc-per-node \d+|systemd-run [^\n]*? python) ", "python ", command)
     return command if command.startswith("python ") else None
 
 
