@@ -60,8 +60,8 @@ def measure(data: Path) -> Iterator[Line]:
     for path in map(Path, image_paths("train", data)[:N]):
         (folder / path.name).hardlink_to(path)
     paths = [str(checkpoint_path(type(model).__name__)) for model in models]
-    seconds(compress, *paths, str(folder), str(archive), quiet=True)  # warm up
-    there = statistics.median(seconds(compress, *paths, str(folder), str(archive), quiet=True) for _ in range(3))
+    seconds(compress, *paths, str(folder), str(archive), quiet=True, effort=0)  # warm up
+    there = statistics.median(seconds(compress, *paths, str(folder), str(archive), quiet=True, effort=0) for _ in range(3))
     back = seconds(decompress, *paths, str(archive), str(out))
     x = ImageDataset(str(folder)).batch(torch.arange(1))
     file = compressor.compress(x[0])

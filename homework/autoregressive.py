@@ -1,5 +1,7 @@
 """A prior over token grids: a decoder-only transformer that reads the grid in raster order."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
@@ -97,7 +99,33 @@ class AutoregressiveModel(FromNeighbours, Prior):
     def forward(self, tokens: Tensor) -> tuple[Tensor, dict]:
         B, h, w = tokens.shape
         x = self._embed(self.table(), self._pad(tokens), self._lookup(h, w, tokens.device)[1])
+        return self._logits(x, h, w).view(B, h, w, self.n_tokens), {}  # (B,N,K) -> (B,h,w,K)
+
+    def _logits(self, x: Tensor, h: int, w: int) -> Tensor:
+        """The summed embeddings of each position's neighbours (B,N,D) -> logits (B,N,K)."""
         x = x + self.positions(h, w).flatten(0, 1)  # (h,w,D) -> (N,D)
         for layer in self.layers:
             x = recompute(layer, x, use_reentrant=False) if self.recompute and self.training else layer(x)
-        return self.head(self.norm(x)).view(B, h, w, self.n_tokens), {}  # (B,N,K) -> (B,h,w,K)
+        return self.head(self.norm(x))
+
+    @torch.no_grad()
+    def replacement_bits(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`homework.priors.base.Prior.replacement_bits`, and what a token changes of the later ones' bits, to first
+        order: their slope by the summed embeddings, times what the token would add to these."""
+        B, h, w = tokens.shape
+        table, (own, around) = self.table(), self._lookup(h, w, tokens.device)  # (m*(K+1),D), (N), (N,m)
+        x = self._embed(table, self._pad(tokens), around).requires_grad_()  # (B,N,D)
+        with torch.enable_grad():
+            log_p = self._logits(x, h, w).log_softmax(dim=-1)  # (B,N,K)
+            kept = log_p.gather(-1, tokens.flatten(1)[..., None])  # (B,N,1)
+            (slope,) = torch.autograd.grad(-kept.sum(), x)  # (B,N,D)
+        m, D = around.shape[1], x.shape[-1]
+        # position n reads its neighbour i at around[n,i]: there goes its slope, in a padded grid for each i
+        spread = slope.new_zeros(B, m, (h + 2) * (w + 4), D)
+        for i in range(m):
+            spread[:, i].index_add_(1, around[:, i], slope)
+        rows = table.view(m, -1, D)[:, : self.n_tokens]  # (m*(K+1),D) -> (m,K,D)
+        later = spread[:, :, own].transpose(1, 2).flatten(2) @ rows.transpose(1, 2).flatten(0, 1)  # (B,N,m*D) @ (m*D,K)
+        later -= later.gather(-1, tokens.flatten(1)[..., None])
+        more = later.sub_(log_p.detach()).add_(kept.detach()).div_(math.log(2))
+        return -kept.detach().view(B, h, w) / math.log(2), more.view(B, h, w, -1)  # (B,N,1) -> (B,h,w), (B,N,K) -> (B,h,w,K)

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from homework.codec import archive, format
+from homework.codec.dial import EFFORT, QUALITY, quality_at, target
 from homework.core import checkpoint, checks, cli, devices, fingerprint
 from homework.core.files import check_regular, printable
 from homework.datasets.image_files import image_paths, not_read
@@ -24,13 +25,16 @@ from homework.tokenizers.base import Tokenizer
 
 
 def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image_size: str | None = None, frame: int = 0,
-             append: bool = False, verify: bool = False, skip_bad: bool = False, dry_run: bool = False, quiet: bool = False,
-             batch_size: int = 64, threads: int | None = None, device: str = "auto") -> None:  # fmt: skip
+             effort: int = EFFORT, quality: float = QUALITY, lmbda: float | None = None, target_bytes: float | None = None,
+             target_psnr: float | None = None, on_average: bool = False, append: bool = False, verify: bool = False,
+             skip_bad: bool = False, dry_run: bool = False, quiet: bool = False, batch_size: int = 64,
+             threads: int | None = None, device: str = "auto") -> None:  # fmt: skip
     """Compresses an image into a small file, or a folder of images into an archive.
 
     Examples:
         python -m homework.compress compress BSQPatchAutoEncoder AutoregressiveModel data/sample/temple.jpg temple.hwi
         python -m homework.compress compress BSQPatchAutoEncoder AutoregressiveModel data/sample sample.hwa --verify
+        python -m homework.compress compress BSQPatchAutoEncoder AutoregressiveModel data/sample sample.hwa --target_psnr 27
 
     Args:
         tokenizer: checkpoint of a tokenizer.
@@ -39,6 +43,14 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
             is standard input, for one image, and standard output.
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped before; as they are by default.
         frame: of images with several frames or pages, the number of the one to compress, from 0.
+        effort: from 0 to 9, how long to look for better tokens than the encoder's: fewer bytes and less error. 5 takes about
+            a second of two cores for an image of 150x100, 0 no time, 9 until nothing helps.
+        quality: from 1 to 100: fewer bytes or less error, by what a bit is worth. 50 is what the pretrained models were
+            trained for.
+        lmbda: the same as a number: the mean squared error (pixels from 0 to 1) that a bit per pixel is worth, 0.01 for 50.
+        target_bytes: find the quality for each image at which its file has at most so many bytes.
+        target_psnr: find the quality for each image at which it comes back with at least so many dB.
+        on_average: with a target, one quality for all images, which reach it on average.
         append: add the images to the archive that the file is, which the same models must have written.
         verify: decode what was written, and compare it with what was to be written; fails if they differ.
         skip_bad: leave out images that are damaged; otherwise they are an error.
@@ -60,7 +72,7 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
     if append and not os.path.isfile(output):
         raise FileNotFoundError(f"There is no archive {output} to append to; leave --append out.")
     before = os.path.getsize(output) if append else 0
-    from homework.codec.image_files import compress_files
+    from homework.codec.image_files import average_quality, compress_files
 
     with _standard_input(sources) as sources, _written(output, dry_run) as written:
         scaled, paths = cli.parse_image_size(image_size), image_paths(sources)
@@ -68,9 +80,15 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
             if others := not_read(Path(folder)):
                 print(f"Left out of {printable(folder)}: {others}.", file=sys.stderr)
         pack = append or len(sources) > 1 or paths != [str(Path(sources[0]))]
-        compressor, old = _load(tokenizer, autoregressive, batch_size, threads, device), output if append else None
-        n, original, psnr = compress_files(compressor, paths, written, pack=pack, scaled=scaled, frame=frame,
-                                           skip_bad=skip_bad, verify=verify, old=old, quiet=quiet)  # fmt: skip
+        quality, aimed = quality if lmbda is None else quality_at(lmbda), target(target_bytes, target_psnr)
+        if on_average and not aimed:
+            raise ValueError("--on_average is about a target; add --target_bytes or --target_psnr.")
+        compressor = _load(tokenizer, autoregressive, batch_size, threads, device, effort, quality, aimed)
+        options = {"pack": pack, "scaled": scaled, "frame": frame, "skip_bad": skip_bad}
+        if on_average and aimed:
+            compressor.quality, compressor.target = average_quality(compressor, paths, written, aimed, options), None
+        n, original, psnr = compress_files(compressor, paths, written, **options, verify=verify, quiet=quiet,
+                                           old=output if append else None)  # fmt: skip
         size = os.path.getsize(written) - before
     _say(f"{output}: {checks.count(n, 'image')}, {size:,} bytes, {size / n:,.1f} an image, "
          f"{original / size:.1f} times fewer than the {original:,} of the originals, {psnr:.2f} dB"
@@ -252,13 +270,13 @@ def describe_checkpoint(path: str) -> dict[str, str]:
     return {"file": path, "role": role, "fingerprint": known[:2].hex(), "model": type(model).__name__}
 
 
-def _load(tokenizer: str, autoregressive: str, batch_size: int, threads: int | None, device: str):
+def _load(tokenizer: str, autoregressive: str, batch_size: int, threads: int | None, device: str, *dial: Any):
     from homework.codec.compressor import Compressor
 
     cli.at_least(1, batch_size=batch_size)
     cli.at_least(1, threads=1 if threads is None else threads)
     device = devices.pick_device(device)
-    compressor = Compressor(*load_pair(tokenizer, autoregressive, device), device, batch_size)
+    compressor = Compressor(*load_pair(tokenizer, autoregressive, device), device, batch_size, *dial)
     compressor.workers = threads or compressor.workers
     return compressor
 

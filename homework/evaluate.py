@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from homework.codec import dial
 from homework.codec.compressor import Compressor
 from homework.core import checkpoint, checks, cli, devices
 from homework.datasets.image_files import image_paths, spread
@@ -16,12 +17,13 @@ from homework.priors.pairs import load_pair
 
 
 def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *, limit: int | None = None,
-             image_size: str | None = None, out: str = "report", n_pictures: int = 4, batch_size: int = 64,
-             device: str = "auto") -> None:  # fmt: skip
+             effort: int = dial.EFFORT, quality: str = str(dial.QUALITY), image_size: str | None = None,
+             out: str = "report", n_pictures: int = 4, batch_size: int = 64, device: str = "auto") -> None:  # fmt: skip
     """Compresses images with our models and with the common codecs, and writes a page, a plot and tables about it.
 
     Examples:
         python -m homework.evaluate BSQPatchAutoEncoder AutoregressiveModel --images data/sample
+        python -m homework.evaluate BSQPatchAutoEncoder AutoregressiveModel --quality 20,35,50,65,80 --limit 64
         python -m homework.evaluate one.pth,two.pth prior_of_one.pth,prior_of_two.pth --limit 64
 
     Args:
@@ -31,6 +33,8 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *,
         images: a folder of images, an image, or a dataset.json.
         limit: use only so many images, spread evenly over all of them; all by default. Most of the time goes into AVIF at
             its slowest, 4 to 5 seconds of one core for an image of 150x100.
+        effort: of our search for tokens, from 0 to 9.
+        quality: of our files, from 1 to 100; several, with commas between them, are several operating points.
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped for all codecs; as they are by default.
         out: the folder to write to; made if it is not there.
         n_pictures: how many images to show.
@@ -42,11 +46,17 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *,
     folder, pairs = Path(out), list_pairs(tokenizer, autoregressive)
     paths, size = spread(image_paths(images), limit), cli.parse_image_size(image_size)
     device = devices.pick_device(device)
-    compressors = [Compressor(*load_pair(*pair, device), device, batch_size) for pair in pairs]
+    qualities = dial.parse_qualities(quality)
+    compressors = [
+        Compressor(*models, device, batch_size, effort, q)
+        for models in (load_pair(*pair, device) for pair in pairs)
+        for q in qualities
+    ]
     rivals, left_out = codecs.available()
     folder.mkdir(parents=True, exist_ok=True)  # before the work, so that a folder that cannot be made is reported at once
 
-    settings = [" + ".join(Path(path).stem for path in pair) if len(pairs) > 1 else "" for pair in pairs]
+    names = [" + ".join(Path(path).stem for path in pair) * (len(pairs) > 1) for pair in pairs]
+    settings = [f"{name} {f'quality {q:g}' * (len(qualities) > 1)}".strip() for name in names for q in qualities]
     ours = [measure.measure_ours(compressor, paths, size) for compressor in compressors]
     points = {"ours": [curves.Point("ours", s, rows) for s, rows in zip(settings, ours, strict=True)]}
     points |= measure.measure_codecs(rivals, paths, size)
@@ -61,7 +71,7 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *,
         "descriptions": {codec.name: codec.description for codec in rivals},
         "bits_per_token": math.log2(model.n_tokens),
         "exact": model.exact,
-        "where": f"{device.type}, {checks.count(threads, 'thread')}, batches of {batch_size}",
+        "where": f"{device.type}, {checks.count(threads, 'thread')}, batches of {batch_size}, effort {effort}",
     }
     report.write_report(folder, points, paths, results)
     print(*curves.verdict(points, original), sep="\n")

@@ -138,7 +138,7 @@ def test_models_of_ones_own_do_all_that_the_packages_do(registered, data, tokeni
     generate("t.pth", "p.pth", 2, "new", image_size=f"{SIZE[0]}x{SIZE[1]}", device="cpu", num_beam=2)
     assert np.asarray(Image.open("new/generation_1.png")).shape == (*SIZE, 3)
 
-    compress("t.pth", "p.pth", data / "valid", "all.hwa", verify=True, device="cpu")
+    compress("t.pth", "p.pth", data / "valid", "all.hwa", verify=True, device="cpu", effort=0)
     decompress("t.pth", "p.pth", "all.hwa", "again", device="cpu")
     info("all.hwa")
     assert "8 images" in capsys.readouterr().out

@@ -250,7 +250,8 @@ def read_csv(path: Path) -> list[dict]:
 
 
 def test_the_report_is_complete_and_true_to_the_models(command, folder):
-    done = command("evaluate", "t.pth", "p.pth", "pictures", "--out", "2026", "--n_pictures", 2, "--batch_size", 2)
+    options = ["--out", "2026", "--n_pictures", 2, "--batch_size", 2, "--effort", 0]
+    done = command("evaluate", "t.pth", "p.pth", "pictures", *options)
     assert done.returncode == 0, done.stderr
     report, names = folder / "2026", [codec.name for codec in codecs.available()[0]]
     page = Page(report / "index.html")
@@ -315,6 +316,17 @@ def test_several_pairs_make_a_curve(command, folder):
     text = Page(folder / "report" / "index.html").text
     assert "At our quality: t1 + p" in text and "At our quality: t2 + p" in text and "ours against it" in text
     assert "t1 + p: " in done.stdout and "t2 + p: " in done.stdout
+
+
+def test_several_qualities_make_a_curve(command, folder):
+    options = ["--limit", 2, "--n_pictures", 1, "--effort", 1, "--quality", "20,90"]
+    done = command("evaluate", "t.pth", "p.pth", "pictures", *options)
+    assert done.returncode == 0, done.stderr
+    points = read_csv(folder / "report" / "rates.csv")
+    assert [p["setting"] for p in points[:2]] == ["quality 20", "quality 90"]
+    assert float(points[0]["bytes"]) <= float(points[1]["bytes"])
+    text = sentence(command("evaluate", "t.pth", "p.pth", "pictures", "--quality", "20,fine"))
+    assert "quality is '20,fine', but must be numbers from 1 to 100" in text
 
 
 def test_under_the_uniform_prior_each_token_costs_the_bits_of_a_code(command, folder):

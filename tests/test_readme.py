@@ -44,7 +44,8 @@ NOT_RUN = {
     "export": "only for what follows",
 }
 _SMALL = "--latent_dim 8 --encoder_blocks 1 --decoder_blocks 1 --detail 2"
-TINY = {  # options that make a new model small, by the beginning of the command that trains it
+TINY = {  # options that make a new model small, or a search short, by the beginning of the command
+    "compress compress": "--effort 1",
     "train PatchAutoEncoder": f"{_SMALL} --bottleneck 4",
     "train ConvAutoEncoder": "--min_channel 4 --max_channel 6",
     "train BSQPatchAutoEncoder": _SMALL,

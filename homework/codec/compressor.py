@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from homework.codec import archive, format, range_coder, tiles
+from homework.codec import archive, dial, format, range_coder, tiles
 from homework.codec.entropy import entropy_model
 from homework.codec.parallel import groups, in_parallel
+from homework.codec.search import search
 from homework.core import checks
 from homework.core.fingerprint import fingerprint, legacy_fingerprint
 from homework.datasets.image_files import batches_of
-from homework.datasets.images import to_float
+from homework.datasets.images import to_float, to_uint8
 from homework.priors.base import Prior
 from homework.tokenizers.base import Tokenizer
 
@@ -36,10 +37,16 @@ class Compressor:
     one kind. A file says which. The models are copied, in eval mode, to ``device`` (None for where the tokenizer is): what
     becomes of the caller's changes no file. ``batch_size`` images, or tiles of them, go through them at once. ValueError if
     the two do not go together.
+
+    ``effort``, from 0 to 9, says how long to look for better tokens than the encoder's, which are those of 0, and
+    ``quality``, from 1 to 100, what is better: error is weighed against bits, see :func:`homework.codec.search.search`. With
+    a ``target`` the quality is each image's own, see :func:`homework.codec.dial.aim`. All of these matter to compressing
+    only.
     """
 
     def __init__(self, tokenizer: Tokenizer, autoregressive: Prior, device: str | torch.device | None = None,
-                 batch_size: int = 64):  # fmt: skip
+                 batch_size: int = 64, effort: int = 0, quality: float = dial.QUALITY,
+                 target: dial.Target | None = None):  # fmt: skip
         if not isinstance(tokenizer, Tokenizer) or not isinstance(autoregressive, Prior):
             raise ValueError(f"A Compressor takes a tokenizer and a prior, but these are a {type(tokenizer).__name__} and a "
                              f"{type(autoregressive).__name__}; load them by homework.load.")  # fmt: skip
@@ -47,11 +54,16 @@ class Compressor:
             raise ValueError(f"The tokenizer has {tokenizer.n_tokens} codes, but the prior was trained on "
                              f"{autoregressive.n_tokens}; train a prior on this tokenizer's grids.")  # fmt: skip
         checks.integer(1, None, batch_size=batch_size)
+        checks.integer(0, 9, effort=effort)
+        dial.lmbda_at(quality)  # ValueError if it is none
+        if effort == 0 and (target or quality != dial.QUALITY):
+            raise ValueError("With effort 0 the tokens are the encoder's, of its one quality; use an effort from 1 to 9.")
+        self.effort, self.quality, self.target = effort, quality, target
         self.device = tokenizer.device if device is None else torch.device(device)
         with torch.inference_mode(False):  # in float32, since the fingerprints are of that
-            self.tokenizer = copy.deepcopy(tokenizer).to(self.device, torch.float32).eval()
-            prior = copy.deepcopy(autoregressive).to(self.device, torch.float32).eval()
-        self.entropy_model = entropy_model(prior)
+            self.tokenizer = copy.deepcopy(tokenizer).to(self.device, torch.float32).eval().requires_grad_(False)
+            self.prior = copy.deepcopy(autoregressive).to(self.device, torch.float32).eval().requires_grad_(False)
+        self.entropy_model = entropy_model(self.prior)
         self.batch_size = batch_size
         self.workers = torch.get_num_threads() if self.device.type == "cpu" else 1
         tokenizers, priors = {1: legacy_fingerprint(self.tokenizer), 2: fingerprint(self.tokenizer)}, self.entropy_model
@@ -117,14 +129,40 @@ class Compressor:
         grids = np.empty((len(images), *(grid := self.grid((H, W)))), np.int64)
         for block, around, within in self.blocks(grid, self.tokenizer.encoder_halo):
             for part in batches_of(range(len(images)), max(1, PIXELS_AT_ONCE // (H * W))):
-                x = torch.stack([images[i][scaled(around, self.models.patch)] for i in part])  # (B,H,W,3) of the block
+                x = torch.stack([images[i][tiles.scaled(around, self.models.patch)] for i in part])  # (B,H,W,3) of the block
                 x = to_float(x) if x.dtype == torch.uint8 else x.float()
                 tokens = self.tokenizer.encode_index(x.to(self.device)).cpu().numpy()
                 if tokens.shape[1:] != self.grid((x.shape[1], x.shape[2])):
                     raise ValueError(f"The tokenizer makes grids {tokens.shape[1:]} of images {tuple(x.shape[1:3])}, which "
                                      f"are not patches of {self.models.patch} pixels; a file cannot say so.")  # fmt: skip
                 grids[(slice(part.start, part.stop), *block)] = tokens[(slice(None), *within)]
+        for i in range(len(images) if self.effort else 0):  # one by one: in a batch, an image's floats may be others
+            grids[i] = self._search(images[i], grids[i])
         return grids
+
+    def _search(self, x: Tensor, encoded: np.ndarray) -> np.ndarray:
+        """Better tokens (h,w) than the encoder's for an image (H,W,3), as good as the target demands if there is one."""
+
+        def found(quality: float) -> np.ndarray:
+            start = torch.from_numpy(encoded)
+            return search(self.tokenizer, self.prior, x, dial.lmbda_at(quality), self.effort, start).cpu().numpy()
+
+        def measured(quality: int) -> tuple[np.ndarray, int, float]:
+            grid = found(quality)
+            return grid, len(self.compress_tokens(grid[None], (x.shape[0], x.shape[1]))[0]), self.psnr([x], [grid])[0]
+
+        return dial.aim(self.target, measured, "The image") if self.target else found(self.quality)
+
+    def psnr(self, images: Sequence[Tensor], grids: Sequence[np.ndarray]) -> list[float]:
+        """In dB, of images (H,W,3) of one size, float or uint8, as they come back from their grids (h,w), rounded to 8 bits
+        a channel; infinite for one that is the same."""
+        (H, W), errors = images[0].shape[:2], [0.0] * len(images)
+        for i, where, x_hat in self.decoded_blocks(grids, [(H, W)] * len(images)):
+            x = images[i][where]
+            pixels = (x if x.dtype == torch.uint8 else to_uint8(x)).cpu().numpy()
+            difference = np.subtract(to_uint8(x_hat).cpu().numpy(), pixels, dtype=np.float32)
+            errors[i] += float(np.square(difference).sum())
+        return [10 * math.log10(255**2 * 3 * H * W / error) if error else math.inf for error in errors]
 
     def to_images(self, grids: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]],
                   convert: Callable[[Tensor], Tensor] = lambda x: x) -> list[Tensor]:  # fmt: skip
@@ -148,8 +186,8 @@ class Compressor:
                 with torch.inference_mode():  # one by itself as a person would decode it, without a batch
                     found = self.tokenizer.decode_index(index) if len(part) > 1 else [self.tokenizer.decode_index(index[0])]
                 for i, x in zip(part, found, strict=True):
-                    (H, W), (rows, columns) = sizes[i], scaled(block, P)  # at the edge, more than there is of the image
-                    yield i, (rows, columns), x[scaled(within, P)][: H - rows.start, : W - columns.start]
+                    (H, W), (rows, columns) = sizes[i], tiles.scaled(block, P)  # at the edge, more than the image has
+                    yield i, (rows, columns), x[tiles.scaled(within, P)][: H - rows.start, : W - columns.start]
 
     def blocks(self, grid: tuple[int, int], halo: int | None) -> Iterator[tuple]:
         """See :func:`homework.codec.tiles.blocks`; a single one if the image is small, or its patches depend on all."""
@@ -249,12 +287,6 @@ class Compressor:
         """How many images with grids (h,w) have ``n`` tiles in all, by default as many as are coded together; at least 1."""
         n_tiles = -(-grid[0] // self.entropy_model.height) * -(-grid[1] // self.entropy_model.width)
         return max(1, (n or min(self.batch_size, archive.MAX_CHUNK)) // n_tiles)
-
-
-def scaled(where: tiles.Slices, P: int) -> tiles.Slices:
-    """The pixels of some rows and columns of a grid of patches of side P."""
-    rows, columns = where
-    return slice(rows.start * P, rows.stop * P), slice(columns.start * P, columns.stop * P)
 
 
 def in_order(batches: Iterable[dict]) -> list:

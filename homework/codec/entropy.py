@@ -13,6 +13,7 @@ from homework.codec.integer_layers import LOGIT, exp2_table, export, floor_divid
 from homework.codec.integer_steps import ExactSteps, softmax
 from homework.codec.precision import full_precision
 from homework.codec.range_coder import TOTAL, Step
+from homework.codec.tiles import UNLIMITED
 from homework.core.fingerprint import digest, fingerprint, legacy_digest, legacy_fingerprint, legacy_options
 from homework.priors.base import Prior
 
@@ -86,7 +87,7 @@ class FloatPrior:
 
     def __init__(self, prior: Prior):
         self.model, self.device, self.n_tokens = prior.eval(), prior.device, prior.n_tokens
-        self.height, self.width = prior.grid_size or (64, 64)
+        self.height, self.width = prior.grid_size or UNLIMITED
         self.fingerprints = {1: legacy_fingerprint(prior), 2: fingerprint(prior)}
 
     def steps(self, B: int, h: int, w: int) -> Step:

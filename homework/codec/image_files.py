@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from homework.codec import format
+from homework.codec import dial, format
 from homework.codec.archive import ArchiveWriter, Reader, target_names
 from homework.codec.compressor import PIXELS_AT_ONCE, Compressor
 from homework.codec.parallel import groups, in_parallel
@@ -102,19 +102,27 @@ def names_below(paths: list[str]) -> list[str]:
     return [Path(os.path.relpath(path, base)).as_posix() for path in full]
 
 
+def average_quality(compressor: Compressor, paths: list[str], output: str, aimed: dial.Target, options: dict) -> int:
+    """The quality at which all images reach the target on average. Writes to ``output``; ``options`` as of
+    :func:`compress_files`. ValueError if there is none."""
+
+    def make(quality: int) -> tuple[int, float, float]:
+        compressor.quality, compressor.target = quality, None
+        n, _, psnr = compress_files(compressor, paths, output, verify=False, **options)
+        return quality, os.path.getsize(output) / n, psnr
+
+    return dial.aim(aimed, make, "The mean of the images")
+
+
 def _encode(compressor: Compressor, quiet: bool, chunk: Chunk) -> tuple[Chunk, list[bytes], list[float]]:
     """A chunk with grids instead of images, its payloads, and, unless ``quiet``, the PSNR in dB of each image as it will be
     decompressed, infinite if it is the same."""
-    part, size, images = chunk
-    grids, quality = compressor.to_tokens(list(map(torch.from_numpy, images))), []
-    if not quiet:
-        if math.prod(size) > PIXELS_AT_ONCE:
-            devices.release_memory()
-        errors = [0.0] * len(part)
-        for i, where, x in compressor.decoded_blocks(grids, [size] * len(part)):
-            difference = np.subtract(to_uint8(x).cpu().numpy(), images[i][where], dtype=np.float32)
-            errors[i] += float(np.square(difference).sum())
-        quality = [10 * math.log10(255**2 * 3 * math.prod(size) / error) if error else math.inf for error in errors]
+    part, size, pixels = chunk
+    images = list(map(torch.from_numpy, pixels))
+    grids = compressor.to_tokens(images)
+    if math.prod(size) > PIXELS_AT_ONCE:
+        devices.release_memory()
+    quality = [] if quiet else compressor.psnr(images, grids)
     return (part, size, grids), compressor.encode(grids), quality
 
 

@@ -5,6 +5,8 @@ import math
 from collections.abc import Iterator
 
 TILES = 64  # of one image that are coded together
+UNLIMITED = (64, 64)  # tiles under a prior that takes grids of any size
+Slices = tuple[slice, slice]  # rows and columns
 
 
 def tiles(grid: tuple[int, int], tile: tuple[int, int]) -> Iterator[tuple[tuple[int, int], list[tuple[int, int]]]]:
@@ -24,20 +26,27 @@ def _sides(length: int, part: int) -> list[tuple[int, range]]:
     return [(side, starts) for side, starts in sides if starts]
 
 
-Slices = tuple[slice, slice]  # rows and columns
+def fitting(size: tuple[int, int] | None, grid: tuple[int, int]) -> tuple[int, int]:
+    """The tiles of a ``grid`` (h,w) under a prior of ``size`` (height,width), None if it takes any."""
+    height, width = size or UNLIMITED
+    return min(height, grid[0]), min(width, grid[1])
 
 
-def blocks(grid: tuple[int, int], n: int, halo: int) -> Iterator[tuple[Slices, Slices, Slices]]:
-    """Cuts a ``grid`` (h,w) into blocks of at most ``n`` positions, about equal and as square as it allows. Yields for each
-    its rows and columns; those of a larger block around it, with ``halo`` more on every side where the grid goes on; and its
-    own within the larger. The larger ones are all of one size, so that each finds the memory that another has left."""
-    h, w = grid
-    width = _even(w, n // min(h, math.isqrt(n)))
-    height = _even(h, n // width)
+def blocks(grid: tuple[int, int], n: int, halo: int,
+           unit: tuple[int, int] = (1, 1)) -> Iterator[tuple[Slices, Slices, Slices]]:  # fmt: skip
+    """Cuts a ``grid`` (h,w) into blocks of at most ``n`` positions, about equal and as square as it allows, each of complete
+    tiles of ``unit`` (a,b), at least one. Yields for each its rows and columns; those of a larger block around it, with
+    ``halo`` more on every side where the grid goes on; and its own within the larger. The larger ones are all of one size,
+    so that each finds the memory that another has left."""
+    (h, w), (a, b) = grid, unit
+    rows, columns, n = -(-h // a), -(-w // b), max(1, n // (a * b))  # in units
+    width = _even(columns, n // min(rows, math.isqrt(n)))
+    height = a * _even(rows, n // width)
+    width *= b
     for top in range(0, h, height):
         for left in range(0, w, width):
-            rows, columns = _surrounded(top, height, h, halo), _surrounded(left, width, w, halo)
-            block, around, within = zip(rows, columns, strict=True)
+            around_rows, around_columns = _surrounded(top, height, h, halo), _surrounded(left, width, w, halo)
+            block, around, within = zip(around_rows, around_columns, strict=True)
             yield block, around, within
 
 
@@ -50,3 +59,25 @@ def _surrounded(start: int, part: int, length: int, halo: int) -> tuple[slice, s
     size = min(part + 2 * halo, length)
     stop, first = min(start + part, length), min(max(0, start - halo), length - size)
     return slice(start, stop), slice(first, first + size), slice(start - first, stop - first)
+
+
+def scaled(where: Slices, P: int, Q: int | None = None) -> Slices:
+    """The pixels of some rows and columns of a grid of patches of P rows and Q columns, P if None."""
+    rows, columns = where
+    Q = Q or P
+    return slice(rows.start * P, rows.stop * P), slice(columns.start * Q, columns.stop * Q)
+
+
+def grown(where: Slices, halo: int | None, grid: tuple[int, ...]) -> Slices:
+    """Rows and columns of a ``grid`` (h,w), with ``halo`` more on every side where it goes on; all if None."""
+    rows, columns = (
+        slice(0, n) if halo is None else slice(max(0, s.start - halo), min(n, s.stop + halo))
+        for s, n in zip(where, grid, strict=True)
+    )
+    return rows, columns
+
+
+def relative(where: Slices, around: Slices) -> Slices:
+    """Rows and columns of a grid as those of a larger part of it."""
+    rows, columns = (slice(s.start - a.start, s.stop - a.start) for s, a in zip(where, around, strict=True))
+    return rows, columns

@@ -27,7 +27,7 @@ from PIL import Image
 
 from bench.mutations import mutate
 from homework import Compressor, compress
-from homework.codec import archive, format, image_files, tiles
+from homework.codec import archive, format, image_files, search, tiles
 from homework.codec.entropy import FloatPrior
 from homework.codec.image_files import compress_files
 from homework.codec.parallel import in_parallel
@@ -457,6 +457,12 @@ def folder(tmp_path, monkeypatch, models):
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def _no_search(monkeypatch):
+    """What is found has tests of its own; here it would only take time."""
+    monkeypatch.setattr(search, "ROUNDS", (0,) * 10)
+
+
 @pytest.fixture
 def call(monkeypatch, capsys):
     def call(name: str, *arguments: object) -> SimpleNamespace:
@@ -521,7 +527,7 @@ def test_pictures_are_scaled_before(call, folder, source):
 
 
 def test_it_works_in_fresh_processes(folder, models):
-    done = run("-m", "homework.compress", "compress", "t.pth", "p.pth", "photos", "a.tok", cwd=folder)
+    done = run("-m", "homework.compress", "compress", "t.pth", "p.pth", "photos", "a.tok", "--effort", 0, cwd=folder)
     assert done.returncode == 0 and "bytes" in done.stderr, done.stderr  # the bar says how many so far
     done = run("-m", "homework.compress", "decompress", "t.pth", "p.pth", "a.tok", "back", cwd=folder, OMP_NUM_THREADS="2")
     assert done.returncode == 0, done.stderr
@@ -903,7 +909,7 @@ def test_a_reader_that_has_seen_enough_ends_a_command_quietly(call, folder):
 def test_closed_streams_stop_no_command(call, folder, closed):
     """Nor does a file get the number of a closed one, and what is printed."""
     call("compress", "t.pth", "p.pth", "photos/0.png", "a.tok")
-    line = f'"{sys.executable}" -m homework.compress compress t.pth p.pth photos/0.png b.tok {closed}'
+    line = f'"{sys.executable}" -m homework.compress compress t.pth p.pth photos/0.png b.tok --effort 0 {closed}'
     done = subprocess.run(line, shell=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
     assert Path("a.tok").read_bytes() == Path("b.tok").read_bytes()

@@ -1,0 +1,213 @@
+"""Searches for the tokens of an image that cost the least: bits under the prior, and error once they are decoded."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from homework.codec import tiles
+from homework.datasets.images import to_float
+from homework.priors.base import Prior, evaluating
+from homework.tokenizers.base import Tokenizer
+
+ROUNDS = (0, 1, 2, 3, 4, 6, 10, 16, 32, 10**6)  # by effort; the last one ends before
+TRIALS = 4  # passes in a round
+APART = 3  # positions from one token that is tried to the next: what a change costs shows within one position of it
+CANDIDATES = 16  # tokens tried at a position before it is left as it is
+CAUTION = 12.0  # how much worse than it is, on average, a step in the codes is taken to be; see Objective.scores
+MOST_TOKENS = 2**16  # of which all are scored
+PIXELS_AT_ONCE = 60_000  # of a large image
+
+
+def search(tokenizer: Tokenizer, prior: Prior, x: Tensor, lmbda: float, effort: int, tokens: Tensor | None = None) -> Tensor:
+    """The grid of an image, improved: tokens that minimize J = MSE + lmbda * bits per pixel, as far as ``effort`` goes.
+
+    ::
+
+        grid -> scores of all tokens at all positions, by the slopes of error and bits -> the most promising, 3 apart
+             ^                                                                                     |
+             +-- those that lower J around them <-- one pass of decoder and prior with all changed <-+
+
+    A greedy form of what trellis quantization and iterative inference (Yang, Bamler and Mandt, arXiv 2006.04240) do: the
+    decoder and the files stay as they are. J never rises. The result depends on nothing but the arguments, and on the
+    machine's floats. With more than MOST_TOKENS codes there is no search.
+
+    Args:
+        tokenizer, prior: with the same codes; on one device.
+        x: (H,W,3) float in [-0.5,0.5], or uint8; on any device.
+        lmbda: mean squared error that a bit per pixel is worth, above 0.
+        effort: 0 for none, ..., 8; 9 to go on until it ends where it started.
+        tokens: (h,w) int64 to start from; by default those of the encoder.
+
+    Returns:
+        (h,w) int64 in [0,K).
+    """
+    with torch.inference_mode(False), torch.no_grad(), evaluating(tokenizer), evaluating(prior):
+        grid = tokenizer.encode_index(_to_float(x, tokenizer)) if tokens is None else tokens.to(tokenizer.device, copy=True)
+        if effort and tokenizer.n_tokens <= MOST_TOKENS:
+            h, w = grid.shape
+            tile = tiles.fitting(prior.grid_size, (h, w))
+            n = h * w if tokenizer.decoder_halo is None else PIXELS_AT_ONCE // math.prod(tokenizer.patch_shape)
+            for block, _, _ in tiles.blocks((h, w), n, 0, tile):
+                objective = Objective(tokenizer, prior, x, grid, block, tile, lmbda)
+                while not torch.equal(found := improve(objective, grid[block], ROUNDS[effort]), grid[block]):
+                    grid[block] = found
+                    if effort < 9:
+                        break
+    return grid
+
+
+class Objective:
+    """J of a block of an image's grid, by position, while the grid around it stays as it is.
+
+    ``block`` is rows and columns of the ``grid``, in complete tiles of at most ``tile`` tokens; the others are as in
+    :func:`search`. Maps of J are of the block and as much around it as its tokens change, ``decoder_halo`` positions.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prior: Prior, x: Tensor, grid: Tensor, block: tiles.Slices,
+                 tile: tuple[int, int], lmbda: float):  # fmt: skip
+        self.tokenizer, self.prior, self.tile = tokenizer, prior, tile
+        self.patch, self.per_value, self.per_bit = tokenizer.patch_shape, 1 / x.numel(), 3 * lmbda / x.numel()
+        changed = tiles.grown(block, tokenizer.decoder_halo, grid.shape)  # the patches that its tokens change
+        seen = tiles.grown(changed, tokenizer.decoder_halo, grid.shape)  # the tokens that these patches depend on
+        self.inside, self.within = tiles.relative(block, seen), tiles.relative(block, changed)
+        self.index, self.x = grid[seen].clone(), _to_float(x[tiles.scaled(changed, *self.patch)], tokenizer)
+        self.pixels = tiles.scaled(tiles.relative(changed, seen), *self.patch)  # the map's, of what is decoded
+        self.size = tuple(side.stop - side.start for side in changed)
+        self.table = self._table()
+        self.steepness = CAUTION * self._curvature()
+
+    def cost(self, tokens: Tensor) -> Tensor:
+        """The block's tokens (a,b) -> J by position, a map."""
+        with torch.inference_mode():
+            J = self._error(self.tokenizer.decode_index(self._seen(tokens)))
+            for parts, some in self._tiles(tokens):
+                for part, bits in zip(parts, self.prior.bits(some), strict=True):
+                    J[part] += self.per_bit * bits
+        return J
+
+    def scores(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The block's tokens (a,b) -> (J by position, and about how much it changes (a,b,K) with token k at a position).
+
+        The change of the error is taken as the slope by the code vector v, times the step, and a multiple of the step's
+        square, g (v' - v) + c |v' - v|^2; c is what steps have on average, times CAUTION: of all that is promised, the most
+        is chosen, which is where the scores are most wrong, and they are less so for short steps. Of a tokenizer that does
+        not decode code vectors the bits alone are scored."""
+        index = self._seen(tokens)
+        if self.table is None:
+            J, change = self._error(self.tokenizer.decode_index(index)), torch.zeros((), device=index.device)
+        else:
+            code = self.tokenizer.code_vectors(index).float().requires_grad_()
+            with torch.enable_grad():
+                J = self._error(self.tokenizer.decode(code))  # type: ignore[operator]
+                (slope,) = torch.autograd.grad(J.sum(), code)
+            J, v, g, c = J.detach(), code.detach()[self.inside], slope[self.inside], self.steepness  # (a,b,d) each
+            change = (g - 2 * c * v) @ self.table.T + c * self.table.square().sum(dim=-1)  # (a,b,K)
+            change += (c * v.square() - g * v).sum(dim=-1, keepdim=True)
+        change = change.expand(*tokens.shape, self.tokenizer.n_tokens).contiguous()
+        for parts, some in self._tiles(tokens):
+            for part, bits, more in zip(parts, *self.prior.replacement_bits(some), strict=True):
+                J[part] += self.per_bit * bits
+                change[tiles.relative(part, self.within)] += self.per_bit * more
+        return J, change
+
+    def _seen(self, tokens: Tensor) -> Tensor:
+        """The block's tokens with those around it."""
+        index = self.index.clone()
+        index[self.inside] = tokens
+        return index
+
+    def _error(self, x_hat: Tensor) -> Tensor:
+        """What is decoded (H',W',3) -> the share of each position of the map in the mean squared error."""
+        (H, W), (h, w), (P, Q) = self.x.shape[:2], self.size, self.patch
+        error = (x_hat[self.pixels][:H, :W] - self.x).square().sum(dim=-1) * self.per_value
+        error = F.pad(error, (0, w * Q - W, 0, h * P - H))
+        return error.view(h, P, w, Q).sum(dim=(1, 3))  # (h*P,w*Q) -> (h,P,w,Q) -> (h,w)
+
+    def _tiles(self, tokens: Tensor) -> Iterator[tuple[list[tiles.Slices], Tensor]]:
+        """The prior's tiles of the block, some of one size at a time: where each is in the map, and their tokens (T,a,b)."""
+        top, left = (side.start for side in self.within)
+        for (a, b), corners in tiles.tiles((tokens.shape[0], tokens.shape[1]), self.tile):
+            parts = [(slice(top + i, top + i + a), slice(left + j, left + j + b)) for i, j in corners]
+            yield parts, torch.stack([tokens[i : i + a, j : j + b] for i, j in corners])
+
+    def _table(self) -> Tensor | None:
+        """(K,d): the code vectors; None if the tokenizer does not decode those, but tokens."""
+        decodes_vectors = type(self.tokenizer).decode_index is Tokenizer.decode_index
+        return self.tokenizer.code_table().float() if decodes_vectors else None
+
+    def _curvature(self) -> float:
+        """How much squared error a step in the code vectors makes by itself, for a step of length 1, on average: measured by
+        random tokens, far from each other."""
+        if self.table is None:
+            return 0.0
+        index, generator = self.index.clone(), torch.Generator().manual_seed(0)
+        every = index[::5, ::5]
+        every.copy_(torch.randint(len(self.table), every.shape, generator=generator))
+        moved = (self.tokenizer.decode_index(index) - self.tokenizer.decode_index(self.index)).square().sum()
+        step = (self.tokenizer.code_vectors(index) - self.tokenizer.code_vectors(self.index)).square().sum()
+        return self.per_value * float(moved / step.clamp_min(1e-12))
+
+
+def _to_float(x: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """A copy, since there is no gradient through tensors that were made in inference mode."""
+    x = x.to(tokenizer.device, copy=True)
+    return to_float(x) if x.dtype == torch.uint8 else x.float()
+
+
+def improve(objective: Objective, tokens: Tensor, rounds: int) -> Tensor:
+    """Tokens (a,b) of no higher J, see :func:`search`: the best after so many rounds, or fewer if nothing is left to try."""
+    J, scores = objective.scores(tokens)
+    tried = torch.zeros_like(scores, dtype=torch.bool)
+    for _ in range(rounds):
+        new, moved = tokens.clone(), J.clone()
+        for _ in range(TRIALS):
+            open_ = ~tried & (tried.sum(dim=-1, keepdim=True) < CANDIDATES)
+            open_.scatter_(-1, new[..., None], False)
+            promise, candidate = scores.masked_fill(~open_, torch.inf).min(dim=-1)  # (a,b)
+            chosen = spread_out(-promise) & promise.isfinite()
+            if not chosen.any():
+                break
+            tried[chosen, candidate[chosen]] = True
+            trial = objective.cost(torch.where(chosen, candidate, new))
+            taken = chosen & (around(trial - moved)[objective.within] < 0)
+            new = torch.where(taken, candidate, new)
+            moved = torch.where(reached(taken, objective.within, moved.shape), trial, moved)
+        if torch.equal(new, tokens):
+            if not chosen.any():
+                break
+            continue
+        found, better = objective.scores(new)
+        if found.sum(dtype=torch.float64) < J.sum(dtype=torch.float64):
+            tried &= ~near(new != tokens, 2)[..., None]  # what did not help there may do so now
+            tokens, J, scores = new, found, better
+    return tokens
+
+
+def spread_out(promise: Tensor, rounds: int = 4) -> Tensor:
+    """(a,b) -> (a,b) bool: positions at least APART rows or columns from each other, the most promising first."""
+    r, chosen = APART - 1, torch.zeros_like(promise, dtype=torch.bool)
+    for _ in range(rounds):  # those that are the best within reach, then the best of what is left; some may stay out
+        best = F.max_pool2d(promise[None], 2 * r + 1, 1, r)[0]
+        chosen |= (promise == best) & promise.isfinite()
+        promise = promise.masked_fill(near(chosen, r), -torch.inf)
+    return chosen
+
+
+def near(chosen: Tensor, r: int) -> Tensor:
+    """(a,b) bool -> (a,b) bool: positions within r rows and columns of those chosen."""
+    return F.max_pool2d(chosen[None].float(), 2 * r + 1, 1, r)[0] > 0
+
+
+def around(change: Tensor) -> Tensor:
+    """(a,b) -> (a,b): sums over each position and the eight around it."""
+    return F.avg_pool2d(change[None], 3, 1, 1, divisor_override=1)[0]
+
+
+def reached(chosen: Tensor, within: tiles.Slices, size: torch.Size) -> Tensor:
+    """Positions chosen in a block, and the eight around each, in a map of the ``size``: bool."""
+    found = torch.zeros(size, dtype=torch.bool, device=chosen.device)
+    found[within] = chosen
+    return near(found, 1)
