@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from homework.codec import tiles
+from homework.core import checks
 from homework.datasets.images import to_float
 from homework.priors.base import Prior, evaluating
 from homework.tokenizers.base import Tokenizer
@@ -43,7 +44,12 @@ def search(tokenizer: Tokenizer, prior: Prior, x: Tensor, lmbda: float, effort: 
 
     Returns:
         (h,w) int64 in [0,K).
+
+    Raises:
+        ValueError: for another effort, or an lmbda that is not above 0.
     """
+    checks.integer(0, 9, effort=effort)
+    checks.positive(lmbda=lmbda)
     with torch.inference_mode(False), torch.no_grad(), evaluating(tokenizer), evaluating(prior):
         grid = tokenizer.encode_index(_to_float(x, tokenizer)) if tokens is None else tokens.to(tokenizer.device, copy=True)
         if effort and tokenizer.n_tokens <= MOST_TOKENS:
@@ -167,7 +173,7 @@ def improve(objective: Objective, tokens: Tensor, rounds: int) -> Tensor:
             open_ = ~tried & (tried.sum(dim=-1, keepdim=True) < CANDIDATES)
             open_.scatter_(-1, new[..., None], False)
             promise, candidate = scores.masked_fill(~open_, torch.inf).min(dim=-1)  # (a,b)
-            chosen = spread_out(-promise) & promise.isfinite()
+            chosen = spread_out(-promise)
             if not chosen.any():
                 break
             tried[chosen, candidate[chosen]] = True
@@ -180,19 +186,22 @@ def improve(objective: Objective, tokens: Tensor, rounds: int) -> Tensor:
                 break
             continue
         found, better = objective.scores(new)
-        if found.sum(dtype=torch.float64) < J.sum(dtype=torch.float64):
+        if found.cpu().double().sum() < J.cpu().double().sum():  # MPS has no float64
             tried &= ~near(new != tokens, 2)[..., None]  # what did not help there may do so now
             tokens, J, scores = new, found, better
     return tokens
 
 
 def spread_out(promise: Tensor, rounds: int = 4) -> Tensor:
-    """(a,b) -> (a,b) bool: positions at least APART rows or columns from each other, the most promising first."""
+    """(a,b) -> (a,b) bool: positions at least APART rows or columns from each other, the most promising first; none whose
+    promise is not finite."""
     r, chosen = APART - 1, torch.zeros_like(promise, dtype=torch.bool)
+    rank = promise.flatten().argsort(stable=True).argsort().view(promise.shape).float()  # unique, where promises are equal
+    rank = rank.masked_fill(~promise.isfinite(), -torch.inf)
     for _ in range(rounds):  # those that are the best within reach, then the best of what is left; some may stay out
-        best = F.max_pool2d(promise[None], 2 * r + 1, 1, r)[0]
-        chosen |= (promise == best) & promise.isfinite()
-        promise = promise.masked_fill(near(chosen, r), -torch.inf)
+        best = F.max_pool2d(rank[None], 2 * r + 1, 1, r)[0]
+        chosen |= (rank == best) & rank.isfinite()
+        rank = rank.masked_fill(near(chosen, r), -torch.inf)
     return chosen
 
 
@@ -203,7 +212,7 @@ def near(chosen: Tensor, r: int) -> Tensor:
 
 def around(change: Tensor) -> Tensor:
     """(a,b) -> (a,b): sums over each position and the eight around it."""
-    return F.avg_pool2d(change[None], 3, 1, 1, divisor_override=1)[0]
+    return 9 * F.avg_pool2d(change[None], 3, 1, 1)[0]
 
 
 def reached(chosen: Tensor, within: tiles.Slices, size: torch.Size) -> Tensor:

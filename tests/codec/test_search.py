@@ -153,14 +153,16 @@ def test_scores_have_the_slope_of_the_error(tokenizer):
             assert abs(scores[2, 3, k] - square - actual) < 1e-3 * float(actual.abs() + square)
 
 
-@given(a=st.integers(1, 20), b=st.integers(1, 20), seed=st.integers(0, 999))
-def test_positions_that_are_tried_together_are_apart(a, b, seed):
-    promise = torch.rand(a, b, generator=torch.Generator().manual_seed(seed))
+@given(a=st.integers(1, 20), b=st.integers(1, 20), levels=st.sampled_from([1, 3, 2**20]), seed=st.integers(0, 999))
+def test_positions_that_are_tried_together_are_apart(a, b, levels, seed):
+    """Also where many promise the same; and none without a promise."""
+    promise = torch.randint(levels, (a, b), generator=torch.Generator().manual_seed(seed)).float()
+    assert not spread_out(torch.full((a, b), -torch.inf)).any()
     chosen = spread_out(promise)
     rows, columns = chosen.nonzero(as_tuple=True)
     apart = torch.maximum((rows[:, None] - rows).abs(), (columns[:, None] - columns).abs())
     assert (apart + 9 * torch.eye(len(rows), dtype=torch.long) >= module.APART).all()
-    assert chosen.flatten()[promise.argmax()]
+    assert promise[chosen].max() == promise.max()
 
 
 # --- files ----------------------------------------------------------------------------------------------------------------
@@ -237,6 +239,12 @@ def test_each_image_reaches_its_target(prior):
 def test_wrong_settings_of_the_dial(options):
     with pytest.raises(ValueError, match="effort|quality"):
         Compressor(*pair("BSQPatchAutoEncoder", "AutoregressiveModel"), **options)
+
+
+@pytest.mark.parametrize("lmbda, effort", [(0.01, 10), (0.01, -1), (0.01, 1.0), (0, 1), (float("nan"), 1), (-1, 1)])
+def test_a_search_without_a_sense(lmbda, effort):
+    with pytest.raises(ValueError, match="effort|lmbda"):
+        search(*pair("BSQPatchAutoEncoder", "AutoregressiveModel"), image(20, 30), lmbda, effort)
 
 
 def test_two_aims_or_a_wrong_one():
