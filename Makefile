@@ -40,7 +40,7 @@ demo: $(INSTALLED) ## show on one page, demo/index.html, what the shipped models
 test: $(INSTALLED) ## run every test
 	$(BIN)/python -m pytest tests -n auto --dist loadfile
 
-bench: $(INSTALLED) ## measure feeding, training, tokenizing, sampling and compressing, against baselines
+bench: $(INSTALLED) ## measure feeding, training, tokenizing, sampling, compressing and searching, against baselines
 	$(BIN)/python -m bench
 
 lint: $(INSTALLED) ## check style, complexity and types

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bench import compressing, feeding, sampling, tokenizing, training
+from bench import compressing, feeding, sampling, searching, tokenizing, training
 from bench.common import copy_images, describe
 from homework.core import cli, devices
 
@@ -19,6 +19,7 @@ PARTS = {
     "tokenizing": tokenizing,
     "sampling": sampling,
     "compressing": compressing,
+    "searching": searching,
 }
 N_IMAGES = 512
 
@@ -27,7 +28,7 @@ def bench(*parts: str) -> None:
     """Prints a table of images per second, ours and of a baseline for the same task; on the CPU, about five minutes.
 
     Args:
-        parts: feeding, training, tokenizing, sampling or compressing; all by default.
+        parts: feeding, training, tokenizing, sampling, compressing or searching; all by default.
     """
     for part in parts:
         if part not in PARTS:
