@@ -33,8 +33,7 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
 
     Examples:
         python -m homework.compress compress BSQPatchAutoEncoder AutoregressiveModel data/sample/temple.jpg temple.hwi
-        python -m homework.compress compress BSQPatchAutoEncoder AutoregressiveModel data/sample sample.hwa --verify
-        python -m homework.compress compress BSQPatchAutoEncoder AutoregressiveModel data/sample sample.hwa --target_psnr 27
+        python -m homework.compress compress BSQPatchAutoEncoder AutoregressiveModel data/sample sample.hwa --quality 70
 
     Args:
         tokenizer: checkpoint of a tokenizer.

@@ -22,7 +22,6 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *,
     """Compresses images with our models and with the common codecs, and writes a page, a plot and tables about it.
 
     Examples:
-        python -m homework.evaluate BSQPatchAutoEncoder AutoregressiveModel --images data/sample
         python -m homework.evaluate BSQPatchAutoEncoder AutoregressiveModel --quality 20,35,50,65,80 --limit 64
         python -m homework.evaluate one.pth,two.pth prior_of_one.pth,prior_of_two.pth --limit 64
 
