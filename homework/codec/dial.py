@@ -73,8 +73,9 @@ def aim(target: Target, make: Callable[[int], tuple[Found, float, float]], what:
             high = quality - 1
     fitting = [one for one in made if target.reached(*one[1:])]
     if not fitting:
-        fewest, best = min(one[1] for one in made), max(one[2] for one in made)
-        limit = f"at most {target.value:,g} bytes" if target.kind == "bytes" else f"at least {target.value:g} dB"
-        raise ValueError(f"{what} has {fewest:,.0f} bytes or more and {best:.2f} dB or less at qualities from 1 to 100, so "
-                         f"never {limit}.")  # fmt: skip
+        if target.kind == "bytes":
+            reach = f"takes {min(one[1] for one in made):,.0f} bytes or more, so never at most {target.value:,g}"
+        else:
+            reach = f"comes back with {max(one[2] for one in made):.2f} dB or less, so never at least {target.value:g}"
+        raise ValueError(f"{what} {reach}; qualities from 1 to 100 reach no further.")
     return max(fitting, key=lambda one: one[2] if target.kind == "bytes" else -one[1])[0]
