@@ -85,7 +85,7 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
         compressor = _load(tokenizer, autoregressive, batch_size, threads, device, effort, quality, aimed)
         options = {"pack": pack, "scaled": scaled, "frame": frame, "skip_bad": skip_bad}
         if on_average and aimed:
-            compressor.quality, compressor.target = average_quality(compressor, paths, written, aimed, options), None
+            compressor.quality, compressor.target = average_quality(compressor, paths, aimed, options), None
         n, original, psnr = compress_files(compressor, paths, written, **options, verify=verify, quiet=quiet,
                                            old=output if append else None)  # fmt: skip
         size = os.path.getsize(written) - before

@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
@@ -102,16 +103,18 @@ def names_below(paths: list[str]) -> list[str]:
     return [Path(os.path.relpath(path, base)).as_posix() for path in full]
 
 
-def average_quality(compressor: Compressor, paths: list[str], output: str, aimed: dial.Target, options: dict) -> int:
-    """The quality at which all images reach the target on average. Writes to ``output``; ``options`` as of
-    :func:`compress_files`. ValueError if there is none."""
+def average_quality(compressor: Compressor, paths: list[str], aimed: dial.Target, options: dict) -> int:
+    """The quality at which all images reach the target on average; ``options`` as of :func:`compress_files`. ValueError if
+    there is none."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = str(Path(folder, "output"))  # not the user's, which stays as it is if no quality reaches the target
 
-    def make(quality: int) -> tuple[int, float, float]:
-        compressor.quality, compressor.target = quality, None
-        n, _, psnr = compress_files(compressor, paths, output, verify=False, **options)
-        return quality, os.path.getsize(output) / n, psnr
+        def make(quality: int) -> tuple[int, float, float]:
+            compressor.quality, compressor.target = quality, None
+            n, _, psnr = compress_files(compressor, paths, output, verify=False, **options)
+            return quality, os.path.getsize(output) / n, psnr
 
-    return dial.aim(aimed, make, "The mean of the images")
+        return dial.aim(aimed, make, "The mean of the images")
 
 
 def _encode(compressor: Compressor, quiet: bool, chunk: Chunk) -> tuple[Chunk, list[bytes], list[float]]:

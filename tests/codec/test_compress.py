@@ -1096,3 +1096,13 @@ def test_pixels_without_a_known_white_are_refused(tmp_path, dtype):
     Image.fromarray(np.ones((6, 8), dtype)).save(tmp_path / "a.tif")
     with pytest.raises(ValueError, match="a.tif cannot be read: it has floats or 32 bits"):
         read_image(tmp_path / "a.tif")
+
+
+def test_one_quality_for_all_touches_no_archive_before_it_is_found(call, folder):
+    call("compress", "t.pth", "p.pth", "photos/0.png", "photos/1.png", "a.tok")
+    before, aim = Path("a.tok").read_bytes(), ("photos/3.png", "a.tok", "--append", "--on_average", "--effort", 1)
+    assert "never at least 99" in sentence(call("compress", "t.pth", "p.pth", *aim, "--target_psnr", 99))
+    assert Path("a.tok").read_bytes() == before
+    assert call("compress", "t.pth", "p.pth", *aim, "--target_bytes", 999).returncode == 0
+    assert "3 images" in call("info", "a.tok").stdout
+    assert "--on_average is about a target" in sentence(call("compress", "t.pth", "p.pth", *aim))
