@@ -16,7 +16,7 @@ from homework.codec.search import search
 from homework.core import checks
 from homework.core.fingerprint import fingerprint, legacy_fingerprint
 from homework.datasets.image_files import batches_of
-from homework.datasets.images import to_float, to_uint8
+from homework.datasets.images import as_float, to_uint8
 from homework.priors.base import Prior
 from homework.tokenizers.base import Tokenizer
 
@@ -130,8 +130,7 @@ class Compressor:
         for block, around, within in self.blocks(grid, self.tokenizer.encoder_halo):
             for part in batches_of(range(len(images)), max(1, PIXELS_AT_ONCE // (H * W))):
                 x = torch.stack([images[i][tiles.scaled(around, self.models.patch)] for i in part])  # (B,H,W,3) of the block
-                x = to_float(x) if x.dtype == torch.uint8 else x.float()
-                tokens = self.tokenizer.encode_index(x.to(self.device)).cpu().numpy()
+                tokens = self.tokenizer.encode_index(as_float(x).to(self.device)).cpu().numpy()
                 if tokens.shape[1:] != self.grid((x.shape[1], x.shape[2])):
                     raise ValueError(f"The tokenizer makes grids {tokens.shape[1:]} of images {tuple(x.shape[1:3])}, which "
                                      f"are not patches of {self.models.patch} pixels; a file cannot say so.")  # fmt: skip

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from homework.codec import tiles
 from homework.core import checks
-from homework.datasets.images import to_float
+from homework.datasets.images import as_float
 from homework.priors.base import Prior, evaluating
 from homework.tokenizers.base import Tokenizer
 
@@ -159,8 +159,7 @@ class Objective:
 
 def _to_float(x: Tensor, tokenizer: Tokenizer) -> Tensor:
     """A copy, since there is no gradient through tensors that were made in inference mode."""
-    x = x.to(tokenizer.device, copy=True)
-    return to_float(x) if x.dtype == torch.uint8 else x.float()
+    return as_float(x.to(tokenizer.device, copy=True))
 
 
 def improve(objective: Objective, tokens: Tensor, rounds: int) -> Tensor:

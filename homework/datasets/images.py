@@ -28,6 +28,11 @@ def to_float(pixels: Tensor) -> Tensor:
     return pixels.float().div_(255).sub_(0.5)
 
 
+def as_float(pixels: Tensor) -> Tensor:
+    """uint8, or float of any precision in [-0.5, 0.5] -> float32 in [-0.5, 0.5], on the same device."""
+    return to_float(pixels) if pixels.dtype == torch.uint8 else pixels.float()
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """Float in [-0.5, 0.5] (clamped to it) -> uint8, rounded to the nearest."""
     return images.float().add(0.5).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
