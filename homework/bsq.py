@@ -8,6 +8,8 @@ from homework.core import checkpoint, checks
 from homework.nn.blocks import patch_networks
 from homework.tokenizers.base import QuantizedAutoEncoder, RatePredictor, usage
 
+SHARPNESS = 10.0  # of the bits that an encoder learns from given tokens
+
 
 def load() -> "BSQPatchAutoEncoder":
     """The trained tokenizer, in eval mode: the latest copy of a training, or else the pretrained one."""
@@ -127,6 +129,10 @@ class BSQPatchAutoEncoder(QuantizedAutoEncoder):
         u = self.bsq.project(z)
         code = diff_sign(u)
         return code, {**usage(self.bsq._code_to_index(code.detach()), self.n_tokens), **self._losses(u, code)}
+
+    def distance(self, z: Tensor, index: Tensor) -> Tensor:
+        """Minus the mean log-likelihood of the tokens' bits, in nats, with sigmoid(SHARPNESS u) for a bit that is 1."""
+        return F.softplus(-SHARPNESS * self.code_vectors(index) * self.bsq.project(z)).mean()
 
     def _losses(self, u: Tensor, code: Tensor) -> dict[str, Tensor]:
         c, losses, scale = self.config, {}, self.bsq.codebook_bits**-0.5

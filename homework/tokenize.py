@@ -3,16 +3,24 @@
 if __name__ == "tokenize":  # in place of the standard library's, see homework.py
     import homework  # noqa: F401
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from homework.codec import dial
+from homework.codec.parallel import in_parallel
+from homework.codec.search import search
 from homework.core import checks, cli, devices, fingerprint
 from homework.datasets.features import INDEX, FeatureDataset
 from homework.datasets.image_files import image_paths, report_frames, spread
 from homework.datasets.mnist import FILES, MnistImages, find
 from homework.datasets.tokens import write_tokens
-from homework.priors.pairs import load_tokenizer
+from homework.priors.base import Prior
+from homework.priors.pairs import load_pair, load_tokenizer
+from homework.tokenizers.base import Tokenizer
 from homework.tokenizers.encoding import Encoded, encode_dataset, encode_files, images_fingerprint, of_one_size
 from homework.training import distributed
 
@@ -21,12 +29,13 @@ MOST = 16  # copies are moved by fewer pixels than these
 
 def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, image_size: str | None = None, copies: int = 0,
              shift: int | None = None, frame: int = 0, limit: int | None = None, split: str | None = None,
-             skip_bad: bool = False, codes: bool = False, device: str = "auto") -> None:  # fmt: skip
+             skip_bad: bool = False, codes: bool = False, prior: str | None = None, effort: int = dial.EFFORT,
+             quality: str = str(dial.QUALITY), device: str = "auto") -> None:  # fmt: skip
     """Writes the tokens of images, sorted by path, to a file that TokenDataset reads.
 
     Examples:
         python -m homework.tokenize BSQPatchAutoEncoder data/tokenized_train.pth data/train --copies 3
-        python -m homework.tokenize mine/bsq.pth mine/tokenized_valid.pth mine/valid --image_size 128x192
+        python -m homework.tokenize mine/bsq.pth mine/tokenized_valid.pth mine/valid --prior mine/prior.pth --quality 20,60
 
     Args:
         tokenizer: checkpoint of a model that makes tokens, as homework/BSQPatchAutoEncoder.pth.
@@ -41,6 +50,9 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
         split: of MNIST: train, valid or test.
         skip_bad: leave out images that are damaged or of another size than most; they are an error by default.
         codes: also write the table (K,d) of the vectors of all codes, under "codes".
+        prior: of that tokenizer's tokens: those are written that compress would find under it, in place of the encoder's.
+        effort: with a prior, how long to look for them, from 1 to 9; a second or two of a core for 600 tokens by default.
+        quality: with a prior, of the tokens, from 1 to 100; with commas between several, each image gets one of them.
         device: auto, cpu, cuda or mps.
     """
     cli.at_least(1, batch_size=batch_size, limit=1 if limit is None else limit)
@@ -49,24 +61,29 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
     if not images:
         raise ValueError("Name the images to tokenize: files, folders or dataset.json files, after the output.")
     cli.check_output(output, field="tokens")
-    size, model = cli.parse_image_size(image_size), load_tokenizer(tokenizer)
+    size, qualities = cli.parse_image_size(image_size), dial.parse_qualities(quality)
+    checks.integer(1, 9, **{"--effort": effort})
+    if prior is None and (effort != dial.EFFORT or qualities != [dial.QUALITY]):
+        raise ValueError("--effort and --quality are of a search under a prior; name one by --prior.")
+    model, judge = (load_tokenizer(tokenizer), None) if prior is None else load_pair(tokenizer, prior, torch.device("cpu"))
     shift = min(*model.patch_shape, MOST) - 1 if shift is None else shift
     fields = {"tokenizer": fingerprint.identity(model), "shift": shift if copies else 0}
     if codes:
         fields["codes"] = model.code_table().clone()  # a clone, for a view would be saved with all that it views
     data = open_folder(images[0], split) if len(images) == 1 else None
-    if data and (copies or size or frame):
-        raise ValueError("--copies, --image_size and --frame are for files of images; digits and feature maps stay as they "
-                         "are.")  # fmt: skip
+    if data and (copies or size or frame or judge):
+        raise ValueError("--copies, --image_size, --frame and --prior are for files of images; digits and feature maps stay "
+                         "as they are.")  # fmt: skip
     if split is not None and not data:
         raise ValueError("--split is for MNIST's folder alone, named mnist; leave it out, and name a folder of images.")
     paths = [] if data else spread(image_paths(images), limit)
     try:
         model.to(distributed.setup(devices.pick_device(device)))
+        improve = searcher(model, judge.to(model.device), effort, qualities) if judge else None
         if data:
             own = encode_dataset(model, data, batch_size, limit)
         else:
-            own = encode_files(model, paths, batch_size, size, copies, shift, frame)
+            own = encode_files(model, paths, batch_size, size, copies, shift, frame, improve)
         parts = distributed.gather(own)
     finally:
         distributed.cleanup()
@@ -80,6 +97,20 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
         tokens = write_tokens(output, {name: one.grid for name, one in encoded.items()}, model.n_tokens, fields)
         written = f"{checks.count(len(tokens), 'grid')} of {tokens.shape[1]}x{tokens.shape[2]} tokens"
         print(f"{output}: {written}, {len(np.unique(tokens))} of {model.n_tokens} codes used")
+
+
+def searcher(model: Tokenizer, prior: Prior, effort: int, qualities: list[float]) -> Callable:
+    """What :func:`homework.tokenizers.encoding.encode_files` improves grids by; an image's number says its quality."""
+
+    def improve(images: Tensor, grids: Tensor, numbers: list[int]) -> Tensor:
+        def found(i: int) -> Tensor:
+            lmbda = dial.lmbda_at(qualities[numbers[i] % len(qualities)])
+            return search(model, prior, images[i], lmbda, effort, grids[i])
+
+        workers = torch.get_num_threads() if model.device.type == "cpu" else 1
+        return torch.stack(list(in_parallel(found, range(len(images)), workers)))
+
+    return improve
 
 
 def open_folder(folder: str, split: str | None) -> FeatureDataset | MnistImages | None:

@@ -48,7 +48,8 @@ def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumul
         seed: of the weights, the order of the data and all random draws.
         augment: mirror images at random; token grids stay as they are, except with --binarize sample.
         data: folder with train/ and valid/, with tokenized_train.pth and tokenized_valid.pth, or with mnist/.
-        dataset: images, tokens, mnist (grids of binary pixels) or mnist_images; by default the model's own kind.
+        dataset: images, tokens, mnist (grids of binary pixels), mnist_images, or tokenized_images (tokens that tokenize
+            --prior found, and their images, for the checkpoint of their tokenizer); by default the model's own kind.
         binarize: of mnist: how bright a pixel must be to count as ink, at least 0 (by default: not quite black) and below 1;
             or "sample" for ink with a probability of its brightness, drawn afresh each time.
         coarse: of multiscale: the folder with the tokens of the coarser grids; --data has those of the finer ones.

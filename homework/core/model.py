@@ -16,6 +16,7 @@ class Model(nn.Module):
     for every subclass, before the subclass's ``__init__`` runs."""
 
     data: ClassVar[str]  # the kind of data that it is trained on, a name in homework.datasets.kinds
+    more_data: ClassVar[tuple[str, ...]] = ()  # other kinds that it can be trained on
     reads_codes: ClassVar[bool] = False  # whether --inputs codes is for it, see homework.priors.base.Prior
     # names what is computed, for fingerprints; to be changed whenever the same weights begin to compute something else
     architecture: ClassVar[str] = ""  # not inherited: a class without has its own name

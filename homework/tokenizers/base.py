@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from homework.core.model import Model
 from homework.nn.blocks import MaskedConv2d, halo, pad_to_patches
 
+DISTANCE_WEIGHT = 1e-3  # of what an encoder learns from given tokens, beside the decoder's error
+
 
 class Tokenizer(Model):
     """The contract: an image becomes a grid of integers and comes back. A subclass defines :meth:`encode_index`,
@@ -128,7 +130,10 @@ def to_pictures(x: Tensor) -> Tensor:
 
 class QuantizedAutoEncoder(Tokenizer, AutoEncoder):
     """An auto-encoder with a quantizer in its bottleneck: codes (...,h,w,d), one of K at each position, and their indices.
-    A subclass has ``n_tokens``, ``encode_index(x) -> index``, ``code_vectors(index) -> code`` and :meth:`quantize`."""
+    A subclass has ``n_tokens``, ``encode_index(x) -> index``, ``code_vectors(index) -> code`` and :meth:`quantize`, and, to
+    be trained on images with their tokens too, :meth:`distance`."""
+
+    more_data = ("tokenized_images",)
 
     def latent(self, x: Tensor) -> Tensor:
         """(...,H,W,3) -> (...,h,w,C): what is to be quantized."""
@@ -141,6 +146,34 @@ class QuantizedAutoEncoder(Tokenizer, AutoEncoder):
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         code, measures = self.quantize(self.latent(x))
         return self.decode(code)[..., : x.shape[-3], : x.shape[-2], :], measures
+
+    def distance(self, z: Tensor, index: Tensor) -> Tensor:
+        """How far vectors (...,h,w,C) are from being quantized to tokens (...,h,w): a scalar that the encoder minimizes."""
+        raise ValueError(f"{type(self).__name__} does not say how to learn given tokens; train it on images alone.")
+
+    def loss(self, batch: Tensor | tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """As of :class:`AutoEncoder` for images. For images (B,H,W,3) with tokens (B,h,w) that a search found: the error of
+        these, decoded, from which the decoder learns, and the encoder's :meth:`distance` from making them by itself; in eval
+        mode also "own_mse", the error of the encoder's own tokens."""
+        if isinstance(batch, Tensor):
+            return super().loss(batch)
+        x, index = batch
+        mse = F.mse_loss(self.decode_index(index)[:, : x.shape[1], : x.shape[2]], x)
+        distance = self.distance(self.latent(x), index)
+        measures = {"mse": mse.detach(), "psnr": -10 * mse.detach().log10(), "distance": distance.detach()}
+        if not self.training:
+            measures["own_mse"] = F.mse_loss(self(x)[0], x)
+        # AdamW rescales the gradients of either half by itself; but clipping takes both together
+        return {"loss": mse + DISTANCE_WEIGHT * distance, **measures}
+
+    def images(self, batch: Tensor | tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """As of :class:`AutoEncoder`; of images with their tokens, the images of these too."""
+        if isinstance(batch, Tensor):
+            return super().images(batch)
+        x, index = batch
+        with torch.no_grad():
+            of_tokens = to_pictures(self.decode_index(index)[:, : x.shape[1], : x.shape[2]])
+        return super().images(x) | {"of_given_tokens": of_tokens}
 
 
 def usage(index: Tensor, n_tokens: int) -> dict[str, Tensor]:

@@ -66,10 +66,12 @@ def encode_dataset(model: Tokenizer, data: FeatureDataset | MnistImages, batch_s
 
 @torch.inference_mode()
 def encode_files(model: Tokenizer, paths: list[str], batch_size: int, image_size: tuple[int, int] | None = None,
-                 copies: int = 0, shift: int = 0, frame: int = 0) -> Results:  # fmt: skip
+                 copies: int = 0, shift: int = 0, frame: int = 0,
+                 improve: Callable[[Tensor, Tensor, list[int]], Tensor] | None = None) -> Results:  # fmt: skip
     """The grids of this process's share of ``paths``, by path, of number ``frame`` of files with several. Copy k of an image
     is called PATH#k, and mirrored and moved by at most ``shift`` pixels as k and its file's content say: whatever the
-    tokenizer and the batch, the same copies are made."""
+    tokenizer and the batch, the same copies are made. ``improve`` makes better grids of images (B,H,W,3) uint8, their grids
+    (B,h,w), and a number for each image that follows from its file's content and k."""
     batches, results, facts = own_share(batches_of(paths, batch_size)), Results(), dict[str, FileFacts]()
     with progress(batches, "tokenizing") as bar:
         for batch, images in decoded(batches, image_size, frame, facts):
@@ -87,7 +89,10 @@ def encode_files(model: Tokenizer, paths: list[str], batch_size: int, image_size
                     if copy:
                         moves = torch.stack([draw_move(shift, origin, copy) for origin in origins])  # (B,3)
                         moved = mirrored_and_shifted(pixels, moves.to(pixels.device))
-                    grids = as_smallest_type(model.encode_index(to_float(moved)), model.n_tokens)  # (B,h,w)
+                    index = model.encode_index(to_float(moved))  # (B,h,w)
+                    if improve:
+                        index = improve(moved, index, [origin + copy for origin in origins])
+                    grids = as_smallest_type(index, model.n_tokens)
                     for path, grid, origin, n in zip(group, grids, origins, n_frames, strict=True):
                         results[f"{path}#{copy}" if copy else path] = Encoded(size, grid, origin, 1 if copy else n)
             bar.update(len(batch))

@@ -2,6 +2,7 @@
 
 import math
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from homework.core import checks
@@ -58,6 +59,10 @@ class VQPatchAutoEncoder(QuantizedAutoEncoder):
             losses["rate"] = self.rate.bits_of_entries(code.view(*grid.shape, -1), grid, self.quantizer.entries()).mean()
             measures["bits_per_token"] = losses["rate"].detach()
         return code, measures | {f"{name}_loss": self.weights[name] * loss for name, loss in losses.items()}
+
+    def distance(self, z: Tensor, index: Tensor) -> Tensor:
+        """The mean squared difference from the tokens' entries, which stay as they are."""
+        return F.mse_loss(self.quantizer.scale(z), self.code_vectors(index).detach())
 
     def set_progress(self, f: float) -> None:
         # an entry that has jumped is worthless in an average of weights that reaches back to before the jump

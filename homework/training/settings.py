@@ -64,10 +64,11 @@ def new_model(cls: type[Model], base: Model | None, settings: dict, data: Datase
 
 def open_data(cls: type[Model], settings: dict) -> tuple[Dataset, Dataset]:
     """The training and the validation data for a model of ``cls``: its own kind of data, or the one that --dataset names."""
-    name, kind = settings["dataset"] or cls.data, DATASETS[cls.data].holds
-    fitting = [k for k, v in DATASETS.items() if v.holds == kind]
+    name, kinds = settings["dataset"] or cls.data, [DATASETS[kind].holds for kind in (cls.data, *cls.more_data)]
+    fitting = [k for k, v in DATASETS.items() if v.holds in kinds]
     if name not in fitting:
-        raise ValueError(f"--dataset is {name!r}, but {cls.__name__} is trained on {kind}: {', '.join(fitting)}.")
+        on = " or ".join(kinds)
+        raise ValueError(f"--dataset is {name!r}, but {cls.__name__} is trained on {on}: {', '.join(fitting)}.")
     options = {k: settings[k] for k in ("image_size", "binarize", "coarse") if settings[k] is not None}
     for k in options:
         if k not in inspect.signature(DATASETS[name]).parameters:
@@ -78,7 +79,7 @@ def open_data(cls: type[Model], settings: dict) -> tuple[Dataset, Dataset]:
         options["image_size"] = cli.parse_image_size(options["image_size"])
     dataset: Callable[..., Dataset] = DATASETS[name]
     train, valid = (dataset(split, root=settings["data"], **options) for split in ("train", "valid"))
-    if "grids" in kind:
+    if "grids" in train.holds:
         check_splits(train, valid)
     return train, valid
 

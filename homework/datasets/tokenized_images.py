@@ -1,0 +1,54 @@
+"""Images with their grids of tokens."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from homework.core import fingerprint
+from homework.core.model import Model
+from homework.datasets.base import Dataset, Indices
+from homework.datasets.images import ImageDataset
+from homework.datasets.tokens import TokenDataset
+
+
+class TokenizedImages(Dataset):
+    """Images, and the tokens that ``homework.tokenize`` found for them, in ``root/tokenized_{split}.pth``, for a tokenizer
+    that is to decode these better, and to make such tokens by itself. ``ds[i]`` is float32 (H,W,3) in [-0.5,0.5] and int64
+    (h,w). Errors as of :class:`TokenDataset` and :class:`ImageDataset`, of which ``image_size`` is; ValueError also for
+    tokens of copies, or of what is no image."""
+
+    holds = "images and their tokens"
+
+    def __init__(self, split: str = "train", root: str | Path = "data", image_size: tuple[int, int] | None = None):
+        self.tokens = TokenDataset(split, root)
+        if self.tokens.shift or not self.tokens.images:
+            raise ValueError(f"{root}/tokenized_{split}.pth does not hold one grid for each image of a folder; make it with "
+                             "python -m homework.tokenize, without --copies.")  # fmt: skip
+        self.images = ImageDataset([str(name) for name in self.tokens.names], image_size)
+        self.names = self.images.names
+        if self.names != self.tokens.names:
+            raise ValueError(f"{root}/tokenized_{split}.pth names images twice, or not in order; make it with python -m "
+                             "homework.tokenize.")  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def batch(self, indices: Indices, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        return self.images.batch(indices, device), self.tokens.batch(indices, device)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        x, index = self.batch([range(len(self))[i]])
+        return x[0], index[0]
+
+    def model_defaults(self) -> dict:
+        return {"n_tokens": self.tokens.n_tokens}
+
+    def prepare(self, model: Model) -> None:
+        raise ValueError(f"These are tokens of a trained tokenizer, so a new {type(model).__name__} cannot learn from them; "
+                         "name that tokenizer's checkpoint in place of MODEL.")  # fmt: skip
+
+    def check(self, model: Model) -> None:
+        if not fingerprint.is_of(self.tokens.meta.get("tokenizer", ""), model):
+            raise ValueError("These are tokens of another tokenizer than the one that is to be trained further; make them "
+                             "with that one, by python -m homework.tokenize.")  # fmt: skip

@@ -1,0 +1,127 @@
+"""Tokens that a search found, from images to a tokenizer that has learned from them."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import build, sentence
+from PIL import Image
+
+from homework.codec.dial import lmbda_at
+from homework.codec.search import search
+from homework.core import checkpoint, fingerprint
+from homework.datasets.images import to_float
+from homework.datasets.tokenized_images import TokenizedImages
+from homework.datasets.tokens import TokenDataset
+
+SIZE = {"patch_size": 5, "latent_dim": 8, "encoder_blocks": 1, "decoder_blocks": 1, "detail": 4}
+TOKENIZERS = {
+    "BSQPatchAutoEncoder": {"codebook_bits": 4} | SIZE,
+    "VQPatchAutoEncoder": {"n_tokens": 16, "code_dim": 4} | SIZE,
+}
+
+
+@pytest.fixture(params=TOKENIZERS)
+def folder(request, tmp_path, monkeypatch):
+    """Six images of 22x31, a tokenizer, a prior over its grids of 5x7, and the tokens of a search."""
+    for i in range(6):
+        pixels = np.random.default_rng(i).integers(0, 256, (3, 4, 3), np.uint8)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(pixels).resize((31, 22)).save(tmp_path / "images" / f"{i}.png")
+    model = build(request.param, **TOKENIZERS[request.param])
+    prior = build("AutoregressiveModel", n_tokens=16, d_latent=8, n_layers=1, n_heads=2, height=5, width=7)
+    prior.meta["tokenizer"] = fingerprint.identity(model)
+    checkpoint.save(model, tmp_path / "tokenizer.pth")
+    checkpoint.save(prior, tmp_path / "prior.pth", prior.meta)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def tokenized(command, *more: str):
+    for split in "train", "valid":
+        done = command("tokenize", "tokenizer.pth", f"tokenized_{split}.pth", "images", *more)
+        assert done.returncode == 0, done.stderr
+
+
+def searched(command):
+    tokenized(command, "--prior", "prior.pth", "--effort=2", "--quality=20,80", "--batch_size=4")
+
+
+def test_tokens_are_those_of_the_search_at_a_quality_of_each_images_own(command, folder):
+    searched(command)
+    data, found = TokenizedImages(root="."), []
+    model, prior = checkpoint.load("tokenizer.pth"), checkpoint.load("prior.pth")
+    for i in range(6):
+        pixels = torch.from_numpy(np.array(Image.open(data.names[i])))
+        x, index = data[i]
+        assert torch.equal(x, to_float(pixels)) and x.shape == (22, 31, 3) and index.shape == (5, 7)
+        both = [search(model, prior, pixels, lmbda_at(quality), 2) for quality in (20, 80)]
+        assert any(torch.equal(index, one) for one in both)
+        found.append([torch.equal(index, one) for one in both])
+    assert {(True, False), (False, True)} <= set(map(tuple, found))
+
+
+def test_a_tokenizer_learns_to_decode_and_to_make_them(command, folder):
+    searched(command)
+    options = ["--data=.", "--batch_size=2", "--epochs=60", "--lr=0.01", "--warmup=5", "--ema=0.9", "--validate_every=180"]
+    done = command("train", "tokenizer.pth", "--dataset=tokenized_images", "--output=more.pth", *options)
+    assert done.returncode == 0, done.stderr
+    x, index = TokenizedImages(root=".").batch(range(6))
+    before, after = checkpoint.load("tokenizer.pth"), checkpoint.load("more.pth")
+
+    def measured(model):
+        with torch.no_grad():
+            loss = model.loss((x, index))
+            same = (model.encode_index(x) == index).float().mean()
+            assert loss["mse"] == pytest.approx(F.mse_loss(model.decode_index(index)[:, :22, :31], x))
+            assert loss["own_mse"] == pytest.approx(F.mse_loss(model(x)[0], x))
+        return float(loss["mse"]), float(same)
+
+    (mse, same), (better, more) = measured(before), measured(after)
+    assert better < 0.8 * mse and more > same + 0.1
+
+
+def test_each_half_learns_from_its_own_term(folder):
+    model = checkpoint.load("tokenizer.pth").train()
+    x, index = torch.rand(2, 22, 31, 3) - 0.5, torch.randint(16, (2, 5, 7))
+    F.mse_loss(model.decode_index(index)[:, :22, :31], x).backward()
+    assert all(p.grad is None for p in model.encoder.parameters()) and model.decoder.inp.weight.grad.any()
+    model.zero_grad()
+    model.distance(model.latent(x), index).backward()
+    assert all(p.grad is None for p in model.decoder.parameters()) and model.encoder.out.weight.grad.any()
+
+
+def test_what_does_not_go_together_is_refused(command, folder):
+    searched(command)
+    train = ["train", "tokenizer.pth", "--dataset=tokenized_images", "--data=."]
+    assert "checkpoint" in sentence(command("train", checkpoint.load("tokenizer.pth").__class__.__name__, *train[2:]))
+    model = checkpoint.load("tokenizer.pth")
+    with torch.no_grad():
+        model.encoder.out.weight += 1
+    checkpoint.save(model, "other.pth")
+    assert "another tokenizer" in sentence(command("train", "other.pth", *train[2:]))
+    assert "images" in sentence(command("train", "PatchAutoEncoder", *train[2:]))
+    tokenized(command, "--copies=1")
+    assert "--copies" in sentence(command(*train))
+
+
+def test_options_of_a_search_want_a_prior_of_the_same_tokens(command, folder):
+    tokenize = ["tokenize", "tokenizer.pth", "out.pth", "images"]
+    assert "--prior" in sentence(command(*tokenize, "--effort=3"))
+    assert "--prior" in sentence(command(*tokenize, "--quality=30"))
+    assert "quality" in sentence(command(*tokenize, "--prior=prior.pth", "--quality=0"))
+    assert "--effort" in sentence(command(*tokenize, "--prior=prior.pth", "--effort=0"))
+    checkpoint.save(build("AutoregressiveModel", n_tokens=8, d_latent=8, n_layers=1, n_heads=2), "other.pth")
+    assert "codes" in sentence(command(*tokenize, "--prior=other.pth"))
+    assert not (folder / "out.pth").exists()
+
+
+def test_copies_are_searched_too(command, folder):
+    tokenized(command, "--copies=1", "--prior", "prior.pth", "--effort=1")
+    found = TokenDataset("tokenized_train.pth")
+    assert len(found) == 12
+    plain = folder / "plain.pth"
+    assert command("tokenize", "tokenizer.pth", plain, "images", "--copies=1").returncode == 0
+    assert found.names == TokenDataset(plain).names
+    differs = (found.tokens != TokenDataset(plain).tokens).any(axis=(1, 2))
+    assert differs[0::2].any() and differs[1::2].any()
