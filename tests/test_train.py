@@ -353,7 +353,8 @@ def test_a_run_on_a_device_that_this_machine_lacks_resumes_on_another(train, tmp
     path = only(tmp_path, "checkpoints/*.state.pth")
     state = read(path)
     write(state | {"settings": state["settings"] | {"device": "xla"}}, path)
-    assert "The device 'xla' cannot be used here" in sentence(train(AE, "--resume", device="xla"))
+    for device in "xla", "meta":
+        assert f"The device '{device}' cannot be used here" in sentence(train(AE, "--resume", device=device))
     done = train(AE, "--resume")
     assert done.returncode == 0 and "was on the device xla, which cannot be used here; it resumes on " in done.stderr
 
