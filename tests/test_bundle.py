@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,16 @@ def test_same_files_same_bytes(package):
     os.chmod(package / "X.pth", 0o600)
     bundle(package.parent, "homework", "b")
     assert (package.parent / "a.zip").read_bytes() == (package.parent / "b.zip").read_bytes()
+
+
+def test_it_is_packed_as_well_as_can_be(package):
+    content = (ROOT / "bundle.py").read_bytes() * 20
+    (package / "long.py").write_bytes(content)
+    bundle(package.parent, "homework", "a")
+    smallest = zlib.compressobj(9, zlib.DEFLATED, -15)
+    with zipfile.ZipFile(package.parent / "a.zip") as archive:
+        size = archive.getinfo("homework/long.py").compress_size
+    assert size == len(smallest.compress(content) + smallest.flush())
 
 
 def test_the_grader_takes_it_whatever_the_folder_is_called(package, tmp_path):
