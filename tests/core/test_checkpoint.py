@@ -389,8 +389,8 @@ def test_a_folder_that_cannot_be_is_an_error_of_the_system(tmp_path):
 
 def test_the_latest_run_of_the_model_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("2026-01-02_00-00-00_A", "2026-01-10_00-00-00_A", "2025-12-31_00-00-00_A", "2027-01-01_00-00-00_BSQA",
-                 "my_A"):  # a name of its own
+    dated = "2026-01-02_00-00-00_A", "2026-01-10_00-00-00_A", "2025-12-31_00-00-00_A", "2027-01-01_00-00-00_BSQA"
+    for name in (*dated, "my_A"):
         files.write({}, f"checkpoints/{name.replace('A', NAME)}.state.pth")
     assert resume.find_state(NAME, None).name == f"2026-01-10_00-00-00_{NAME}.state.pth"
     assert resume.find_state("BSQPatchAutoEncoder", None).name == "2027-01-01_00-00-00_BSQPatchAutoEncoder.state.pth"
