@@ -77,7 +77,8 @@ def test_what_is_misplaced_is_named_with_the_order(command, folder, words, messa
 
 
 @pytest.mark.parametrize("words", [["tokenize", "t.pth", "out.pth", "gone"], ["som", "fit", "gone", "out.pth"],
-                                   ["sample", "p.pth", 1, "out"], ["generation", "cascade", "[]"], ["receptive_field"]])  # fmt: skip
+                                   ["sample", "p.pth", 1, "out"], ["generation", "cascade", "[]"],
+                                   ["receptive_field"]])  # fmt: skip
 def test_an_output_that_cannot_be_written_is_reported_before_the_work(command, folder, monkeypatch, words):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert "is not a folder in which files can be made" in sentence(command(*words))
