@@ -141,7 +141,8 @@ def test_mistakes_take_one_sentence(package, arguments, sentence):
     assert not list(package.parent.glob("*.zip"))
 
 
-def test_a_link_to_nothing_is_named(package):
-    (package / "model.pth").symlink_to(package / "gone.pth")
+@pytest.mark.parametrize("where", ["gone.pth", "deep"])
+def test_a_link_to_nothing_or_to_a_folder_is_named(package, where):
+    (package / "model.pth").symlink_to(package / where)
     done = bundle(package.parent, "homework", "id")
     assert done.returncode == 1 and "model.pth" in done.stderr
