@@ -30,7 +30,7 @@ def collect(folder: Path) -> list[Path]:
         files += [Path(parent, name) for name in names + links if not left_out(name)]
     for path in files:
         if not path.is_file():  # a link's file is packed as a file
-            raise ValueError(f"{path} is a link to a folder or to nothing, or no file; put a copy in its place, or remove it.")
+            raise ValueError(f"{path} is a link to a folder or to nothing, or no file; put a copy there, or remove it.")
     if not any(path.suffix == ".py" for path in files):
         raise ValueError(f"{folder} holds no Python files; name the folder of the package.")
     replaced = {folder / SHIPPED / name for name in replacements(folder)}
