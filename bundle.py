@@ -26,10 +26,11 @@ def collect(folder: Path) -> list[Path]:
     files = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not left_out(name)]
-        files += [Path(parent, name) for name in names if not left_out(name)]
+        links = [name for name in folders if Path(parent, name).is_symlink()]  # which os.walk does not enter
+        files += [Path(parent, name) for name in names + links if not left_out(name)]
     for path in files:
         if not path.is_file():  # a link's file is packed as a file
-            raise ValueError(f"{path} is a link to nothing or not a file; remove it.")
+            raise ValueError(f"{path} is a link to a folder or to nothing, or no file; put a copy there, or remove it.")
     if not any(path.suffix == ".py" for path in files):
         raise ValueError(f"{folder} holds no Python files; name the folder of the package.")
     replaced = {folder / SHIPPED / name for name in replacements(folder)}
@@ -54,12 +55,12 @@ def pack(folder: Path, target: Path) -> list[Path]:
     files = collect(folder)
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        with zipfile.ZipFile(temporary, "w") as archive:
             for path in files:
                 # date, mode and system are fixed, so that the bytes depend only on names and contents
                 entry = zipfile.ZipInfo(f"{TOP}/{path.relative_to(folder).as_posix()}", (1980, 1, 1, 0, 0, 0))
                 entry.compress_type, entry.external_attr, entry.create_system = zipfile.ZIP_DEFLATED, 0o100644 << 16, 3
-                archive.writestr(entry, path.read_bytes())
+                archive.writestr(entry, path.read_bytes(), compresslevel=9)  # that of the archive is not for such entries
             packed = {path: entry.compress_size for path, entry in zip(files, archive.infolist(), strict=True)}
         if temporary.stat().st_size > MAX_MB * 1e6:
             largest = sorted(files, key=lambda path: packed[path], reverse=True)[:5]

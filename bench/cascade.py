@@ -13,7 +13,7 @@ from tqdm import tqdm
 from homework.codec.cascade_coder import CascadeCoder
 from homework.core import cli
 from homework.datasets.images import ImageDataset, to_uint8
-from homework.evaluation.metrics import bits_at, errors, psnr
+from homework.evaluation.metrics import errors, psnr
 from homework.evaluation.pictures import on_sheet, save_picture
 from homework.priors.cascade import Cascade
 from homework.priors.pairs import load_pair
@@ -65,7 +65,7 @@ def table(
     alone = ""
     if prior:
         with torch.no_grad():
-            plain_bits = sum(bits_at(prior, batch[-1]).sum().item() for batch in batches)
+            plain_bits = sum(prior.bits(batch[-1]).sum().item() for batch in batches)
         alone = f"; the finest grid alone, under {plain}: {plain_bits / n:,.0f}"
     mean = f"{8 * n_bytes / coded:,.0f}"
     print(f"\nAll together {bits.sum():,.0f} bits an image{alone}. {coded} images took {mean} bits each, and came back.")

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from homework.core import checkpoint, cli
 from homework.core.model import Model
 from homework.datasets.images import ImageDataset
-from homework.evaluation.metrics import bits_at, errors, psnr
+from homework.evaluation.metrics import errors, psnr
 from homework.priors.base import Prior
 from homework.priors.pairs import load_pair
 from homework.tokenizers.base import Tokenizer
@@ -54,7 +54,7 @@ def row(path: str, prior_paths: list[str], images: ImageDataset, n: int) -> tupl
             x_hat = model.decode(model.encode(x))
         error += sum(errors(x_hat[:, : x.shape[1], : x.shape[2]], x))
         for p, prior in priors.items():
-            bits[p] += bits_at(prior, grids).sum().item()
+            bits[p] += prior.bits(grids).sum().item()
     codes = f"{len(used)} of {model.n_tokens}" if used else ""
     under = ", ".join(f"{bits[p] / n:,.0f} ({name(prior)})" for p, prior in priors.items())
     return (f"{name(model)} ({path})", f"{sum(p.numel() for p in model.parameters()):,}", f"{error / n:.5f}",

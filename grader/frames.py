@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def read(root: str | Path) -> tuple[np.ndarray, np.ndarray, Path]:
-    """All images of ``root / "valid"``, or of ``root / "sample"`` where that has none, in sorted order.
+    """All JPEG images of ``root / "valid"``, or of ``root / "sample"`` where that has none, in sorted order.
 
     Returns:
         frames: uint8 (N,H,W,3).
@@ -19,7 +19,7 @@ def read(root: str | Path) -> tuple[np.ndarray, np.ndarray, Path]:
         ValueError: there are no images, one cannot be read, or they differ in size; names the file.
     """
     for folder in (Path(root) / "valid", Path(root) / "sample"):
-        if paths := sorted([*folder.glob("*.jpg"), *folder.glob("*.jpeg")]):
+        if paths := jpegs(folder):
             break
     else:
         raise ValueError(f"There are no images in {root}/valid or {root}/sample; name the data folder with --data.")
@@ -39,10 +39,15 @@ def read(root: str | Path) -> tuple[np.ndarray, np.ndarray, Path]:
     return frames, np.array([path.stat().st_size for path in paths]), folder
 
 
+def jpegs(folder: Path) -> list[Path]:
+    """The JPEG files in a folder, sorted."""
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+
+
 def known(root: str | Path, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """The images of ``root / "train"`` that have this size (H,W): float32 (b,H//5,W//5,3), means of 5x5 pixels in
+    """The JPEG images of ``root / "train"`` that have this size (H,W): float32 (b,H//5,W//5,3), means of 5x5 pixels in
     [-0.5,0.5], in batches. None where there is no such folder."""
-    paths = sorted(Path(root, "train").glob("*.jpg"))
+    paths = jpegs(Path(root, "train"))
     H, W = size
     for start in range(0, len(paths), 1000):
         batch = []

@@ -108,11 +108,12 @@ class AutoregressiveModel(FromNeighbours, Prior):
             x = recompute(layer, x, use_reentrant=False) if self.recompute and self.training else layer(x)
         return self.head(self.norm(x))
 
+    @torch.inference_mode(False)  # for the slope, also within it
     @torch.no_grad()
     def replacement_bits(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`homework.priors.base.Prior.replacement_bits`, and what a token changes of the later ones' bits, to first
         order: their slope by the summed embeddings, times what the token would add to these."""
-        B, h, w = tokens.shape
+        (B, h, w), tokens = tokens.shape, tokens.clone()  # for autograd saves none that inference mode has made
         table, (own, around) = self.table(), self._lookup(h, w, tokens.device)  # (m*(K+1),D), (N), (N,m)
         x = self._embed(table, self._pad(tokens), around).requires_grad_()  # (B,N,D)
         with torch.enable_grad():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from homework.core import checks, cli, devices
+from homework.core import checks, cli, devices, files
 from homework.core.model import ordinary_tensors
 from homework.datasets.image_files import read_image
 from homework.datasets.images import to_uint8
@@ -114,6 +114,8 @@ def cascade(stages: list[dict], *, num_images: int = 5, out_dir: str = "generate
     """
     cli.at_least(1, num_images=num_images, batch_size=batch_size, scale=scale)
     cli.check_seed(seed)
+    folder = Path(out_dir)
+    files.check_writable(folder / "sheet.png")
     model, generator = Cascade(stages, devices.pick_device(device)), torch.Generator().manual_seed(seed)
     conditions, rows = starting_codes(model, condition, num_images, generator), []
     with tqdm(total=num_images, desc="generating", unit="img") as bar:
@@ -121,7 +123,7 @@ def cascade(stages: list[dict], *, num_images: int = 5, out_dir: str = "generate
             pictures = model.decode(model.generate(some, generator))
             rows += zip(*(to_uint8(x).cpu().numpy() for x in pictures), strict=True)
             bar.update(len(some))
-    folder, names = Path(out_dir), ["condition", *(f"stage{k}" for k in range(len(stages)))]
+    names = ["condition", *(f"stage{k}" for k in range(len(stages)))]
     written = {f"{i}_{name}.png": picture for i, row in enumerate(rows) for name, picture in zip(names, row, strict=True)}
     for name, picture in written.items():
         save_picture(picture, folder / name)

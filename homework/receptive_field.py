@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from homework.core import checks, cli
+from homework.core import checks, cli, files
 from homework.evaluation.pages import require
 from homework.evaluation.receptive_fields import draw
 
@@ -30,6 +30,7 @@ def receptive_field(*, layers: int = 4, size: int = 11, kernel: int = 3, seed: i
     checks.odd(3, **{"--size": size, "--kernel": kernel})
     if Path(out).suffix.lower() != ".png" or Path(out).is_dir():
         raise ValueError(f"--out is {out}, but must be a .png file.")
+    files.check_writable(Path(out))
     require("matplotlib")
     draw(layers, size, kernel, seed, out)
     print(f"{out}: the fields of {'a layer' if layers == 1 else f'1 to {layers} layers'} in {size}x{size} pixels")

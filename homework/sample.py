@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from homework.core import checkpoint, checks, cli, devices
+from homework.core import checkpoint, checks, cli, devices, files
 from homework.datasets.image_files import read_image
 from homework.datasets.mnist import read_split
 from homework.evaluation.pictures import in_rows, on_sheet, remove_stale, save_picture
@@ -57,7 +57,8 @@ def sample(prior: str, n_images: int, output_path: str, *, complete: str | None 
                          f"grids there is python -m homework.generation.")  # fmt: skip
     binarize = model.meta.get("binarize", 0) if binarize is None else binarize
     H, W = cli.parse_image_size(image_size)
-    options["generator"] = torch.Generator().manual_seed(seed)
+    folder, options["generator"] = Path(output_path), torch.Generator().manual_seed(seed)
+    files.check_writable(folder / "sheet.png")
     if complete is None:
         new = model.generate(n_images, H, W, device, **options)
         sheet = in_rows(new)
@@ -70,7 +71,6 @@ def sample(prior: str, n_images: int, output_path: str, *, complete: str | None 
         given = [to_shades(read_grey(name, (H, W), data), model.n_tokens, binarize) for name in names]
         sheet = complete_rows(model, torch.stack(given), rows, n_images, **options)
         new = torch.cat([row[2:] for row in sheet])
-    folder = Path(output_path)
     written = {f"sample_{i}.png": picture for i, picture in enumerate(from_shades(new, model.n_tokens))}
     for name, picture in written.items():
         save_picture(picture, folder / name)

@@ -87,11 +87,12 @@ def prune(model: str, features: str, threshold: float, *, output: str | None = N
         raise ValueError(f"--threshold is {threshold!r}, but must be a number of patches, an integer of at least 1, or a "
                          "share of the mean between 0 and 1, as in 0.1.")  # fmt: skip
     path, features, device = Path(model), Path(features), devices.pick_device(device)
-    target = Path(output) if output else path.with_stem(f"{path.stem}_pruned")
+    target = Path(output) if output else path.with_name(f"{path.stem}_pruned.pth")
     cli.check_output(target)
     som = checkpoint.load(path, "SOM").to(device)
     data = FeatureDataset(features if (features / INDEX).is_file() else "train", root=features)
     counts, before = evaluate_codebook(som, data, batch_size)
+    n_patches = int(counts.long().sum())  # beyond 2^24 float32 would round
     fewest, most = threshold if threshold >= 1 else threshold * counts.mean().item(), int(counts.max())
     if fewest > most:
         raise ValueError(f"--threshold is {threshold}, but must be at most {most} to leave a unit, for none is the best for "
@@ -101,10 +102,10 @@ def prune(model: str, features: str, threshold: float, *, output: str | None = N
     if len(left) < som.n_tokens:
         smaller = pruned(som, left)
         _, after = evaluate_codebook(smaller, data, batch_size)
-    meta = som.meta | {"pruned": f"fewer than {fewest:.6g} of {int(counts.sum())} patches"}
+    meta = som.meta | {"pruned": f"fewer than {fewest:.6g} of {n_patches} patches"}
     checkpoint.save(smaller, target, meta)
     print(f"On {checks.count(len(data), 'feature map')} of {features}:")
-    per_image = int(counts.sum()) // len(data)
+    per_image = n_patches // len(data)
     for name, n, m in ("before", som.n_tokens, before), ("after", smaller.n_tokens, after):
         print(f"{name:6} {n:5} units: MSE {m['mse']:.6f} per number, quantization error {m['quantization_error']:.4f}, "
               f"{m['usage']:.1%} used; {per_image * math.log2(n):.0f} bits an image if all codes were equally frequent, "

@@ -8,7 +8,9 @@ from homework.core import checkpoint, cli, registry
 from homework.core.model import Model
 from homework.datasets.kinds import DATASETS
 
-SIZES = {"images": (100, 150), "features": (80, 120), "tokens": (20, 30), "multiscale": (20, 30), "mnist": (28, 28)}
+# of a kind of data, or else of what it holds
+SIZES = {"images": (100, 150), "features": (80, 120), "grids": (20, 30), "pairs of grids": (20, 30), "mnist": (28, 28),
+         "mnist_images": (28, 28)}  # fmt: skip
 
 
 def summary(model: str, *, image_size: str | None = None, depth: int = 4, **options) -> None:
@@ -22,7 +24,7 @@ def summary(model: str, *, image_size: str | None = None, depth: int = 4, **opti
     Args:
         model: a model's name, for a new one, or a checkpoint: its path, or a trained model's name such as VQGatedPixelCNN.
         image_size: HEIGHTxWIDTH of the input, in pixels or tokens (of a cascade's stage: of the finer grid); by
-            default that of the checkpoint.
+            default that of the checkpoint, or what --height and --width say.
         depth: how deep into nested layers to go.
         options: arguments of the model's constructor.
     """
@@ -31,8 +33,9 @@ def summary(model: str, *, image_size: str | None = None, depth: int = 4, **opti
     cli.at_least(1, depth=depth)
     cls, base = find_model(model)
     holds = DATASETS[cls.data].holds
-    own = base.config if base and holds != "features" else {}  # a SOM's height and width are a feature map's
-    default = tuple(own.get(side, n) for side, n in zip(("height", "width"), SIZES[cls.data], strict=True))
+    own = (base.config if base else {}) | options if holds != "features" else {}  # a SOM's sides are a feature map's
+    default = SIZES.get(cls.data, SIZES[holds])
+    default = tuple(own.get(side, n) for side, n in zip(("height", "width"), default, strict=True))
     H, W = cli.parse_image_size(image_size) or default
     size = {} if base or holds == "features" else {"height": H, "width": W}
     built = registry.build(cls, options, size, base, others=("image_size", "depth"))
@@ -42,7 +45,10 @@ def summary(model: str, *, image_size: str | None = None, depth: int = 4, **opti
     else:
         x = torch.zeros(1, H, W, dtype=torch.int64) if holds == "grids" else torch.zeros(1, H, W, 3)
     columns = ("output_size", "num_params", "mult_adds")
-    shown = table(built.eval(), input_data=x, depth=depth, col_names=columns, row_settings=("var_names",), verbose=0)
+    try:
+        shown = table(built.eval(), input_data=x, depth=depth, col_names=columns, row_settings=("var_names",), verbose=0)
+    except RuntimeError as error:  # by which torchinfo replaces the model's own
+        raise error.__cause__ or error from None
     # torchinfo counts a layer that is called by another than its parent twice
     shown.total_params = sum(p.numel() for p in built.parameters())
     shown.trainable_params = sum(p.numel() for p in built.parameters() if p.requires_grad)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,16 @@ def test_same_files_same_bytes(package):
     assert (package.parent / "a.zip").read_bytes() == (package.parent / "b.zip").read_bytes()
 
 
+def test_it_is_packed_as_well_as_can_be(package):
+    content = (ROOT / "bundle.py").read_bytes() * 20
+    (package / "long.py").write_bytes(content)
+    bundle(package.parent, "homework", "a")
+    smallest = zlib.compressobj(9, zlib.DEFLATED, -15)
+    with zipfile.ZipFile(package.parent / "a.zip") as archive:
+        size = archive.getinfo("homework/long.py").compress_size
+    assert size == len(smallest.compress(content) + smallest.flush())
+
+
 def test_the_grader_takes_it_whatever_the_folder_is_called(package, tmp_path):
     package.rename(tmp_path / "mine")
     (tmp_path / "mine/link.pth").symlink_to(tmp_path / "mine/X.pth")  # packed as a file: the grader refuses links
@@ -130,7 +141,8 @@ def test_mistakes_take_one_sentence(package, arguments, sentence):
     assert not list(package.parent.glob("*.zip"))
 
 
-def test_a_link_to_nothing_is_named(package):
-    (package / "model.pth").symlink_to(package / "gone.pth")
+@pytest.mark.parametrize("where", ["gone.pth", "deep"])
+def test_a_link_to_nothing_or_to_a_folder_is_named(package, where):
+    (package / "model.pth").symlink_to(package / where)
     done = bundle(package.parent, "homework", "id")
     assert done.returncode == 1 and "model.pth" in done.stderr

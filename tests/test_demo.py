@@ -201,11 +201,11 @@ def test_the_package_does_without_those_of_the_reports(tmp_path):
 def test_bits_are_those_of_the_loss_and_of_a_uniform_prior():
     prior = build("AutoregressiveModel").eval()
     grids = batch_for(prior)
-    bits = metrics.bits_at(prior, grids)
+    bits = prior.bits(grids)
     assert bits.shape == grids.shape and (bits > 0).all()
     assert bits.sum().item() / len(grids) == pytest.approx(prior.loss(grids)["bits_per_image"].item(), rel=1e-5)
     torch.nn.init.zeros_(prior.head.weight)
-    assert torch.allclose(metrics.bits_at(prior, grids), torch.full(grids.shape, math.log2(K)))
+    assert torch.allclose(prior.bits(grids), torch.full(grids.shape, math.log2(K)))
 
 
 def test_usage():

@@ -353,7 +353,8 @@ def test_a_run_on_a_device_that_this_machine_lacks_resumes_on_another(train, tmp
     path = only(tmp_path, "checkpoints/*.state.pth")
     state = read(path)
     write(state | {"settings": state["settings"] | {"device": "xla"}}, path)
-    assert "The device 'xla' cannot be used here" in sentence(train(AE, "--resume", device="xla"))
+    for device in "xla", "meta":
+        assert f"The device '{device}' cannot be used here" in sentence(train(AE, "--resume", device=device))
     done = train(AE, "--resume")
     assert done.returncode == 0 and "was on the device xla, which cannot be used here; it resumes on " in done.stderr
 
@@ -814,7 +815,7 @@ BAD = [
     ("clip", "x"), ("ema", 1), ("ema", -0.1), ("ema", "x"), ("seed", -1), ("seed", "x"), ("limit", 0),
     ("validate_every", 0), ("save_every", 0), ("device", "abacus"), ("image_size", "x"), ("augment", "maybe"),
     ("resume", "x.pth"), ("patch_size", 0), ("patch_size", 2.5), ("latent_dim", "x"), ("detail", -1),
-    *((option, 10**400) for option in ("epochs", "lr", "clip", "seed")), ("epochs", 1e308), ("seed", 2**63),
+    *((option, 10**400) for option in ("epochs", "lr", "clip", "seed")), ("epochs", 1e308), ("lr", 1e300), ("seed", 2**63),
     *((option, "") for option in ("data", "dataset", "coarse", "init", "output", "tokenizer")),
 ]  # fmt: skip
 
@@ -1033,8 +1034,9 @@ def test_grids_of_two_tokenizers_are_not_mixed(train, tmp_path, data, fields):
     assert "are of different tokenizers" in sentence(train(PRIOR, data="d")) and len(files(tmp_path)) == 2
 
 
-@pytest.mark.parametrize("fields", [{"n_tokens": None}, {"n_tokens": "x"}, {"n_tokens": 10**30}, {"names": 5},
-                                    {"tokenizer": 5}, {"tokens": torch.zeros(24, 4, 6, dtype=torch.int64).to_sparse()}])
+@pytest.mark.parametrize("fields", [{"n_tokens": None}, {"n_tokens": "x"}, {"n_tokens": 10**30}, {"n_tokens": math.inf},
+                                    {"names": 5}, {"tokenizer": 5},
+                                    {"tokens": torch.zeros(24, 4, 6, dtype=torch.int64).to_sparse()}])
 def test_token_files_with_fields_of_other_types_are_named(train, tmp_path, data, fields):
     write(read(data / "tokenized_train.pth") | fields, tmp_path / "tokenized_train.pth")
     assert "tokenized_train.pth has fields of other types" in sentence(train(PRIOR, data="."))

@@ -42,7 +42,7 @@ def load(path: str | Path, name: str | None = None) -> Model:
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} does not fit this version's {data['model']}: {str(error).splitlines()[-1]}") from error
     model.meta = data.get("meta", {})
-    return model.eval()
+    return model.float().eval()  # whatever torch.set_default_dtype says
 
 
 def wrong_model(path: str | Path, found: str, needed: str) -> ValueError:

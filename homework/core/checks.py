@@ -3,12 +3,11 @@ are int or float, and not True or False."""
 
 import difflib
 import re
-import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
 MAX_PIXELS = 2**26  # of an image: what a header or an option may ask for must be bounded
-LARGEST = sys.float_info.max  # an int may be larger, and cannot become a float then
+LARGEST = 1e30  # what is computed from numbers has to fit into float32, which ends at 3.4e38
 
 
 class Misplaced(ValueError):

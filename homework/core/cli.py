@@ -37,8 +37,8 @@ def at_least(low: int, **options: object) -> None:
 
 
 def check_output(path: str | Path, name: str = "The output", field: str = "state_dict") -> None:
-    """ValueError unless a .pth file can be written to ``path``, where nothing is or a file of the same kind, with this
-    ``field``: "state_dict" of models, "tokens" of token grids."""
+    """ValueError unless a .pth file can be written to ``path``, before the work: nothing is there, or a file of the same
+    kind, with this ``field``: "state_dict" of models, "tokens" of token grids."""
     path = Path(path)
     if path.suffix != ".pth" or path.is_dir() or any(p.exists() and not p.is_dir() for p in path.parents):
         raise ValueError(f"{name} is {path}, but must be a .pth file in a folder.")
@@ -46,6 +46,7 @@ def check_output(path: str | Path, name: str = "The output", field: str = "state
         raise ValueError(f"{name} is {path}, but the pretrained models stay as they are; name a file in another folder.")
     if path.is_file() and not files.holds(path, field):
         raise ValueError(f"{name} is {path}, but that file holds something else; name another one, or remove it.")
+    files.check_writable(path)
 
 
 def command_line(module: str) -> str:

@@ -28,7 +28,7 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=name).item()  # which the device "meta" cannot give back
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"The device {name!r} cannot be used here; use --device auto, cpu, cuda or mps.") from error
     if name == "cpu":

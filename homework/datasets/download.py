@@ -221,9 +221,14 @@ def _new_folders(folder: Path, names: list[str], replace: bool) -> Iterator[Path
             (new / name).mkdir()
         yield new
         for name in names:
-            if os.path.lexists(folder / name):  # if it is a link, only the link goes
-                os.rename(folder / name, new / f"old-{name}")
-            os.rename(new / name, folder / name)
+            old = new / f"old-{name}"
+            try:
+                if os.path.lexists(folder / name):  # if it is a link, only the link goes
+                    os.rename(folder / name, old)
+                os.rename(new / name, folder / name)
+            finally:
+                if os.path.lexists(old) and not os.path.lexists(folder / name):
+                    os.rename(old, folder / name)
 
 
 def _check_free(folder: Path, names: list[str] | tuple[str, ...], replace: bool) -> None:

@@ -115,7 +115,7 @@ def _cache(names: list[str], origin: tuple, image_size: tuple[int, int] | None) 
                           "HOMEWORK_CACHE to another folder.") from error  # fmt: skip
         raise
     for old in path.parent.glob("[0-9a-f]" * 8 + "-" + "[0-9a-f]" * 24 + ".npy"):
-        with contextlib.suppress(FileNotFoundError):  # another process has removed it
+        with contextlib.suppress(OSError):  # another process has removed it, or, on Windows, has it open
             unused = time.time() - old.stat().st_mtime > KEPT
             if old != path and (old.name.startswith(prefix) or unused):  # what this source was before, and what no one uses
                 old.unlink()

@@ -58,7 +58,7 @@ class TokenDataset(Grids):
             self.n_tokens = int(fields.get("n_tokens", int(self.tokens.max()) + 1))
             self.names, self.shift = list(fields.get("names", [])), fields.get("shift")
             known = type(fields.get("tokenizer", "")) is str and self.n_tokens < 2**63
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             known = False
         if not known:
             raise ValueError(f"{path} has fields of other types than python -m homework.tokenize writes; make it with that.")

@@ -1,11 +1,11 @@
-"""How good an image is, and what tokens cost: PSNR, MS-SSIM, bits under a prior."""
+"""How good an image is: PSNR, MS-SSIM."""
 
 import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the scales of MS-SSIM, the finest first
 WINDOW, SIGMA = 11, 1.5  # side and deviation of SSIM's Gaussian window, in pixels
@@ -19,12 +19,6 @@ def errors(x_hat: Tensor, x: Tensor) -> list[float]:
 def psnr(mse: float) -> float:
     """Mean squared error -> dB, for a peak of 1."""
     return -10 * math.log10(mse) if mse else math.inf
-
-
-def bits_at(prior: nn.Module, grids: Tensor) -> Tensor:
-    """-log2 p(token | those before it), the bits of every token: (B,h,w) int64 -> (B,h,w)."""
-    logits, _ = prior(grids)
-    return F.cross_entropy(logits.permute(0, 3, 1, 2).float(), grids, reduction="none") / math.log(2)
 
 
 def n_scales(H: int, W: int) -> int:

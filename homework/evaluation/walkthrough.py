@@ -15,7 +15,7 @@ from homework.core import checks
 from homework.core.model import ordinary_tensors
 from homework.datasets.images import to_float, to_uint8
 from homework.evaluation import codecs
-from homework.evaluation.metrics import bits_at, errors
+from homework.evaluation.metrics import errors
 from homework.evaluation.pictures import heat
 from homework.priors.base import Prior
 from homework.priors.images import generate_images
@@ -45,7 +45,7 @@ def walk_through(ae: AutoEncoder, coder: Tokenizer, prior: Prior, x: Tensor, n_g
     plain = timed("auto-encoder, there and back", batched, lambda part: ae(part)[0], x)
     grids = timed("images to tokens", batched, coder.encode_index, x)  # (B,h,w)
     coded = timed("tokens to images", batched, coder.decode_index, grids)[:, :H, :W]
-    bits = timed("bits under the prior", batched, lambda part: bits_at(prior, part), grids)
+    bits = timed("bits under the prior", batched, prior.bits, grids)
     compressor = Compressor(coder, prior)
     files = timed("tokens to files", compressor.compress_tokens, grids, (H, W))
     again = timed("files to tokens", compressor.decompress_tokens, files)
@@ -68,7 +68,7 @@ def walk_through(ae: AutoEncoder, coder: Tokenizer, prior: Prior, x: Tensor, n_g
         "size": (H, W),
         "latent": tuple(ae.encode(x[:1]).shape[1:]),
         "grid": tuple(grids.shape[1:]),
-        "bits_generated": batched(lambda part: bits_at(prior, part), new).sum(dim=(1, 2)).tolist(),
+        "bits_generated": batched(prior.bits, new).sum(dim=(1, 2)).tolist(),
         "seed": seed,
         **code_usage(grids, coder.n_tokens),
     }

@@ -23,7 +23,7 @@ def he_init(layer: nn.Module) -> None:
 
 
 class ResidualBlock(nn.Module):
-    """x + f(x), with f through half of the channels (arXiv 1601.06759, section 3.2, figure 5). ValueError unless c_out is
+    """x + f(x), with f through half of the channels (arXiv 1601.06759, section 3.3, figure 5). ValueError unless c_out is
     c_in, which is at least 2.
 
     ::

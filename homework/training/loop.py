@@ -79,7 +79,7 @@ class Run:
         self.measures: dict[str, float] = {}
         self.sums: dict[str, Tensor] = {}
         self.epoch, self.order = -1, torch.empty(0)  # the permutation of the training data in this epoch
-        self.stopped, self.saved_at = False, time.time()
+        self.stopped, self.saved_at = False, time.perf_counter()
         if state:
             resume.restore(self, state)
         # half the size, and no measure changes in its first three digits
@@ -124,12 +124,12 @@ class Run:
     def fit(self) -> None:
         """Trains to the end, or until Ctrl-C. ValueError if the loss is not a finite number any more."""
         validate_every, keep_every = self.settings["validate_every"] or self.per_epoch, self.settings["keep_every"]
-        started = time.time() - self.seconds
+        started = time.perf_counter() - self.seconds
         try:
             with cli.on_signals(self.ask_to_stop, signal.SIGINT, signal.SIGTERM):
                 while self.update < self.updates:
                     self.sums = {k: self.sums.get(k, 0) + v for k, v in self.step().items()}
-                    self.update, self.seconds = self.update + 1, time.time() - started
+                    self.update, self.seconds = self.update + 1, time.perf_counter() - started
                     self.bar.update(self.group)
                     last = self.update == self.updates
                     logs, validates = (last or self.update % every == 0 for every in (LOG_EVERY, validate_every))
@@ -140,7 +140,7 @@ class Run:
                     if validates:
                         self.validate()
                     keeps = bool(keep_every) and self.update % keep_every == 0
-                    if validates or keeps or stops or time.time() - self.saved_at > 60 * self.settings["save_every"]:
+                    if validates or keeps or stops or time.perf_counter() - self.saved_at > 60 * self.settings["save_every"]:
                         self.save(last, validates, keeps)
                     if validates and self.writer:
                         self.draw(self.writer)
@@ -279,7 +279,7 @@ class Run:
         needs. The copy in float16 is written if the model has just been ``validated``: a run that was stopped early spoils
         no good copy. ValueError if the loss is not finite."""
         self.check_finite(self.sums)
-        self.saved_at = time.time()
+        self.saved_at = time.perf_counter()
         if self.rank:
             return
         if not validated:  # the last loss is that of the weights before their last update

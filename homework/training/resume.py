@@ -50,7 +50,7 @@ def find_state(model: str, name: str | None) -> Path:
         paths = [state for state in [path.with_suffix(".state.pth")] if state.is_file()]
     else:
         registry.model_class(model)  # ValueError for an unknown name
-        paths = sorted(Path("checkpoints").glob(f"*_{model}.state.pth"))
+        paths = sorted(Path("checkpoints").glob(f"????-??-??_??-??-??_{model}.state.pth"))
     if not paths:
         raise ValueError(f"There is no unfinished run of {model} in checkpoints/ to resume; leave --resume out, or give the "
                          "--name of the run if it has one.")  # fmt: skip

@@ -129,6 +129,8 @@ def test_replacement_bits_are_the_slope_by_one_hot_tokens(options):
     expected = (later - later.gather(-1, tokens[..., None])) + bits - bits.gather(-1, tokens[..., None])
     own, more = prior.replacement_bits(tokens)
     assert torch.allclose(more, expected, atol=1e-9) and torch.allclose(own, prior.bits(tokens), atol=1e-9)
+    with torch.inference_mode():
+        assert all(map(torch.equal, prior.replacement_bits(tokens.clone()), (own, more)))
     own, alone = Prior.replacement_bits(prior, tokens)
     assert torch.allclose(alone, bits - own[..., None], atol=1e-9) and torch.allclose(own, prior.bits(tokens), atol=1e-9)
 

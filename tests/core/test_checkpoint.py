@@ -52,6 +52,15 @@ def test_what_was_loaded_can_be_saved_again(file, tmp_path):
     assert [p.name for p in (tmp_path / "deep" / "er").iterdir()] == ["again.pth"]
 
 
+def test_weights_are_float32_whatever_the_default_type_is(file):
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = checkpoint.load(file)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {p.dtype for p in model.parameters()} == {torch.float32} and same(model, checkpoint.load(file))
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------------
 
 
@@ -380,7 +389,8 @@ def test_a_folder_that_cannot_be_is_an_error_of_the_system(tmp_path):
 
 def test_the_latest_run_of_the_model_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("2026-01-02_00-00-00_A", "2026-01-10_00-00-00_A", "2025-12-31_00-00-00_A", "2027-01-01_00-00-00_BSQA"):
+    dated = "2026-01-02_00-00-00_A", "2026-01-10_00-00-00_A", "2025-12-31_00-00-00_A", "2027-01-01_00-00-00_BSQA"
+    for name in (*dated, "my_A"):
         files.write({}, f"checkpoints/{name.replace('A', NAME)}.state.pth")
     assert resume.find_state(NAME, None).name == f"2026-01-10_00-00-00_{NAME}.state.pth"
     assert resume.find_state("BSQPatchAutoEncoder", None).name == "2027-01-01_00-00-00_BSQPatchAutoEncoder.state.pth"

@@ -76,6 +76,14 @@ def test_what_is_misplaced_is_named_with_the_order(command, folder, words, messa
     assert sentence(command(*words)) == f"{message} The order is: {usage}."
 
 
+@pytest.mark.parametrize("words", [["tokenize", "t.pth", "out.pth", "gone"], ["som", "fit", "gone", "out.pth"],
+                                   ["sample", "p.pth", 1, "out"], ["generation", "cascade", "[]"],
+                                   ["receptive_field"]])  # fmt: skip
+def test_an_output_that_cannot_be_written_is_reported_before_the_work(command, folder, monkeypatch, words):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert "is not a folder in which files can be made" in sentence(command(*words))
+
+
 def test_a_command_of_several_that_does_not_exist_gets_the_nearest(command):
     see = "See python -m homework.som --help."
     assert sentence(command("som", "prun")) == f"There is no command prun; did you mean prune? {see}"

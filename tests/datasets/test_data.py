@@ -210,6 +210,19 @@ def test_caches_that_no_one_uses_are_removed_and_other_files_stay(tmp_path, own_
     assert set(own_cache.iterdir()) == {in_use, made, own_cache / "mine-notes.npy"}
 
 
+def test_an_old_cache_that_cannot_be_removed_stays(tmp_path, own_cache, monkeypatch):
+    picture(tmp_path / "a" / "0.png")
+    own_cache.mkdir(exist_ok=True)
+    (old := own_cache / ("0" * 8 + "-" + "0" * 24 + ".npy")).touch()
+    os.utime(old, (1, 1))
+
+    def refused(path, missing_ok=False):  # as on Windows, while another process has it open
+        raise PermissionError(13, "The file is in use", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    assert len(ImageDataset(tmp_path / "a")) == 1 and old.exists()
+
+
 def test_a_limit_decodes_no_others(tmp_path):
     for i in range(3):
         picture(tmp_path / "train" / f"{i}.png", seed=i)
@@ -447,6 +460,22 @@ def test_import_replaces_only_when_asked_to(tmp_path):
     download.import_(source, tmp_path / "data", replace=True)
     assert files(tmp_path / "data") == ["train/0.png", "train/1.png", "valid/0.png"]
     assert files(elsewhere) == ["9.png"]  # what the link pointed to
+
+
+def test_an_import_that_cannot_take_their_place_leaves_the_old_images(tmp_path, monkeypatch):
+    for split in "train", "valid":
+        picture(tmp_path / "data" / split / "old.png")
+    rename = os.rename
+
+    def refused(source, target):  # as on Windows, while another program has a new file open
+        if Path(target).parent == tmp_path / "data" and not Path(source).name.startswith("old-"):
+            raise PermissionError(13, "Access is denied", str(target))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refused)
+    with pytest.raises(PermissionError):
+        download.import_(archive(tmp_path / "a.zip", NAMES), tmp_path / "data", replace=True)
+    assert files(tmp_path / "data") == ["train/old.png", "valid/old.png"]
 
 
 def link(name: str) -> zipfile.ZipInfo:

@@ -67,6 +67,7 @@ def left_behind(folder):
         (["in", "--time_limit", "soon"], "invalid number of seconds"),
         (["in", "--data", "nowhere"], "There are no images in nowhere/valid or nowhere/sample"),
         (["in", "--json", "nowhere/report.json"], "There is no folder"),
+        (["in", "--json", "."], "The report cannot be written to ., which is a folder"),
         (["in", "--fast"], "unrecognized arguments: --fast"),
     ],
 )

@@ -332,7 +332,7 @@ def test_known_images_are_those_of_training_of_the_same_size(images, tmp_path):
     assert not list(frames.known(images, (20, 30)))
     (tmp_path / "train").mkdir()
     for i, frame in enumerate(grey_squares(5)):
-        Image.fromarray(frame[:, : 30 - (i == 2)]).save(tmp_path / f"train/{i}.jpg", quality=100)
+        Image.fromarray(frame[:, : 30 - (i == 2)]).save(tmp_path / f"train/{i}.{'JPEG' if i == 4 else 'jpg'}", quality=100)
     (tmp_path / "train/3.jpg").write_bytes(b"no image")
     (found,) = frames.known(tmp_path, (20, 30))
     assert abs(found - blocks(grey_squares(5)[[0, 1, 4]] / 255 - 0.5)).max() < 0.01

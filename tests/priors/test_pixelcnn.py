@@ -399,6 +399,12 @@ def test_summary_of_checkpoints(command, tmp_path, monkeypatch):
         assert command("summary", path).returncode == 0
     assert "c_hidden = 7, but 8" in sentence(command("summary", "wide.pth", "--c_hidden", 8))
     assert "no checkpoint none.pth" in sentence(command("summary", "none.pth"))
+    assert "A 9x9 grid is larger than the 4x6" in sentence(command("summary", "wide.pth", "--image_size", "9x9"))
+
+
+def test_summary_is_of_the_size_that_the_options_say(command):
+    done = command("summary", "GatedPixelCNN", "--height", 3, "--width", 5, "--c_hidden", 7)
+    assert done.returncode == 0 and "[1, 7, 3, 5]" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("name", registry.MODELS)

@@ -322,6 +322,16 @@ def test_a_share_of_the_mean_prunes_any_number_of_images_and_pruning_everything_
     assert load("few_pruned.pth").n_tokens == int((counts == most).sum())
 
 
+def test_pruning_counts_more_patches_than_float32_can(features, command, monkeypatch):
+    monkeypatch.chdir(features)
+    checkpoint.save(build("SOM"), "many.pth")
+    counts, measures = torch.full((30,), 10_000_001.0), {"mse": 0.1, "quantization_error": 0.1, "usage": 1.0, "entropy": 1.0}
+    monkeypatch.setattr("homework.som.evaluate_codebook", lambda *_: (counts, measures))
+    done = command("som", "prune", "many.pth", "features", "--threshold", 1)
+    assert done.returncode == 0, done.stderr
+    assert load("many_pruned.pth").meta["pruned"] == "fewer than 1 of 300000030 patches"
+
+
 def test_validation_is_at_the_radius_of_the_training(features, command, monkeypatch):
     """The average of the weights is measured, and must know how far the training has come."""
     monkeypatch.chdir(features)
