@@ -185,7 +185,7 @@ def usage(index: Tensor, n_tokens: int) -> dict[str, Tensor]:
 def usage_of(counts: Tensor, n_tokens: int) -> dict[str, Tensor]:
     """As :func:`usage`, given how often codes occur, (n)."""
     p = counts[counts > 0] / counts.sum()
-    entropy = -(p * p.log2()).sum()
+    entropy = (p * (1 / p).log2()).sum()
     return {"usage": torch.tensor(len(p) / n_tokens), "entropy": entropy, "perplexity": 2**entropy}
 
 

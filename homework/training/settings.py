@@ -21,7 +21,7 @@ def set_up(settings: dict, state: dict | None, device: torch.device) -> tuple[Mo
     cls = type(base) if base else registry.model_class(state["class"] if state else settings["model"])
     train_data, valid_data = open_data(cls, settings)
     model = registry.build(cls, state["config"], {}) if state else new_model(cls, base, settings, train_data, device)
-    model.to(device)
+    model.to(device, torch.float32)
     sizes = {"n_tokens": model.n_tokens, "coarse_tokens": model.config.get("coarse_tokens")}
     for name, K in train_data.model_defaults().items():
         if name in sizes and K != sizes[name]:
