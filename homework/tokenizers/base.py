@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from homework.core.model import Model
 from homework.nn.blocks import MaskedConv2d, halo, pad_to_patches
 
-DISTANCE_WEIGHT = 1e-3  # of what an encoder learns from given tokens, beside the decoder's error
-
 
 class Tokenizer(Model):
     """The contract: an image becomes a grid of integers and comes back. A subclass defines :meth:`encode_index`,
@@ -152,19 +150,17 @@ class QuantizedAutoEncoder(Tokenizer, AutoEncoder):
         raise ValueError(f"{type(self).__name__} does not say how to learn given tokens; train it on images alone.")
 
     def loss(self, batch: Tensor | tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """As of :class:`AutoEncoder` for images. For images (B,H,W,3) with tokens (B,h,w) that a search found: the error of
-        these, decoded, from which the decoder learns, and the encoder's :meth:`distance` from making them by itself; in eval
-        mode also "own_mse", the error of the encoder's own tokens."""
+        """As of :class:`AutoEncoder` for images. For images (B,H,W,3) with tokens (B,h,w) that a search found, the encoder's
+        :meth:`distance` from making them by itself; the decoder stays as it is, and with it what a token means. In eval mode
+        also the error of those tokens, decoded: "mse" and "psnr", and of the encoder's own: "own_mse"."""
         if isinstance(batch, Tensor):
             return super().loss(batch)
         x, index = batch
-        mse = F.mse_loss(self.decode_index(index)[:, : x.shape[1], : x.shape[2]], x)
-        distance = self.distance(self.latent(x), index)
-        measures = {"mse": mse.detach(), "psnr": -10 * mse.detach().log10(), "distance": distance.detach()}
+        measures = {"loss": self.distance(self.latent(x), index)}
         if not self.training:
-            measures["own_mse"] = F.mse_loss(self(x)[0], x)
-        # AdamW rescales the gradients of either half by itself; but clipping takes both together
-        return {"loss": mse + DISTANCE_WEIGHT * distance, **measures}
+            mse = F.mse_loss(self.decode_index(index)[:, : x.shape[1], : x.shape[2]], x)
+            measures |= {"mse": mse, "psnr": -10 * mse.log10(), "own_mse": F.mse_loss(self(x)[0], x)}
+        return measures
 
     def images(self, batch: Tensor | tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """As of :class:`AutoEncoder`; of images with their tokens, the images of these too."""
