@@ -98,7 +98,7 @@ class Compressor:
 
     def compress_tokens(self, grids: Tensor | np.ndarray, size: tuple[int, int]) -> list[bytes]:
         """(B,h,w) integers in [0,K), the grids of images of ``size`` (H,W) -> a file each. ValueError for any others."""
-        grids = torch.as_tensor(grids).detach().cpu().numpy()
+        grids = torch.as_tensor(grids, device="cpu").detach().numpy()
         if grids.dtype.kind not in "iu":
             raise ValueError(f"Tokens must be integers, but these are of {grids.dtype}.")
         if grids.ndim != 3 or grids.shape[1:] != self.grid(size):

@@ -153,6 +153,22 @@ def test_scores_have_the_slope_of_the_error(tokenizer):
             assert abs(scores[2, 3, k] - square - actual) < 1e-3 * float(actual.abs() + square)
 
 
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_scores_are_the_same_in_parts(tokenizer, monkeypatch):
+    """A block in the middle of an image that ends before its patches do; the last parts are smaller than the others."""
+    models, x = pair(tokenizer, "AutoregressiveModel"), image(178, 207)
+    grid = models[0].encode_index(x)
+    block = slice(8, 20), slice(6, 24)
+    with torch.no_grad():
+        objective = Objective(*models, x, grid, block, (4, 6), 0.01)
+        J, scores = objective.scores(grid[block])
+        monkeypatch.setattr(module, "SCORED_AT_ONCE", 25 * 7 * 9)
+        in_parts, scores_in_parts = objective.scores(grid[block])
+        assert torch.allclose(J, objective.cost(grid[block]), atol=1e-9)
+    assert not torch.equal(scores, scores_in_parts) or tokenizer == "SOM"
+    assert torch.allclose(J, in_parts, atol=1e-9) and torch.allclose(scores, scores_in_parts, rtol=1e-3, atol=1e-8)
+
+
 @given(a=st.integers(1, 20), b=st.integers(1, 20), levels=st.sampled_from([1, 3, 2**20]), seed=st.integers(0, 999))
 def test_positions_that_are_tried_together_are_apart(a, b, levels, seed):
     """Also where many promise the same; and none without a promise."""
@@ -178,6 +194,23 @@ def test_files_are_the_same_in_any_company(prior):
     assert sum(map(len, files)) < sum(map(len, plain.compress_batch(images)))
     for grid, x in zip(plain.decompress_tokens(files), images, strict=True):  # decoding knows nothing of effort
         assert np.array_equal(grid, searched.to_tokens(x[None])[0])
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_a_default_device_changes_nothing(prior):
+    """Tensors that name no device are made on the default one, and have no numbers on "meta"."""
+    models, x = pair("BSQPatchAutoEncoder", prior), image(23, 41)
+    expected = Compressor(*models, effort=1).compress(x)
+    with torch.device("meta"):
+        compressor = Compressor(*models, effort=1)
+        grid = compressor.to_tokens(x[None])  # here and, for files, in other threads
+        assert compressor.compress_tokens(grid, (23, 41)) == [compressor.compress(x)] == [expected]
+        assert np.array_equal(compressor.decode(compressor.encode(grid), grid.shape[1:], ["it"]), grid)
+        assert torch.equal(compressor.decompress(expected), models[0].decode_index(torch.from_numpy(grid[0]))[:23, :41])
+        samples = [models[1].generate(2, 3, 4, generator=torch.Generator().manual_seed(0), num_beam=n) for n in (1, 2)]
+    for n, found in enumerate(samples, 1):
+        same = models[1].generate(2, 3, 4, generator=torch.Generator().manual_seed(0), num_beam=n)
+        assert torch.equal(found, same)
 
 
 # --- the dial -------------------------------------------------------------------------------------------------------------
