@@ -119,7 +119,8 @@ class ExactSteps:
         self.own, self.around = own.tolist(), around.numpy()  # (N), (N,m)
         self.padded = model._pad(torch.full((B, h, w), model.n_tokens, device="cpu")).numpy()  # (B,(h+2)*(w+4))
         self.table, self.first_rows = model.table().numpy(), np.arange(around.shape[1]) * (model.n_tokens + 1)
-        self.positions = (torch.zeros(h * w, 1, device="cpu") + model.positions(h, w).flatten(0, 1)).numpy()  # (N,D), or (N,1)
+        positions = model.positions(h, w).flatten(0, 1)  # (h,w,D) -> (N,D), or (N,1)
+        self.positions = (torch.zeros(h * w, 1, device="cpu") + positions).numpy()
         self.norm, self.head = NormStep(model.norm, B), LinearStep(model.head, B)
         self.layers = [LayerStep(layer, self.norm, B, h * w) for layer in model.layers]
 

@@ -7,11 +7,13 @@ from conftest import K, build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from homework.codec import image_files, tiles
 from homework.codec import search as module
-from homework.codec import tiles
 from homework.codec.compressor import Compressor
 from homework.codec.dial import Target, aim, lmbda_at, quality_at, target
 from homework.codec.search import Objective, search, spread_out
+from homework.datasets.images import to_uint8
+from homework.evaluation.pictures import save_picture
 from homework.priors.base import Prior
 
 TOKENIZERS = ("BSQPatchAutoEncoder", "VQPatchAutoEncoder", "SOM")
@@ -213,6 +215,24 @@ def test_a_default_device_changes_nothing(prior):
         assert torch.equal(found, same)
 
 
+@pytest.mark.parametrize("effort, steps", [(0, {2}), (1, {1})])
+def test_the_bar_moves_with_each_image_that_is_searched(effort, steps, tmp_path, monkeypatch):
+    moved = []
+
+    class Bar(image_files.tqdm):
+        def update(self, n=1):
+            moved.append(n)
+            super().update(n)
+
+    for i in range(4):
+        save_picture(to_uint8(image(20, 30, i)), tmp_path / f"{i}.png")
+    monkeypatch.setattr(image_files, "tqdm", Bar)
+    compressor = Compressor(*pair("BSQPatchAutoEncoder", "AutoregressiveModel"), batch_size=2, effort=effort)
+    paths = [str(tmp_path / f"{i}.png") for i in range(4)]
+    image_files.compress_files(compressor, paths, str(tmp_path / "a"), pack=True, scaled=None, skip_bad=False, verify=False)
+    assert sum(moved) == 4 and set(moved) - {0} == steps
+
+
 # --- the dial -------------------------------------------------------------------------------------------------------------
 
 
@@ -265,6 +285,17 @@ def test_each_image_reaches_its_target(prior):
     for aimed, sentence in (Target("psnr", 99), "never at least 99;"), (Target("bytes", 9), "never at most 9;"):
         with pytest.raises(ValueError, match=sentence):
             Compressor(*models, effort=1, target=aimed).compress(images[0])
+
+
+def test_one_export_serves_all_qualities():
+    models, x = pair("BSQPatchAutoEncoder", "AutoregressiveModel"), image(23, 41)
+    first = Compressor(*models, effort=1, quality=70, target=Target("psnr", 1))
+    other = first.at(30)
+    assert other.entropy_model is first.entropy_model and (first.quality, first.target.kind) == (70, "psnr")
+    assert other.compress(x) == Compressor(*models, effort=1, quality=30).compress(x)
+    for compressor, quality in (first, 101), (Compressor(*models), 30):
+        with pytest.raises(ValueError, match="quality"):
+            compressor.at(quality)
 
 
 @pytest.mark.parametrize("options", [{"effort": 0, "quality": 60}, {"effort": 0, "target": Target("psnr", 20)},
