@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -85,21 +85,23 @@ def walk_through(ae: AutoEncoder, coder: Tokenizer, prior: Prior, x: Tensor, n_g
     return results, pictures | {"generation": drawn} | beside, files
 
 
-def turn_dial(compressor: Compressor, x: Tensor, timed: Stopwatch) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """An image (H,W,3), float in [-0.5,0.5], at each of QUALITIES, beside files of WebP and AVIF of at most as many bytes.
-    Returns {"size": (H,W), "effort", "left_out": why codecs are not there, "rows": for each quality {"quality", "files":
-    [{"name", "bytes", "mse", "above": whether ours are fewer bytes}]}}; and pictures, uint8 (n,H,W,3), by name."""
+def turn_dial(compressor: Compressor, x: Tensor, timed: Stopwatch, qualities: Sequence[int] = QUALITIES,
+              names: tuple[str, ...] = ("AVIF", "WebP")) -> tuple[dict[str, Any], dict[str, Tensor]]:  # fmt: skip
+    """An image (H,W,3), float in [-0.5,0.5], at each of the qualities, beside files of other codecs within as many bytes.
+    Returns {"size": (H,W), "left_out": why codecs are not there, "rows": for each quality {"quality", "files": [{"name",
+    "bytes", "mse", "above": whether the codec's smallest has more bytes than ours}]}}; and pictures, uint8 (n,H,W,3), by
+    name."""
     found, left_out = codecs.available()
-    rivals, wanted = [codec for codec in found if codec.name in ("AVIF", "WebP")], ("AVIF", "WebP")
+    rivals = sorted((codec for codec in found if codec.name in names), key=lambda codec: names.index(codec.name))
 
     def searched() -> list[bytes]:
-        with closing(in_parallel(lambda q: compressor.at(q).compress(x), QUALITIES, compressor.workers)) as files:
+        with closing(in_parallel(lambda q: compressor.at(q).compress(x), qualities, compressor.workers)) as files:
             return list(files)
 
-    n, image = len(QUALITIES), to_uint8(x).cpu().numpy()
-    ours = timed(f"search for tokens at {n} qualities, effort {compressor.effort}", searched)
+    image = to_uint8(x).cpu().numpy()
+    ours = timed(f"search for tokens at {len(qualities)} qualities, effort {compressor.effort}", searched)
     sizes = list(map(len, ours))
-    others = timed("WebP and AVIF of as many bytes", lambda: [codec.within(image, sizes) for codec in rivals])
+    others = timed(" and ".join(names) + " within as many bytes", lambda: [codec.within(image, sizes) for codec in rivals])
     made = {"ours": [to_uint8(compressor.decompress(data)).cpu() for data in ours]}
     lengths = {"ours": sizes}
     for codec, coded in zip(rivals, others, strict=True):
@@ -109,12 +111,11 @@ def turn_dial(compressor: Compressor, x: Tensor, timed: Stopwatch) -> tuple[dict
         {"quality": q, "files": [
             {"name": name, "bytes": lengths[name][i], "mse": errors(to_float(made[name][i])[None], x.cpu()[None])[0],
              "above": lengths[name][i] > sizes[i]} for name in made]}
-        for i, q in enumerate(QUALITIES)
+        for i, q in enumerate(qualities)
     ]  # fmt: skip
     pictures = {f"dial_{name.lower()}": torch.stack(several) for name, several in made.items()}
     pictures["dial_original"] = torch.from_numpy(image)[None]
-    shown = {"size": image.shape[:2], "effort": compressor.effort, "rows": rows,
-             "left_out": [why for why in left_out if why.startswith(wanted)]}  # fmt: skip
+    shown = {"size": image.shape[:2], "rows": rows, "left_out": [why for why in left_out if why.startswith(names)]}
     return shown, pictures
 
 
