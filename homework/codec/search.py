@@ -21,7 +21,7 @@ CANDIDATES = 16  # tokens tried at a position before it is left as it is
 CAUTION = 12.0  # how much worse than it is, on average, a step in the codes is taken to be; see Objective.scores
 MOST_TOKENS = 2**16  # of which all are scored
 PIXELS_AT_ONCE = 60_000  # of a large image
-SCORED_AT_ONCE = 40_000  # of them: slopes take the memory of all layers
+SCORED_AT_ONCE = 30_000  # of them: slopes take the memory of all layers
 
 
 def search(tokenizer: Tokenizer, prior: Prior, x: Tensor, lmbda: float, effort: int, tokens: Tensor | None = None) -> Tensor:
