@@ -4,7 +4,8 @@ overview.png: sample images, their reconstructions, and sampled frames; pairs.pn
 digits.png, endings.png: MNIST's digits, sampled and completed; they need data/mnist.
 curves.png: loss against updates, read from the TensorBoard logs of the runs; also kept as curves.csv, to be added to.
 ``python -m bench.figures cascade NAME=LOG_FOLDER...`` draws those of a cascade alone, cascade_curves.png; and
-``python -m bench.figures codes FOLDER`` codes.png, from the tokenizers and the prior of digits in FOLDER.
+``python -m bench.figures codes FOLDER`` codes.png, from the tokenizers and the prior of digits in FOLDER; and
+``python -m bench.figures dial`` dial.png: sample images at two qualities, beside other codecs of as many bytes.
 """
 
 import csv
@@ -14,15 +15,21 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 import homework.ae
 import homework.autoregressive
 import homework.bsq
+from homework.codec.compressor import Compressor
+from homework.codec.dial import EFFORT
 from homework.core import checkpoint
-from homework.datasets.images import ImageDataset, to_uint8
+from homework.datasets.images import ImageDataset, to_float, to_uint8
 from homework.datasets.mnist import MnistImages
+from homework.evaluation import walkthrough
+from homework.evaluation.metrics import psnr
 from homework.evaluation.pictures import on_sheet, save_picture
 from homework.priors.uniform import Uniform
 from homework.sample import sample
@@ -77,6 +84,30 @@ def codes(folder: str, columns: int = 16) -> None:
     single, grid, prior = (checkpoint.load(f"{folder}/{name}.pth") for name in ("vqvae", "vq", "prior"))
     samples = prior.generate(columns, *grid.encode_index(x).shape[1:], generator=torch.Generator().manual_seed(0))
     save_sheet([x, single(x)[0], grid(x)[0], grid.decode_index(samples)], "codes.png")
+
+
+def captioned(picture: torch.Tensor, text: str) -> np.ndarray:
+    """(H,W,3) uint8 -> (H+14,W,3), with a line of text below."""
+    H, W, _ = picture.shape
+    sheet = Image.new("RGB", (W, H + 14), "white")
+    sheet.paste(Image.fromarray(picture.numpy()))
+    ImageDraw.Draw(sheet).text((1, H), text, "black", ImageFont.load_default(11))
+    return np.asarray(sheet)
+
+
+def dial(names: tuple[str, ...] = ("gran_paradiso_island", "zengarden")) -> None:
+    """Writes dial.png: two rows for each sample image, of two qualities: the original, ours, AVIF, WebP and JPEG."""
+    compressor, rows = Compressor(homework.bsq.load(), homework.autoregressive.load(), effort=EFFORT), []
+    for name in names:
+        x = to_float(ImageDataset(f"data/sample/{name}.jpg")[0])
+        stopwatch = walkthrough.Stopwatch()
+        shown, pictures = walkthrough.turn_dial(compressor, x, stopwatch, (30, 70), ("AVIF", "WebP", "JPEG"))
+        for i, row in enumerate(shown["rows"]):
+            rows.append([captioned(pictures["dial_original"][0], f"original; quality {row['quality']}")])
+            for file in row["files"]:
+                text = f"{file['name']}: {file['bytes']:,} bytes, {psnr(file['mse']):.1f} dB"
+                rows[-1].append(captioned(pictures[f"dial_{file['name'].lower()}"][i], text))
+    save_picture(on_sheet(rows), HERE / "dial.png")
 
 
 def measure(name: str) -> str:
@@ -138,6 +169,8 @@ if __name__ == "__main__":
         curves(sys.argv[2:], "cascade_curves")
     elif sys.argv[1:2] == ["codes"]:
         codes(sys.argv[2])
+    elif sys.argv[1:2] == ["dial"]:
+        dial()
     else:
         frames()
         digits()

@@ -49,7 +49,8 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
         lmbda: the same as a number: the mean squared error (pixels from 0 to 1) that a bit per pixel is worth, 0.01 for 50.
         target_bytes: find the quality for each image at which its file has at most so many bytes.
         target_psnr: find the quality for each image at which it comes back with at least so many dB.
-        on_average: with a target, one quality for all images, which reach it on average.
+        on_average: with a target, one quality for all images, which reach it on average. To find it, all of them are
+            compressed up to seven times, and then once more: eight times as long as with a quality that is given.
         append: add the images to the archive that the file is, which the same models must have written.
         verify: decode what was written, and compare it with what was to be written; fails if they differ.
         skip_bad: leave out images that are damaged; otherwise they are an error.
@@ -85,7 +86,7 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
         compressor = _load(tokenizer, autoregressive, batch_size, threads, device, effort, quality, aimed)
         options = {"pack": pack, "scaled": scaled, "frame": frame, "skip_bad": skip_bad}
         if on_average and aimed:
-            compressor.quality, compressor.target = average_quality(compressor, paths, aimed, options), None
+            compressor = compressor.at(average_quality(compressor, paths, aimed, options))
         n, original, psnr = compress_files(compressor, paths, written, **options, verify=verify, quiet=quiet,
                                            old=output if append else None)  # fmt: skip
         size = os.path.getsize(written) - before

@@ -46,11 +46,8 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *,
     paths, size = spread(image_paths(images), limit), cli.parse_image_size(image_size)
     device = devices.pick_device(device)
     qualities = dial.parse_qualities(quality)
-    compressors = [
-        Compressor(*models, device, batch_size, effort, q)
-        for models in (load_pair(*pair, device) for pair in pairs)
-        for q in qualities
-    ]
+    of_pairs = [Compressor(*load_pair(*pair, device), device, batch_size, effort) for pair in pairs]
+    compressors = [compressor.at(q) for compressor in of_pairs for q in qualities]
     rivals, left_out = codecs.available()
     folder.mkdir(parents=True, exist_ok=True)  # before the work, so that a folder that cannot be made is reported at once
 

@@ -21,7 +21,7 @@ from homework.core import checkpoint
 from homework.datasets.image_files import read_image
 from homework.datasets.images import to_float, to_uint8
 from homework.evaluation import metrics, walkthrough
-from homework.evaluation.codecs import CODECS
+from homework.evaluation.codecs import CODECS, available
 from homework.evaluation.pictures import heat
 
 OPTIONS = ("--images", "pictures", "--autoencoder", "a.pth", "--tokenizer", "t.pth", "--autoregressive", "p.pth")
@@ -76,14 +76,16 @@ def test_the_page_holds_all_it_refers_to_and_nothing_of_this_machine(command, fo
     done = command("demo", *OPTIONS, "--n_generate", 2)
     assert done.returncode == 0, done.stderr
     page = Page(folder / "demo" / "index.html")
-    assert sorted(page.links) == sorted(set(page.links)) and len(page.links) == 5 * 3 + 2
+    n_rivals = sum(codec.name in ("AVIF", "WebP") for codec in available()[0])
+    n_pictures = 5 * 3 + 2 + 1 + 5 * (1 + n_rivals)  # of images, generated, and of the dial
+    assert sorted(page.links) == sorted(set(page.links)) and len(page.links) == n_pictures
     compressed = {f"compressed_{i}.hwi" for i in range(3)}
     assert {*page.links, "index.html"} | compressed == files(folder / "demo")  # by plain names, and no file too many
     html = (folder / "demo" / "index.html").read_text("utf-8")
     assert str(folder) not in html and str(ROOT) not in html
     assert not re.search(r"(?i)https?:|//|url\(|@import|<script", html)  # offline
-    assert "<h2>a&b'" in page.text and page.headings == 5
-    for title in "Reconstructions", "Code usage", "Files", "Generated images", "Times":
+    assert "<h2>a&b'" in page.text and page.headings == 6
+    for title in "Reconstructions", "Code usage", "Files", "One dial for quality", "Generated images", "Times":
         assert title in page.text
 
 
@@ -127,6 +129,36 @@ def test_the_files_beside_the_page_decode_to_its_pictures(command, folder):
         assert abs(picture(f"coded_{i}").astype(int) - x_hat).max() <= 1
 
 
+def test_the_dial_shows_files_of_five_qualities_beside_no_larger_ones(folder):
+    compressor = Compressor(checkpoint.load("t.pth"), checkpoint.load("p.pth"), effort=1)
+    x = walkthrough.middle(ImageDataset(ROOT / "data" / "sample").batch(torch.tensor([3]))[0], 18, 23)
+    shown, pictures = walkthrough.turn_dial(compressor, x, walkthrough.Stopwatch())
+    assert shown["size"] == (18, 23) and [row["quality"] for row in shown["rows"]] == [10, 30, 50, 70, 90]
+    assert (pictures["dial_original"][0] == to_uint8(x)).all()
+    for i, row in enumerate(shown["rows"]):
+        data = compressor.at(row["quality"]).compress(x)
+        assert (pictures["dial_ours"][i] == to_uint8(compressor.decompress(data))).all()
+        ours, *others = row["files"]
+        assert ours["name"] == "ours" and ours["bytes"] == len(data)
+        for file in row["files"]:
+            decoded = to_float(pictures[f"dial_{file['name'].lower()}"][i])
+            assert file["mse"] == pytest.approx((decoded - x).square().mean().item(), rel=1e-5)
+            assert file["above"] == (file["bytes"] > len(data))
+
+
+def test_files_within_a_size_are_the_largest_or_the_smallest_there_is():
+    (image,) = to_uint8(ImageDataset(ROOT / "data" / "sample").batch(torch.tensor([3]))).numpy()
+    codec = CODECS[1]
+    lengths = [len(codec.encode(image, quality)) for quality in range(101)]
+    sizes = [1, min(lengths), 900, 400, 10**6]
+    for size, (quality, file) in zip(sizes, codec.within(image, sizes), strict=True):
+        assert len(file) == lengths[quality]
+        if size < min(lengths):
+            assert len(file) == min(lengths)
+        else:
+            assert 0.95 * max(n for n in lengths if n <= size) <= len(file) <= size  # sizes need not rise with quality
+
+
 def test_as_good_is_the_cheapest_file_of_no_larger_error():
     frames = ImageDataset(ROOT / "data" / "sample")
     x = frames.batch(torch.tensor([3]))
@@ -149,7 +181,8 @@ def test_the_seed_decides_the_generated_images(command):
 def test_limit_and_image_size(command, folder):
     Image.new("RGB", (70, 40)).save("pictures/2.png")
     done = command("demo", *OPTIONS, "--limit", 2, "--n_generate", 1, "--out", "2026")
-    assert done.returncode == 0 and len(files(folder / "2026")) == 1 + 2 * 6 + 1
+    n_rivals = sum(codec.name in ("AVIF", "WebP") for codec in available()[0])
+    assert done.returncode == 0 and len(files(folder / "2026")) == 1 + 2 * 6 + 1 + 1 + 5 * (1 + n_rivals)
     assert "--image_size" in sentence(command("demo", *OPTIONS, "--n_generate", 1))
     done = command("demo", *OPTIONS, "--n_generate", 1, "--image_size", "18x28")  # not a multiple of the patches
     assert done.returncode == 0, done.stderr

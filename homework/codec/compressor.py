@@ -55,10 +55,8 @@ class Compressor:
                              f"{autoregressive.n_tokens}; train a prior on this tokenizer's grids.")  # fmt: skip
         checks.integer(1, None, batch_size=batch_size)
         checks.integer(0, 9, effort=effort)
-        dial.lmbda_at(quality)  # ValueError if it is none
-        if effort == 0 and (target or quality != dial.QUALITY):
-            raise ValueError("With effort 0 the tokens are the encoder's, of its one quality; use an effort from 1 to 9.")
-        self.effort, self.quality, self.target = effort, quality, target
+        self.effort = effort
+        self._set(quality, target)
         self.device = tokenizer.device if device is None else torch.device(device)
         with torch.inference_mode(False):  # in float32, since the fingerprints are of that
             self.tokenizer = copy.deepcopy(tokenizer).to(self.device, torch.float32).eval().requires_grad_(False)
@@ -69,6 +67,18 @@ class Compressor:
         tokenizers, priors = {1: legacy_fingerprint(self.tokenizer), 2: fingerprint(self.tokenizer)}, self.entropy_model
         pairs = {version: (tokenizers[version], own) for version, own in priors.fingerprints.items()}
         self.models = format.ModelPair(pairs, max(tokenizer.patch_shape), priors.exact)
+
+    def at(self, quality: float) -> "Compressor":
+        """The same, with its models, but of another quality, and without a target. ValueError as for the constructor's."""
+        other = copy.copy(self)
+        other._set(quality, None)
+        return other
+
+    def _set(self, quality: float, target: dial.Target | None) -> None:
+        dial.lmbda_at(quality)  # ValueError if it is none
+        if self.effort == 0 and (target or quality != dial.QUALITY):
+            raise ValueError("With effort 0 the tokens are the encoder's, of its one quality; use an effort from 1 to 9.")
+        self.quality, self.target = quality, target
 
     def compress(self, x: Tensor) -> bytes:
         """One image (H,W,3), float (of any precision, but computed with as float32) in [-0.5,0.5] -> its file. ValueError if
@@ -98,7 +108,7 @@ class Compressor:
 
     def compress_tokens(self, grids: Tensor | np.ndarray, size: tuple[int, int]) -> list[bytes]:
         """(B,h,w) integers in [0,K), the grids of images of ``size`` (H,W) -> a file each. ValueError for any others."""
-        grids = torch.as_tensor(grids).detach().cpu().numpy()
+        grids = torch.as_tensor(grids, device="cpu").detach().numpy()
         if grids.dtype.kind not in "iu":
             raise ValueError(f"Tokens must be integers, but these are of {grids.dtype}.")
         if grids.ndim != 3 or grids.shape[1:] != self.grid(size):
@@ -122,9 +132,9 @@ class Compressor:
         return -(-size[0] // self.models.patch), -(-size[1] // self.models.patch)
 
     @torch.inference_mode()
-    def to_tokens(self, images: Tensor | Sequence[Tensor]) -> np.ndarray:
-        """Images (H,W,3) of one size, float in [-0.5,0.5] or uint8 -> grids (B,h,w) int64. ValueError if the tokenizer's
-        grids have another size."""
+    def to_tokens(self, images: Tensor | Sequence[Tensor], searched: Callable[[], object] = lambda: None) -> np.ndarray:
+        """Images (H,W,3) of one size, float in [-0.5,0.5] or uint8 -> grids (B,h,w) int64. Calls ``searched`` after the
+        search for each. ValueError if the tokenizer's grids have another size."""
         H, W = images[0].shape[:2]
         grids = np.empty((len(images), *(grid := self.grid((H, W)))), np.int64)
         for block, around, within in self.blocks(grid, self.tokenizer.encoder_halo):
@@ -137,6 +147,7 @@ class Compressor:
                 grids[(slice(part.start, part.stop), *block)] = tokens[(slice(None), *within)]
         for i in range(len(images) if self.effort else 0):  # one by one: in a batch, an image's floats may be others
             grids[i] = self._search(images[i], grids[i])
+            searched()
         return grids
 
     def _search(self, x: Tensor, encoded: np.ndarray) -> np.ndarray:

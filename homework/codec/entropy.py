@@ -45,7 +45,8 @@ class ExactPrior:
 
     def __init__(self, prior: AutoregressiveModel, carrier: torch.dtype = torch.float32):
         self.device = torch.device("cpu") if prior.device.type == "mps" else prior.device
-        self.model = export(prior, carrier).to(self.device)
+        with torch.device("cpu"):  # whatever torch's default is
+            self.model = export(prior, carrier).to(self.device)
         self.n_tokens, self.height, self.width = (prior.config[k] for k in ("n_tokens", "height", "width"))
         tensors = self.model.state_dict()
         self.fingerprints = {1: legacy_digest("exact 1", legacy_options(prior), tensors, torch.int32),
@@ -53,7 +54,7 @@ class ExactPrior:
         bits = 28 - (self.n_tokens - 1).bit_length()  # K of the table's entries, times 2^24, sum to 2^52 at most
         if bits < 6:
             raise OverflowError(f"{self.n_tokens} codes are too many for frequencies out of 2^24.")
-        table = torch.tensor(exp2_table(bits, LOGIT), dtype=torch.float64)
+        table = torch.tensor(exp2_table(bits, LOGIT), dtype=torch.float64, device="cpu")
         self.table = (table * (TOTAL - self.n_tokens)).to(self.device)
         # a tensor, since CUDA multiplies by the reciprocal of a number
         self.free = torch.tensor(TOTAL - self.n_tokens, dtype=torch.float64, device=self.device)

@@ -44,7 +44,7 @@ def compress_files(compressor: Compressor, paths: list[str], output: str, *, pac
         with (
             tqdm(total=len(paths), desc="compressing", unit="img", disable=quiet) as bar,
             closing(_same_size(compressor, paths, bad, bar, scaled, frame)) as chunks,
-            closing(in_parallel(partial(_encode, compressor, quiet), chunks, compressor.workers)) as encoded,
+            closing(in_parallel(partial(_encode, compressor, quiet, bar), chunks, compressor.workers)) as encoded,
         ):
             for (part, size, grids), payloads, quality in encoded:
                 psnrs += quality
@@ -55,7 +55,8 @@ def compress_files(compressor: Compressor, paths: list[str], output: str, *, pac
                     file.write(format.image_file(compressor.models, size, payloads[0], crcs[0]))
                 kept += list(grids.astype(np.int32)) if verify else []
                 original += sum(map(os.path.getsize, part))
-                bar.update(len(part))
+                if not compressor.effort:
+                    bar.update(len(part))
                 bar.set_postfix_str(f"{file.tell():,} bytes")
         report_bad_images(bad, len(paths), skip_bad)
         if writer:
@@ -110,19 +111,23 @@ def average_quality(compressor: Compressor, paths: list[str], aimed: dial.Target
         output = str(Path(folder, "output"))  # not the user's, which stays as it is if no quality reaches the target
 
         def make(quality: int) -> tuple[int, float, float]:
-            compressor.quality, compressor.target = quality, None
-            n, _, psnr = compress_files(compressor, paths, output, verify=False, **options)
+            n, _, psnr = compress_files(compressor.at(quality), paths, output, verify=False, **options)
             return quality, os.path.getsize(output) / n, psnr
 
         return dial.aim(aimed, make, "The mean of the images")
 
 
-def _encode(compressor: Compressor, quiet: bool, chunk: Chunk) -> tuple[Chunk, list[bytes], list[float]]:
+def _encode(compressor: Compressor, quiet: bool, bar: tqdm, chunk: Chunk) -> tuple[Chunk, list[bytes], list[float]]:
     """A chunk with grids instead of images, its payloads, and, unless ``quiet``, the PSNR in dB of each image as it will be
-    decompressed, infinite if it is the same."""
+    decompressed, infinite if it is the same. The ``bar`` moves with each image that is searched, which takes the longest."""
     part, size, pixels = chunk
     images = list(map(torch.from_numpy, pixels))
-    grids = compressor.to_tokens(images)
+
+    def searched() -> None:
+        with bar.get_lock():  # other threads count their images
+            bar.update()
+
+    grids = compressor.to_tokens(images, searched)
     if math.prod(size) > PIXELS_AT_ONCE:
         devices.release_memory()
     quality = [] if quiet else compressor.psnr(images, grids)

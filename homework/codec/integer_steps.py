@@ -30,7 +30,7 @@ class LinearStep:
 
     def __init__(self, linear: nn.Module, B: int):
         self.weight, self.bias = linear.scaled, linear.scaled_bias  # (in,out), (out)
-        self.out = torch.empty(B, len(self.bias), dtype=torch.float32)
+        self.out = torch.empty(B, len(self.bias), dtype=torch.float32, device="cpu")
         self.array = self.out.numpy()
 
     def __call__(self, x: Tensor) -> np.ndarray:
@@ -43,7 +43,7 @@ class NormStep:
 
     def __init__(self, norm: nn.Module, B: int):
         self.D, self.one = norm.D.numpy(), norm.one.double().numpy()
-        self.out = torch.empty(B, int(norm.D), dtype=torch.float32)
+        self.out = torch.empty(B, int(norm.D), dtype=torch.float32, device="cpu")
         self.array = self.out.numpy()
 
     def __call__(self, x: np.ndarray) -> Tensor:
@@ -73,8 +73,8 @@ class LayerStep:
         masked = torch.full_like(bias, attention.mask_value / float(step))
         self.bias = torch.cat([bias, bias, masked], dim=1).numpy()  # (heads,3c)
         d = norm.out.shape[1] // heads
-        self.k, self.v = torch.zeros(2, B * heads, self.c, d, dtype=torch.float32)
-        self.q, self.scores, self.y = (torch.empty(B * heads, 1, n, dtype=torch.float32) for n in (d, self.c, d))
+        self.k, self.v = torch.zeros(2, B * heads, self.c, d, dtype=torch.float32, device="cpu")
+        self.q, self.scores, self.y = (self.k.new_empty(B * heads, 1, n) for n in (d, self.c, d))
         self.new = self.qkv.array.reshape(B, 3, heads, d).swapaxes(0, 1)  # (B,3D) -> (B,3,heads,d) -> (3,B,heads,d)
         arrays = (t.numpy() for t in (self.q, self.k, self.v, self.scores, self.y))
         self.arrays = [a.reshape(B, heads, *a.shape[1:]) for a in arrays]  # (B*heads,...) -> (B,heads,...)
@@ -117,9 +117,10 @@ class ExactSteps:
         self.n, self.done = 0, 0  # n tokens are known, done positions computed
         own, around = model._lookup(h, w, torch.device("cpu"))
         self.own, self.around = own.tolist(), around.numpy()  # (N), (N,m)
-        self.padded = model._pad(torch.full((B, h, w), model.n_tokens)).numpy()  # (B,(h+2)*(w+4))
+        self.padded = model._pad(torch.full((B, h, w), model.n_tokens, device="cpu")).numpy()  # (B,(h+2)*(w+4))
         self.table, self.first_rows = model.table().numpy(), np.arange(around.shape[1]) * (model.n_tokens + 1)
-        self.positions = (torch.zeros(h * w, 1) + model.positions(h, w).flatten(0, 1)).numpy()  # (N,D), or (N,1)
+        positions = model.positions(h, w).flatten(0, 1)  # (h,w,D) -> (N,D), or (N,1)
+        self.positions = (torch.zeros(h * w, 1, device="cpu") + positions).numpy()
         self.norm, self.head = NormStep(model.norm, B), LinearStep(model.head, B)
         self.layers = [LayerStep(layer, self.norm, B, h * w) for layer in model.layers]
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from homework.codec import tiles
-from homework.core import checks
+from homework.core import checks, devices
+from homework.datasets.image_files import batches_of
 from homework.datasets.images import as_float
 from homework.priors.base import Prior, evaluating
 from homework.tokenizers.base import Tokenizer
@@ -20,6 +21,7 @@ CANDIDATES = 16  # tokens tried at a position before it is left as it is
 CAUTION = 12.0  # how much worse than it is, on average, a step in the codes is taken to be; see Objective.scores
 MOST_TOKENS = 2**16  # of which all are scored
 PIXELS_AT_ONCE = 60_000  # of a large image
+SCORED_AT_ONCE = 30_000  # of them: slopes take the memory of all layers
 
 
 def search(tokenizer: Tokenizer, prior: Prior, x: Tensor, lmbda: float, effort: int, tokens: Tensor | None = None) -> Tensor:
@@ -56,7 +58,9 @@ def search(tokenizer: Tokenizer, prior: Prior, x: Tensor, lmbda: float, effort: 
             h, w = grid.shape
             tile = tiles.fitting(prior.grid_size, (h, w))
             n = h * w if tokenizer.decoder_halo is None else PIXELS_AT_ONCE // math.prod(tokenizer.patch_shape)
-            for block, _, _ in tiles.blocks((h, w), n, 0, tile):
+            for block, _, _ in (blocks := list(tiles.blocks((h, w), n, 0, tile))):
+                if len(blocks) > 1:
+                    devices.release_memory()  # the encoder's, and that of blocks of other sizes
                 objective = Objective(tokenizer, prior, x, grid, block, tile, lmbda)
                 while not torch.equal(found := improve(objective, grid[block], ROUNDS[effort]), grid[block]):
                     grid[block] = found
@@ -79,6 +83,7 @@ class Objective:
         changed = tiles.grown(block, tokenizer.decoder_halo, grid.shape)  # the patches that its tokens change
         seen = tiles.grown(changed, tokenizer.decoder_halo, grid.shape)  # the tokens that these patches depend on
         self.inside, self.within = tiles.relative(block, seen), tiles.relative(block, changed)
+        self.outer, self.halo = tiles.relative(seen, changed), tokenizer.decoder_halo
         self.index, self.x = grid[seen].clone(), _to_float(x[tiles.scaled(changed, *self.patch)], tokenizer)
         self.pixels = tiles.scaled(tiles.relative(changed, seen), *self.patch)  # the map's, of what is decoded
         self.size = tuple(side.stop - side.start for side in changed)
@@ -88,7 +93,7 @@ class Objective:
     def cost(self, tokens: Tensor) -> Tensor:
         """The block's tokens (a,b) -> J by position, a map."""
         with torch.inference_mode():
-            J = self._error(self.tokenizer.decode_index(self._seen(tokens)))
+            J = self._error(self.tokenizer.decode_index(self._seen(tokens))[self.pixels], self.x)
             for parts, some in self._tiles(tokens):
                 for part, bits in zip(parts, self.prior.bits(some), strict=True):
                     J[part] += self.per_bit * bits
@@ -103,13 +108,12 @@ class Objective:
         not decode code vectors the bits alone are scored."""
         index = self._seen(tokens)
         if self.table is None:
-            J, change = self._error(self.tokenizer.decode_index(index)), torch.zeros((), device=index.device)
+            J = self._error(self.tokenizer.decode_index(index)[self.pixels], self.x)
+            change = torch.zeros((), device=index.device)
         else:
-            code = self.tokenizer.code_vectors(index).float().requires_grad_()
-            with torch.enable_grad():
-                J = self._error(self.tokenizer.decode(code))  # type: ignore[operator]
-                (slope,) = torch.autograd.grad(J.sum(), code)
-            J, v, g, c = J.detach(), code.detach()[self.inside], slope[self.inside], self.steepness  # (a,b,d) each
+            code = self.tokenizer.code_vectors(index).float()
+            J, slope = self._slope(code)
+            v, g, c = code[self.inside], slope[self.inside], self.steepness  # (a,b,d) each
             change = (g - 2 * c * v) @ self.table.T + c * self.table.square().sum(dim=-1)  # (a,b,K)
             change += (c * v.square() - g * v).sum(dim=-1, keepdim=True)
         change = change.expand(*tokens.shape, self.tokenizer.n_tokens).contiguous()
@@ -125,19 +129,38 @@ class Objective:
         index[self.inside] = tokens
         return index
 
-    def _error(self, x_hat: Tensor) -> Tensor:
-        """What is decoded (H',W',3) -> the share of each position of the map in the mean squared error."""
-        (H, W), (h, w), (P, Q) = self.x.shape[:2], self.size, self.patch
-        error = (x_hat[self.pixels][:H, :W] - self.x).square().sum(dim=-1) * self.per_value
-        error = F.pad(error, (0, w * Q - W, 0, h * P - H))
-        return error.view(h, P, w, Q).sum(dim=(1, 3))  # (h*P,w*Q) -> (h,P,w,Q) -> (h,w)
+    def _slope(self, code: Tensor) -> tuple[Tensor, Tensor]:
+        """Code vectors of what the map depends on (h',w',d) -> (the error by position, a map; its sum's slope, (h',w',d)).
+        Some positions of the map at a time, each time decoded from as much as they depend on."""
+        error, slope = code.new_empty(self.size), torch.zeros_like(code)
+        n = error.numel() if self.halo is None else SCORED_AT_ONCE // math.prod(self.patch)
+        for part, _, _ in tiles.blocks(self.size, n, 0):
+            where = tiles.relative(part, self.outer)
+            seen = tiles.grown(where, self.halo, code.shape[:2])
+            some = code[seen].clone().requires_grad_()
+            with torch.enable_grad():
+                x_hat = self.tokenizer.decode(some)  # type: ignore[operator]
+                own = self._error(x_hat[tiles.scaled(tiles.relative(where, seen), *self.patch)],
+                                  self.x[tiles.scaled(part, *self.patch)])  # fmt: skip
+                slope[seen] += torch.autograd.grad(own.sum(), some)[0]
+            error[part] = own.detach()
+        return error, slope
+
+    def _error(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        """Complete patches (h*P,w*Q,3), and the image there, which may end before -> (h,w): each position's share in the
+        mean squared error."""
+        (H, W), (P, Q) = x.shape[:2], self.patch
+        error = (x_hat[:H, :W] - x).square().sum(dim=-1) * self.per_value
+        error = F.pad(error, (0, x_hat.shape[1] - W, 0, x_hat.shape[0] - H))
+        return error.unflatten(0, (-1, P)).unflatten(2, (-1, Q)).sum(dim=(1, 3))  # (h*P,w*Q) -> (h,P,w,Q) -> (h,w)
 
     def _tiles(self, tokens: Tensor) -> Iterator[tuple[list[tiles.Slices], Tensor]]:
         """The prior's tiles of the block, some of one size at a time: where each is in the map, and their tokens (T,a,b)."""
         top, left = (side.start for side in self.within)
         for (a, b), corners in tiles.tiles((tokens.shape[0], tokens.shape[1]), self.tile):
-            parts = [(slice(top + i, top + i + a), slice(left + j, left + j + b)) for i, j in corners]
-            yield parts, torch.stack([tokens[i : i + a, j : j + b] for i, j in corners])
+            for some in batches_of(corners, max(1, SCORED_AT_ONCE // math.prod((a, b, *self.patch)))):
+                parts = [(slice(top + i, top + i + a), slice(left + j, left + j + b)) for i, j in some]
+                yield parts, torch.stack([tokens[i : i + a, j : j + b] for i, j in some])
 
     def _table(self) -> Tensor | None:
         """(K,d): the code vectors; None if the tokenizer does not decode those, but tokens."""
@@ -151,7 +174,7 @@ class Objective:
             return 0.0
         index, generator = self.index.clone(), torch.Generator().manual_seed(0)
         every = index[::5, ::5]
-        every.copy_(torch.randint(len(self.table), every.shape, generator=generator))
+        every.copy_(torch.randint(len(self.table), every.shape, generator=generator, device="cpu"))
         moved = (self.tokenizer.decode_index(index) - self.tokenizer.decode_index(self.index)).square().sum()
         step = (self.tokenizer.code_vectors(index) - self.tokenizer.code_vectors(self.index)).square().sum()
         return self.per_value * float(moved / step.clamp_min(1e-12))

@@ -5,7 +5,7 @@ import importlib
 import io
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, features
@@ -89,6 +89,16 @@ class Codec:
         tried = self.bisect(image, lambda file: len(file) < n_bytes)
         return min(tried.items(), key=lambda item: (abs(len(item[1]) - n_bytes), item[0]))
 
+    def within(self, image: np.ndarray, sizes: Sequence[int]) -> list[tuple[int, bytes]]:
+        """For each of the sizes in bytes the quality and the file that is the largest within it, of those that bisections
+        try; the smallest file where none is."""
+        tried: dict[int, bytes] = {}
+        for size in sizes:
+            self.bisect(image, lambda file, size=size: len(file) <= size, tried)
+        ordered = sorted(tried.items(), key=lambda item: (len(item[1]), -item[0]))
+        return [max([ordered[0], *(item for item in ordered if len(item[1]) <= size)], key=lambda item: len(item[1]))
+                for size in sizes]  # fmt: skip
+
     def as_good(self, image: np.ndarray, mse: float) -> tuple[int, bytes]:
         """The lowest quality of a bisection whose error (pixels from 0 to 1) is at most ``mse``, else 100; and its file."""
 
@@ -98,12 +108,15 @@ class Codec:
         tried = sorted(self.bisect(image, worse).items())
         return next((item for item in tried if not worse(item[1])), tried[-1])
 
-    def bisect(self, image: np.ndarray, too_low: Callable[[bytes], bool]) -> dict[int, bytes]:
-        """The files by quality that a bisection tries on its way to where ``too_low`` changes."""
-        low, high, tried = int(self.format == "JPEG"), 100, {}
+    def bisect(self, image: np.ndarray, too_low: Callable[[bytes], bool],
+               tried: dict[int, bytes] | None = None) -> dict[int, bytes]:  # fmt: skip
+        """The files by quality that a bisection tries on its way to where ``too_low`` changes, added to those of ``tried``,
+        which are not made again."""
+        low, high, tried = int(self.format == "JPEG"), 100, {} if tried is None else tried
         while low <= high:
             middle = (low + high) // 2
-            tried[middle] = self.encode(image, middle)
+            if middle not in tried:
+                tried[middle] = self.encode(image, middle)
             low, high = (middle + 1, high) if too_low(tried[middle]) else (low, middle - 1)
         return tried
 

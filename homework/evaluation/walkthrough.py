@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from homework.codec import dial
 from homework.codec.compressor import Compressor
+from homework.codec.parallel import in_parallel
 from homework.core import checks
 from homework.core.model import ordinary_tensors
 from homework.datasets.images import to_float, to_uint8
@@ -23,6 +26,8 @@ from homework.tokenizers.base import AutoEncoder, Tokenizer, usage_of
 
 BATCH = 16  # images that go through a model at once; with many more, a processor's caches overflow
 RIVALS = tuple(codec for codec in codecs.CODECS if codec.name in ("JPEG", "WebP"))
+QUALITIES = (10, 30, 50, 70, 90)
+TURNED = (128, 192)  # pixels of an image at which the dial is shown, at most: each quality takes a search
 
 
 class Stopwatch(dict):
@@ -47,6 +52,7 @@ def walk_through(ae: AutoEncoder, coder: Tokenizer, prior: Prior, x: Tensor, n_g
     coded = timed("tokens to images", batched, coder.decode_index, grids)[:, :H, :W]
     bits = timed("bits under the prior", batched, prior.bits, grids)
     compressor = Compressor(coder, prior)
+    compressor = Compressor(coder, prior, effort=dial.EFFORT)
     files = timed("tokens to files", compressor.compress_tokens, grids, (H, W))
     again = timed("files to tokens", compressor.decompress_tokens, files)
     if not np.array_equal(again, grids.cpu()):
@@ -62,6 +68,8 @@ def walk_through(ae: AutoEncoder, coder: Tokenizer, prior: Prior, x: Tensor, n_g
         "bytes": list(map(len, files)),
         **timed("JPEG and WebP of the same error", as_good, x, mse_coded),
     }
+    typical = sorted(range(len(x)), key=mse_coded.__getitem__)[len(x) // 2]
+    turned, beside = turn_dial(compressor, middle(x[typical], *TURNED), timed)
     results = {
         "images": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
         "exact": compressor.entropy_model.exact,
@@ -70,11 +78,52 @@ def walk_through(ae: AutoEncoder, coder: Tokenizer, prior: Prior, x: Tensor, n_g
         "grid": tuple(grids.shape[1:]),
         "bits_generated": batched(prior.bits, new).sum(dim=(1, 2)).tolist(),
         "seed": seed,
+        "dial": turned | {"image": typical},
         **code_usage(grids, coder.n_tokens),
     }
     pictures = {name: to_uint8(images) for name, images in (("original", x), ("plain", plain), ("coded", coded))}
     pictures |= {"tokens": code_colours(grids, coder.n_tokens), "bits": heat(bits / math.log2(coder.n_tokens))}
-    return results, pictures | {"generation": drawn}, files
+    return results, pictures | {"generation": drawn} | beside, files
+
+
+def turn_dial(compressor: Compressor, x: Tensor, timed: Stopwatch, qualities: Sequence[int] = QUALITIES,
+              names: tuple[str, ...] = ("AVIF", "WebP")) -> tuple[dict[str, Any], dict[str, Tensor]]:  # fmt: skip
+    """An image (H,W,3), float in [-0.5,0.5], at each of the qualities, beside files of other codecs within as many bytes.
+    Returns {"size": (H,W), "left_out": why codecs are not there, "rows": for each quality {"quality", "files": [{"name",
+    "bytes", "mse", "above": whether the codec's smallest has more bytes than ours}]}}; and pictures, uint8 (n,H,W,3), by
+    name."""
+    found, left_out = codecs.available()
+    rivals = sorted((codec for codec in found if codec.name in names), key=lambda codec: names.index(codec.name))
+
+    def searched() -> list[bytes]:
+        with closing(in_parallel(lambda q: compressor.at(q).compress(x), qualities, compressor.workers)) as files:
+            return list(files)
+
+    image = to_uint8(x).cpu().numpy()
+    ours = timed(f"search for tokens at {len(qualities)} qualities, effort {compressor.effort}", searched)
+    sizes = list(map(len, ours))
+    others = timed(" and ".join(names) + " within as many bytes", lambda: [codec.within(image, sizes) for codec in rivals])
+    made = {"ours": [to_uint8(compressor.decompress(data)).cpu() for data in ours]}
+    lengths = {"ours": sizes}
+    for codec, coded in zip(rivals, others, strict=True):
+        made[codec.name] = [torch.from_numpy(codec.decode(file)) for _, file in coded]
+        lengths[codec.name] = [len(file) for _, file in coded]
+    rows = [
+        {"quality": q, "files": [
+            {"name": name, "bytes": lengths[name][i], "mse": errors(to_float(made[name][i])[None], x.cpu()[None])[0],
+             "above": lengths[name][i] > sizes[i]} for name in made]}
+        for i, q in enumerate(qualities)
+    ]  # fmt: skip
+    pictures = {f"dial_{name.lower()}": torch.stack(several) for name, several in made.items()}
+    pictures["dial_original"] = torch.from_numpy(image)[None]
+    shown = {"size": image.shape[:2], "rows": rows, "left_out": [why for why in left_out if why.startswith(names)]}
+    return shown, pictures
+
+
+def middle(x: Tensor, height: int, width: int) -> Tensor:
+    """(H,W,...) -> its middle, of at most ``height`` x ``width``."""
+    top, left = max(0, x.shape[0] - height) // 2, max(0, x.shape[1] - width) // 2
+    return x[top : top + height, left : left + width]
 
 
 def file_columns(results: dict[str, Any], paths: list[str]) -> dict[str, Any]:

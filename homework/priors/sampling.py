@@ -39,7 +39,7 @@ def check_prefix(prefix: Tensor | None, steps: Steps, B: int, h: int, w: int) ->
     """The prefix (B,R,w) int64 of (B,h,w) grids, of 0 rows for None. ValueError if it does not fit, or holds other tokens
     than the ``steps`` know."""
     if prefix is None:
-        return torch.zeros(B, 0, w, dtype=torch.int64)
+        return torch.zeros(B, 0, w, dtype=torch.int64, device="cpu")
     if prefix.ndim != 3 or len(prefix) != B or prefix.shape[1] > h or prefix.shape[2] != w:
         raise ValueError(f"The prefix {tuple(prefix.shape)} does not fit {B} grids of {h} rows and {w} columns.")
     return check_tokens(prefix, steps.n_tokens, steps.given)
@@ -76,7 +76,7 @@ def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, t
     dtype = torch.float32 if p.device.type == "mps" else torch.float64
     cumulative = p.cumsum(dim=-1, dtype=dtype)
     total = cumulative[..., -1:]
-    u = torch.rand(total.shape, generator=generator, dtype=torch.float64)
+    u = torch.rand(total.shape, generator=generator, dtype=torch.float64, device="cpu")
     # float32 may round u up to 1; with u below it the target, even rounded, is below the total, and the token has some mass
     target = u.to(dtype).clamp_(max=1 - torch.finfo(dtype).eps / 2).to(p.device) * total
     return (cumulative <= target).sum(dim=-1)  # the first token whose cumulative mass exceeds the target
@@ -139,7 +139,7 @@ def best_of(steps: Steps, known: Tensor, N: int, draw: Callable[[Tensor], Tensor
     while tokens.shape[1] < N:
         rows = best.repeat_interleave(num_beam)  # (B) -> (B*num_beam)
         steps.select(rows)
-        logits, tokens, scores = logits[rows], tokens[rows], torch.zeros(())
+        logits, tokens, scores = logits[rows], tokens[rows], logits.new_zeros(())
         for _ in range(min(beam_width, N - tokens.shape[1])):
             new = draw(logits)[:, None]
             scores = scores + log_probabilities(logits).gather(1, new)

@@ -7,11 +7,13 @@ from conftest import K, build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from homework.codec import image_files, tiles
 from homework.codec import search as module
-from homework.codec import tiles
 from homework.codec.compressor import Compressor
 from homework.codec.dial import Target, aim, lmbda_at, quality_at, target
 from homework.codec.search import Objective, search, spread_out
+from homework.datasets.images import to_uint8
+from homework.evaluation.pictures import save_picture
 from homework.priors.base import Prior
 
 TOKENIZERS = ("BSQPatchAutoEncoder", "VQPatchAutoEncoder", "SOM")
@@ -155,6 +157,22 @@ def test_scores_have_the_slope_of_the_error(tokenizer):
             assert abs(scores[2, 3, k] - square - actual) < 1e-3 * float(actual.abs() + square)
 
 
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_scores_are_the_same_in_parts(tokenizer, monkeypatch):
+    """A block in the middle of an image that ends before its patches do; the last parts are smaller than the others."""
+    models, x = pair(tokenizer, "AutoregressiveModel"), image(178, 207)
+    grid = models[0].encode_index(x)
+    block = slice(8, 20), slice(6, 24)
+    with torch.no_grad():
+        objective = Objective(*models, x, grid, block, (4, 6), 0.01)
+        J, scores = objective.scores(grid[block])
+        monkeypatch.setattr(module, "SCORED_AT_ONCE", 25 * 7 * 9)
+        in_parts, scores_in_parts = objective.scores(grid[block])
+        assert torch.allclose(J, objective.cost(grid[block]), atol=1e-9)
+    assert not torch.equal(scores, scores_in_parts) or tokenizer == "SOM"
+    assert torch.allclose(J, in_parts, atol=1e-9) and torch.allclose(scores, scores_in_parts, rtol=1e-3, atol=1e-8)
+
+
 @given(a=st.integers(1, 20), b=st.integers(1, 20), levels=st.sampled_from([1, 3, 2**20]), seed=st.integers(0, 999))
 def test_positions_that_are_tried_together_are_apart(a, b, levels, seed):
     """Also where many promise the same; and none without a promise."""
@@ -180,6 +198,41 @@ def test_files_are_the_same_in_any_company(prior):
     assert sum(map(len, files)) < sum(map(len, plain.compress_batch(images)))
     for grid, x in zip(plain.decompress_tokens(files), images, strict=True):  # decoding knows nothing of effort
         assert np.array_equal(grid, searched.to_tokens(x[None])[0])
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_a_default_device_changes_nothing(prior):
+    """Tensors that name no device are made on the default one, and have no numbers on "meta"."""
+    models, x = pair("BSQPatchAutoEncoder", prior), image(23, 41)
+    expected = Compressor(*models, effort=1).compress(x)
+    with torch.device("meta"):
+        compressor = Compressor(*models, effort=1)
+        grid = compressor.to_tokens(x[None])  # here and, for files, in other threads
+        assert compressor.compress_tokens(grid, (23, 41)) == [compressor.compress(x)] == [expected]
+        assert np.array_equal(compressor.decode(compressor.encode(grid), grid.shape[1:], ["it"]), grid)
+        assert torch.equal(compressor.decompress(expected), models[0].decode_index(torch.from_numpy(grid[0]))[:23, :41])
+        samples = [models[1].generate(2, 3, 4, generator=torch.Generator().manual_seed(0), num_beam=n) for n in (1, 2)]
+    for n, found in enumerate(samples, 1):
+        same = models[1].generate(2, 3, 4, generator=torch.Generator().manual_seed(0), num_beam=n)
+        assert torch.equal(found, same)
+
+
+@pytest.mark.parametrize("effort, steps", [(0, {2}), (1, {1})])
+def test_the_bar_moves_with_each_image_that_is_searched(effort, steps, tmp_path, monkeypatch):
+    moved = []
+
+    class Bar(image_files.tqdm):
+        def update(self, n=1):
+            moved.append(n)
+            super().update(n)
+
+    for i in range(4):
+        save_picture(to_uint8(image(20, 30, i)), tmp_path / f"{i}.png")
+    monkeypatch.setattr(image_files, "tqdm", Bar)
+    compressor = Compressor(*pair("BSQPatchAutoEncoder", "AutoregressiveModel"), batch_size=2, effort=effort)
+    paths = [str(tmp_path / f"{i}.png") for i in range(4)]
+    image_files.compress_files(compressor, paths, str(tmp_path / "a"), pack=True, scaled=None, skip_bad=False, verify=False)
+    assert sum(moved) == 4 and set(moved) - {0} == steps
 
 
 # --- the dial -------------------------------------------------------------------------------------------------------------
@@ -234,6 +287,17 @@ def test_each_image_reaches_its_target(prior):
     for aimed, sentence in (Target("psnr", 99), "never at least 99;"), (Target("bytes", 9), "never at most 9;"):
         with pytest.raises(ValueError, match=sentence):
             Compressor(*models, effort=1, target=aimed).compress(images[0])
+
+
+def test_one_export_serves_all_qualities():
+    models, x = pair("BSQPatchAutoEncoder", "AutoregressiveModel"), image(23, 41)
+    first = Compressor(*models, effort=1, quality=70, target=Target("psnr", 1))
+    other = first.at(30)
+    assert other.entropy_model is first.entropy_model and (first.quality, first.target.kind) == (70, "psnr")
+    assert other.compress(x) == Compressor(*models, effort=1, quality=30).compress(x)
+    for compressor, quality in (first, 101), (Compressor(*models), 30):
+        with pytest.raises(ValueError, match="quality"):
+            compressor.at(quality)
 
 
 @pytest.mark.parametrize("options", [{"effort": 0, "quality": 60}, {"effort": 0, "target": Target("psnr", 20)},
