@@ -34,7 +34,7 @@ class PatchAutoEncoder(AutoEncoder):
         encoder_blocks, decoder_blocks: depth on the grid of patches.
         detail: channels of the decoder at full resolution.
         pca: K of at most 256 kinds of patches, each with a PCA that the networks add to, see
-            :class:`homework.nn.pca.PatchPCA`; 1 for a plain PCA, 0 for networks alone. A training has 16 by default.
+            :class:`homework.nn.pca.PatchPCA`; 1 for a plain PCA, 0 for networks alone. A new training has 16.
     """
 
     new_options = {"pca": 16}

@@ -171,11 +171,11 @@ def test_a_pca_of_each_kind_of_patches_loses_less_than_one_of_all():
 
 
 def test_what_is_added_to_pca_starts_at_nothing_and_is_trained():
-    data = Patchy(noise=0.01)
+    data = Patchy(2, noise=0.01)
     model = started(data, 4, pca=2)
     fixed = {k: v.clone() for k, v in model.named_buffers()}
     optimizer, losses = torch.optim.AdamW(model.parameters(), lr=3e-3), []
-    for _ in range(30):
+    for _ in range(60):
         optimizer.zero_grad()
         losses.append(model.loss(data.x)["loss"])
         losses[-1].backward()
