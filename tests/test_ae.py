@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from homework import ImageDataset, PatchAutoEncoder, ae
-from homework.core import checkpoint, fingerprint
+from homework.core import checkpoint, fingerprint, registry
 from homework.datasets.images import Images
 from homework.nn.blocks import pad_to_patches, unpatch
 from homework.nn.pca import patches
@@ -204,3 +204,10 @@ def test_a_checkpoint_has_the_components_once_and_those_before_have_none(tmp_pat
     checkpoint.save(old, tmp_path / "old.pth")
     now = checkpoint.load(tmp_path / "old.pth")
     assert (fingerprint.fingerprint(now), fingerprint.legacy_fingerprint(now)) == before and now.config["pca"] == 0
+
+
+def test_training_a_checkpoint_further_keeps_its_networks():
+    base = build("PatchAutoEncoder")
+    assert registry.build(PatchAutoEncoder, {}, PatchAutoEncoder.new_options, base).config["pca"] == 0
+    with pytest.raises(ValueError, match="pca = 0, but 1"):
+        registry.build(PatchAutoEncoder, {"pca": 1}, {}, base)
