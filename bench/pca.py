@@ -1,21 +1,14 @@
 """What the simplest auto-encoder reaches, principal components of patches: ``python -m bench.pca``."""
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from homework.core import cli
 from homework.datasets.images import ImageDataset
 from homework.nn.blocks import pad_to_patches, unpatch
+from homework.nn.pca import components, patches
 
 BATCH = 64
-
-
-def patches(x: Tensor, P: int) -> Tensor:
-    """(B,H,W,3) -> (B,h,w,P*P*3), edge-padded to complete patches."""
-    x = pad_to_patches(x, P)
-    x = x.unflatten(2, (-1, P)).unflatten(1, (-1, P))  # (B,h*P,w*P,3) -> (B,h,P,w,P,3)
-    return x.transpose(2, 3).flatten(3)  # (B,h,P,w,P,3) -> (B,h,w,P*P*3)
 
 
 @torch.inference_mode()
@@ -35,18 +28,14 @@ def pca(train: str = "data/train", valid: str = "data/valid", patch_size: int = 
         limit: how many of the training images are used.
     """
     cli.at_least(1, patch_size=patch_size, numbers=numbers, limit=limit)
-    data, size = ImageDataset(train), 3 * patch_size**2
+    data = ImageDataset(train)
     used = torch.arange(0, len(data), max(1, len(data) // limit))[:limit]
-    total, squares, n = torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64), 0
-    for some in tqdm(used.split(BATCH), "covariance"):
-        x = patches(data.batch(some), patch_size).flatten(0, 2)  # (B,h,w,d) -> (n,d)
-        total, squares, n = total + x.sum(dim=0), squares + (x.T @ x).double(), n + len(x)
-    mean = total / n
-    axes = torch.linalg.eigh(squares / n - mean.outer(mean)).eigenvectors[:, -numbers:].float()  # (d,numbers)
-    mean, data, error = mean.float(), ImageDataset(valid), 0.0
+    batches = (pad_to_patches(data.batch(some), patch_size) for some in tqdm(used.split(BATCH), "covariance"))
+    mean, axes, _ = components((patches(x, patch_size).flatten(0, 2) for x in batches), numbers)
+    data, error = ImageDataset(valid), 0.0
     for some in tqdm(torch.arange(len(data)).split(BATCH), "error"):
         images = data.batch(some)
-        x = patches(images, patch_size)
+        x = patches(pad_to_patches(images, patch_size), patch_size)
         again = unpatch((x - mean) @ axes @ axes.T + mean, patch_size)[:, : images.shape[1], : images.shape[2]]
         error += (again - images).square().mean(dim=(1, 2, 3)).sum().item()
     print(f"{numbers} numbers for a patch of {patch_size}x{patch_size}: MSE {error / len(data):.5f}")

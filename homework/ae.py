@@ -1,8 +1,18 @@
 """Patch auto-encoder: an image becomes a small grid of vectors and comes back."""
 
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
 from homework.core import checkpoint, checks
-from homework.nn.blocks import patch_networks
+from homework.core.processes import say
+from homework.datasets.base import Dataset
+from homework.nn.blocks import pad_to_patches, patch_networks
+from homework.nn.pca import PCAEncoder, pca_networks
 from homework.tokenizers.base import AutoEncoder
+
+PATCHES = 2**18  # of training images, for their principal components
 
 
 def load() -> "PatchAutoEncoder":
@@ -23,12 +33,29 @@ class PatchAutoEncoder(AutoEncoder):
         bottleneck: numbers that are kept of a patch.
         encoder_blocks, decoder_blocks: depth on the grid of patches.
         detail: channels of the decoder at full resolution.
+        pca: K of at most 256 kinds of patches, each with a PCA that the networks add to, see
+            :class:`homework.nn.pca.PatchPCA`; 1 for a plain PCA, 0 for networks alone. A new training has 16.
     """
 
+    new_options = {"pca": 16}
     architecture = "patch auto-encoder 1"
 
     def __init__(self, patch_size: int = 25, latent_dim: int = 128, bottleneck: int = 128, encoder_blocks: int = 2,
-                 decoder_blocks: int = 3, detail: int = 16):  # fmt: skip
+                 decoder_blocks: int = 3, detail: int = 16, pca: int = 0):  # fmt: skip
         checks.integer(1, 4096, bottleneck=bottleneck)
-        networks = patch_networks(patch_size, latent_dim, bottleneck, encoder_blocks, decoder_blocks, detail)
+        checks.integer(0, 256, pca=pca)
+        sizes = patch_size, latent_dim, bottleneck, encoder_blocks, decoder_blocks, detail
+        networks: tuple[nn.Module, nn.Module] = pca_networks(*sizes, pca) if pca else patch_networks(*sizes)
         super().__init__(patch_size, *networks, local=True)
+
+    def start(self, data: Dataset) -> None:
+        if isinstance(self.encoder, PCAEncoder):
+            say("Starting at the principal components of training images, a minute or two ...")
+            self.encoder.pca.fit(lambda: self.some_images(data))
+
+    def some_images(self, data: Dataset) -> Iterator[Tensor]:
+        """Batches (B,H,W,3) of complete patches, evenly spread over the ``data``: about PATCHES patches."""
+        H, W = data.batch([0]).shape[1:3]
+        n = max(256, PATCHES // (-(-H // self.stride) * -(-W // self.stride)))
+        for some in torch.arange(0, len(data), max(1, len(data) // n)).split(64):
+            yield pad_to_patches(data.batch(some, self.device), self.stride)

@@ -1,5 +1,8 @@
 """The patch auto-encoder: shapes for every patch size and image size, padding, patches at their positions."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 from conftest import build
@@ -7,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from homework import ImageDataset, PatchAutoEncoder, ae
+from homework.core import checkpoint, fingerprint, registry
+from homework.datasets.images import Images
 from homework.nn.blocks import pad_to_patches, unpatch
+from homework.nn.pca import patches
 
 sizes = st.tuples(st.integers(1, 61), st.integers(1, 61))
 
@@ -117,3 +123,91 @@ def test_one_batch_can_be_overfitted(name, data):
         loss.backward()
         optimizer.step()
     assert loss < 0.15 * grey and loss < 0.005, f"{loss:.4f} of {grey:.4f}"
+
+
+class Patchy(Images):
+    """Images whose patches of 5x5 pixels are of a low ``rank`` and a mean, after that of one of several kinds."""
+
+    def __init__(self, N: int = 12, rank: int = 3, kinds: int = 1, noise: float = 0.0):
+        g = torch.Generator().manual_seed(0)
+        means, maps = torch.rand(kinds, 75, generator=g) * 0.4 - 0.2, torch.randn(kinds, rank, 75, generator=g) * 0.04
+        kind = torch.randint(kinds, (N, 4, 6), generator=g)
+        z = torch.randn(N, 4, 6, 1, rank, generator=g)
+        x = (z @ maps[kind]).squeeze(-2) + means[kind] + noise * torch.randn(N, 4, 6, 75, generator=g)
+        self.x, self.images, self.names = unpatch(x, 5), np.zeros(N), [str(i) for i in range(N)]
+
+    def batch(self, indices, device="cpu"):
+        return self.x[torch.as_tensor(indices)].to(device)
+
+
+def started(data: Images, bottleneck: int, pca: int, **options) -> PatchAutoEncoder:
+    model = build("PatchAutoEncoder", bottleneck=bottleneck, pca=pca, **options)
+    model.start(data)
+    return model
+
+
+def error_of_svd(x: torch.Tensor, n: int) -> float:
+    """The mean squared error of the best n linear numbers a patch of 5x5, from the singular values."""
+    x = patches(x, 5).flatten(0, 2).double()  # (B,h,w,75) -> (m,75)
+    return torch.linalg.svdvals(x - x.mean(dim=0))[n:].square().sum().item() / x.numel()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 75, 100])
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+def test_a_training_starts_exactly_at_pca(n, noise):
+    data = Patchy(noise=noise)
+    with torch.no_grad():
+        mse = started(data, n, pca=1).loss(data.x)["loss"].item()
+    assert mse == pytest.approx(error_of_svd(data.x, n), rel=1e-3, abs=1e-9)
+
+
+def test_a_pca_of_each_kind_of_patches_loses_less_than_one_of_all():
+    data = Patchy(40, rank=3, kinds=4)
+    with torch.no_grad():
+        model = started(data, 4, pca=4)  # three numbers and the kind
+        x_hat, grid = model(data.x)[0], model.encode(data.x)
+    assert set(grid[..., -1].unique().tolist()) <= {0.0, 1.0, 2.0, 3.0}
+    assert (x_hat - data.x).square().mean() < 0.8 * error_of_svd(data.x, 4)
+
+
+def test_what_is_added_to_pca_starts_at_nothing_and_is_trained():
+    data = Patchy(2, noise=0.01)
+    model = started(data, 4, pca=2)
+    fixed = {k: v.clone() for k, v in model.named_buffers()}
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=3e-3), []
+    for _ in range(60):
+        optimizer.zero_grad()
+        losses.append(model.loss(data.x)["loss"])
+        losses[-1].backward()
+        assert all(p.grad is not None for p in model.parameters())
+        optimizer.step()
+    assert losses[-1] < 0.95 * losses[0] and all(torch.equal(v, fixed[k]) for k, v in model.named_buffers())
+
+
+@pytest.mark.parametrize("options", [{"pca": -1}, {"pca": 257}, {"pca": True}, {"pca": 2, "bottleneck": 1}])
+def test_pca_that_cannot_be_is_refused(options):
+    with pytest.raises(ValueError, match="pca|bottleneck"):
+        build("PatchAutoEncoder", **options)
+
+
+def test_a_checkpoint_has_the_components_once_and_those_before_have_none(tmp_path):
+    model = started(Patchy(), 4, pca=2).eval()
+    checkpoint.save(model, tmp_path / "a.pth")
+    again, x = checkpoint.load(tmp_path / "a.pth"), Patchy().x
+    with torch.no_grad():
+        assert torch.equal(again(x)[0], model(x)[0]) and torch.equal(copy.deepcopy(model)(x)[0], model(x)[0])
+    assert not [k for k in model.state_dict() if k.startswith("decoder.") and "pca" in k]
+    old = build("PatchAutoEncoder")
+    assert old.config["pca"] == 0 and not [k for k in old.state_dict() if "pca" in k]
+    del old.config["pca"]  # as it was before there was the option
+    before = fingerprint.fingerprint(old), fingerprint.legacy_fingerprint(old)
+    checkpoint.save(old, tmp_path / "old.pth")
+    now = checkpoint.load(tmp_path / "old.pth")
+    assert (fingerprint.fingerprint(now), fingerprint.legacy_fingerprint(now)) == before and now.config["pca"] == 0
+
+
+def test_training_a_checkpoint_further_keeps_its_networks():
+    base = build("PatchAutoEncoder")
+    assert registry.build(PatchAutoEncoder, {}, PatchAutoEncoder.new_options, base).config["pca"] == 0
+    with pytest.raises(ValueError, match="pca = 0, but 1"):
+        registry.build(PatchAutoEncoder, {"pca": 1}, {}, base)

@@ -601,8 +601,8 @@ def test_the_average_is_what_is_saved(train, tmp_path, monkeypatch, ema):
 
 def test_gradients_are_clipped(train, tmp_path):
     """Clipped to nearly nothing, they vanish in Adam's epsilon, and the weights stay."""
-    train(AE, cwd=tmp_path / "a", clip=1e-13, weight_decay=0, lr=1e-2, ema=0)
-    train(AE, cwd=tmp_path / "b", clip=1.0, weight_decay=0, lr=1e-2, ema=0)
+    train(AE, cwd=tmp_path / "a", clip=1e-13, weight_decay=0, lr=1e-2, ema=0, pca=0)
+    train(AE, cwd=tmp_path / "b", clip=1.0, weight_decay=0, lr=1e-2, ema=0, pca=0)
     torch.manual_seed(0)
     start = registry.model_class(AE)(**TINY[AE]).state_dict()
     a, b = ({k: (v - start[k]).abs().max() for k, v in weights(tmp_path / c, AE).items()} for c in "ab")
@@ -610,7 +610,7 @@ def test_gradients_are_clipped(train, tmp_path):
 
 
 def test_weight_decay_is_for_matrices_alone(train, tmp_path):
-    options = {"clip": 1e-13, "lr": 0.1, "ema": 0, "warmup": 0}
+    options = {"clip": 1e-13, "lr": 0.1, "ema": 0, "warmup": 0, "pca": 0}
     train(AE, cwd=tmp_path / "a", weight_decay=0.5, **options)
     torch.manual_seed(0)
     start = registry.model_class(AE)(**TINY[AE]).state_dict()

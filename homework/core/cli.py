@@ -168,8 +168,10 @@ def help_page(name: str, function: Callable, models: list[str]) -> str:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
         page.append(textwrap.fill(f"Models: {', '.join(registry.MODELS)}. The options of one: {name} MODEL --help.", 120))
         for model in models:
+            cls = registry.model_class(model)
             table = {k: v for k, v in arguments.parameters(function, model).items() if k not in own}
-            page += sections(table, registry.model_class(model), f" of {model}")
+            table |= {k: table[k].replace(default=value) for k, value in cls.new_options.items()}
+            page += sections(table, cls, f" of {model}")
     return "\n\n".join(page)
 
 

@@ -21,6 +21,7 @@ class Model(nn.Module):
     # names what is computed, for fingerprints; to be changed whenever the same weights begin to compute something else
     architecture: ClassVar[str] = ""  # not inherited: a class without has its own name
     training_options: ClassVar[frozenset[str]] = frozenset()  # arguments that never change what a trained model computes
+    new_options: ClassVar[dict[str, Any]] = {}  # a new training's defaults, where old checkpoints need the constructor's
     n_tokens: int | None = None  # K of the tokens that it reads or makes, in [0, K); None for a model without tokens
     learning_rate: float = 1e-3  # the peak, of AdamW; this and warmup unless a training asks for others
     warmup: int = 100  # updates
@@ -47,6 +48,9 @@ class Model(nn.Module):
     def device(self) -> torch.device:
         """Where its weights are; the CPU if it has none."""
         return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    def start(self, data: Any) -> None:
+        """Called once before the first update of a new model, with its training data, for what starts from these."""
 
     def loss(self, batch: Any) -> dict[str, Tensor]:
         """The scalars of a batch: "loss" is minimized, and every entry is logged under its name."""

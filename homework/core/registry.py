@@ -87,7 +87,8 @@ def build(cls: type[Model], options: dict, defaults: dict, base: Model | None = 
     except (RuntimeError, TypeError):
         model = None
     for k, v in wanted.items():
-        if base.config[k] != v and ((model is None and k in options) or k == "n_tokens"):
+        lacking = model is None or k in cls.new_options  # what the data starts comes with no base
+        if base.config[k] != v and ((lacking and k in options) or k == "n_tokens"):
             raise ValueError(f"The checkpoint has {k} = {base.config[k]}, but {v} is needed; train a new {cls.__name__}.")
     if model is None:
         raise ValueError("The checkpoint does not fit the options.")

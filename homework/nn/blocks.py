@@ -128,8 +128,13 @@ class PatchDecoder(nn.Module):
 def patch_networks(patch_size: int, latent_dim: int, bottleneck: int, encoder_blocks: int, decoder_blocks: int,
                    detail: int) -> tuple[PatchEncoder, PatchDecoder]:  # fmt: skip
     """The encoder and decoder of a patch auto-encoder. ValueError, naming the argument, for a size that is not allowed."""
+    check_sizes(patch_size, latent_dim, encoder_blocks, decoder_blocks, detail)
+    encoder = PatchEncoder(patch_size, latent_dim, bottleneck, encoder_blocks)
+    return encoder, PatchDecoder(patch_size, latent_dim, bottleneck, decoder_blocks, detail)
+
+
+def check_sizes(patch_size: int, latent_dim: int, encoder_blocks: int, decoder_blocks: int, detail: int) -> None:
+    """ValueError, naming the argument, for a size of a patch auto-encoder's networks that is not allowed."""
     checks.integer(1, 64, patch_size=patch_size)
     checks.integer(1, 4096, latent_dim=latent_dim, detail=detail)
     checks.integer(0, 64, encoder_blocks=encoder_blocks, decoder_blocks=decoder_blocks)
-    encoder = PatchEncoder(patch_size, latent_dim, bottleneck, encoder_blocks)
-    return encoder, PatchDecoder(patch_size, latent_dim, bottleneck, decoder_blocks, detail)

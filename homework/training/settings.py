@@ -46,7 +46,7 @@ def new_model(cls: type[Model], base: Model | None, settings: dict, data: Datase
     if codes is not None:
         options = options | {"code_dim": codes.shape[1]}
     others = ("resume", "config", *(k for k in settings if k not in ("model", "options")))
-    model = registry.build(cls, options, data.model_defaults(), base, others).to(device)
+    model = registry.build(cls, options, cls.new_options | data.model_defaults(), base, others).to(device)
     if base:
         data.check(base)
         for key, option in ("tokenizer", "--data"), ("coarse_tokenizer", "--coarse"):
@@ -55,6 +55,7 @@ def new_model(cls: type[Model], base: Model | None, settings: dict, data: Datase
                                  " make them with that one, or train a new model by its name.")  # fmt: skip
     else:
         data.prepare(model)
+        model.start(data)
     if settings["init"]:
         load_matching_weights(model, checkpoint.load(settings["init"]), settings["init"])
     if codes is not None:
