@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from homework.codec import archive, dial, format, range_coder, tiles
-from homework.codec.entropy import entropy_model
+from homework.codec.entropy import entropy_model, probe
 from homework.codec.parallel import groups, in_parallel
 from homework.codec.search import search
 from homework.core import checks
@@ -68,7 +68,8 @@ class Compressor:
         self.workers = torch.get_num_threads() if self.device.type == "cpu" else 1
         tokenizers, priors = {1: legacy_fingerprint(self.tokenizer), 2: fingerprint(self.tokenizer)}, self.entropy_model
         pairs = {version: (tokenizers[version], own) for version, own in priors.fingerprints.items()}
-        self.models = format.ModelPair(pairs, max(tokenizer.patch_shape), priors.exact)
+        (found,) = [b""] if priors.exact else in_parallel(probe, [priors], 1)
+        self.models = format.ModelPair(pairs, max(tokenizer.patch_shape), priors.exact, found)
 
     def compress(self, x: Tensor) -> bytes:
         """One image (H,W,3), float (of any precision, but computed with as float32) in [-0.5,0.5] -> its file. ValueError if

@@ -1,5 +1,6 @@
 """What codes grids under a prior: integer frequencies, exact where the prior allows it."""
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
 from typing import Literal
@@ -13,7 +14,7 @@ from homework.codec.integer_layers import LOGIT, exp2_table, export, floor_divid
 from homework.codec.integer_steps import ExactSteps, softmax
 from homework.codec.precision import full_precision
 from homework.codec.range_coder import TOTAL, Step
-from homework.codec.tiles import UNLIMITED
+from homework.codec.tiles import largest
 from homework.core.fingerprint import digest, fingerprint, legacy_digest, legacy_fingerprint, legacy_options
 from homework.priors.base import Prior
 
@@ -87,12 +88,30 @@ class FloatPrior:
 
     def __init__(self, prior: Prior):
         self.model, self.device, self.n_tokens = prior.eval(), prior.device, prior.n_tokens
-        self.height, self.width = prior.grid_size or UNLIMITED
+        self.height, self.width = largest(prior.grid_size)
         self.fingerprints = {1: legacy_fingerprint(prior), 2: fingerprint(prior)}
 
     def steps(self, B: int, h: int, w: int) -> Step:
         """As :meth:`ExactPrior.steps`."""
         return coding_steps(partial(self.model.steps, B, h, w, self.device), quantize_probabilities, self.device)
+
+    def probes(self, B: int) -> list[tuple[Step, int, int]]:
+        """Steps over B small grids for :func:`probe`, how many of them, and K."""
+        h, w = min(self.height, 4), min(self.width, 4)
+        return [(self.steps(B, h, w), min(6, h * w), self.n_tokens)]
+
+
+def probe(model: FloatPrior) -> bytes:
+    """2 bytes that are likely to differ between machines whose floats do: a hash of the weights that ``model`` gives here
+    after fixed tokens, by the steps that coding takes. Like these it is to be called by
+    :func:`homework.codec.parallel.in_parallel`, as sums may depend on the number of threads."""
+    sha = hashlib.sha256()
+    for B in 1, 8:  # a single row is often multiplied by other code than several
+        for step, n_steps, K in model.probes(B):
+            grid = 37 * np.arange(n_steps) + 101 * np.arange(B)[:, None]  # (B,n)
+            for n in range(n_steps):
+                sha.update(step(grid[:, max(0, n - 1) : n] % K).astype("<f4"))
+    return sha.digest()[:2]
 
 
 def coding_steps(begin: Callable, weights: Callable[[Tensor], np.ndarray], device: torch.device) -> Step:
