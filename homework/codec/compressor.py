@@ -36,9 +36,9 @@ class Compressor:
 
     The grid comes back exactly: under a transformer, which computes on integers (:mod:`homework.codec.integer_layers`), on
     every machine and in any batch; under other priors, which take the same float steps in both directions, on machines of
-    one kind. A file says which. The models are copied, in eval mode, to ``device`` (None for where the tokenizer is): what
-    becomes of the caller's changes no file. ``batch_size`` images, or tiles of them, go through them at once. ValueError if
-    the two do not go together.
+    one kind: others refuse the file, by :func:`homework.codec.entropy.probe`. The models are copied, in eval mode, to
+    ``device`` (None for where the tokenizer is): what becomes of the caller's changes no file. ``batch_size`` images, or
+    tiles of them, go through them at once. ValueError if the two do not go together.
 
     ``effort``, from 0 to 9, says how long to look for better tokens than the encoder's, which are those of 0, and
     ``quality``, from 1 to 100, what is better: error is weighed against bits, see :func:`homework.codec.search.search`. With
