@@ -3,7 +3,6 @@
 import collections
 import io
 import os
-import struct
 import tempfile
 import time
 import zlib
@@ -51,15 +50,18 @@ def mutate(data: bytes, draw: np.random.Generator) -> bytes:
 def repaired(data: bytes, draw: np.random.Generator) -> bytes:
     """A compressed file with a mutated header or index, and all the checksums in it put right: it is wrong, and nothing but
     the tokens shows it."""
+    head = archive.Reader(io.BytesIO(data)).head
     if data[:2] == format.IMAGE:
         size = (int(draw.integers(1, 20)), int(draw.integers(1, 2 ** draw.integers(1, 20))))
-        header = data[:7] + bytes([5 if draw.integers(4) else draw.integers(256)])
-        header += b"".join(map(format.leb128, (*size, int(draw.integers(12)) if draw.integers(2) else len(data) - 16)))
-        return header + bytes([format.crc8(header)]) + data[12:]
-    _, at, length = archive.HEADER.unpack_from(data)
+        header = head[:7] + (head[7:8] if draw.integers(4) else draw.bytes(1)) + head[8:]
+        length = int(draw.integers(12)) if draw.integers(2) else len(data) - len(head) - 8
+        header += b"".join(map(format.leb128, (*size, length)))
+        return header + bytes([format.crc8(header)]) + data[len(head) + 4 :]
+    at, _ = archive.PLACES.unpack_from(data, len(head))
     index = zlib.compress(mutate(zlib.decompress(data[at:-4]), draw))
-    header = archive.HEADER.pack(data[:8], at, at + len(index) + 4)
-    return header + struct.pack("<I", zlib.crc32(header)) + data[32:at] + index + struct.pack("<I", zlib.crc32(index))
+    header = head + archive.PLACES.pack(at, at + len(index) + 4)
+    payloads = data[archive.first_payload(head) : at]
+    return header + format.crc32(header) + payloads + index + format.crc32(index)
 
 
 def mutations(n: int = 1_000_000, start: int = 0, minutes: float = 60, keep: str = "mutations") -> None:

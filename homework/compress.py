@@ -14,21 +14,22 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from homework.codec import archive, format
-from homework.codec.dial import EFFORT, QUALITY, quality_at, target
+from homework.codec.dial import QUALITY, quality_at, target
 from homework.core import checkpoint, checks, cli, devices, fingerprint
 from homework.core.files import check_regular, printable
 from homework.datasets.image_files import image_paths, not_read
-from homework.priors.pairs import check_prior, load_pair
+from homework.priors.cascade import Cascade
+from homework.priors.pairs import check_prior, is_cascade, load_cascade, load_models
 from homework.tokenizers.base import Tokenizer
 
 # what computes is imported where it is called: `info` of a file needs no models
 
 
 def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image_size: str | None = None, frame: int = 0,
-             effort: int = EFFORT, quality: float = QUALITY, lmbda: float | None = None, target_bytes: float | None = None,
-             target_psnr: float | None = None, on_average: bool = False, append: bool = False, verify: bool = False,
-             skip_bad: bool = False, dry_run: bool = False, quiet: bool = False, batch_size: int = 64,
-             threads: int | None = None, device: str = "auto") -> None:  # fmt: skip
+             effort: int | None = None, quality: float = QUALITY, lmbda: float | None = None,
+             target_bytes: float | None = None, target_psnr: float | None = None, on_average: bool = False,
+             append: bool = False, verify: bool = False, skip_bad: bool = False, dry_run: bool = False, quiet: bool = False,
+             batch_size: int = 64, threads: int | None = None, device: str = "auto") -> None:  # fmt: skip
     """Compresses an image into a small file, or a folder of images into an archive.
 
     Examples:
@@ -37,13 +38,14 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
 
     Args:
         tokenizer: checkpoint of a tokenizer.
-        autoregressive: checkpoint of a prior over that tokenizer's grids.
+        autoregressive: checkpoint of a prior over that tokenizer's grids; or the JSON file of a cascade, whose finest
+            codebook the tokenizer then is: its images have one size, see --image_size, and there is no search.
         images_and_output: an image, a folder, or several images, folders or dataset.json files; last, the file to write. -
             is standard input, for one image, and standard output.
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped before; as they are by default.
         frame: of images with several frames or pages, the number of the one to compress, from 0.
-        effort: from 0 to 9, how long to look for better tokens than the encoder's: fewer bytes and less error. 5 takes about
-            a second of two cores for an image of 150x100, 0 no time, 9 until nothing helps.
+        effort: from 0 to 9, how long to look for better tokens than the encoder's: fewer bytes and less error. 5, the
+            default, takes about a second of two cores for an image of 150x100, 0 no time, 9 until nothing helps.
         quality: from 1 to 100: fewer bytes or less error, by what a bit is worth. 50 is what the pretrained models were
             trained for.
         lmbda: the same as a number: the mean squared error (pixels from 0 to 1) that a bit per pixel is worth, 0.01 for 50.
@@ -106,7 +108,7 @@ def decompress(tokenizer: str, autoregressive: str, file: str, output: str, *, o
 
     Args:
         tokenizer: checkpoint of the tokenizer that the file was written with.
-        autoregressive: checkpoint of the prior that it was written with.
+        autoregressive: checkpoint of the prior, or the JSON file of the cascade, that it was written with.
         file: what to decompress; - is standard input.
         output: the image to write (.png, .bmp, .ppm, .tif), or for an archive the folder; - is standard output, for one
             image as PNG.
@@ -212,10 +214,10 @@ def info(file: str, *, json: bool = False) -> None:
         python -m homework.compress info homework/AutoregressiveModel.pth
 
     Args:
-        file: one image's file or an archive; or a checkpoint. - is standard input.
+        file: one image's file or an archive; or a checkpoint, or the JSON file of a cascade. - is standard input.
         json: print one JSON object.
     """
-    if Path(file).suffix == ".pth":
+    if Path(file).suffix == ".pth" or is_cascade(file):
         facts = describe_checkpoint(file)
         sentence = f"{printable(file)}: {facts['role']} {facts['fingerprint']}, {facts['model']}"
         print(json_format.dumps(facts) if json else sentence)
@@ -259,24 +261,25 @@ def _facts(reader: archive.Reader) -> dict[str, Any]:
 
 
 def describe_checkpoint(path: str) -> dict[str, str]:
-    """How files know the model in a checkpoint. ValueError if it is neither a tokenizer nor a prior."""
+    """How files know the model in a checkpoint, or a cascade. ValueError if it is neither a tokenizer nor a prior."""
     from homework.codec.entropy import entropy_model
 
-    model = checkpoint.load(path)
+    model = load_cascade(path) if is_cascade(path) else checkpoint.load(path)
     if isinstance(model, Tokenizer):
         role, known = "tokenizer", fingerprint.fingerprint(model)
     else:
-        role, known = "prior", entropy_model(check_prior(path, model)).fingerprints[format.FORMAT]
+        prior = model if isinstance(model, Cascade) else check_prior(path, model)
+        role, known = "prior", entropy_model(prior).fingerprints[format.FORMAT]
     return {"file": path, "role": role, "fingerprint": known[:2].hex(), "model": type(model).__name__}
 
 
 def _load(tokenizer: str, autoregressive: str, batch_size: int, threads: int | None, device: str, *dial: Any):
-    from homework.codec.compressor import Compressor
+    from homework.codec.cascade_compressor import compressor_of
 
     cli.at_least(1, batch_size=batch_size)
     cli.at_least(1, threads=1 if threads is None else threads)
     device = devices.pick_device(device)
-    compressor = Compressor(*load_pair(tokenizer, autoregressive, device), device, batch_size, *dial)
+    compressor = compressor_of(*load_models(tokenizer, autoregressive, device), device, batch_size, *dial)
     compressor.workers = threads or compressor.workers
     return compressor
 

@@ -9,15 +9,15 @@ import torch
 from tqdm import tqdm
 
 from homework.codec import dial
-from homework.codec.compressor import Compressor
+from homework.codec.cascade_compressor import compressor_of
 from homework.core import checkpoint, checks, cli, devices
 from homework.datasets.image_files import image_paths, spread
 from homework.evaluation import codecs, curves, measure, pages, report
-from homework.priors.pairs import load_pair
+from homework.priors.pairs import load_models, model_files
 
 
 def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *, limit: int | None = None,
-             effort: int = dial.EFFORT, quality: str = str(dial.QUALITY), image_size: str | None = None,
+             effort: int | None = None, quality: str = str(dial.QUALITY), image_size: str | None = None,
              out: str = "report", n_pictures: int = 4, batch_size: int = 64, device: str = "auto") -> None:  # fmt: skip
     """Compresses images with our models and with the common codecs, and writes a page, a plot and tables about it.
 
@@ -27,12 +27,13 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *,
 
     Args:
         tokenizer: checkpoint or name of a tokenizer; or several, with commas between them.
-        autoregressive: checkpoint or name of a prior over its grids; or one for each tokenizer. Several pairs are several
-            operating points, which Bjontegaard's measure needs; pictures are of the first pair.
+        autoregressive: checkpoint or name of a prior over its grids, or the JSON file of a cascade whose finest codebook it
+            is; or one for each tokenizer. Several pairs are several operating points, which Bjontegaard's measure needs;
+            pictures are of the first pair.
         images: a folder of images, an image, or a dataset.json.
         limit: use only so many images, spread evenly over all of them; all by default. Most of the time goes into AVIF at
             its slowest, 4 to 5 seconds of one core for an image of 150x100.
-        effort: of our search for tokens, from 0 to 9.
+        effort: of our search for tokens, from 0 to 9; 5 by default, and none for a cascade.
         quality: of our files, from 1 to 100; several, with commas between them, are several operating points.
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped for all codecs; as they are by default.
         out: the folder to write to; made if it is not there.
@@ -46,7 +47,7 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *,
     paths, size = spread(image_paths(images), limit), cli.parse_image_size(image_size)
     device = devices.pick_device(device)
     qualities = dial.parse_qualities(quality)
-    of_pairs = [Compressor(*load_pair(*pair, device), device, batch_size, effort) for pair in pairs]
+    of_pairs = [compressor_of(*load_models(*pair, device), device, batch_size, effort) for pair in pairs]
     compressors = [compressor.at(q) for compressor in of_pairs for q in qualities]
     rivals, left_out = codecs.available()
     folder.mkdir(parents=True, exist_ok=True)  # before the work, so that a folder that cannot be made is reported at once
@@ -57,17 +58,17 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *,
     points = {"ours": [curves.Point("ours", s, rows) for s, rows in zip(settings, ours, strict=True)]}
     points |= measure.measure_codecs(rivals, paths, size)
     shown = tqdm(spread(paths, n_pictures), "pictures", unit="img")
-    model, threads = compressors[0].entropy_model, torch.get_num_threads()
+    first, threads = compressors[0], torch.get_num_threads()
     original = float(np.mean([os.path.getsize(path) for path in paths]))
     results = {
-        "pictures": [measure.show(compressors[0], rivals, path, size, i, folder) for i, path in enumerate(shown)],
+        "pictures": [measure.show(first, rivals, path, size, i, folder) for i, path in enumerate(shown)],
         "original": original,
-        "model_bytes": sum(path.stat().st_size for path in map(Path, pairs[0]) if path.is_file()),
+        "model_bytes": sum(path.stat().st_size for path in model_files(*pairs[0]) if path.is_file()),
         "left_out": left_out,
         "descriptions": {codec.name: codec.description for codec in rivals},
-        "bits_per_token": math.log2(model.n_tokens),
-        "exact": model.exact,
-        "where": f"{device.type}, {checks.count(threads, 'thread')}, batches of {batch_size}, effort {effort}",
+        "bits_per_token": math.log2(first.tokenizer.n_tokens),
+        "exact": first.models.exact,
+        "where": f"{device.type}, {checks.count(threads, 'thread')}, batches of {batch_size}, effort {first.effort}",
     }
     report.write_report(folder, points, paths, results)
     print(*curves.verdict(points, original), sep="\n")

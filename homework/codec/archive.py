@@ -10,14 +10,23 @@ from typing import BinaryIO
 
 import numpy as np
 
-from homework.codec.format import ARCHIVE, FORMAT, IMAGE, ModelPair, check_size, crc8, crc32, read_leb128
+from homework.codec.format import (
+    ARCHIVE,
+    FLOAT_FORMAT,
+    FORMAT,
+    IMAGE,
+    ModelPair,
+    check_size,
+    crc8,
+    crc32,
+    read_leb128,
+)
 from homework.codec.range_coder import OTHER_FLOATS, damaged
 from homework.core.files import printable
 
 MAX_INDEX = 2**24  # bytes of an archive's index, unpacked
 MAX_CHUNK = 255  # images that are coded together
-HEADER = struct.Struct("<8sQQ")  # of an archive: head, start of the index, length of the file; a CRC-32 follows
-FIRST = HEADER.size + 4  # where the first payload starts
+PLACES = struct.Struct("<QQ")  # in an archive, after the head: start of the index, length of the file; a CRC-32 follows
 MAX_NAME, MAX_FOLDERS, MAX_PART = 4095, 255, 255  # bytes of a name, folders in it, and bytes of each of these
 NOT_IN_NAMES = (0, *b"\\:") if os.name == "nt" else (0,)  # on Windows there are drives and backslashes
 
@@ -29,7 +38,7 @@ class ArchiveWriter:
         self.file, self.models = file, models
         self.chunks, self.names, self.columns = [], [], []
         self.index_size = 8
-        file.write(bytes(FIRST))
+        file.write(bytes(first_payload(models.head(ARCHIVE))))
 
     def add(self, names: Sequence[str], sizes: Sequence, payloads: Sequence[bytes], crcs: Sequence[int]) -> None:
         """Appends images that were coded together, at most MAX_CHUNK: their names, (H,W), payloads and CRC-32.
@@ -59,9 +68,14 @@ class ArchiveWriter:
         planes = columns.view(np.uint8).reshape(4, -1, 4).transpose(0, 2, 1)  # (4,4n) -> (4,n,4) -> (4,4,n)
         index = zlib.compress(counts + planes.tobytes() + b"\0".join(self.names), 9)  # like bytes side by side pack better
         self.file.write(index + crc32(index))
-        header = HEADER.pack(self.models.head(ARCHIVE), start, self.file.tell())
+        header = self.models.head(ARCHIVE) + PLACES.pack(start, self.file.tell())
         self.file.seek(0)
         self.file.write(header + crc32(header))
+
+
+def first_payload(head: bytes) -> int:
+    """Where it starts in an archive."""
+    return len(head) + PLACES.size + 4
 
 
 def check_names(names: Sequence[bytes]) -> None:
@@ -98,25 +112,26 @@ class Reader:
     one. ValueError, naming it ``name``, if another program or a newer version wrote it, or if it is cut short, too long or
     damaged.
 
-    Attributes: ``kind`` (IMAGE or ARCHIVE), ``head`` (8 bytes), ``version`` of the format, ``patch``, ``exact``, ``length``
-    of the file in bytes; and a list each of ``names`` (one image has the name ""), ``sizes`` (H,W), ``lengths`` of the
-    payloads in bytes, ``starts``, ``crcs``, and ``chunks``, ranges of images that were coded together.
+    Attributes: ``kind`` (IMAGE or ARCHIVE), ``head`` (8 bytes, or 10 with a probe), ``version`` of the format, ``patch``,
+    ``exact``, ``length`` of the file in bytes; and a list each of ``names`` (one image has the name ""), ``sizes`` (H,W),
+    ``lengths`` of the payloads in bytes, ``starts``, ``crcs``, and ``chunks``, ranges of images that were coded together.
     """
 
     def __init__(self, file: BinaryIO, name: str = "The file"):
         self.file, self.name = file, (name := printable(name))
         self.length = file.seek(0, 2)
         file.seek(0)
-        start = file.read(64)  # a header has at most 28
-        self.kind, self.head, version = start[:2], start[:8], start[2:3]
+        start = file.read(64)  # a header has at most 30
+        self.kind, version = start[:2], start[2:3]
         if not any(magic.startswith(self.kind) for magic in (IMAGE, ARCHIVE)):
             raise ValueError(f"{name} is not a file that homework.compress wrote.")
         if version and (version[0] // 16 != 15 - version[0] % 16 or not version[0] % 16):
             raise self._changed("header")
         self.version = version[0] % 16 if version else FORMAT
-        if self.version > FORMAT:
+        self.head = start[: 10 if self.version == FLOAT_FORMAT else 8]
+        if self.version > FLOAT_FORMAT:
             raise ValueError(f"{name} was written by a newer version of this package: it is of format {self.version}, but "
-                             f"this version reads up to {FORMAT}; update it.")  # fmt: skip
+                             f"this version reads up to {FLOAT_FORMAT}; update it.")  # fmt: skip
         self.patch, self.exact = (start[7] % 128, start[7] < 128) if len(start) > 7 else (0, False)
         self._read_image(start) if self.kind == IMAGE else self._read_archive(start)
         for size in self.sizes:
@@ -125,7 +140,7 @@ class Reader:
             raise self._changed("header")
 
     def _read_image(self, start: bytes) -> None:
-        data = iter(start[8:])
+        data = iter(start[len(self.head) :])
         try:
             width, height, length = read_leb128(data), read_leb128(data), read_leb128(data)
             check = next(data)
@@ -140,13 +155,14 @@ class Reader:
         self.crcs, self.chunks = list(struct.unpack("<I", self.file.read(4))), [range(1)]
 
     def _read_archive(self, start: bytes) -> None:
-        if len(start) < FIRST:
+        first = first_payload(self.head)
+        if len(start) < first:
             raise self._cut_short()
-        if crc32(start[: HEADER.size]) != start[HEADER.size : FIRST]:
+        if crc32(start[: first - 4]) != start[first - 4 : first]:
             raise self._changed("header")
-        _, at, length = HEADER.unpack_from(start)
+        at, length = PLACES.unpack_from(start, len(self.head))
         self._check_length(length)
-        if not FIRST <= at <= length - 4 or length - at > 2 * MAX_INDEX:
+        if not first <= at <= length - 4 or length - at > 2 * MAX_INDEX:
             raise self._changed("header")
         self.file.seek(at)
         packed = self.file.read(length - at)
@@ -171,7 +187,7 @@ class Reader:
         planes = np.frombuffer(index, np.uint8, 16 * n, n_chunks).reshape(4, 4, n)
         columns = np.ascontiguousarray(planes.transpose(0, 2, 1)).view("<u4")[..., 0].astype(np.int64)  # (4,4,n) -> (4,n)
         names = index[n_chunks + 16 * n :].split(b"\0")
-        ends = FIRST + np.cumsum(columns[2])
+        ends = first_payload(self.head) + np.cumsum(columns[2])
         stops = np.cumsum(counts).tolist()
         unique = len(set(names)) == len(names) == n
         if not (unique and counts.all() and stops[-1:] == [n] and ends[-1] == end):
@@ -196,15 +212,20 @@ class Reader:
         return damaged(self.name, f"its {part} is not as it was written")
 
     def check(self, models: ModelPair) -> None:
-        """ValueError, saying which, if the file was written with another tokenizer, prior or arithmetic than ``models``."""
+        """ValueError, saying which, if the file was written with another tokenizer, prior or arithmetic than ``models``, or
+        in floats that this machine does not compute."""
         wanted = models.head(self.kind, self.version)
         for what, part in ("tokenizer", slice(3, 5)), ("prior", slice(5, 7)):
             if wanted[part] != self.head[part]:
                 raise ValueError(f"{self.name} was written with another {what}, whose fingerprint begins with "
                                  f"{self.head[part].hex()}; that of the one given begins with {wanted[part].hex()}; name "
                                  f"the {what} that wrote it.")  # fmt: skip
-        if wanted != self.head:
+        if wanted[:8] != self.head[:8]:
             raise ValueError(f"{self.name} was written with another patch size or arithmetic than that of the models given.")
+        if wanted != self.head:
+            raise ValueError(f"{self.name} was written by a machine whose floats differ from this one's (another processor, "
+                             "--device or version of PyTorch); decompress it there, or compress the images under an "
+                             "AutoregressiveModel, whose integers are the same on all machines.")  # fmt: skip
 
     def check_tokens(self, i: int, models: ModelPair, tokens: np.ndarray) -> None:
         """ValueError if ``tokens`` (h,w) are not those that image ``i`` was written with."""

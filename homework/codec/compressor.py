@@ -4,13 +4,14 @@ import copy
 import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from homework.codec import archive, dial, format, range_coder, tiles
-from homework.codec.entropy import entropy_model
+from homework.codec.entropy import entropy_model, probe
 from homework.codec.parallel import groups, in_parallel
 from homework.codec.search import search
 from homework.core import checks
@@ -18,6 +19,7 @@ from homework.core.fingerprint import fingerprint, legacy_fingerprint
 from homework.datasets.image_files import batches_of
 from homework.datasets.images import as_float, to_uint8
 from homework.priors.base import Prior
+from homework.priors.cascade import Cascade
 from homework.tokenizers.base import Tokenizer
 
 WEIGHTS_AT_ONCE = 2**21  # numbers that a prior returns from a parallel pass; with many more, memory costs more than it saves
@@ -34,9 +36,9 @@ class Compressor:
 
     The grid comes back exactly: under a transformer, which computes on integers (:mod:`homework.codec.integer_layers`), on
     every machine and in any batch; under other priors, which take the same float steps in both directions, on machines of
-    one kind. A file says which. The models are copied, in eval mode, to ``device`` (None for where the tokenizer is): what
-    becomes of the caller's changes no file. ``batch_size`` images, or tiles of them, go through them at once. ValueError if
-    the two do not go together.
+    one kind: others refuse the file, by :func:`homework.codec.entropy.probe`. The models are copied, in eval mode, to
+    ``device`` (None for where the tokenizer is): what becomes of the caller's changes no file. ``batch_size`` images, or
+    tiles of them, go through them at once. ValueError if the two do not go together.
 
     ``effort``, from 0 to 9, says how long to look for better tokens than the encoder's, which are those of 0, and
     ``quality``, from 1 to 100, what is better: error is weighed against bits, see :func:`homework.codec.search.search`. With
@@ -44,10 +46,13 @@ class Compressor:
     only.
     """
 
-    def __init__(self, tokenizer: Tokenizer, autoregressive: Prior, device: str | torch.device | None = None,
+    priors: type = Prior  # what it takes as one; a subclass takes something else
+    prior: Any
+
+    def __init__(self, tokenizer: Tokenizer, autoregressive: Prior | Cascade, device: str | torch.device | None = None,
                  batch_size: int = 64, effort: int = 0, quality: float = dial.QUALITY,
                  target: dial.Target | None = None):  # fmt: skip
-        if not isinstance(tokenizer, Tokenizer) or not isinstance(autoregressive, Prior):
+        if not isinstance(tokenizer, Tokenizer) or not isinstance(autoregressive, self.priors):
             raise ValueError(f"A Compressor takes a tokenizer and a prior, but these are a {type(tokenizer).__name__} and a "
                              f"{type(autoregressive).__name__}; load them by homework.load.")  # fmt: skip
         if tokenizer.n_tokens != autoregressive.n_tokens:
@@ -66,7 +71,8 @@ class Compressor:
         self.workers = torch.get_num_threads() if self.device.type == "cpu" else 1
         tokenizers, priors = {1: legacy_fingerprint(self.tokenizer), 2: fingerprint(self.tokenizer)}, self.entropy_model
         pairs = {version: (tokenizers[version], own) for version, own in priors.fingerprints.items()}
-        self.models = format.ModelPair(pairs, max(tokenizer.patch_shape), priors.exact)
+        (found,) = [b""] if priors.exact else in_parallel(probe, [priors], 1)
+        self.models = format.ModelPair(pairs, max(tokenizer.patch_shape), priors.exact, found)
 
     def at(self, quality: float) -> "Compressor":
         """The same, with its models, but of another quality, and without a target. ValueError as for the constructor's."""
@@ -114,8 +120,9 @@ class Compressor:
         if grids.ndim != 3 or grids.shape[1:] != self.grid(size):
             raise ValueError(f"Grids {grids.shape} are not (B,{','.join(map(str, self.grid(size)))}), as images of "
                              f"{size[0]}x{size[1]} pixels have them.")  # fmt: skip
-        if grids.size and not 0 <= grids.min() <= grids.max() < self.entropy_model.n_tokens:
-            raise ValueError(f"Tokens must be from 0 to {self.entropy_model.n_tokens - 1}.")
+        K = np.broadcast_to(self.entropy_model.n_tokens, grids.shape)
+        if (wrong := (grids < 0) | (grids >= K)).any():
+            raise ValueError(f"Tokens must be from 0 to {K[wrong][0] - 1}.")
         grids = grids.astype(np.int64)
         # floats repeat only in the batch in which they were coded, and a file of its own is a batch of one
         together = self.entropy_model.exact and len(grids)
@@ -130,6 +137,10 @@ class Compressor:
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """(h,w) of an image of ``size`` (H,W)."""
         return -(-size[0] // self.models.patch), -(-size[1] // self.models.patch)
+
+    def grid_in(self, reader: archive.Reader, i: int) -> tuple[int, int]:
+        """(h,w) of image ``i`` of a file. ValueError if it cannot be one of these models."""
+        return reader.grid(i)
 
     @torch.inference_mode()
     def to_tokens(self, images: Tensor | Sequence[Tensor], searched: Callable[[], object] = lambda: None) -> np.ndarray:
@@ -254,7 +265,7 @@ class Compressor:
         def work(coded: tuple[list[Item], list[bytes]]) -> dict:
             batch, payloads = coded
             reader, i = batch[0]
-            grids = self.decode(payloads, reader.grid(i), [reader.label(i) for reader, i in batch])
+            grids = self.decode(payloads, self.grid_in(reader, i), [reader.label(i) for reader, i in batch])
             for (reader, i), grid in zip(batch, grids, strict=True):
                 reader.check_tokens(i, self.models, grid)
             return use({positions[item]: grid for item, grid in zip(batch, grids, strict=True) if item in positions})
@@ -277,14 +288,14 @@ class Compressor:
     def _batches(self, items: Sequence[Item]) -> Iterator[list[Item]]:
         """What is decoded together: any images of one size if the arithmetic is exact, otherwise a file's chunks."""
         if self.entropy_model.exact:
-            for grid, some in groups(items, [reader.grid(i) for reader, i in items]):
+            for grid, some in groups(items, [self.grid_in(reader, i) for reader, i in items]):
                 yield from self.parts(some, grid)
             return
         for reader, some in groups([i for _, i in items], [reader for reader, _ in items]):
             wanted = set(some)
             for chunk in reader.chunks:
                 if not wanted.isdisjoint(chunk):
-                    grids = {reader.grid(i) for i in chunk}
+                    grids = {self.grid_in(reader, i) for i in chunk}
                     if len(grids) > 1 or len(chunk) > self.images_at_once(min(grids), archive.MAX_CHUNK):
                         raise range_coder.damaged(reader.name, "its chunks are not as they were written")
                     yield [(reader, i) for i in chunk]
@@ -297,6 +308,10 @@ class Compressor:
         """How many images with grids (h,w) have ``n`` tiles in all, by default as many as are coded together; at least 1."""
         n_tiles = -(-grid[0] // self.entropy_model.height) * -(-grid[1] // self.entropy_model.width)
         return max(1, (n or min(self.batch_size, archive.MAX_CHUNK)) // n_tiles)
+
+    def by_patch(self, bits: Tensor) -> Tensor:
+        """Numbers of each token -> (h,w) of each patch."""
+        return bits
 
 
 def in_order(batches: Iterable[dict]) -> list:

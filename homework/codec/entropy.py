@@ -1,8 +1,10 @@
 """What codes grids under a prior: integer frequencies, exact where the prior allows it."""
 
+import hashlib
+import itertools
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -13,15 +15,18 @@ from homework.codec.integer_layers import LOGIT, exp2_table, export, floor_divid
 from homework.codec.integer_steps import ExactSteps, softmax
 from homework.codec.precision import full_precision
 from homework.codec.range_coder import TOTAL, Step
-from homework.codec.tiles import UNLIMITED
+from homework.codec.tiles import largest
 from homework.core.fingerprint import digest, fingerprint, legacy_digest, legacy_fingerprint, legacy_options
 from homework.priors.base import Prior
+from homework.priors.cascade import Cascade
+
+Array = TypeVar("Array", np.ndarray, Tensor)
 
 
-def entropy_model(prior: Prior) -> "ExactPrior | FloatPrior":
+def entropy_model(prior: Prior | Cascade) -> "ExactPrior | FloatPrior | CascadePrior":
     """What codes grids under ``prior``: on integers where it is a transformer that can be exported to them, else in floats.
 
-    Both have ``n_tokens`` (K), ``exact``, ``height`` and ``width`` (of the largest grid), ``fingerprints`` (32 bytes by
+    All have ``n_tokens`` (K), ``exact``, ``height`` and ``width`` (of the largest grid), ``fingerprints`` (32 bytes by
     version of the file format) and ``steps``, which give weights for the range coder (:mod:`homework.codec.range_coder`)
     from arrays of tokens; on integers also ``weights``, those of complete grids.
     """
@@ -30,7 +35,7 @@ def entropy_model(prior: Prior) -> "ExactPrior | FloatPrior":
             return ExactPrior(prior)
         except OverflowError:  # its shape or weights leave integers too few bits
             pass
-    return FloatPrior(prior)
+    return CascadePrior(prior) if isinstance(prior, Cascade) else FloatPrior(prior)
 
 
 class ExactPrior:
@@ -88,12 +93,86 @@ class FloatPrior:
 
     def __init__(self, prior: Prior):
         self.model, self.device, self.n_tokens = prior.eval(), prior.device, prior.n_tokens
-        self.height, self.width = prior.grid_size or UNLIMITED
+        self.height, self.width = largest(prior.grid_size)
         self.fingerprints = {1: legacy_fingerprint(prior), 2: fingerprint(prior)}
 
     def steps(self, B: int, h: int, w: int) -> Step:
         """As :meth:`ExactPrior.steps`."""
         return coding_steps(partial(self.model.steps, B, h, w, self.device), quantize_probabilities, self.device)
+
+    def probes(self, B: int) -> list[tuple[Step, int, int]]:
+        """Steps over B small grids for :func:`probe`, how many of them, and K."""
+        h, w = min(self.height, 4), min(self.width, 4)
+        return [(self.steps(B, h, w), min(6, h * w), self.n_tokens)]
+
+
+class CascadePrior:
+    """A cascade in floats, see :func:`entropy_model`: a grid is the row (1,N) of the tokens of all codebooks, from coarse to
+    fine. The first is one of its K codes, all alike; the stages predict the others. ``n_tokens`` is (N,), K by position."""
+
+    exact: Literal[False] = False
+
+    def __init__(self, cascade: Cascade):
+        self.cascade, lengths = cascade, [h * w for h, w in cascade.sizes]
+        self.starts = [0, *itertools.accumulate(lengths)]  # of the grids in the row, and where it ends
+        self.height, self.width = 1, self.starts[-1]
+        self.n_tokens = np.repeat([book.n_tokens for book in cascade.codebooks], lengths)
+        known = b"".join(map(fingerprint, (*cascade.codebooks, *cascade.stages)))
+        self.fingerprints = dict.fromkeys((1, 2), hashlib.sha256(known).digest())
+
+    def split(self, row: Array) -> list[Array]:
+        """(1,N) -> the grids (h,w) of all codebooks."""
+        sizes = zip(itertools.pairwise(self.starts), self.cascade.sizes, strict=True)
+        return [row[0, start:stop].reshape(size) for (start, stop), size in sizes]
+
+    def steps(self, B: int, h: int, w: int) -> Step:
+        """As :meth:`ExactPrior.steps`, of the row: where one grid ends, the steps of the next begin."""
+        known, n = np.empty((B, self.width), np.int64), 0
+        current = self._grid_steps(0, known)
+
+        def step(tokens: np.ndarray) -> np.ndarray:
+            nonlocal n, current
+            known[:, n : n + tokens.shape[1]] = tokens
+            n += tokens.shape[1]
+            if n in self.starts[1:]:
+                k = self.starts.index(n)
+                current, tokens = self._grid_steps(k, known[:, self.starts[k - 1] : n]), tokens[:, :0]
+            return current(tokens)
+
+        return step
+
+    def _grid_steps(self, k: int, coarse: np.ndarray) -> Step:
+        """Over B grids of codebook k, given the tokens (B,n) of codebook k-1; of the first, any B rows."""
+        cascade = self.cascade
+        if k == 0:
+            uniform = quantize_probabilities(torch.zeros(len(coarse), cascade.codebooks[0].n_tokens))
+            return lambda tokens: uniform
+        given = torch.from_numpy(coarse).reshape(-1, *cascade.sizes[k - 1])  # (B,n) -> (B,h,w)
+        begin = partial(cascade.stages[k - 1].steps, given.to(cascade.device), *cascade.sizes[k], cascade.device)
+        return coding_steps(begin, quantize_probabilities, cascade.device)
+
+    def probes(self, B: int) -> list[tuple[Step, int, int]]:
+        """As :meth:`FloatPrior.probes`, of each stage."""
+        K, n = [book.n_tokens for book in self.cascade.codebooks], [h * w for h, w in self.cascade.sizes]
+        return [(self._grid_steps(k, fixed_tokens(B, n[k - 1], K[k - 1])), min(6, n[k]), K[k]) for k in range(1, len(K))]
+
+
+def fixed_tokens(B: int, n: int, K: int) -> np.ndarray:
+    """(B,n) int64 in [0,K), always the same."""
+    return (37 * np.arange(n) + 101 * np.arange(B)[:, None]) % K
+
+
+def probe(model: FloatPrior | CascadePrior) -> bytes:
+    """2 bytes that are likely to differ between machines whose floats do: a hash of the weights that ``model`` gives here
+    after fixed tokens, by the steps that coding takes. Like these it is to be called by
+    :func:`homework.codec.parallel.in_parallel`, as sums may depend on the number of threads."""
+    sha = hashlib.sha256()
+    for B in 1, 8:  # a single row is often multiplied by other code than several
+        for step, n_steps, K in model.probes(B):
+            tokens = fixed_tokens(B, n_steps, K)
+            for n in range(n_steps):
+                sha.update(step(tokens[:, max(0, n - 1) : n]).astype("<f4").tobytes())
+    return sha.digest()[:2]
 
 
 def coding_steps(begin: Callable, weights: Callable[[Tensor], np.ndarray], device: torch.device) -> Step:

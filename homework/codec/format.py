@@ -4,7 +4,8 @@
 
     one image   head, width, height, length of the payload, CRC-8 | payload | CRC-32
     archive     head, start of the index, file's length,   CRC-32 | payload, payload, ... | zlib(index), CRC-32
-    head        magic (2), version (1), fingerprint of the tokenizer (2), of the prior (2), arithmetic and patch side (1)
+    head        magic (2), version (1), fingerprint of the tokenizer (2), of the prior (2), arithmetic and patch side (1),
+                in floats the probe (2)
 
 Numbers are little-endian; width, height and length are LEB128 (seven bits a byte, the lowest first, the top bit says that
 another byte follows). The grid has ceil(H/P) x ceil(W/P) tokens for patches of side P.
@@ -21,7 +22,9 @@ import numpy as np
 
 from homework.core.checks import MAX_PIXELS
 
-FORMAT = 2  # 1 has the same layout, but knows models by their legacy fingerprints
+# of files that are written, on integers and in floats; 1 has the layout of 2, but knows models by their legacy fingerprints,
+# and files in floats of both have no probe
+FORMAT, FLOAT_FORMAT = 2, 3
 IMAGE, ARCHIVE = b"\xb51", b"\xb5N"  # no text begins with \xb5: in UTF-8 it only continues a character
 
 
@@ -29,29 +32,38 @@ IMAGE, ARCHIVE = b"\xb51", b"\xb5N"  # no text begins with \xb5: in UTF-8 it onl
 class ModelPair:
     """By what files know the tokenizer and the prior that wrote them, and that are needed to read them."""
 
-    fingerprints: dict[int, tuple[bytes, bytes]]  # by version of the format: of tokenizer and prior, 32 bytes each
+    fingerprints: dict[int, tuple[bytes, bytes]]  # by version of the format, 1 or 2: of tokenizer and prior, 32 bytes each
     patch: int  # side P of a patch in pixels, 1 to 127
     exact: bool  # whether the prior's arithmetic is on integers
+    probe: bytes = b""  # if it is not, the 2 bytes of homework.codec.entropy.probe
 
-    def head(self, magic: bytes, version: int = FORMAT) -> bytes:
-        """The first 8 bytes of a file. ValueError if it cannot say the patch size."""
+    @property
+    def version(self) -> int:
+        """Of the format of the files that they write."""
+        return FORMAT if self.exact else FLOAT_FORMAT
+
+    def head(self, magic: bytes, version: int | None = None) -> bytes:
+        """The first 8 bytes of a file, or 10 with the probe. ValueError if it cannot say the patch size."""
+        version = version or self.version
         if not 1 <= self.patch <= 127:
             raise ValueError(f"Patches have a side of {self.patch} pixels, but a file can say 1 to 127; use a tokenizer "
                              "with smaller ones.")  # fmt: skip
-        tokenizer, prior = self.fingerprints[version]
+        tokenizer, prior = self.fingerprints[min(version, FORMAT)]
         # the version is in the low four bits and, as a check, 15 minus it in the high ones
         last = self.patch + 128 * (not self.exact)
-        return magic + bytes([version + 16 * (15 - version), *tokenizer[:2], *prior[:2], last])
+        probe = self.probe if version == FLOAT_FORMAT else b""
+        return magic + bytes([version + 16 * (15 - version), *tokenizer[:2], *prior[:2], last]) + probe
 
-    def crc(self, size: tuple[int, int], tokens: np.ndarray, version: int = FORMAT) -> int:
+    def crc(self, size: tuple[int, int], tokens: np.ndarray, version: int | None = None) -> int:
         """CRC-32 of an image's tokens, (h,w) in raster order as uint32, after all that they depend on: both complete
-        fingerprints, the head's last byte, and the height and width in pixels as uint32."""
-        known = b"".join(self.fingerprints[version]) + self.head(IMAGE, version)[-1:]
+        fingerprints, the head's eighth byte, and the height and width in pixels as uint32."""
+        known = b"".join(self.fingerprints[min(version or self.version, FORMAT)]) + self.head(IMAGE)[7:8]
         return zlib.crc32(np.ascontiguousarray(tokens, "<u4"), zlib.crc32(known + struct.pack("<II", *size)))
 
 
 def image_file(models: ModelPair, size: tuple[int, int], payload: bytes, crc: int) -> bytes:
-    """One image's file: 16 to 22 bytes more than its payload. ValueError if ``size`` (H,W) is too large."""
+    """One image's file: 16 to 22 bytes more than its payload, 2 more in floats. ValueError if ``size`` (H,W) is too
+    large."""
     check_size("The image", size)
     header = models.head(IMAGE) + leb128(size[1]) + leb128(size[0]) + leb128(len(payload))
     return header + bytes([crc8(header)]) + payload + struct.pack("<I", crc)

@@ -86,9 +86,9 @@ def _copy(old: str, writer: ArchiveWriter) -> tuple[int, tuple[int, int, int]]:
     with open(old, "rb") as file:
         reader = Reader(file, old)
         reader.check(writer.models)
-        if reader.kind != format.ARCHIVE or reader.version != format.FORMAT:
-            raise ValueError(f"{old} is not an archive of format {format.FORMAT}, and nothing can be appended to it; "
-                             "decompress it, and compress all images together.")  # fmt: skip
+        if reader.kind != format.ARCHIVE or reader.version != writer.models.version:
+            raise ValueError(f"{old} is not an archive of format {writer.models.version}, and nothing can be appended to "
+                             "it; decompress it, and compress all images together.")  # fmt: skip
         for chunk in reader.chunks:
             writer.add(*zip(*((reader.names[i], reader.sizes[i], reader.payload(i), reader.crcs[i]) for i in chunk),
                             strict=True))  # fmt: skip

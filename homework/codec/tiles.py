@@ -26,9 +26,14 @@ def _sides(length: int, part: int) -> list[tuple[int, range]]:
     return [(side, starts) for side, starts in sides if starts]
 
 
+def largest(size: tuple[int, int] | None) -> tuple[int, int]:
+    """The tiles of large grids under a prior of ``size`` (height,width), None if it takes any."""
+    return size or UNLIMITED
+
+
 def fitting(size: tuple[int, int] | None, grid: tuple[int, int]) -> tuple[int, int]:
     """The tiles of a ``grid`` (h,w) under a prior of ``size`` (height,width), None if it takes any."""
-    height, width = size or UNLIMITED
+    height, width = largest(size)
     return min(height, grid[0]), min(width, grid[1])
 
 

@@ -144,16 +144,21 @@ def kind(parameter: inspect.Parameter) -> str:
 def take_config(function: Callable, given: dict[str, Any]) -> tuple[dict[str, Any], Table]:
     """Takes ``config`` out of what is ``given``; returns the options in that file that are not given themselves, and what
     ``function`` takes with the model that all of them name. ValueError if the file is not one JSON object."""
-    options, path = {}, given.pop("config", None)
-    if path is not None:
-        try:
-            options = json.loads(Path(path).read_text("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not JSON: {error}.") from error
-        if not isinstance(options, dict):
-            raise ValueError(f"{path} must hold one JSON object, options by name.")
+    path = given.pop("config", None)
+    options = {} if path is None else read_json(path)
     options = {name: value for name, value in options.items() if name not in {*given, "config"}}
     return options, parameters(function, given.get("model", options.get("model")))
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The options in a file. ValueError if it is not one JSON object, OSError if there is no such file."""
+    try:
+        options = json.loads(Path(path).read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"{path} must hold one JSON object, options by name.")
+    return options
 
 
 def convert(name: str, value: Any, table: Table) -> Any:

@@ -72,7 +72,7 @@ def payload(data: bytes) -> int:
 
 
 def bit_map(compressor: Compressor, image: np.ndarray) -> Tensor:
-    """(H,W,3) uint8 -> (h,w) float64: the bits that each token takes in the file, by the coder's own frequencies."""
+    """(H,W,3) uint8 -> (h,w) float64: the bits that each patch takes in the file, by the coder's own frequencies."""
     grid = compressor.to_tokens(float_image(image)[None])[0]
     bits = torch.empty(grid.shape, dtype=torch.float64)
     for (a, b), corners in compressor.tiles(grid.shape):
@@ -80,7 +80,7 @@ def bit_map(compressor: Compressor, image: np.ndarray) -> Tensor:
         frequencies = torch.from_numpy(compressor.intervals(cut)[1]).view(-1, a, b)  # (T,N) -> (T,a,b)
         for (top, left), frequency in zip(corners, frequencies, strict=True):
             bits[top : top + a, left : left + b] = math.log2(range_coder.TOTAL) - frequency.double().log2()
-    return bits
+    return compressor.by_patch(bits)
 
 
 def show(compressor: Compressor, rivals: list[Codec], path: str, size: tuple[int, int] | None, i: int, folder: Path) -> dict:
@@ -98,7 +98,7 @@ def show(compressor: Compressor, rivals: list[Codec], path: str, size: tuple[int
     for name in list(pictures)[1:]:
         captions[name].append(f"{metrics.psnr(distortion(pictures[name], image)[0]):.1f} dB")
     bits = bit_map(compressor, image)
-    pictures["bits"] = over(bits / math.log2(compressor.entropy_model.n_tokens), image, compressor.models.patch)
+    pictures["bits"] = over(bits / math.log2(compressor.tokenizer.n_tokens), image, compressor.models.patch)
     captions["bits"] = [f"{bits.sum():,.0f} bits, {bits.min():.1f} to {bits.max():.1f} a patch"]
     for name, picture in pictures.items():
         save_picture(picture, folder / f"{pages.file_name(name)}_{i}.png")

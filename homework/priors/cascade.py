@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from homework.core import checkpoint, fingerprint
 from homework.core.model import Model, ordinary_tensors
@@ -16,7 +17,7 @@ PATHS = ("model_path", "lr_codebook_path", "hr_codebook_path")
 OPTIONS = ("temperature", "top_k", "top_p", "num_beam", "beam_width", "beams")
 
 
-class Cascade:
+class Cascade(nn.Module):
     """p(grids) = p(condition) prod_k p(grid k | grid k-1), where the condition, one code for a whole image, is any of its K
     codes with the same probability.
 
@@ -38,7 +39,11 @@ class Cascade:
         ValueError: an entry is missing or unknown, or stages and codebooks do not go together.
     """
 
+    codebooks: Any  # nn.ModuleList of tokenizers
+    stages: Any  # nn.ModuleList of CascadeStage
+
     def __init__(self, stages: list[dict], device: str | torch.device = "cpu"):
+        super().__init__()
         self.options = read_options(stages)
         paths = dict.fromkeys(str(stage[p]) for stage in stages for p in PATHS)
         loaded = {path: checkpoint.load(path).to(device) for path in paths}
@@ -49,22 +54,34 @@ class Cascade:
             if k and identities[coarse] != identities[before]:
                 raise ValueError(f"Stage {k} reads the grids of {coarse}, but stage {k - 1} makes those of {before}; they "
                                  "must be of one codebook.")  # fmt: skip
-        self.device = torch.device(device)
-        self.stages = [loaded[str(stage["model_path"])] for stage in stages]
+        self.stages = nn.ModuleList(loaded[str(stage["model_path"])] for stage in stages)
         codebook_paths = [stages[0]["lr_codebook_path"], *(stage["hr_codebook_path"] for stage in stages)]
-        self.codebooks = [loaded[str(path)] for path in codebook_paths]
+        self.codebooks = nn.ModuleList(loaded[str(path)] for path in codebook_paths)
         self.sizes = check_sizes([model.config for model in self.stages])
+
+    @property
+    def device(self) -> torch.device:
+        return self.stages[0].device
+
+    @property
+    def n_tokens(self) -> int:
+        """K of the finest grid."""
+        return self.codebooks[-1].n_tokens
 
     @ordinary_tensors
     def encode(self, x: Tensor) -> list[Tensor]:
         """(B,H,W,3) float in [-0.5,0.5] -> the grids (B,h,w) int64 of all codebooks, the condition first. ValueError for
         images of a size whose grids the stages do not read."""
         grids = [codebook.encode_index(x.to(self.device)) for codebook in self.codebooks]
-        for grid, size in zip(grids, self.sizes, strict=True):
-            if grid.shape[1:] != size:
-                raise ValueError(f"Images of {x.shape[1]}x{x.shape[2]} have grids of {grid.shape[1]}x{grid.shape[2]}, but "
-                                 f"this cascade knows {size[0]}x{size[1]}; scale them by --image_size.")  # fmt: skip
+        for k, grid in enumerate(grids):
+            self.check_grid(k, tuple(grid.shape[1:]), tuple(x.shape[1:3]))
         return grids
+
+    def check_grid(self, k: int, grid: tuple[int, int], image: tuple[int, int]) -> None:
+        """ValueError unless codebook k's ``grid`` (h,w) of an ``image`` (H,W) has the size that the stages know."""
+        if grid != (size := self.sizes[k]):
+            raise ValueError(f"Images of {image[0]}x{image[1]} have grids of {grid[0]}x{grid[1]}, but this cascade knows "
+                             f"{size[0]}x{size[1]}; scale them by --image_size.")  # fmt: skip
 
     @ordinary_tensors
     def decode(self, grids: Sequence[Tensor]) -> list[Tensor]:

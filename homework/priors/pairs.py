@@ -5,9 +5,11 @@ from pathlib import Path
 import torch
 
 from homework.core import checkpoint, checks
-from homework.core.fingerprint import is_of
+from homework.core.arguments import read_json
+from homework.core.fingerprint import identity, is_of
 from homework.core.model import Model
 from homework.priors.base import Prior
+from homework.priors.cascade import PATHS, Cascade
 from homework.priors.uniform import Uniform
 from homework.tokenizers.base import Tokenizer
 
@@ -46,6 +48,36 @@ def load_pair(tokenizer: str | Path, autoregressive: str | Path, device: torch.d
         raise ValueError(f"{autoregressive} was trained on the grids of another tokenizer than {tokenizer}; name that one, "
                          f"or train a prior on this one's grids.")  # fmt: skip
     return coder, prior
+
+
+def is_cascade(path: str | Path) -> bool:
+    """Whether it is named in place of a prior: by a JSON file, as ``python -m homework.generation cascade`` reads it."""
+    return Path(path).suffix.lower() == ".json"
+
+
+def load_cascade(path: str | Path, device: str | torch.device = "cpu") -> Cascade:
+    """ValueError or FileNotFoundError, as of :class:`homework.priors.cascade.Cascade`, if a file has none."""
+    return Cascade(read_json(path).get("stages", []), device)
+
+
+def load_models(tokenizer: str | Path, autoregressive: str | Path,
+                device: torch.device) -> tuple[Tokenizer, Prior | Cascade]:  # fmt: skip
+    """As :func:`load_pair`; or, if the second is a cascade's file, its finest codebook and the cascade. ValueError if the
+    tokenizer is another."""
+    if not is_cascade(autoregressive):
+        return load_pair(tokenizer, autoregressive, device)
+    coder, cascade = load_tokenizer(tokenizer), load_cascade(autoregressive, device)
+    if not is_of(identity(coder), cascade.codebooks[-1]):
+        finest = read_json(autoregressive)["stages"][-1]["hr_codebook_path"]
+        raise ValueError(f"{tokenizer} is not the finest codebook of {autoregressive}; name {finest}, which is.")
+    return cascade.codebooks[-1], cascade
+
+
+def model_files(tokenizer: str, autoregressive: str) -> set[Path]:
+    """The checkpoints of a tokenizer and a prior, or of all models of a cascade."""
+    if not is_cascade(autoregressive):
+        return {Path(tokenizer), Path(autoregressive)}
+    return {Path(stage[path]) for stage in read_json(autoregressive)["stages"] for path in PATHS}
 
 
 def reads_codes_of(prior: Prior, coder: Tokenizer) -> bool:

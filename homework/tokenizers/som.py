@@ -108,8 +108,8 @@ class SOM(FeatureModel, Tokenizer):
 
     def set_autoencoder(self, model: Model) -> None:
         """Copies the weights of the auto-encoder that made the features. ValueError if it is of another kind."""
-        spec = {"model": type(model).__name__, "config": model.config}
-        if spec != self.config["autoencoder"]:
+        own, spec = self.autoencoder, {"model": type(model).__name__, "config": model.config}
+        if (type(own), own.config) != (type(model), model.config):  # the spec may be older than some options
             raise ValueError(f"This SOM is for {self.config['autoencoder']}, but the features were made by {spec}; train a "
                              "new one on them.")  # fmt: skip
         self.autoencoder.load_state_dict(model.state_dict())

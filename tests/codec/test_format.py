@@ -27,11 +27,11 @@ TOKENIZER, PRIOR = bytes(range(32)), bytes(range(100, 132))
 
 
 def models_of(tokenizer: bytes = TOKENIZER, prior: bytes = PRIOR, patch: int = 5, exact: bool = True) -> ModelPair:
-    """Files of either format know both models by the same hashes."""
-    return ModelPair({1: (tokenizer, prior), 2: (tokenizer, prior)}, patch, exact)
+    """Files of any format know both models by the same hashes."""
+    return ModelPair({1: (tokenizer, prior), 2: (tokenizer, prior)}, patch, exact, b"" if exact else b"\x12\x34")
 
 
-MODELS = models_of()
+MODELS, IN_FLOATS = models_of(), models_of(exact=False)
 
 
 # --- a cheap prior: the frequencies of a token depend on the one before it ------------------------------------------------
@@ -72,9 +72,9 @@ def draw_grid(size: tuple[int, int], seed: int) -> np.ndarray:
     return np.array(tokens[1:]).reshape(size)
 
 
-def image_bytes(pixels: tuple[int, int] = (10, 15), seed: int = 0) -> bytes:
+def image_bytes(pixels: tuple[int, int] = (10, 15), seed: int = 0, models: ModelPair = MODELS) -> bytes:
     grid = draw_grid((-(-pixels[0] // 5), -(-pixels[1] // 5)), seed)
-    return format.image_file(MODELS, pixels, code(grid), MODELS.crc(pixels, grid))
+    return format.image_file(models, pixels, code(grid), models.crc(pixels, grid))
 
 
 def archive_bytes(sizes: list[tuple[int, int]], names: list[str] | None = None, models: ModelPair = MODELS) -> bytes:
@@ -90,10 +90,11 @@ def archive_bytes(sizes: list[tuple[int, int]], names: list[str] | None = None, 
 def grids_in(data: bytes, steps: list | None = None) -> list[tuple]:
     """What a file says, decoded and checked: (name, (H,W), tokens) of every image."""
     reader, found = Reader(io.BytesIO(data)), []
-    reader.check(MODELS)
+    models = MODELS if reader.exact else IN_FLOATS
+    reader.check(models)
     for i, name in enumerate(reader.names):
         (grid,) = decode([reader.payload(i)], reader.grid(i), steps)
-        reader.check_tokens(i, MODELS, grid)
+        reader.check_tokens(i, models, grid)
         found.append((name, reader.sizes[i], grid.tobytes()))
     return found
 
@@ -218,11 +219,12 @@ def test_a_file_holds_what_was_put_in(size, payload, crc, patch, exact):
     assert (reader.patch, reader.exact, reader.length) == (patch, exact, len(data))
     assert reader.grid(0) == (math.ceil(size[0] / patch), math.ceil(size[1] / patch))
     longest = format.leb128(3 * format.MAX_PIXELS + 8)  # every pixel a token of 24 bits
-    assert len(data) - len(payload) - len(format.leb128(len(payload))) + len(longest) <= 22
+    assert len(data) - len(payload) - len(format.leb128(len(payload))) + len(longest) <= 22 + 2 * (not exact)
 
 
 def test_a_frame_needs_18_bytes_beyond_its_payload():
     assert len(format.image_file(MODELS, (100, 150), bytes(250), 0)) == 250 + 18
+    assert len(format.image_file(IN_FLOATS, (100, 150), bytes(250), 0)) == 250 + 20
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (8193, 8192), (1, 2**26 + 1)])
@@ -374,27 +376,29 @@ def test_too_many_images_for_an_archive():
 # --- what is wrong with a file --------------------------------------------------------------------------------------------
 
 FILES = {"image": image_bytes(), "archive": archive_bytes([(10, 15), (7, 3), (10, 15)])}
+ALL_FILES = FILES | {"image in floats": image_bytes(models=IN_FLOATS),
+                     "archive in floats": archive_bytes([(10, 15), (7, 3), (10, 15)], models=IN_FLOATS)}  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kind", ALL_FILES)
 def test_every_shorter_file_is_cut_short(kind):
-    for n in range(len(FILES[kind])):
+    for n in range(len(ALL_FILES[kind])):
         with pytest.raises(ValueError, match=f"cut short: it has {n}"):
-            Reader(io.BytesIO(FILES[kind][:n]))
+            Reader(io.BytesIO(ALL_FILES[kind][:n]))
 
 
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kind", ALL_FILES)
 def test_every_longer_file_is_reported(kind):
     for n in (1, 2, 100):
         with pytest.raises(ValueError, match="longer than it says"):
-            Reader(io.BytesIO(FILES[kind] + bytes(n)))
+            Reader(io.BytesIO(ALL_FILES[kind] + bytes(n)))
 
 
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kind", ALL_FILES)
 def test_every_flipped_bit_is_reported(kind):
-    right, reader, reported = grids_in(FILES[kind]), Reader(io.BytesIO(FILES[kind])), 0
-    for i in range(8 * len(FILES[kind])):
-        data = bytearray(FILES[kind])
+    right, reader, reported = grids_in(ALL_FILES[kind]), Reader(io.BytesIO(ALL_FILES[kind])), 0
+    for i in range(8 * len(ALL_FILES[kind])):
+        data = bytearray(ALL_FILES[kind])
         data[i // 8] ^= 1 << i % 8
         try:
             assert grids_in(bytes(data)) == right  # the last bits of a payload may have changed within what means the same
@@ -402,7 +406,7 @@ def test_every_flipped_bit_is_reported(kind):
         except ValueError as error:
             assert ("is not a file" if i < 16 else "is damaged") in str(error), (i, error)
             reported += 1
-    assert reported > 8 * len(FILES[kind]) - 30
+    assert reported > 8 * len(ALL_FILES[kind]) - 30
 
 
 @pytest.mark.parametrize("start", [b"x", b"\x89PNG\r\n\x1a\n" + bytes(99), b"\xff\xd8\xff\xe0", b"PK\3\4", bytes(50)])
@@ -413,8 +417,8 @@ def test_foreign_files_are_reported(start):
 
 @pytest.mark.parametrize("kind", FILES)
 def test_newer_files_are_reported(kind):
-    with pytest.raises(ValueError, match="newer version.*format 3"):
-        Reader(io.BytesIO(FILES[kind][:2] + bytes([3 + 16 * 12]) + b"nobody knows what comes here"))
+    with pytest.raises(ValueError, match="newer version.*format 4"):
+        Reader(io.BytesIO(FILES[kind][:2] + bytes([4 + 16 * 11]) + b"nobody knows what comes here"))
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -436,6 +440,17 @@ def test_there_is_no_format_0(kind):
 def test_other_models_are_reported(kind, other, message):
     with pytest.raises(ValueError, match=message):
         Reader(io.BytesIO(FILES[kind])).check(other)
+
+
+@pytest.mark.parametrize("kind", ["image in floats", "archive in floats"])
+def test_other_floats_are_reported_before_anything_is_decoded(kind):
+    reader = Reader(io.BytesIO(ALL_FILES[kind]))
+    with pytest.raises(ValueError, match="written by a machine whose floats differ from this one's .*; decompress it there"):
+        reader.check(ModelPair(IN_FLOATS.fingerprints, 5, False, b"\x12\x35"))
+    with pytest.raises(ValueError, match="another prior"):  # which is said first: of another prior all floats differ
+        reader.check(ModelPair(models_of(prior=bytes(32)).fingerprints, 5, False, b"\x12\x35"))
+    with pytest.raises(ValueError, match="arithmetic"):
+        reader.check(MODELS)
 
 
 def test_hashes_that_begin_alike_are_distinguished_by_the_checksum():
@@ -469,7 +484,8 @@ def test_a_wrong_header_cannot_make_decoding_long():
 
 def wrong_archive(index: bytes) -> bytes:
     """With all checksums right."""
-    header = archive.HEADER.pack(MODELS.head(ARCHIVE), archive.HEADER.size + 4, archive.HEADER.size + 8 + len(index))
+    at = archive.first_payload(MODELS.head(ARCHIVE))
+    header = MODELS.head(ARCHIVE) + archive.PLACES.pack(at, at + len(index) + 4)
     return header + struct.pack("<I", zlib.crc32(header)) + index + struct.pack("<I", zlib.crc32(index))
 
 
@@ -527,7 +543,8 @@ def test_claims_are_refused_in_proportion_to_a_file():
 def test_no_mutation_gives_a_wrong_grid(n, change):
     """More than 100 000 random ones: each ends in a ValueError, or says exactly what the file text before."""
     draw = np.random.default_rng(0)
-    originals = [image_bytes(seed=i) for i in range(4)] + [image_bytes((3, 9)), archive_bytes([(10, 15), (7, 3)])]
+    originals = [image_bytes(seed=i, models=(MODELS, IN_FLOATS)[i % 2]) for i in range(4)] + [image_bytes((3, 9))]
+    originals += [archive_bytes([(10, 15), (7, 3)], models=models) for models in (MODELS, IN_FLOATS)]
     right = [grids_in(data) for data in originals]
     refused, steps = 0, []
     for k in draw.integers(len(originals), size=n).tolist():
@@ -557,7 +574,7 @@ def test_the_command_that_mutates_files_reports_one_that_is_read_as_another(tmp_
 # --- files of before ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_golden_files_still_mean_the_same(version):
     image, two_images = map(bytes.fromhex, GOLDEN[version])
     assert grids_in(image) == [("", (10, 15), draw_grid((2, 3), 0).tobytes())]
@@ -567,7 +584,17 @@ def test_golden_files_still_mean_the_same(version):
 
 
 def test_files_are_written_as_the_golden_ones_of_this_version():
-    assert image_bytes().hex() == GOLDEN[format.FORMAT][0]
+    for models, version in (MODELS, format.FORMAT), (IN_FLOATS, format.FLOAT_FORMAT):
+        assert (image_bytes(models=models).hex(), models.version) == (GOLDEN[version][0], version)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_files_in_floats_of_earlier_versions_have_no_probe_and_are_read_without(version):
+    grid = draw_grid((2, 3), 0)
+    header = IN_FLOATS.head(IMAGE, version) + bytes([15, 10, len(payload := code(grid))])
+    crc = struct.pack("<I", IN_FLOATS.crc((10, 15), grid, version))
+    data = header + bytes([format.crc8(header)]) + payload + crc
+    assert len(data) == len(image_bytes()) and grids_in(data) == grids_in(image_bytes())
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -592,5 +619,10 @@ GOLDEN = {
         "b531d200016465050f0a03a5a433c7631c4507",
         "b54ed200016465052000000000000000510000000000000056edf4f3a433c78378da6362606060026"
         "246462e760630e06786d0cc8c103a7992cc06d718f627067a0579e90c862012004bf006c24bbcae6d",
+    ),
+    3: (
+        "b531c3000164658512340f0a0387a433c7b61ea87f",
+        "b54ec30001646585123422000000000000005300000000000000f803f736a433c78378da63626060"
+        "60026246462e760630e06786d0cc8c107a5b955cf58a0bf571067a0579e90c86201200593007938990dfa5",
     ),
 }
