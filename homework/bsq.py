@@ -32,7 +32,7 @@ def binary_entropy(p: Tensor) -> Tensor:
 
 class BSQ(nn.Module):
     """Quantizes vectors to the corners of a hypercube, one bit for the sign of each of L coordinates on the unit sphere:
-    code = sign(u), u = down(x) / |down(x)| (section 3 of the paper, whose factor 1/sqrt(L) is left to ``up``).
+    code = sign(u), u = down(x) / |down(x)| (section 4 of the paper, whose factor 1/sqrt(L) is left to ``up``).
 
     ::
 

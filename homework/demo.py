@@ -39,6 +39,8 @@ def demo(*, out: str = "demo", images: str = "data/sample", n_generate: int = 8,
     pair = tokenizer, autoregressive
     folder, device, timed = Path(out), devices.pick_device(device), walkthrough.Stopwatch()
 
+    files.check_writable(folder / "index.html")  # before the work
+
     def load() -> tuple:
         coder, prior = load_pair(*pair, device)
         ae = checkpoint.load(autoencoder).to(device)

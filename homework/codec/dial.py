@@ -32,7 +32,7 @@ def quality_at(lmbda: float) -> float:
     """The inverse of :func:`lmbda_at`. ValueError for a value of no quality."""
     low, high = lmbda_at(100), lmbda_at(1)
     if type(lmbda) not in (int, float) or not low <= lmbda <= high:
-        raise ValueError(f"lmbda is {lmbda!r}, but must be a number from {low:.7f} to {high:.3f}.")
+        raise ValueError(f"lmbda is {lmbda!r}, but must be a number from {low:.7f} to {math.floor(1000 * high) / 1000}.")
     return QUALITY - 10 * math.log2(lmbda / LMBDA)
 
 

@@ -22,20 +22,26 @@ from homework.priors.cascade import Cascade
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 
+MOST_TOKENS = TOTAL // 2  # of which each has a frequency of at least 1
+
 
 def entropy_model(prior: Prior | Cascade) -> "ExactPrior | FloatPrior | CascadePrior":
     """What codes grids under ``prior``: on integers where it is a transformer that can be exported to them, else in floats.
 
     All have ``n_tokens`` (K), ``exact``, ``height`` and ``width`` (of the largest grid), ``fingerprints`` (32 bytes by
     version of the file format) and ``steps``, which give weights for the range coder (:mod:`homework.codec.range_coder`)
-    from arrays of tokens; on integers also ``weights``, those of complete grids.
+    from arrays of tokens; on integers also ``weights``, those of complete grids. ValueError for more than MOST_TOKENS codes.
     """
     if type(prior) is AutoregressiveModel:  # a subclass may compute something else
         try:
             return ExactPrior(prior)
         except OverflowError:  # its shape or weights leave integers too few bits
             pass
-    return CascadePrior(prior) if isinstance(prior, Cascade) else FloatPrior(prior)
+    model = CascadePrior(prior) if isinstance(prior, Cascade) else FloatPrior(prior)
+    if np.max(model.n_tokens) > MOST_TOKENS:
+        raise ValueError(f"{np.max(model.n_tokens)} codes are too many to be compressed, for each takes a share of 2^24 "
+                         f"frequencies; at most {MOST_TOKENS} are possible.")  # fmt: skip
+    return model
 
 
 class ExactPrior:

@@ -22,7 +22,7 @@ ACTIVATIONS = {
 
 class MaskedConv2d(nn.Conv2d):
     """A k x k convolution, (B,C,H,W) -> (B,C',H,W), that sees no later position (van den Oord et al., arXiv 1601.06759,
-    section 3.3). Type A hides the position itself too, for the first layer; type B shows it, as by then it depends on
+    section 3.4). Type A hides the position itself too, for the first layer; type B shows it, as by then it depends on
     earlier positions alone. ``weight`` is masked whenever it is used. ValueError for another type, or an even kernel."""
 
     mask: Tensor

@@ -1148,3 +1148,9 @@ def test_one_quality_for_all_touches_no_archive_before_it_is_found(call, folder)
     assert call("compress", "t.pth", "p.pth", *aim, "--target_bytes", 999).returncode == 0
     assert "3 images" in call("info", "a.tok").stdout
     assert "--on_average is about a target" in sentence(call("compress", "t.pth", "p.pth", *aim))
+
+
+def test_more_codes_than_frequencies_allow_are_refused():
+    tokenizer = build("BSQPatchAutoEncoder", codebook_bits=24)
+    with pytest.raises(ValueError, match="16777216 codes are too many"):
+        Compressor(tokenizer, Uniform(tokenizer.n_tokens))

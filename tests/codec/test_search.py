@@ -242,7 +242,7 @@ def test_quality_and_lmbda_are_inverse():
     for quality in 1, 12.5, 50, 100:
         assert quality_at(lmbda_at(quality)) == pytest.approx(quality)
     for lmbda in 0, 1, -0.01, float("nan"), True:
-        with pytest.raises(ValueError, match="lmbda is .* a number from 0.0003125 to 0.299"):
+        with pytest.raises(ValueError, match="lmbda is .* a number from 0.0003125 to 0.298"):
             quality_at(lmbda)
 
 
