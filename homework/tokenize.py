@@ -68,6 +68,7 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
     model, judge = (load_tokenizer(tokenizer), None) if prior is None else load_pair(tokenizer, prior, torch.device("cpu"))
     shift = min(*model.patch_shape, MOST) - 1 if shift is None else shift
     fields = {"tokenizer": fingerprint.identity(model), "shift": shift if copies else 0}
+    fields[fingerprint.CODES_OF] = fingerprint.codes_of(model)
     if codes:
         fields["codes"] = model.code_table().clone()  # a clone, for a view would be saved with all that it views
     data = open_folder(images[0], split) if len(images) == 1 else None

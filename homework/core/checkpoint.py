@@ -41,7 +41,7 @@ def load(path: str | Path, name: str | None = None) -> Model:
         model.load_state_dict(data["state_dict"])
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} does not fit this version's {data['model']}: {str(error).splitlines()[-1]}") from error
-    model.meta = data.get("meta", {})
+    model.meta = meta if isinstance(meta := data.get("meta"), dict) else {}
     return model.float().eval()  # whatever torch.set_default_dtype says
 
 

@@ -5,6 +5,9 @@ their defaults, and the tensors in the order of their names in the state dict. T
 the class's where it has an ``architecture``, so that a class can be moved, and gain an option with a default, without
 orphaning a file. The default of an option that exists must therefore never change.
 
+A tokenizer whose encoder alone was trained further has the fingerprints of the one that it came from, which its checkpoint
+keeps under :data:`CODES_OF`: its codes mean the same, so that either reads the other's files.
+
 Files of format 1 know their models by a hash of the class's name, the tensors with their names, and all options:
 :func:`legacy_digest`.
 """
@@ -12,12 +15,15 @@ Files of format 1 know their models by a hash of the class's name, the tensors w
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from homework.core.model import Model
+
+CODES_OF = "codes_of"  # in meta: {"fingerprint", "legacy" (64 hexadecimal digits each), "identity"} of the first tokenizer
 
 
 def digest(model: Model, tensors: Mapping[str, Tensor], dtype: torch.dtype, prefix: str = "") -> bytes:
@@ -36,8 +42,23 @@ def digest(model: Model, tensors: Mapping[str, Tensor], dtype: torch.dtype, pref
     return sha.digest()
 
 
+def codes_of(model: Model) -> dict[str, str]:
+    """What a tokenizer with the same codes, that comes from ``model``, keeps under :data:`CODES_OF`. ValueError if what the
+    model has there itself is none."""
+    kept = model.meta.get(CODES_OF)
+    if kept is None:
+        digests = {"fingerprint": fingerprint(model).hex(), "legacy": legacy_fingerprint(model).hex()}
+        return digests | {"identity": identity(model)}
+    forms = {"fingerprint": "[0-9a-f]{64}", "legacy": "[0-9a-f]{64}", "identity": "[0-9a-f]{16}( [0-9a-f]{16})?"}
+    if not isinstance(kept, dict) or not all(re.fullmatch(form, str(kept.get(key))) for key, form in forms.items()):
+        raise ValueError(f"The checkpoint's {CODES_OF} is damaged; train the tokenizer again.")
+    return kept
+
+
 def fingerprint(model: Model) -> bytes:
     """32 bytes by which compressed files know a model: its :func:`digest` with the weights as float32."""
+    if CODES_OF in model.meta:
+        return bytes.fromhex(codes_of(model)["fingerprint"])
     return digest(model, model.state_dict(), torch.float32)
 
 
@@ -45,6 +66,8 @@ def identity(model: Model) -> str:
     """By which token files, feature maps and priors know a model: the first 16 hexadecimal digits of its :func:`digest` and,
     after a space, of its :func:`legacy_digest`. Both round the weights to float16, so that a checkpoint and its float16 copy
     have the same."""
+    if CODES_OF in model.meta:
+        return codes_of(model)["identity"]
     weights = model.state_dict()
     legacy = legacy_digest(type(model).__name__, {}, weights, torch.float16)
     return f"{digest(model, weights, torch.float16).hex()[:16]} {legacy.hex()[:16]}"
@@ -77,6 +100,8 @@ def legacy_options(model: Model) -> dict:
 
 def legacy_fingerprint(model: Model) -> bytes:
     """As :func:`fingerprint`, for format 1."""
+    if CODES_OF in model.meta:
+        return bytes.fromhex(codes_of(model)["legacy"])
     return legacy_digest(type(model).__name__, legacy_options(model), model.state_dict(), torch.float32)
 
 

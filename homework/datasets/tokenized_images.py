@@ -22,9 +22,10 @@ class TokenizedImages(Dataset):
 
     def __init__(self, split: str = "train", root: str | Path = "data", image_size: tuple[int, int] | None = None):
         self.tokens = TokenDataset(split, root)
-        if self.tokens.shift or not self.tokens.images:
+        if self.tokens.shift or not self.tokens.images or not self.tokens.codes_of:
             raise ValueError(f"{root}/tokenized_{split}.pth does not hold one grid for each image of a folder; make it with "
                              "python -m homework.tokenize, without --copies.")  # fmt: skip
+        self.meta = {fingerprint.CODES_OF: self.tokens.codes_of}
         self.images = ImageDataset([str(name) for name in self.tokens.names], image_size)
         self.names = self.images.names
         if self.names != self.tokens.names:

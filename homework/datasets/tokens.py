@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from homework.core import files
+from homework.core import files, fingerprint
 from homework.datasets.base import Dataset, Indices
 from homework.datasets.image_files import SPLITS
 
@@ -63,6 +63,7 @@ class TokenDataset(Grids):
         if not known:
             raise ValueError(f"{path} has fields of other types than python -m homework.tokenize writes; make it with that.")
         self.images = fields.get("images")  # by which grids of several tokenizers know that they go together
+        self.codes_of = fields.get(fingerprint.CODES_OF)
         self.meta = {"tokenizer": fields["tokenizer"]} if "tokenizer" in fields else {}
         self.size = self.tokens.shape[1:]
         if self.tokens.min() < 0 or self.tokens.max() >= self.n_tokens:

@@ -1,5 +1,7 @@
 """Tokens that a search found, from images to a tokenizer that has learned from them."""
 
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from homework.core import checkpoint, fingerprint
 from homework.datasets.images import to_float
 from homework.datasets.tokenized_images import TokenizedImages
 from homework.datasets.tokens import TokenDataset
+from homework.training.loop import Run
 
 SIZE = {"patch_size": 5, "latent_dim": 8, "encoder_blocks": 1, "decoder_blocks": 1, "detail": 4}
 TOKENIZERS = {
@@ -72,6 +75,51 @@ def test_an_encoder_learns_to_make_them_and_the_decoder_stays(command, folder):
     same = [float((model.encode_index(x) == index).float().mean()) for model in (before, after)]
     assert same[1] > same[0] + 0.1
     assert torch.equal(before.decode_index(index), after.decode_index(index))
+
+
+def test_files_of_either_tokenizer_are_read_by_the_other(command, folder):
+    searched(command)
+    options = ["--dataset=tokenized_images", "--data=.", "--batch_size=2", "--lr=0.01", "--warmup=5", "--epochs=20"]
+    assert command("train", "tokenizer.pth", *options, "--output=more.pth").returncode == 0
+    for one, other in ("tokenizer.pth", "more.pth"), ("more.pth", "tokenizer.pth"):
+        assert command("compress", one, "prior.pth", "images", "a.hwa", "--effort=0").returncode == 0
+        done = command("compress", "decompress", other, "prior.pth", "a.hwa", f"by_{one}")
+        assert done.returncode == 0, done.stderr
+        assert len(list((folder / f"by_{one}").iterdir())) == 6
+    tokenized(command, "--prior", "prior.pth")  # and it goes on from there
+    assert command("train", "more.pth", *options, "--output=most.pth").returncode == 0
+    tokens = [fingerprint.codes_of(checkpoint.load(f"{name}.pth")) for name in ("tokenizer", "more", "most")]
+    assert tokens[0] == tokens[1] == tokens[2]
+    # trained on images, the decoder becomes another
+    (folder / "train").symlink_to("images")
+    (folder / "valid").symlink_to("images")
+    assert command("train", "more.pth", "--data=.", "--batch_size=2", "--epochs=1", "--output=new.pth").returncode == 0
+    assert fingerprint.identity(checkpoint.load("new.pth")) != tokens[0]["identity"]
+
+
+@pytest.mark.parametrize("damage", ["text", {}, {"fingerprint": "00", "legacy": "00", "identity": "00"}, [1]])
+def test_a_damaged_fingerprint_is_a_sentence(command, folder, damage):
+    model = checkpoint.load("tokenizer.pth")
+    checkpoint.save(model, "damaged.pth", {fingerprint.CODES_OF: damage})
+    assert "damaged" in sentence(command("compress", "damaged.pth", "prior.pth", "images", "a.hwa", "--effort=0"))
+
+
+def test_a_resumed_run_keeps_them(command, folder, monkeypatch):
+    searched(command)
+    options = ["--dataset=tokenized_images", "--data=.", "--batch_size=2", "--epochs=4", "--validate_every=3"]
+    step = Run.step
+
+    def interrupted(self):
+        if self.update == 6:
+            signal.raise_signal(signal.SIGINT)
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "step", interrupted)
+        assert command("train", "tokenizer.pth", *options, "--output=more.pth").returncode == 130
+    done = command("train", next((folder / "checkpoints").glob("*r.pth")), "--resume")
+    assert done.returncode == 0, done.stderr
+    assert fingerprint.identity(checkpoint.load("more.pth")) == fingerprint.identity(checkpoint.load("tokenizer.pth"))
 
 
 def test_measures(folder):
