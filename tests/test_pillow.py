@@ -229,6 +229,15 @@ def test_a_file_is_read_by_whichever_models_in_use_wrote_it(tmp_path, compressor
         assert np.array_equal(Image.open(io.BytesIO(data)), shown(compressor, IMAGES[0]))
 
 
+def test_archives_of_priors_in_floats(tmp_path, compressor):
+    save(build("BSQPatchAutoEncoder"), tmp_path / "t.pth")
+    save(build("GatedPixelCNN"), tmp_path / "p.pth")
+    pillow.use(tmp_path / "t.pth", tmp_path / "p.pth", device="cpu")
+    with Image.open(io.BytesIO(archive_of(IMAGES))) as file:
+        for i, frame in enumerate(ImageSequence.Iterator(file)):
+            assert np.array_equal(frame, shown(compressor, IMAGES[i]))
+
+
 def test_files_of_other_models_open_but_do_not_load(monkeypatch, compressor):
     other = Compressor(build("BSQPatchAutoEncoder", seed=1), build("AutoregressiveModel"))
     monkeypatch.setattr(pillow, "_pretrained", lambda: compressor)
