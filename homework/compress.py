@@ -66,7 +66,7 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
     cli.at_least(0, frame=frame)
     if not sources:
         raise ValueError("Name the image or the folder to compress and, after it, the file to write.")
-    if Path(output).is_dir() or Path(output).suffix.lower() in {*Image.registered_extensions(), ".json", ".pth"}:
+    if Path(output).is_dir() or _is_image(output) or Path(output).suffix.lower() in {".json", ".pth"}:
         raise ValueError(f"The last argument is the file to write, but {output} is a folder, an image or a checkpoint.")
     check_regular(Path(output))
     if output != "-" and not format.may_replace(output):
@@ -129,7 +129,7 @@ def decompress(tokenizer: str, autoregressive: str, file: str, output: str, *, o
         reader = archive.Reader(stream, name)
         wanted = range(len(reader.names)) if only is None else _find(reader, only)
         folder = reader.kind == format.ARCHIVE and (only is None or len(wanted) > 1 or not is_image)
-        if folder and (target.is_file() or is_image or (suffix in Image.registered_extensions() and not target.is_dir())):
+        if folder and (target.is_file() or is_image or (_is_image(output) and not target.is_dir())):
             raise ValueError(f"{name} is an archive: name a folder, not {output}, or one of its images by --only NAME, and "
                              f"a file that ends in {', '.join(LOSSLESS)}.")  # fmt: skip
         if not folder and (output != "-" and target.is_dir() or not is_image):
@@ -140,6 +140,11 @@ def decompress(tokenizer: str, autoregressive: str, file: str, output: str, *, o
             compressor = _load(tokenizer, autoregressive, batch_size, threads, device)
             decompress_file(compressor, reader, wanted, Path(written), folder, quiet)
     _say(f"{output}: {checks.count(len(wanted), 'image')}{'; not written' * dry_run}", output, quiet)
+
+
+def _is_image(path: str) -> bool:
+    """Whether a path is named like an image of another format, though homework.pillow may have made ours known to Pillow."""
+    return Path(path).suffix.lower() in Image.registered_extensions().keys() - {*format.SUFFIXES}
 
 
 @contextlib.contextmanager

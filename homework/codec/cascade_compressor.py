@@ -43,14 +43,12 @@ class CascadeCompressor(Compressor):
 
     def __init__(self, cascade: Cascade, device: str | torch.device | None = None, batch_size: int = 64, effort: int = 0,
                  quality: float = dial.QUALITY, target: dial.Target | None = None):  # fmt: skip
-        if effort:
-            raise ValueError(NO_SEARCH)
-        super().__init__(cascade.codebooks[-1], cascade, device, batch_size, 0, quality, target)
+        super().__init__(cascade.codebooks[-1], cascade, device, batch_size, effort, quality, target)
 
-    def _set(self, quality: float, target: dial.Target | None) -> None:
-        if target or quality != dial.QUALITY:
+    def _set(self, effort: int, quality: float, target: dial.Target | None) -> None:
+        if effort or target or quality != dial.QUALITY:
             raise ValueError(NO_SEARCH)
-        super()._set(quality, target)
+        super()._set(effort, quality, target)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """(1,N). ValueError if an image of ``size`` (H,W) has another finest grid than the cascade knows."""

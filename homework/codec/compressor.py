@@ -59,9 +59,7 @@ class Compressor:
             raise ValueError(f"The tokenizer has {tokenizer.n_tokens} codes, but the prior was trained on "
                              f"{autoregressive.n_tokens}; train a prior on this tokenizer's grids.")  # fmt: skip
         checks.integer(1, None, batch_size=batch_size)
-        checks.integer(0, 9, effort=effort)
-        self.effort = effort
-        self._set(quality, target)
+        self._set(effort, quality, target)
         self.device = tokenizer.device if device is None else torch.device(device)
         with torch.inference_mode(False):  # in float32, since the fingerprints are of that
             self.tokenizer = copy.deepcopy(tokenizer).to(self.device, torch.float32).eval().requires_grad_(False)
@@ -74,17 +72,19 @@ class Compressor:
         (found,) = [b""] if priors.exact else in_parallel(probe, [priors], 1)
         self.models = format.ModelPair(pairs, max(tokenizer.patch_shape), priors.exact, found)
 
-    def at(self, quality: float) -> "Compressor":
-        """The same, with its models, but of another quality, and without a target. ValueError as for the constructor's."""
+    def at(self, quality: float, effort: int | None = None, target: dial.Target | None = None) -> "Compressor":
+        """The same, with its models, but of another quality and effort (its own if None), and with this target or none.
+        ValueError as for the constructor's."""
         other = copy.copy(self)
-        other._set(quality, None)
+        other._set(self.effort if effort is None else effort, quality, target)
         return other
 
-    def _set(self, quality: float, target: dial.Target | None) -> None:
+    def _set(self, effort: int, quality: float, target: dial.Target | None) -> None:
+        checks.integer(0, 9, effort=effort)
         dial.lmbda_at(quality)  # ValueError if it is none
-        if self.effort == 0 and (target or quality != dial.QUALITY):
+        if effort == 0 and (target or quality != dial.QUALITY):
             raise ValueError("With effort 0 the tokens are the encoder's, of its one quality; use an effort from 1 to 9.")
-        self.quality, self.target = quality, target
+        self.effort, self.quality, self.target = effort, quality, target
 
     def compress(self, x: Tensor) -> bytes:
         """One image (H,W,3), float (of any precision, but computed with as float32) in [-0.5,0.5] -> its file. ValueError if

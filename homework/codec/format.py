@@ -26,6 +26,7 @@ from homework.core.checks import MAX_PIXELS
 # and files in floats of both have no probe
 FORMAT, FLOAT_FORMAT = 2, 3
 IMAGE, ARCHIVE = b"\xb51", b"\xb5N"  # no text begins with \xb5: in UTF-8 it only continues a character
+SUFFIXES = (".hwi", ".hwa")  # of their names, which may be others
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,7 +33,8 @@ def readable_suffixes() -> frozenset[str]:
     found = Image.registered_extensions()  # of plugins that write, too
     stubs = {name for name, (factory, _) in Image.OPEN.items()
              if isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)}  # fmt: skip
-    return frozenset(suffix for suffix, name in found.items() if name in Image.OPEN and name not in {*stubs, "EPS", "MPEG"})
+    others = {*stubs, "EPS", "MPEG", "HWI", "HWA"}  # the last two are homework.pillow's, whose images have lost detail
+    return frozenset(suffix for suffix, name in found.items() if name in Image.OPEN and name not in others)
 
 
 def missing_plugin(path: PurePath) -> str | None:
@@ -49,19 +50,13 @@ def decode(stream: BinaryIO, path: str | Path, frame: int = 0) -> tuple[Image.Im
     readable_suffixes()
     try:
         with Image.open(stream) as file:
-            n_frames = 1 if file.format == "PSD" else max(getattr(file, "n_frames", 1), 1)  # Photoshop's are layers
+            n_frames = n_frames_of(file)
             if frame >= n_frames:
                 s = "s" * (n_frames > 1)
                 raise Unreadable(f"--frame is {frame}, but {path} has {n_frames} frame{s} or page{s}, counted from 0.")
             if frame:
                 file.seek(frame)
-            tags = _tags(file.tag_v2) if isinstance(file, TiffImagePlugin.TiffImageFile) else {}
-            if (layout := _unknown(file, tags)) is not None:
-                raise _refused(path, layout)
-            image: Image.Image = file
-            ImageOps.exif_transpose(image, in_place=True)  # a copy of a photo would take 100 MB
-            profile = image.info.get("icc_profile")
-            return _to_rgb(_to_8_bits(image, tags) if image.mode.startswith("I") else image, profile), n_frames
+            return to_rgb(file, path, in_place=True), n_frames
     except Unreadable:
         raise
     except Image.DecompressionBombError as error:
@@ -72,6 +67,25 @@ def decode(stream: BinaryIO, path: str | Path, frame: int = 0) -> tuple[Image.Im
         plugin = missing_plugin(Path(path))
         advice = f"pip install {plugin}" if plugin else "is it damaged?"
         raise ValueError(f"{path} cannot be read as an image ({type(error).__name__}); {advice}") from error
+
+
+def n_frames_of(image: Image.Image) -> int:
+    """How many frames or pages an image has: at least 1."""
+    return 1 if image.format == "PSD" else max(getattr(image, "n_frames", 1), 1)  # Photoshop's are layers
+
+
+def to_rgb(image: Image.Image, name: str | Path, in_place: bool = False) -> Image.Image:
+    """An image of Pillow, in its current frame, as :func:`decode` returns it; ``in_place`` turns it itself upright, not a
+    copy. :class:`Unreadable` if it is unknown how bright its numbers are."""
+    tags = _tags(image.tag_v2) if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    if (layout := _unknown(image, tags)) is not None:
+        raise _refused(name, layout)
+    if in_place:
+        ImageOps.exif_transpose(image, in_place=True)  # a copy of a photo would take 100 MB
+    else:
+        image = ImageOps.exif_transpose(image)
+    profile = image.info.get("icc_profile")
+    return _to_rgb(_to_8_bits(image, tags) if image.mode.startswith("I") else image, profile)
 
 
 def _refused(path: str | Path, layout: str) -> Unreadable:
@@ -115,7 +129,8 @@ def _few(values: list) -> list[str]:
 def _unknown(file: Image.Image, tags: dict[int, tuple]) -> str | None:
     """What an image has whose numbers Pillow reads wrongly, or of which no one knows the white; None for the others."""
     channels, bits = len(tags.get(BITS, (1,))), max(tags.get(BITS, (1,)))
-    if file.mode == "F" or (file.mode.startswith("I") and (bits > 16 or file.format not in SIXTEEN_BITS)):
+    sixteen = file.format in SIXTEEN_BITS or (file.format is None and file.mode.startswith("I;16"))  # not of a file
+    if file.mode == "F" or (file.mode.startswith("I") and (bits > 16 or not sixteen)):
         return "floats or 32 bits a pixel, of unknown white"
     in_planes = channels > 1 and tags.get(PLANES) == (2,)
     if set(tags.get(NUMBERS, (1,))) != {1} or (in_planes and (bits > 8 or file.mode == "LA")):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bench.mutations import mutate, repaired
-from homework import Compressor
+from homework import Compressor, pillow
 from homework.codec import archive, format
 from homework.codec.cascade_compressor import CascadeCompressor, compressor_of
 from homework.core import checkpoint
@@ -250,6 +250,19 @@ def test_a_folder_there_and_back_in_fresh_processes(here, cascade, tmp_path):
         x = to_float(torch.from_numpy(np.array(read_image(Path("photos", f"{i}.png")))))
         wanted = to_uint8(cascade.decode(cascade.encode(x[None]))[-1][0]).numpy().astype(int)
         assert abs(np.array(read_image(back / f"{i}.png")).astype(int) - wanted).max() <= 1  # of floats in another batch
+
+
+def test_pillow_writes_and_opens_them_by_a_cascade(here, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(pillow, "_named", [])
+    pillow.use("fine.pth", "cascade.json", "cpu")
+    with Image.open("photos/0.png") as image:
+        image.save(tmp_path / "a.hwi")
+        with pytest.raises(ValueError, match="without a search"):
+            image.save(tmp_path / "b.hwi", effort=1)
+    assert command("compress", "fine.pth", "cascade.json", "photos/0.png", tmp_path / "c.hwi").returncode == 0
+    assert (tmp_path / "a.hwi").read_bytes() == (tmp_path / "c.hwi").read_bytes()
+    done = command("compress", "decompress", "fine.pth", "cascade.json", tmp_path / "a.hwi", tmp_path / "0.png")
+    assert done.returncode == 0 and np.array_equal(Image.open(tmp_path / "a.hwi"), Image.open(tmp_path / "0.png"))
 
 
 def test_images_are_appended_and_one_is_taken_out(here, command, tmp_path):

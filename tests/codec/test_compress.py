@@ -32,6 +32,7 @@ from homework.codec.entropy import FloatPrior
 from homework.codec.image_files import compress_files
 from homework.codec.parallel import in_parallel
 from homework.core import checkpoint, cli
+from homework.datasets.decoding import readable_suffixes
 from homework.datasets.image_files import read_image
 from homework.datasets.images import to_float, to_uint8
 from homework.nn.blocks import pad_to_patches
@@ -820,22 +821,46 @@ def test_info_as_json(call, folder):
         assert model["role"] == role and model["fingerprint"] == facts[role]
 
 
-def test_standard_input_and_output(call, folder, models, monkeypatch):
-    def piped(name: str, data: bytes) -> bytes:
+@pytest.fixture
+def piped(call, monkeypatch):
+    """``piped(name, data)``: what a command writes to standard output, given ``data`` in standard input."""
+
+    def piped(name: str, data: bytes, source: str = "-", *options: str) -> bytes:
         out = io.TextIOWrapper(io.BytesIO())
         with monkeypatch.context() as patched:
             patched.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
             patched.setattr(sys, "stdout", out)
-            done = call(name, "t.pth", "p.pth", "-", "-")
-        assert done.returncode == 0 and done.stderr.splitlines()[-1].startswith("-: 1 image"), done.stderr
+            done = call(name, "t.pth", "p.pth", source, "-", *options)
+        assert done.returncode == 0 and done.stderr.splitlines()[-1].startswith("-: "), done.stderr
         return out.buffer.getvalue()
 
+    return piped
+
+
+def test_standard_input_and_output(piped, folder, models):
     data = piped("compress", Path("photos/3.png").read_bytes())
     assert data == Compressor(*models).compress(floats("photos/3.png"))
     Path("3.png").write_bytes(piped("decompress", data))
     check_pictures(models, folder, {"3.png": "photos/3.png"})
     assert Path("3.png").read_bytes().startswith(b"\x89PNG")
     assert files(folder) == {"t.pth", "p.pth", "3.png", *(f"photos/{i}.png" for i in range(6))}
+
+
+def test_an_archive_through_standard_output_and_input(piped, call, folder):
+    call("compress", "t.pth", "p.pth", "photos", "a.tok")
+    assert piped("compress", b"", "photos") == Path("a.tok").read_bytes()
+    call("decompress", "t.pth", "p.pth", "a.tok", "3.png", "--only", "3.png")
+    assert piped("decompress", Path("a.tok").read_bytes(), "-", "--only", "3.png") == Path("3.png").read_bytes()
+
+
+@pytest.mark.parametrize("suffix, plugin", [("pgm", "PIL"), ("jfif", "PIL"), ("jxl", "pillow_jxl"), ("heic", "pillow_heif")])
+def test_any_format_that_pillow_reads_comes_as_a_file_or_through_a_pipe(suffix, plugin, piped, call, folder, models):
+    pytest.importorskip(plugin)
+    readable_suffixes()  # registers the plugin, here for writing
+    Image.open("photos/3.png").convert("L" if suffix == "pgm" else "RGB").save(name := f"a.{suffix}")
+    data = Compressor(*models).compress(floats(name))
+    assert call("compress", "t.pth", "p.pth", name, "a.tok").returncode == 0 and Path("a.tok").read_bytes() == data
+    assert piped("compress", Path(name).read_bytes()) == data
 
 
 @pytest.mark.skipif(os.name != "posix", reason="there is no /dev/fd")
