@@ -47,6 +47,8 @@ _SMALL = "--latent_dim 8 --encoder_blocks 1 --decoder_blocks 1 --detail 2"
 TINY = {  # options that make a new model small, or a search short, by the beginning of the command
     "compress compress cascade/fine.pth bench/configs/cascade.json": "--effort 0",
     "compress compress": "--effort 1",
+    "tokenize BSQPatchAutoEncoder mine/searched/tokenized_train.pth": "--effort 1 --limit 4",
+    "tokenize BSQPatchAutoEncoder mine/searched/tokenized_valid.pth": "--effort 1 --limit 4",
     "train PatchAutoEncoder": f"{_SMALL} --bottleneck 4",
     "train ConvAutoEncoder": "--min_channel 4 --max_channel 6",
     "train BSQPatchAutoEncoder": _SMALL,
