@@ -1,5 +1,7 @@
 """The prior that has learned nothing, to compare the others with."""
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -46,3 +48,6 @@ class Uniform(Prior):
         grids = torch.randint(self.n_tokens, (B, h, w), generator=generator).to(device)
         grids[:, : prefix.shape[1]] = prefix
         return grids
+
+    def generate_rows(self, B: int, h: int, w: int, device: str | torch.device = "cpu", **options: Any) -> Iterator[Tensor]:
+        yield from itertools.accumulate(self.generate(B, h, w, device, **options).split(1, dim=1), lambda *a: torch.cat(a, 1))
