@@ -1,0 +1,84 @@
+"""The tab Compress, laid out."""
+
+import tempfile
+from pathlib import Path
+
+import gradio as gr
+
+from homework.codec import dial
+from homework.studio_tabs import compression
+from homework.studio_tabs.components import PIXELS, command_box, picker, said
+from homework.studio_tabs.compression import Comparison
+from homework.studio_tabs.models import Models, Source
+
+NAMES = ("original", "ours", "WebP", "AVIF", "JPEG", "map of bits", "map of errors")
+EFFORT = 2  # at first: an answer that takes less than a second, and finds most of what there is
+
+
+def build(models: Models, page: gr.Blocks) -> None:
+    """Lays out the tab in the block that is open. ``page`` fills it when it is loaded."""
+    with gr.Row():
+        with gr.Column(scale=2, min_width=320):
+            source = picker(models)
+            quality = gr.Slider(1, 100, dial.QUALITY, step=1, label="Quality", info="fewer bytes or less error",
+                                elem_id="quality")  # fmt: skip
+            effort = gr.Slider(0, 9, EFFORT, step=1, label="Effort", info="how long to look for better tokens")
+            stop = gr.Button("Stop", size="sm")
+        with gr.Column(scale=3, min_width=320):
+            with gr.Row():
+                left = gr.Dropdown(NAMES, value="original", label="Left", min_width=120)
+                right = gr.Dropdown(NAMES, value="ours", label="Right", min_width=120)
+            wipe = gr.ImageSlider(format="png", type="numpy", show_label=False, interactive=False, elem_classes=PIXELS,
+                                  max_height=700, buttons=["fullscreen"])  # fmt: skip
+            table = gr.Markdown(elem_id="table")
+            file = gr.DownloadButton("Download image.hwi", interactive=False)
+            box = command_box("", "docs/codec.md")
+    with gr.Accordion("Look at a file that was downloaded here", open=False, elem_id="open"):
+        with gr.Row():
+            dropped = gr.File(label="Drop a .hwi file here", type="binary", height=130)
+            with gr.Column(min_width=320):
+                opened = gr.Image(format="png", label="Its picture", interactive=False, elem_classes=PIXELS, height=240)
+                about = gr.Markdown()
+    found, tried = gr.State(None), gr.State(None)
+
+    def shown(comparison: Comparison | None, left: str, right: str) -> tuple | None:
+        """Pictures that are not there yet are the original."""
+        if comparison is None:
+            return None
+        original = comparison.pictures["original"]
+        return tuple(comparison.pictures.get(name, original) for name in (left, right))
+
+    def compress(source: Source | None, quality: float, effort: float, left: str, right: str):
+        if source is None:
+            raise ValueError("There is no image yet; drop one.")
+        command = compression.command(models, source, quality, int(effort))
+        for comparison in compression.compress(models, source, quality, int(effort)):
+            yield comparison, shown(comparison, left, right), report(comparison, int(effort)), command, gr.skip()
+        path = Path(tempfile.mkdtemp(dir=models.folder), "image.hwi")
+        path.write_bytes(comparison.file)
+        label = f"Download image.hwi, {len(comparison.file):,} bytes"
+        yield *(gr.skip() for _ in range(4)), gr.DownloadButton(label, value=str(path), interactive=True)
+
+    def compare(comparison: Comparison, tried: tuple | None, effort: float, left: str, right: str):
+        pixels = comparison.source.pixels
+        if tried is None or tried[0] is not pixels:
+            tried = pixels, {}
+        for codec in compression.rivals():
+            comparison = compression.add_codec(comparison, codec, tried[1].setdefault(codec.name, {}))
+            yield comparison, tried, shown(comparison, left, right), report(comparison, int(effort))
+
+    def report(comparison: Comparison, effort: int) -> str:
+        return f"{compression.table(comparison)}\n\n{compression.remarks(comparison, effort)}"
+
+    def open_file(data: bytes):
+        return compression.open_file(models, data)
+
+    triggers = [page.load, source.change, quality.release, effort.release]
+    run = gr.on(triggers, said(compress), [source, quality, effort, left, right], [found, wipe, table, box, file],
+                trigger_mode="always_last", show_progress="minimal", show_progress_on=table)  # fmt: skip
+    others = run.success(said(compare), [found, tried, effort, left, right], [found, tried, wipe, table],
+                         show_progress="minimal", show_progress_on=table)  # fmt: skip
+    gr.on(triggers[1:], None, cancels=[others])  # what is compared with is slow, and now another file
+    stop.click(None, cancels=[run, others])
+    gr.on([left.input, right.input], shown, [found, left, right], wipe, show_progress="hidden")
+    dropped.upload(said(open_file), dropped, [opened, about])

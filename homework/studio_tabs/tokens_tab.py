@@ -1,0 +1,50 @@
+"""The tab Tokens, laid out."""
+
+import gradio as gr
+
+from homework.studio_tabs import tokens
+from homework.studio_tabs.components import command_box, picker, said
+from homework.studio_tabs.models import Models, Source
+from homework.studio_tabs.tokens import View
+
+HINT = "The most probable tokens there, given those before; click one to put it in:"
+
+
+def build(models: Models, page: gr.Blocks) -> None:
+    """Lays out the tab in the block that is open. ``page`` fills it when it is loaded."""
+    with gr.Row():
+        with gr.Column(scale=2, min_width=320):
+            source = picker(models)
+            reset = gr.Button("Back to the encoder's tokens", size="sm")
+        with gr.Column(scale=3, min_width=320):
+            picture = gr.Image(label="Click a token", format="png", interactive=False, elem_id="grid", buttons=[])
+            balance = gr.Markdown()
+            about = gr.Markdown(elem_id="token")
+            others = gr.Gallery(label="The most probable tokens there", columns=5, allow_preview=False, interactive=False,
+                                buttons=[], format="png", show_label=False, elem_id="alternatives",
+                                elem_classes="thumbnails")  # fmt: skip
+            box = command_box("", "docs/tokenizers.md")
+    view, known = gr.State(None), gr.State([])
+
+    def show(view: View):
+        found = tokens.alternatives(models, view)
+        gallery = [(one.picture, f"{one.token}: {100 * one.probability:.2g} %") for one in found]
+        text = f"{tokens.describe(models, view)}. {HINT}"
+        return (view, [one.token for one in found], tokens.draw(models, view), tokens.balance(models, view), text,
+                gr.Gallery(gallery, selected_index=None))  # fmt: skip
+
+    def begin(source: Source | None):
+        if source is None:
+            raise ValueError("There is no image yet; drop one.")
+        return *show(tokens.start(models, source)), tokens.command(models, source)
+
+    def look(view: View, event: gr.SelectData):
+        return show(tokens.at_pixel(models, view, *event.index))
+
+    def choose(view: View, known: list[int], event: gr.SelectData):
+        return show(tokens.replace(view, known[event.index]))
+
+    outputs = [view, known, picture, balance, about, others]
+    gr.on([page.load, source.change, reset.click], said(begin), source, [*outputs, box], show_progress="hidden")
+    picture.select(said(look), view, outputs, show_progress="hidden")
+    others.select(said(choose), [view, known], outputs, show_progress="hidden")
