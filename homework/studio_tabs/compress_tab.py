@@ -48,37 +48,35 @@ def build(models: Models, page: gr.Blocks) -> None:
         original = comparison.pictures["original"]
         return tuple(comparison.pictures.get(name, original) for name in (left, right))
 
-    def compress(source: Source | None, quality: float, effort: float, left: str, right: str):
+    def compress(source: Source | None, quality: float, effort: float, tried: tuple | None, left: str, right: str):
+        """The search's rounds, then a file to download, then the other codecs one by one; ``tried`` keeps their files."""
         if source is None:
             raise ValueError("There is no image yet; drop one.")
-        command = compression.command(models, source, quality, int(effort))
-        for comparison in compression.compress(models, source, quality, int(effort)):
-            yield comparison, shown(comparison, left, right), report(comparison, int(effort)), command, gr.skip()
+        command, download = compression.command(models, source, quality, int(effort)), gr.DownloadButton(interactive=False)
+        if tried is None or tried[0] is not source.pixels:
+            tried = source.pixels, {}
+
+        def updates(found: Comparison) -> tuple:
+            text = f"{compression.table(found)}\n\n{compression.remarks(found, int(effort))}"
+            return found, tried, shown(found, left, right), text, command, download
+
+        for found in compression.compress(models, source, quality, int(effort)):
+            yield updates(found)
         path = Path(tempfile.mkdtemp(dir=models.folder), "image.hwi")
-        path.write_bytes(comparison.file)
-        label = f"Download image.hwi, {len(comparison.file):,} bytes"
-        yield *(gr.skip() for _ in range(4)), gr.DownloadButton(label, value=str(path), interactive=True)
-
-    def compare(comparison: Comparison, tried: tuple | None, effort: float, left: str, right: str):
-        pixels = comparison.source.pixels
-        if tried is None or tried[0] is not pixels:
-            tried = pixels, {}
+        path.write_bytes(found.file)
+        download = gr.DownloadButton(f"Download image.hwi, {len(found.file):,} bytes", value=str(path), interactive=True)
+        yield updates(found)
         for codec in compression.rivals():
-            comparison = compression.add_codec(comparison, codec, tried[1].setdefault(codec.name, {}))
-            yield comparison, tried, shown(comparison, left, right), report(comparison, int(effort))
-
-    def report(comparison: Comparison, effort: int) -> str:
-        return f"{compression.table(comparison)}\n\n{compression.remarks(comparison, effort)}"
+            found = compression.add_codec(found, codec, tried[1].setdefault(codec.name, {}))
+            yield updates(found)
 
     def open_file(data: bytes):
         return compression.open_file(models, data)
 
-    triggers = [page.load, source.change, quality.release, effort.release]
-    run = gr.on(triggers, said(compress), [source, quality, effort, left, right], [found, wipe, table, box, file],
-                trigger_mode="always_last", show_progress="minimal", show_progress_on=table)  # fmt: skip
-    others = run.success(said(compare), [found, tried, effort, left, right], [found, tried, wipe, table],
-                         show_progress="minimal", show_progress_on=table)  # fmt: skip
-    gr.on(triggers[1:], None, cancels=[others])  # what is compared with is slow, and now another file
-    stop.click(None, cancels=[run, others])
+    triggers = [page.load, source.change, quality.change, effort.change]
+    begin = gr.on(triggers, lambda: None, queue=False, trigger_mode="multiple")  # the next run, when the last one has ended
+    run = begin.then(said(compress), [source, quality, effort, tried, left, right], [found, tried, wipe, table, box, file],
+                     trigger_mode="multiple", show_progress="minimal", show_progress_on=table)  # fmt: skip
+    gr.on([*triggers[1:], stop.click], None, cancels=[run])
     gr.on([left.input, right.input], shown, [found, left, right], wipe, show_progress="hidden")
     dropped.upload(said(open_file), dropped, [opened, about])
