@@ -14,7 +14,7 @@ from homework.studio_tabs import models
 
 PAIR = "BSQPatchAutoEncoder", "AutoregressiveModel"
 WIDTHS, HEIGHT = (1600, 400), 900
-COLOURS = 128  # of a picture's palette, with which it is a third as large
+COLOURS = 192  # of a picture's palette, with which it is a third as large
 
 
 def browser(playwright):
@@ -44,12 +44,12 @@ def screenshots(folder: Path) -> None:
                 shoot(window, folder / f"studio_compress_{width}.png")
                 window.get_by_role("tab", name="Tokens").click()
                 window.locator("#grid img").click(position={"x": 120, "y": 120})
-                window.locator("#alternatives button img").nth(4).wait_for()
+                window.locator("#alternatives button img").nth(9).wait_for()
                 shoot(window, folder / f"studio_tokens_{width}.png")
                 for name, done in ("Generate", "#generated"), ("Complete", "#completed"):
                     window.get_by_role("tab", name=name).click()
                     window.get_by_role("button", name=name, exact=True).click()
-                    window.get_by_text("nats").last.wait_for()
+                    window.locator(".costs.prose:visible", has_text="nats").wait_for()
                     window.locator(f"{done} img").wait_for()
                     shoot(window, folder / f"studio_{name.lower()}_{width}.png")
                 window.close()

@@ -3,6 +3,7 @@
 import io
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -162,7 +163,8 @@ def address(shared, folder):
     pytest.importorskip("gradio", reason='there is no gradio; pip install "homework[studio]"')
     with pytest.MonkeyPatch.context() as context:
         context.setenv("GRADIO_TEMP_DIR", str(folder))
-        context.setenv("no_proxy", "127.0.0.1")
+        for variable in "no_proxy", "NO_PROXY":  # to be put back
+            context.setenv(variable, "")
         from homework.studio_tabs import page
 
         served, address = page.launch(shared, "127.0.0.1", None)
@@ -256,3 +258,34 @@ def test_two_people_do_not_disturb_each_other(window, address, chromium):
     other.locator("#token", has_text="Row 0, column 0").wait_for()
     assert "Row 2, column 3" in window.locator("#token").inner_text()
     other.close()
+
+
+def test_a_run_can_be_stopped_and_does_not_block_other_tabs(window, shared, monkeypatch):
+    (part,), begun = list(sampling.grow(shared, 1, Settings()))[:1], []
+
+    def slowly(*arguments):
+        for _ in range(100):
+            begun.append(time.sleep(0.1))
+            yield part
+
+    monkeypatch.setattr(sampling, "grow", slowly)
+    window.get_by_role("tab", name="Generate").click()
+    window.get_by_role("button", name="Generate", exact=True).click()
+    window.locator(".costs.prose:visible", has_text="1 of 4 rows").wait_for()
+    window.get_by_role("tab", name="Tokens").click()
+    window.locator("#grid img").click(position={"x": 5, "y": 5})
+    window.locator("#token", has_text="Row 0, column 0").wait_for()
+    window.get_by_role("tab", name="Generate").click()
+    window.get_by_role("button", name="Stop").locator("visible=true").click()
+    window.wait_for_timeout(500)
+    n = len(begun)
+    window.wait_for_timeout(500)
+    assert len(begun) == n < 100
+
+
+def test_a_port_that_is_taken_is_a_sentence(shared, address):
+    from homework.studio_tabs import page
+
+    port = int(address.rstrip("/").rpartition(":")[2])
+    with pytest.raises(OSError, match=f"port {port}: is it taken"):
+        page.launch(shared, "127.0.0.1", port)

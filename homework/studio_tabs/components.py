@@ -65,9 +65,10 @@ def sampling_controls() -> list[gr.components.Component]:
     """Seed, temperature, top-k and top-p: what :func:`settings` takes."""
     with gr.Row():
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=140)
-        temperature = gr.Slider(0, 2, 1, step=0.05, label="Temperature", min_width=240)
         top_k = gr.Number(0, label="Top-k (0: all)", precision=0, minimum=0, min_width=140)
-        top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", min_width=240)
+    with gr.Row():
+        temperature = gr.Slider(0, 2, 1, step=0.05, label="Temperature", min_width=200)
+        top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", min_width=200)
     return [seed, temperature, top_k, top_p]
 
 

@@ -9,7 +9,7 @@ from homework.codec import dial
 from homework.studio_tabs import compression
 from homework.studio_tabs.components import PIXELS, command_box, picker, said
 from homework.studio_tabs.compression import Comparison
-from homework.studio_tabs.models import Models, Source
+from homework.studio_tabs.models import Models, Source, picture_file
 
 NAMES = ("original", "ours", "WebP", "AVIF", "JPEG", "map of bits", "map of errors")
 EFFORT = 2  # at first: an answer that takes less than a second, and finds most of what there is
@@ -28,7 +28,7 @@ def build(models: Models, page: gr.Blocks) -> None:
             with gr.Row():
                 left = gr.Dropdown(NAMES, value="original", label="Left", min_width=120)
                 right = gr.Dropdown(NAMES, value="ours", label="Right", min_width=120)
-            wipe = gr.ImageSlider(format="png", type="numpy", show_label=False, interactive=False, elem_classes=PIXELS,
+            wipe = gr.ImageSlider(show_label=False, interactive=False, elem_classes=PIXELS,
                                   max_height=700, buttons=["fullscreen"])  # fmt: skip
             table = gr.Markdown(elem_id="table")
             file = gr.DownloadButton("Download image.hwi", interactive=False)
@@ -37,7 +37,7 @@ def build(models: Models, page: gr.Blocks) -> None:
         with gr.Row():
             dropped = gr.File(label="Drop a .hwi file here", type="binary", height=130)
             with gr.Column(min_width=320):
-                opened = gr.Image(format="png", label="Its picture", interactive=False, elem_classes=PIXELS, height=240)
+                opened = gr.Image(label="Its picture", interactive=False, elem_classes=PIXELS, height=240)
                 about = gr.Markdown()
     found, tried = gr.State(None), gr.State(None)
 
@@ -46,7 +46,7 @@ def build(models: Models, page: gr.Blocks) -> None:
         if comparison is None:
             return None
         original = comparison.pictures["original"]
-        return tuple(comparison.pictures.get(name, original) for name in (left, right))
+        return tuple(picture_file(models, comparison.pictures.get(name, original)) for name in (left, right))
 
     def compress(source: Source | None, quality: float, effort: float, tried: tuple | None, left: str, right: str):
         """The search's rounds, then a file to download, then the other codecs one by one; ``tried`` keeps their files."""
@@ -71,7 +71,8 @@ def build(models: Models, page: gr.Blocks) -> None:
             yield updates(found)
 
     def open_file(data: bytes):
-        return compression.open_file(models, data)
+        picture, text = compression.open_file(models, data)
+        return picture_file(models, picture), text
 
     triggers = [page.load, source.change, quality.change, effort.change]
     begin = gr.on(triggers, lambda: None, queue=False, trigger_mode="multiple")  # the next run, when the last one has ended

@@ -1,6 +1,7 @@
 """What all tabs of the page share: a tokenizer, a prior, sample images. Nothing writes into it, so that any number of people
 may use it at once."""
 
+import hashlib
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from homework.codec.compressor import Compressor
 from homework.core.files import printable
 from homework.datasets.image_files import read_image
+from homework.evaluation.pictures import save_picture
 from homework.priors.base import Prior
 from homework.priors.images import trained_size
 from homework.tokenizers.base import Tokenizer
@@ -69,6 +71,15 @@ def read_source(path: str) -> Source:
 def fitted(source: Source, size: tuple[int, int]) -> torch.Tensor:
     """The image scaled and cropped to (H,W), as the commands do it: (H,W,3) uint8."""
     return torch.from_numpy(read_image(source.file, size))
+
+
+def picture_file(models: Models, picture: np.ndarray, name: str = "picture") -> str:
+    """The path of a PNG file of a picture, uint8, which stays as it is once it is there: a browser may be reading it."""
+    content = hashlib.sha256(repr(picture.shape).encode() + picture.tobytes()).hexdigest()
+    path = models.folder / content[:24] / f"{name}.png"
+    if not path.is_file():
+        save_picture(picture, path)
+    return str(path)
 
 
 def command_line(module: str, *words: object, **options: object) -> str:

@@ -12,15 +12,16 @@ from homework.studio_tabs.models import Models
 
 STYLE = """
 .pixels img { image-rendering: pixelated; }
-.pixels img, #grid img { width: 100%; object-fit: contain; }
+.pixels img, #grid img { width: 100% !important; object-fit: contain !important; }
 #generated img, #completed img { max-height: 75vh; }
 .thumbnails .grid-wrap { min-height: 0; height: auto; max-height: none; }
 .thumbnails .grid-container { grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)); grid-template-rows: none;
     grid-auto-rows: auto; height: auto; padding-top: 0; }
 .thumbnails .thumbnail-item { width: 100%; height: auto; aspect-ratio: 3 / 2; }
-#alternatives .grid-container { grid-template-columns: repeat(auto-fill, minmax(max(76px, 18%), 1fr)); }
+#alternatives .grid-container { grid-template-columns: repeat(auto-fill, minmax(max(48px, 17%), 1fr)); }
 #alternatives .thumbnail-item { aspect-ratio: 1; }
-#alternatives .caption-label { position: static; display: block; max-width: none; text-align: center; padding: 0; }
+#alternatives .caption-label { position: static; display: block; max-width: none; text-align: center; padding: 0;
+    font-size: 11px; overflow: visible; }
 #table td, #table th { white-space: nowrap; word-break: normal; padding: 4px 12px; text-align: right; }
 .tab-container button { padding: 0 8px; }
 footer { display: none !important; }
@@ -45,8 +46,14 @@ def build(models: Models) -> gr.Blocks:
 def launch(models: Models, host: str, port: int | None) -> tuple[gr.Blocks, str]:
     """Serves the page, and returns it and its address. OSError if the port is taken; by default the first that is free from
     7860 on."""
+    for variable in "no_proxy", "NO_PROXY":  # gradio asks the page whether it is there
+        os.environ[variable] = ",".join(filter(None, [os.environ.get(variable), host, "localhost"]))
     page = build(models)
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    _, address, _ = page.launch(server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
-                                footer_links=[], run_history=False, ssr_mode=False, theme=theme, css=STYLE)  # fmt: skip
+    try:
+        _, address, _ = page.launch(server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
+                                    footer_links=[], run_history=False, ssr_mode=False, theme=theme, css=STYLE)  # fmt: skip
+    except OSError as error:
+        raise OSError(f"The page cannot be served at {host}, port {port or 'any from 7860 on'}: is it taken? Name another "
+                      "by --port.") from error  # fmt: skip
     return page, address

@@ -4,7 +4,7 @@ import gradio as gr
 
 from homework.studio_tabs import sampling
 from homework.studio_tabs.components import PIXELS, command_box, picker, said, sampling_controls, settings
-from homework.studio_tabs.models import Models, Source
+from homework.studio_tabs.models import Models, Source, picture_file
 
 
 def build_generate(models: Models) -> None:
@@ -23,7 +23,7 @@ def build_generate(models: Models) -> None:
         chosen = settings(*values)
         command = sampling.generate_command(models, int(number), chosen)
         for grown in sampling.grow(models, int(number), chosen):
-            yield sampling.sheet(grown), sampling.surprise(models, grown), command
+            yield picture_file(models, sampling.sheet(grown), "sheet"), sampling.surprise(models, grown), command
 
     run = start.click(said(generate), [number, *controls], [sheet, costs, box], show_progress="minimal",
                       show_progress_on=costs)  # fmt: skip
@@ -50,7 +50,7 @@ def build_complete(models: Models) -> None:
         chosen = settings(*values)
         command = sampling.complete_command(models, source, int(rows), chosen)
         for picture, grown in sampling.complete(models, source, int(rows), chosen):
-            yield picture, sampling.surprise(models, grown), command
+            yield picture_file(models, picture, "sheet"), sampling.surprise(models, grown), command
 
     run = start.click(said(complete), [source, rows, *controls], [sheet, costs, box], show_progress="minimal",
                       show_progress_on=costs)  # fmt: skip
@@ -63,5 +63,5 @@ def _buttons(name: str) -> tuple[gr.Button, gr.Button]:
 
 
 def _sheet(name: str) -> gr.Image:
-    return gr.Image(format="png", label=f"{name.capitalize()} images", interactive=False, elem_classes=PIXELS,
+    return gr.Image(label=f"{name.capitalize()} images", interactive=False, elem_classes=PIXELS,
                     elem_id=name, buttons=["download", "fullscreen"])  # fmt: skip

@@ -4,7 +4,7 @@ import gradio as gr
 
 from homework.studio_tabs import tokens
 from homework.studio_tabs.components import command_box, picker, said
-from homework.studio_tabs.models import Models, Source
+from homework.studio_tabs.models import Models, Source, picture_file
 from homework.studio_tabs.tokens import View
 
 HINT = "The most probable tokens there, given those before; click one to put it in:"
@@ -17,20 +17,21 @@ def build(models: Models, page: gr.Blocks) -> None:
             source = picker(models)
             reset = gr.Button("Back to the encoder's tokens", size="sm")
         with gr.Column(scale=3, min_width=320):
-            picture = gr.Image(label="Click a token", format="png", interactive=False, elem_id="grid", buttons=[])
+            picture = gr.Image(label="Click a token", interactive=False, elem_id="grid", buttons=[])
             balance = gr.Markdown()
             about = gr.Markdown(elem_id="token")
             others = gr.Gallery(label="The most probable tokens there", columns=5, allow_preview=False, interactive=False,
-                                buttons=[], format="png", show_label=False, elem_id="alternatives",
+                                buttons=[], show_label=False, elem_id="alternatives",
                                 elem_classes="thumbnails")  # fmt: skip
             box = command_box("", "docs/tokenizers.md")
     view, known = gr.State(None), gr.State([])
 
     def show(view: View):
         found = tokens.alternatives(models, view)
-        gallery = [(one.picture, f"{one.token}: {100 * one.probability:.2g} %") for one in found]
+        gallery = [(picture_file(models, one.picture), f"{one.token}: {100 * one.probability:.2g} %") for one in found]
         text = f"{tokens.describe(models, view)}. {HINT}"
-        return (view, [one.token for one in found], tokens.draw(models, view), tokens.balance(models, view), text,
+        drawn = picture_file(models, tokens.draw(models, view))
+        return (view, [one.token for one in found], drawn, tokens.balance(models, view), text,
                 gr.Gallery(gallery, selected_index=None))  # fmt: skip
 
     def begin(source: Source | None):
