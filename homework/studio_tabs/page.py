@@ -13,7 +13,8 @@ from homework.studio_tabs.models import Models
 STYLE = """
 .pixels img { image-rendering: pixelated; }
 .pixels img, #grid img { width: 100% !important; object-fit: contain !important; }
-#generated img, #completed img { max-height: 75vh; }
+#generated .image-frame, #completed .image-frame { width: 100%; height: auto; }
+#generated img, #completed img { height: auto; max-height: 75vh; }
 .thumbnails .grid-wrap { min-height: 0; height: auto; max-height: none; }
 .thumbnails .grid-container { grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)); grid-template-rows: none;
     grid-auto-rows: auto; height: auto; padding-top: 0; }
