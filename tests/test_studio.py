@@ -1,5 +1,6 @@
 """The page of homework.studio: what its tabs compute, without Gradio; and the page itself, in headless Chromium."""
 
+import dataclasses
 import io
 import shutil
 import sys
@@ -289,3 +290,17 @@ def test_a_port_that_is_taken_is_a_sentence(shared, address):
     port = int(address.rstrip("/").rpartition(":")[2])
     with pytest.raises(OSError, match=f"port {port}: is it taken"):
         page.launch(shared, "127.0.0.1", port)
+
+
+def test_without_samples_the_page_waits_for_an_image(shared, address, chromium, folder):
+    from homework.studio_tabs import page
+
+    served, other = page.launch(dataclasses.replace(shared, samples=()), "127.0.0.1", None)
+    window = chromium.new_page()
+    window.goto(other)
+    window.locator("#table p", has_text="There is no image yet; drop one.").wait_for()
+    assert not window.locator(".toast-body").count()
+    window.locator("input[type=file]").first.set_input_files(folder / "odd.tif")
+    window.locator("#table td", has_text="ours").wait_for()
+    window.close()
+    served.close(verbose=False)

@@ -13,6 +13,7 @@ from homework.datasets.image_files import read_image
 from homework.studio_tabs.models import Models, read_source
 from homework.studio_tabs.sampling import Settings
 
+NO_IMAGE = "There is no image yet; drop one."
 PIXELS = "pixels"  # the class of pictures whose pixels the page shows as squares
 
 

@@ -7,7 +7,7 @@ import gradio as gr
 
 from homework.codec import dial
 from homework.studio_tabs import compression
-from homework.studio_tabs.components import PIXELS, command_box, picker, said
+from homework.studio_tabs.components import NO_IMAGE, PIXELS, command_box, picker, said
 from homework.studio_tabs.compression import Comparison
 from homework.studio_tabs.models import Models, Source, picture_file
 
@@ -51,7 +51,8 @@ def build(models: Models, page: gr.Blocks) -> None:
     def compress(source: Source | None, quality: float, effort: float, tried: tuple | None, left: str, right: str):
         """The search's rounds, then a file to download, then the other codecs one by one; ``tried`` keeps their files."""
         if source is None:
-            raise ValueError("There is no image yet; drop one.")
+            yield *(gr.skip() for _ in range(3)), NO_IMAGE, gr.skip(), gr.skip()
+            return
         command, download = compression.command(models, source, quality, int(effort)), gr.DownloadButton(interactive=False)
         if tried is None or tried[0] is not source.pixels:
             tried = source.pixels, {}

@@ -3,7 +3,7 @@
 import gradio as gr
 
 from homework.studio_tabs import sampling
-from homework.studio_tabs.components import PIXELS, command_box, picker, said, sampling_controls, settings
+from homework.studio_tabs.components import NO_IMAGE, PIXELS, command_box, picker, said, sampling_controls, settings
 from homework.studio_tabs.models import Models, Source, picture_file
 
 
@@ -46,7 +46,7 @@ def build_complete(models: Models) -> None:
 
     def complete(source: Source | None, rows: float, *values: float):
         if source is None:
-            raise ValueError("There is no image yet; drop one.")
+            raise ValueError(NO_IMAGE)
         chosen = settings(*values)
         command = sampling.complete_command(models, source, int(rows), chosen)
         for picture, grown in sampling.complete(models, source, int(rows), chosen):

@@ -3,7 +3,7 @@
 import gradio as gr
 
 from homework.studio_tabs import tokens
-from homework.studio_tabs.components import command_box, picker, said
+from homework.studio_tabs.components import NO_IMAGE, command_box, picker, said
 from homework.studio_tabs.models import Models, Source, picture_file
 from homework.studio_tabs.tokens import View
 
@@ -36,7 +36,7 @@ def build(models: Models, page: gr.Blocks) -> None:
 
     def begin(source: Source | None):
         if source is None:
-            raise ValueError("There is no image yet; drop one.")
+            return *(gr.skip() for _ in range(3)), NO_IMAGE, *(gr.skip() for _ in range(3))
         return *show(tokens.start(models, source)), tokens.command(models, source)
 
     def look(view: View, event: gr.SelectData):
