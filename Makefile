@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 INSTALLED = .venv/.installed
 
-.PHONY: help first-look demo test bench lint docs wheel clean
+.PHONY: help first-look demo studio test bench lint docs wheel clean
 .DEFAULT_GOAL := help
 
 help: ## list what can be made
@@ -36,6 +36,9 @@ first-look: $(INSTALLED) ## take every step, from images to new images, in first
 
 demo: $(INSTALLED) ## show on one page, demo/index.html, what the shipped models do
 	$(BIN)/python -m homework.demo
+
+studio: $(INSTALLED) ## open a page to play with the shipped models, until Ctrl-C
+	$(BIN)/python -m homework.studio
 
 test: $(INSTALLED) ## run every test
 	$(BIN)/python -m pytest tests -n auto --dist loadfile

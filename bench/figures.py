@@ -5,7 +5,8 @@ digits.png, endings.png: MNIST's digits, sampled and completed; they need data/m
 curves.png: loss against updates, read from the TensorBoard logs of the runs; also kept as curves.csv, to be added to.
 ``python -m bench.figures cascade NAME=LOG_FOLDER...`` draws those of a cascade alone, cascade_curves.png; and
 ``python -m bench.figures codes FOLDER`` codes.png, from the tokenizers and the prior of digits in FOLDER; and
-``python -m bench.figures dial`` dial.png: sample images at two qualities, beside other codecs of as many bytes.
+``python -m bench.figures dial`` dial.png: sample images at two qualities, beside other codecs of as many bytes; and
+``python -m bench.figures studio`` studio_*.png, the page of homework.studio.
 """
 
 import csv
@@ -23,6 +24,7 @@ from torch import nn
 import homework.ae
 import homework.autoregressive
 import homework.bsq
+from bench import studio
 from homework.codec.compressor import Compressor
 from homework.codec.dial import EFFORT
 from homework.core import checkpoint
@@ -171,6 +173,8 @@ if __name__ == "__main__":
         codes(sys.argv[2])
     elif sys.argv[1:2] == ["dial"]:
         dial()
+    elif sys.argv[1:2] == ["studio"]:
+        studio.screenshots(HERE)
     else:
         frames()
         digits()

@@ -10,7 +10,7 @@ import homework
 from homework.core import checks
 
 COMMANDS = ("train", "tokenize", "generation", "compress", "data", "evaluate", "sample", "features", "som", "summary",
-            "receptive_field", "demo")  # fmt: skip
+            "receptive_field", "demo", "studio")  # fmt: skip
 
 
 def describe(name: str) -> str:

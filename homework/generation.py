@@ -15,11 +15,10 @@ from homework.datasets.images import to_uint8
 from homework.evaluation.pictures import float_image, in_rows, on_sheet, remove_stale, save_picture
 from homework.priors import sampling
 from homework.priors.cascade import Cascade
-from homework.priors.images import generate_images
+from homework.priors.images import generate_images, trained_size
 from homework.priors.pairs import load_pair
 from homework.tokenizers.base import Tokenizer
 
-FRAME = (100, 150)  # pixels, height and width, of images whose prior is for no size of its own
 ON_SHEET = 100  # images on sheet.png, at most
 
 
@@ -64,8 +63,7 @@ def generate(tokenizer: str, prior: str, n_images: int, output_path: str, *, see
     sampling.check(**options)
     device = devices.pick_device(device)
     coder, prior = load_pair(tokenizer, prior, device)
-    trained = prior.grid_size and tuple(n * side for n, side in zip(prior.grid_size, coder.patch_shape, strict=True))
-    size = cli.parse_image_size(image_size) or trained or FRAME
+    size = cli.parse_image_size(image_size) or trained_size(coder, prior)
     kept = None if complete is None else token_rows(coder, complete, size, rows)
     folder, options["generator"] = Path(output_path), torch.Generator().manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)

@@ -362,7 +362,7 @@ def test_the_bit_map_adds_up_to_the_payload(tokenizer, prior, frame):
     """For any tokenizer and prior, and images larger than the prior's grids."""
     compressor = Compressor(build(tokenizer), build(prior))
     for H, W in SIZE, (47, 62):
-        bits = bit_map(compressor, frame[:H, :W])
+        bits = bit_map(compressor, compressor.to_tokens(float_image(frame[:H, :W])[None])[0])
         assert bits.shape == (-(-H // 5), -(-W // 5)) and (bits >= 0).all()
         n = payload(compressor.compress(float_image(frame[:H, :W])))
         assert abs(bits.sum().item() / 8 - n) < 5  # full bytes, and the range coder's own loss

@@ -12,7 +12,8 @@ from homework.core import registry
 
 COURSE = {"ae", "bsq", "autoregressive"}  # the three models that the course is about, at the top of the package
 # from the top down: a file imports files of lower floors, and of its own floor without a circle
-FLOORS = ["commands", "evaluation", "codec", "course", "priors", "tokenizers", "training", "datasets", "nn", "core"]
+FLOORS = ["commands", "studio_tabs", "evaluation", "codec", "course", "priors", "tokenizers", "training", "datasets", "nn",
+          "core"]  # fmt: skip
 SOURCES = sorted(p for p in (ROOT / "homework").rglob("*.py") if p.stem not in ("__init__", "homework"))  # nor its stand-in
 
 

@@ -33,6 +33,7 @@ NOT_RUN = {
     "python -m homework.data mnist": "the network: test_mnist.py",
     "python -m homework.evaluate": "minutes, for AVIF at its slowest: test_evaluate.py",
     "python -m homework.demo": "the same: test_demo.py",
+    "python -m homework.studio": "a server: test_studio.py",
     "python -m grader": "minutes: tests/grader",
     "systemd-run": "the same, and a system that has it",
     "python bundle.py": "at the end of the README, below",

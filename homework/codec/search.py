@@ -1,5 +1,6 @@
 """Searches for the tokens of an image that cost the least: bits under the prior, and error once they are decoded."""
 
+import collections
 import math
 from collections.abc import Iterator
 
@@ -50,10 +51,19 @@ def search(tokenizer: Tokenizer, prior: Prior, x: Tensor, lmbda: float, effort: 
     Raises:
         ValueError: for another effort, or an lmbda that is not above 0.
     """
+    return collections.deque(search_rounds(tokenizer, prior, x, lmbda, effort, tokens), 1).pop()
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def search_rounds(tokenizer: Tokenizer, prior: Prior, x: Tensor, lmbda: float, effort: int,
+                  tokens: Tensor | None = None) -> Iterator[Tensor]:  # fmt: skip
+    """As :func:`search`, but to watch or to stop: the grid (h,w) at the start and after every round of a block."""
     checks.integer(0, 9, effort=effort)
     checks.positive(lmbda=lmbda)
-    with torch.inference_mode(False), torch.no_grad(), evaluating(tokenizer), evaluating(prior):
+    with evaluating(tokenizer), evaluating(prior):
         grid = tokenizer.encode_index(_to_float(x, tokenizer)) if tokens is None else tokens.to(tokenizer.device, copy=True)
+        yield grid.clone()
         if effort and tokenizer.n_tokens <= MOST_TOKENS:
             h, w = grid.shape
             tile = tiles.fitting(prior.grid_size, (h, w))
@@ -62,11 +72,13 @@ def search(tokenizer: Tokenizer, prior: Prior, x: Tensor, lmbda: float, effort: 
                 if len(blocks) > 1:
                     devices.release_memory()  # the encoder's, and that of blocks of other sizes
                 objective = Objective(tokenizer, prior, x, grid, block, tile, lmbda)
-                while not torch.equal(found := improve(objective, grid[block], ROUNDS[effort]), grid[block]):
-                    grid[block] = found
-                    if effort < 9:
-                        break
-    return grid
+                improved = True
+                while improved:
+                    start = grid[block].clone()
+                    for found in improve(objective, start, ROUNDS[effort]):
+                        grid[block] = found
+                        yield grid.clone()
+                    improved = effort == 9 and not torch.equal(grid[block], start)
 
 
 class Objective:
@@ -185,8 +197,9 @@ def _to_float(x: Tensor, tokenizer: Tokenizer) -> Tensor:
     return as_float(x.to(tokenizer.device, copy=True))
 
 
-def improve(objective: Objective, tokens: Tensor, rounds: int) -> Tensor:
-    """Tokens (a,b) of no higher J, see :func:`search`: the best after so many rounds, or fewer if nothing is left to try."""
+def improve(objective: Objective, tokens: Tensor, rounds: int) -> Iterator[Tensor]:
+    """Tokens (a,b) of ever lower J, see :func:`search`: the best after each round that finds better ones, of so many rounds,
+    or fewer if nothing is left to try."""
     J, scores = objective.scores(tokens)
     tried = torch.zeros_like(scores, dtype=torch.bool)
     for _ in range(rounds):
@@ -211,7 +224,7 @@ def improve(objective: Objective, tokens: Tensor, rounds: int) -> Tensor:
         if found.cpu().double().sum() < J.cpu().double().sum():  # MPS has no float64
             tried &= ~near(new != tokens, 2)[..., None]  # what did not help there may do so now
             tokens, J, scores = new, found, better
-    return tokens
+            yield tokens
 
 
 def spread_out(promise: Tensor, rounds: int = 4) -> Tensor:

@@ -18,7 +18,8 @@ from types import FrameType
 from homework.core import arguments, checkpoint, checks, devices, files, registry
 from homework.core.files import printable
 
-REPORT_PACKAGES = ("jinja2", "matplotlib", "scipy", "torchinfo")  # of the extra "report"; commands import them late
+EXTRAS = {"jinja2": "report", "matplotlib": "report", "scipy": "report", "torchinfo": "report", "gradio": "studio"}
+# packages, and the extra that has them; commands import them late
 
 
 def parse_image_size(size: str | None) -> tuple[int, int] | None:
@@ -107,9 +108,10 @@ def main(name: str, command: Command) -> None:
         print("\nStopped.", file=sys.stderr)
         sys.exit(130)
     except ModuleNotFoundError as error:
-        if error.name not in REPORT_PACKAGES:
+        if error.name not in EXTRAS:
             raise
-        print(f'error: This command needs the package {error.name}; pip install "homework[report]".', file=sys.stderr)
+        print(f'error: This command needs the package {error.name}; pip install "homework[{EXTRAS[error.name]}]".',
+              file=sys.stderr)  # fmt: skip
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         if debug or not devices.is_out_of_memory(error):

@@ -89,10 +89,11 @@ class Codec:
         tried = self.bisect(image, lambda file: len(file) < n_bytes)
         return min(tried.items(), key=lambda item: (abs(len(item[1]) - n_bytes), item[0]))
 
-    def within(self, image: np.ndarray, sizes: Sequence[int]) -> list[tuple[int, bytes]]:
+    def within(self, image: np.ndarray, sizes: Sequence[int],
+               tried: dict[int, bytes] | None = None) -> list[tuple[int, bytes]]:  # fmt: skip
         """For each of the sizes in bytes the quality and the file that is the largest within it, of those that bisections
-        try; the smallest file where none is."""
-        tried: dict[int, bytes] = {}
+        try, and of those ``tried`` before, to which they are added; the smallest file where none is."""
+        tried = {} if tried is None else tried
         for size in sizes:
             self.bisect(image, lambda file, size=size: len(file) <= size, tried)
         ordered = sorted(tried.items(), key=lambda item: (len(item[1]), -item[0]))

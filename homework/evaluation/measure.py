@@ -71,9 +71,8 @@ def payload(data: bytes) -> int:
     return archive.Reader(io.BytesIO(data)).lengths[0]
 
 
-def bit_map(compressor: Compressor, image: np.ndarray) -> Tensor:
-    """(H,W,3) uint8 -> (h,w) float64: the bits that each patch takes in the file, by the coder's own frequencies."""
-    grid = compressor.to_tokens(float_image(image)[None])[0]
+def bit_map(compressor: Compressor, grid: np.ndarray) -> Tensor:
+    """Tokens (h,w) int64 -> (h,w) float64: the bits that each patch takes in the file, by the coder's own frequencies."""
     bits = torch.empty(grid.shape, dtype=torch.float64)
     for (a, b), corners in compressor.tiles(grid.shape):
         cut = np.stack([grid[top : top + a, left : left + b] for top, left in corners])  # (T,a,b)
@@ -97,7 +96,7 @@ def show(compressor: Compressor, rivals: list[Codec], path: str, size: tuple[int
         captions[codec.name] = [f"{len(file):,} bytes, quality {quality}"]
     for name in list(pictures)[1:]:
         captions[name].append(f"{metrics.psnr(distortion(pictures[name], image)[0]):.1f} dB")
-    bits = bit_map(compressor, image)
+    bits = bit_map(compressor, compressor.to_tokens(float_image(image)[None])[0])
     pictures["bits"] = over(bits / math.log2(compressor.tokenizer.n_tokens), image, compressor.models.patch)
     captions["bits"] = [f"{bits.sum():,.0f} bits, {bits.min():.1f} to {bits.max():.1f} a patch"]
     for name, picture in pictures.items():

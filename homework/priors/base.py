@@ -119,6 +119,12 @@ class Prior(Model):
         with evaluating(self):
             return sampling.generate(self.steps(B, h, w, device), B, h, w, **sampling_options).to(device)
 
+    def generate_rows(self, B: int, h: int, w: int, device: str | torch.device = "cpu", **options: Any) -> Iterator[Tensor]:
+        """As :meth:`generate` draws, but to watch: the grids (B,r,w) int64 so far, after each row. Options as of
+        :func:`homework.priors.sampling.generate_rows`."""
+        with evaluating(self):
+            yield from sampling.generate_rows(self.steps(B, h, w, device), B, h, w, **options)
+
     def images(self, tokens: Tensor) -> dict[str, Tensor]:
         """Token grids (n,h,w) int64, for the training loop to decode: some of the data's, and as many samples."""
         some = tokens[:4]

@@ -13,7 +13,16 @@ from homework.datasets.mnist import binary
 from homework.priors.base import Prior
 from homework.tokenizers.base import Tokenizer
 
+FRAME = (100, 150)  # pixels, height and width, of images whose prior is for no size of its own
 UNKNOWN = 128  # the shade of what a completion has to fill in
+
+
+def trained_size(tokenizer: Tokenizer, prior: Prior) -> tuple[int, int]:
+    """(H,W) in pixels of the images whose grids the prior was built for; FRAME if it takes any."""
+    if prior.grid_size is None:
+        return FRAME
+    (h, w), (P, Q) = prior.grid_size, tokenizer.patch_shape
+    return h * P, w * Q
 
 
 @ordinary_tensors

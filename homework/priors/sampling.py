@@ -4,7 +4,7 @@ generator that is passed in."""
 import functools
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -108,13 +108,35 @@ def generate(steps: Steps, B: int, h: int, w: int, temperature: float = 1.0, top
     elif num_beam > 1:
         new = best_of(steps, known, N, draw, num_beam, beam_width)
     else:
-        last, drawn = known, []
-        for _ in range(N):
-            logits = steps(last)
-            drawn.append(last := draw(logits)[:, None])
-        check_numbers(logits)
-        new = torch.cat(drawn, dim=1)
+        new = torch.cat(list(draw_tokens(steps, known, N, draw)), dim=1)
     return torch.cat([known.to(new.device), new], dim=1).view(B, h, w)  # (B,h*w) -> (B,h,w)
+
+
+def draw_tokens(steps: Steps, known: Tensor, N: int, draw: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+    """The N >= 1 tokens after (B,n) ``known`` ones, drawn one by one: (B,1) int64 each."""
+    last = known
+    for _ in range(N):
+        logits = steps(last)
+        yield (last := draw(logits)[:, None])
+    check_numbers(logits)
+
+
+def generate_rows(steps: Steps, B: int, h: int, w: int, temperature: float = 1.0, top_k: int | None = None,
+                  top_p: float | None = None, generator: torch.Generator | None = None,
+                  prefix: Tensor | None = None) -> Iterator[Tensor]:  # fmt: skip
+    """As :func:`generate` draws, with the same draws, but to watch: the grids (B,r,w) int64 so far, after each row."""
+    check(temperature, top_k, top_p)
+    known = check_prefix(prefix, steps, B, h, w).flatten(1)  # (B,R,w) -> (B,R*w)
+    N = h * w - known.shape[1]
+    if N == 0 or B == 0:
+        yield F.pad(known, (0, N)).view(B, h, w)
+        return
+    draw = functools.partial(sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+    drawn = known
+    for new in draw_tokens(steps, known, N, draw):
+        drawn = torch.cat([drawn.to(new.device), new], dim=1)
+        if drawn.shape[1] % w == 0:
+            yield drawn.view(B, -1, w)  # (B,r*w) -> (B,r,w)
 
 
 def check_numbers(logits: Tensor) -> None:

@@ -1,5 +1,6 @@
 """The prior that has learned nothing, to compare the others with."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -46,3 +47,7 @@ class Uniform(Prior):
         grids = torch.randint(self.n_tokens, (B, h, w), generator=generator).to(device)
         grids[:, : prefix.shape[1]] = prefix
         return grids
+
+    def generate_rows(self, B: int, h: int, w: int, device: str | torch.device = "cpu", **options: Any) -> Iterator[Tensor]:
+        grids = self.generate(B, h, w, device, **options)
+        yield from (grids[:, :r] for r in range(1, h + 1))

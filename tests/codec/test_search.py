@@ -11,7 +11,7 @@ from homework.codec import image_files, tiles
 from homework.codec import search as module
 from homework.codec.compressor import Compressor
 from homework.codec.dial import Target, aim, lmbda_at, quality_at, target
-from homework.codec.search import Objective, search, spread_out
+from homework.codec.search import Objective, search, search_rounds, spread_out
 from homework.datasets.images import to_uint8
 from homework.evaluation.pictures import save_picture
 from homework.priors.base import Prior
@@ -58,6 +58,10 @@ def test_the_cost_never_rises(tokenizer, prior, H, W, quality, effort, seed):
     assert after < before if (grid != first).any() else after == before
     assert effort or torch.equal(grid, first)
     assert torch.equal(search(*models, x, lmbda, effort), grid)  # and again the same
+    rounds = [*search_rounds(*models, x, lmbda, effort)]
+    assert torch.equal(rounds[0], first) and torch.equal(rounds[-1], grid) and not torch.is_inference_mode_enabled()
+    costs = [true_cost(*models, x, lmbda, tokens) for tokens in rounds]
+    assert costs == sorted(costs, reverse=True)
 
 
 @pytest.mark.parametrize("tokenizer", ["BSQPatchAutoEncoder", "SOM"])
@@ -67,9 +71,9 @@ def test_large_images_are_searched_in_blocks_of_tiles(tokenizer, monkeypatch):
     blocks, real = [], module.improve
 
     def improve(objective, tokens, rounds):
-        found = real(objective, tokens, rounds)
+        found = [tokens, *real(objective, tokens, rounds)][-1]
         blocks.append(float((objective.cost(found) - objective.cost(tokens)).sum()))
-        return found
+        yield found
 
     monkeypatch.setattr(module, "PIXELS_AT_ONCE", 48 * 25)
     monkeypatch.setattr(module, "improve", improve)

@@ -6,12 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import batch_for, build
+from conftest import GRID, K, batch_for, build
 from hypothesis import given
 from hypothesis import strategies as st
 
 from homework.priors.sampling import check, generate, restrict, sample
 from homework.priors.steps import Steps
+from homework.priors.uniform import Uniform
 
 logit_lists = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12)
 
@@ -405,3 +406,17 @@ def test_beam_search_excludes_what_draws(options):
 def test_steps_that_cannot_select_refuse(options):
     with pytest.raises(ValueError, match="leave num_beam and beams out"):
         generate(Counting([]), 2, 3, 4, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_k": 5, "top_p": 0.9}])
+@pytest.mark.parametrize("kept", [0, 2, GRID[0]])
+@pytest.mark.parametrize("name", ["AutoregressiveModel", "uniform"])
+def test_rows_that_are_watched_are_those_of_the_whole_grid(name, kept, options):
+    prior = Uniform(K) if name == "uniform" else build(name)
+    prefix = torch.zeros(3, kept, GRID[1], dtype=torch.int64)
+    grids = prior.generate(3, *GRID, prefix=prefix, generator=seeded(4), **options)
+    rows = list(prior.generate_rows(3, *GRID, prefix=prefix, generator=seeded(4), **options))
+    assert torch.equal(rows[-1], grids)
+    assert all(torch.equal(grids[:, : part.shape[1]], part) for part in rows)
+    if name != "uniform":
+        assert [part.shape[1] for part in rows] == ([*range(kept + 1, GRID[0] + 1)] or [kept])

@@ -1,0 +1,60 @@
+"""The page: its tabs, and what it looks like. Nothing is fetched from other machines, and nothing is sent there."""
+
+import os
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, too
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import gradio as gr
+
+from homework.studio_tabs import compress_tab, sampling_tabs, tokens_tab
+from homework.studio_tabs.models import Models
+
+STYLE = """
+.pixels img { image-rendering: pixelated; }
+.pixels img, #grid img { width: 100% !important; object-fit: contain !important; }
+#generated .image-frame, #completed .image-frame { width: 100%; height: auto; }
+#generated img, #completed img { height: auto; max-height: 75vh; }
+.thumbnails .grid-wrap { min-height: 0; height: auto; max-height: none; }
+.thumbnails .grid-container { grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)); grid-template-rows: none;
+    grid-auto-rows: auto; height: auto; padding-top: 0; }
+.thumbnails .thumbnail-item { width: 100%; height: auto; aspect-ratio: 3 / 2; }
+#alternatives .grid-container { grid-template-columns: repeat(auto-fill, minmax(max(48px, 17%), 1fr)); }
+#alternatives .thumbnail-item { aspect-ratio: 1; }
+#alternatives .caption-label { position: static; display: block; max-width: none; text-align: center; padding: 0;
+    font-size: 11px; overflow: visible; }
+#table td, #table th { white-space: nowrap; word-break: normal; padding: 4px 12px; text-align: right; }
+.tab-container button { padding: 0 8px; }
+footer { display: none !important; }
+"""
+
+
+def build(models: Models) -> gr.Blocks:
+    """All tabs, over models that all users share; what one of them does is in states of his own."""
+    with gr.Blocks(title="homework studio", analytics_enabled=False, fill_width=True) as page:
+        gr.Markdown("# homework studio\nImages to tokens, to small files, and to new images; all of it on this machine.")
+        with gr.Tab("Compress", id="compress"):
+            compress_tab.build(models, page)
+        with gr.Tab("Tokens", id="tokens"):
+            tokens_tab.build(models, page)
+        with gr.Tab("Generate", id="generate"):
+            sampling_tabs.build_generate(models)
+        with gr.Tab("Complete", id="complete"):
+            sampling_tabs.build_complete(models)
+    return page.queue(default_concurrency_limit=4, api_open=False)
+
+
+def launch(models: Models, host: str, port: int | None) -> tuple[gr.Blocks, str]:
+    """Serves the page, and returns it and its address. OSError if the port is taken; by default the first that is free from
+    7860 on."""
+    for variable in "no_proxy", "NO_PROXY":  # gradio asks the page whether it is there
+        os.environ[variable] = ",".join(filter(None, [os.environ.get(variable), host, "localhost"]))
+    page = build(models)
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    try:
+        _, address, _ = page.launch(server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
+                                    footer_links=[], run_history=False, ssr_mode=False, theme=theme, css=STYLE)  # fmt: skip
+    except OSError as error:
+        raise OSError(f"The page cannot be served at {host}, port {port or 'any from 7860 on'}: is it taken? Name another "
+                      "by --port.") from error  # fmt: skip
+    return page, address

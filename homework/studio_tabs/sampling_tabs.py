@@ -1,0 +1,67 @@
+"""The tabs Generate and Complete, laid out."""
+
+import gradio as gr
+
+from homework.studio_tabs import sampling
+from homework.studio_tabs.components import NO_IMAGE, PIXELS, command_box, picker, said, sampling_controls, settings
+from homework.studio_tabs.models import Models, Source, picture_file
+
+
+def build_generate(models: Models) -> None:
+    """Lays out the tab in the block that is open."""
+    with gr.Row():
+        with gr.Column(scale=2, min_width=320):
+            number = gr.Slider(1, sampling.MOST, 4, step=1, label="Images")
+            controls = sampling_controls()
+            start, stop = _buttons("Generate")
+        with gr.Column(scale=3, min_width=320):
+            sheet = _sheet("generated")
+            costs = gr.Markdown(elem_classes="costs")
+            box = command_box(sampling.generate_command(models, 4, sampling.Settings()), "docs/generation.md")
+
+    def generate(number: float, *values: float):
+        chosen = settings(*values)
+        command = sampling.generate_command(models, int(number), chosen)
+        for grown in sampling.grow(models, int(number), chosen):
+            yield picture_file(models, sampling.sheet(grown), "sheet"), sampling.surprise(models, grown), command
+
+    run = start.click(said(generate), [number, *controls], [sheet, costs, box], show_progress="minimal",
+                      show_progress_on=costs)  # fmt: skip
+    stop.click(None, cancels=[run])
+
+
+def build_complete(models: Models) -> None:
+    """Lays out the tab in the block that is open."""
+    with gr.Row():
+        with gr.Column(scale=2, min_width=320):
+            source = picker(models)
+            h = sampling.n_rows(models)
+            rows = gr.Slider(0, h, h // 2, step=1, label=f"Rows of tokens to keep, of {h}")
+            controls = sampling_controls()
+            start, stop = _buttons("Complete")
+        with gr.Column(scale=3, min_width=320):
+            sheet = _sheet("completed")
+            costs = gr.Markdown(elem_classes="costs")
+            box = command_box("", "docs/generation.md")
+
+    def complete(source: Source | None, rows: float, *values: float):
+        if source is None:
+            raise ValueError(NO_IMAGE)
+        chosen = settings(*values)
+        command = sampling.complete_command(models, source, int(rows), chosen)
+        for picture, grown in sampling.complete(models, source, int(rows), chosen):
+            yield picture_file(models, picture, "sheet"), sampling.surprise(models, grown), command
+
+    run = start.click(said(complete), [source, rows, *controls], [sheet, costs, box], show_progress="minimal",
+                      show_progress_on=costs)  # fmt: skip
+    stop.click(None, cancels=[run])
+
+
+def _buttons(name: str) -> tuple[gr.Button, gr.Button]:
+    with gr.Row():
+        return gr.Button(name, variant="primary", min_width=120), gr.Button("Stop", min_width=120)
+
+
+def _sheet(name: str) -> gr.Image:
+    return gr.Image(label=f"{name.capitalize()} images", interactive=False, elem_classes=PIXELS,
+                    elem_id=name, buttons=["download", "fullscreen"])  # fmt: skip

@@ -1,0 +1,127 @@
+"""The tab Tokens: the grid over the picture, and what another token at a position would change."""
+
+import dataclasses
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from homework.core.model import ordinary_tensors
+from homework.datasets.images import to_float
+from homework.evaluation import metrics
+from homework.evaluation.measure import distortion
+from homework.priors.images import decode
+from homework.studio_tabs.models import Models, Source, command_line, fitted
+
+SCALE = 6  # how many times larger the picture under the grid is
+ALTERNATIVES = 10
+FRAME = (255, 210, 0)  # the colour around the position
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """An image (H,W,3) uint8, the tokens (h,w) of its encoder, those at present, and the position looked at."""
+
+    image: Tensor
+    encoded: Tensor
+    grid: Tensor
+    position: tuple[int, int] = (0, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Alternative:
+    """A token, its probability given those before it, and the picture (H',W',3) uint8 of its patch and those around."""
+
+    token: int
+    probability: float
+    picture: np.ndarray
+
+
+@ordinary_tensors
+def start(models: Models, source: Source) -> View:
+    """The image, scaled and cropped to the prior's size, with its tokens."""
+    image = fitted(source, models.size)
+    grid = models.tokenizer.encode_index(to_float(image).to(models.tokenizer.device)).cpu()
+    return View(image, grid, grid, (grid.shape[0] // 2, grid.shape[1] // 2))
+
+
+def at_pixel(models: Models, view: View, x: int, y: int) -> View:
+    """Looks at the position under a pixel of what :func:`draw` draws."""
+    (P, Q), (h, w) = models.tokenizer.patch_shape, view.grid.shape
+    return dataclasses.replace(view, position=(min(y // (P * SCALE), h - 1), min(x // (Q * SCALE), w - 1)))
+
+
+def replace(view: View, token: int) -> View:
+    """With another token at the position."""
+    grid = view.grid.clone()
+    grid[view.position] = token
+    return dataclasses.replace(view, grid=grid)
+
+
+def decoded(models: Models, grids: Tensor, view: View) -> np.ndarray:
+    """Grids (n,h,w) -> (n,H,W,3) uint8, as large as the image."""
+    H, W = view.image.shape[:2]
+    return decode(models.tokenizer, grids.to(models.tokenizer.device))[:, :H, :W].numpy()
+
+
+def draw(models: Models, view: View) -> np.ndarray:
+    """The decoded picture, enlarged, with lines between the tokens, and a frame around the position."""
+    (P, Q), (i, j) = (side * SCALE for side in models.tokenizer.patch_shape), view.position
+    picture = decoded(models, view.grid[None], view)[0].repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+    picture[::P] = picture[::P] // 2 + 64
+    picture[:, ::Q] = picture[:, ::Q] // 2 + 64
+    inner = picture[i * P + 3 : (i + 1) * P - 2, j * Q + 3 : (j + 1) * Q - 2].copy()
+    picture[i * P : (i + 1) * P + 1, j * Q : (j + 1) * Q + 1] = FRAME
+    picture[i * P + 3 : (i + 1) * P - 2, j * Q + 3 : (j + 1) * Q - 2] = inner
+    return picture
+
+
+@ordinary_tensors
+def probabilities(models: Models, view: View) -> Tensor:
+    """(K): of the tokens at the position, given those before it."""
+    grid = view.grid[None].to(models.prior.device)
+    return models.prior(grid)[0][0][view.position].double().softmax(dim=-1).cpu()
+
+
+def alternatives(models: Models, view: View) -> list[Alternative]:
+    """The most probable tokens at the position."""
+    p, tokens = probabilities(models, view).topk(min(ALTERNATIVES, models.prior.n_tokens))
+    grids = torch.stack([replace(view, int(token)).grid for token in tokens])
+    (P, Q), (i, j) = models.tokenizer.patch_shape, view.position
+    cut = slice(max(0, i - 2) * P, (i + 3) * P), slice(max(0, j - 2) * Q, (j + 3) * Q)
+    pictures = [picture[cut].repeat(SCALE, axis=0).repeat(SCALE, axis=1) for picture in decoded(models, grids, view)]
+    return [Alternative(*found) for found in zip(tokens.tolist(), p.tolist(), pictures, strict=True)]
+
+
+def describe(models: Models, view: View) -> str:
+    """The token at the position: its code in binary, its probability, and the bits that this makes."""
+    token, n_bits = int(view.grid[view.position]), max(1, (models.tokenizer.n_tokens - 1).bit_length())
+    p = float(probabilities(models, view)[token])
+    bits = -math.log2(p) if p else math.inf
+    return (f"Row {view.position[0]}, column {view.position[1]}: token {token}, code {token:0{n_bits}b}, probability "
+            f"{p:.3g}, {bits:.2f} bits")  # fmt: skip
+
+
+@ordinary_tensors
+def cost(models: Models, view: View, grid: Tensor) -> tuple[float, float]:
+    """Bits of a grid under the prior, and the PSNR in dB of what it decodes to."""
+    bits = float(models.prior.bits(grid[None].to(models.prior.device)).sum())
+    return bits, metrics.psnr(distortion(decoded(models, grid[None], view)[0], view.image.numpy())[0])
+
+
+def balance(models: Models, view: View) -> str:
+    """What all tokens cost, and how that differs from the encoder's."""
+    bits, psnr = cost(models, view, view.grid)
+    changed = int((view.grid != view.encoded).sum())
+    if not changed:
+        return f"{bits:,.1f} bits, {psnr:.2f} dB: the encoder's tokens"
+    before = cost(models, view, view.encoded)
+    return (f"{bits:,.1f} bits ({bits - before[0]:+,.1f}), {psnr:.2f} dB ({psnr - before[1]:+.2f}), with "
+            f"{changed} of {view.grid.numel()} tokens changed")  # fmt: skip
+
+
+def command(models: Models, source: Source) -> str:
+    """The command line that writes the encoder's tokens."""
+    H, W = models.size
+    return command_line("tokenize", models.names[0], "tokens.pth", source.name, image_size=f"{H}x{W}")

@@ -1,0 +1,51 @@
+"""The tab Tokens, laid out."""
+
+import gradio as gr
+
+from homework.studio_tabs import tokens
+from homework.studio_tabs.components import NO_IMAGE, command_box, picker, said
+from homework.studio_tabs.models import Models, Source, picture_file
+from homework.studio_tabs.tokens import View
+
+HINT = "The most probable tokens there, given those before; click one to put it in:"
+
+
+def build(models: Models, page: gr.Blocks) -> None:
+    """Lays out the tab in the block that is open. ``page`` fills it when it is loaded."""
+    with gr.Row():
+        with gr.Column(scale=2, min_width=320):
+            source = picker(models)
+            reset = gr.Button("Back to the encoder's tokens", size="sm")
+        with gr.Column(scale=3, min_width=320):
+            picture = gr.Image(label="Click a token", interactive=False, elem_id="grid", buttons=[])
+            balance = gr.Markdown()
+            about = gr.Markdown(elem_id="token")
+            others = gr.Gallery(label="The most probable tokens there", columns=5, allow_preview=False, interactive=False,
+                                buttons=[], show_label=False, elem_id="alternatives",
+                                elem_classes="thumbnails")  # fmt: skip
+            box = command_box("", "docs/tokenizers.md")
+    view, known = gr.State(None), gr.State([])
+
+    def show(view: View):
+        found = tokens.alternatives(models, view)
+        gallery = [(picture_file(models, one.picture), f"{one.token}: {100 * one.probability:.2g} %") for one in found]
+        text = f"{tokens.describe(models, view)}. {HINT}"
+        drawn = picture_file(models, tokens.draw(models, view))
+        return (view, [one.token for one in found], drawn, tokens.balance(models, view), text,
+                gr.Gallery(gallery, selected_index=None))  # fmt: skip
+
+    def begin(source: Source | None):
+        if source is None:
+            return *(gr.skip() for _ in range(3)), NO_IMAGE, *(gr.skip() for _ in range(3))
+        return *show(tokens.start(models, source)), tokens.command(models, source)
+
+    def look(view: View, event: gr.SelectData):
+        return show(tokens.at_pixel(models, view, *event.index))
+
+    def choose(view: View, known: list[int], event: gr.SelectData):
+        return show(tokens.replace(view, known[event.index]))
+
+    outputs = [view, known, picture, balance, about, others]
+    gr.on([page.load, source.change, reset.click], said(begin), source, [*outputs, box], show_progress="hidden")
+    picture.select(said(look), view, outputs, show_progress="hidden")
+    others.select(said(choose), [view, known], outputs, show_progress="hidden")

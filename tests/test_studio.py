@@ -1,0 +1,306 @@
+"""The page of homework.studio: what its tabs compute, without Gradio; and the page itself, in headless Chromium."""
+
+import dataclasses
+import io
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import GRID, SIZE, K, build, sentence
+from PIL import Image
+
+from homework.codec.compressor import Compressor
+from homework.datasets.images import to_float
+from homework.studio_tabs import compression, models, sampling, tokens
+from homework.studio_tabs.sampling import Settings
+
+PAIR = "t.pth", "p.pth"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Two samples: one as large as the prior's images, one of an odd size in 16 bits of grey."""
+    folder, draw = tmp_path_factory.mktemp("studio"), np.random.default_rng(0)
+    Image.fromarray(draw.integers(0, 256, (*SIZE, 3), dtype=np.uint8)).save(folder / "a.png")
+    Image.fromarray(draw.integers(0, 2**16, (33, 17), dtype=np.uint16)).save(folder / "odd.tif")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shared(folder) -> models.Models:
+    samples = [str(folder / name) for name in ("a.png", "odd.tif")]
+    return models.load(PAIR, build("BSQPatchAutoEncoder").eval(), build("AutoregressiveModel").eval(), samples, folder)
+
+
+@pytest.fixture
+def source(shared) -> models.Source:
+    return models.read_source(shared.samples[0])
+
+
+# --- without Gradio -------------------------------------------------------------------------------------------------------
+
+
+def test_a_large_image_is_scaled_down_and_a_bad_one_named_without_its_folder(tmp_path):
+    Image.new("RGB", (1000, 400), "red").save(tmp_path / "large.bmp")
+    found = models.read_source(str(tmp_path / "large.bmp"))
+    H, W = found.pixels.shape[:2]
+    assert H * W <= models.MOST_PIXELS < 1.02 * H * W and W / H == pytest.approx(2.5, rel=0.02)
+    assert found.original == (400, 1000) and found.name == "large.bmp" and (found.pixels == [255, 0, 0]).all()
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"^text.png cannot be read as an image"):
+        models.read_source(str(tmp_path / "text.png"))
+
+
+@pytest.mark.parametrize("sample", [0, 1])
+@pytest.mark.parametrize("effort", [0, 2])
+def test_the_last_comparison_has_the_file_of_the_command(shared, sample, effort):
+    source = models.read_source(shared.samples[sample])
+    *_, found = compression.compress(shared, source, 60, effort)
+    options = {"effort": effort, "quality": 60} if effort else {}
+    expected = Compressor(shared.tokenizer, shared.prior, **options)
+    x = to_float(torch.from_numpy(source.pixels))
+    assert found.file == expected.compress(x)
+    picture, about = compression.open_file(shared, found.file)
+    assert np.array_equal(picture, found.pictures["ours"]) and about.startswith(f"{len(found.file)} bytes")
+    assert all(picture.shape == source.pixels.shape for picture in found.pictures.values())
+    assert "| ours |" in compression.table(found)
+
+
+def test_other_codecs_are_beside_ours_and_encode_each_quality_once(shared, source):
+    *_, found = compression.compress(shared, source, 50, 0)
+    for codec in compression.rivals():
+        tried = {}
+        more = compression.add_codec(found, codec, tried)
+        assert more.rows[-1].name == codec.name and more.pictures[codec.name].shape == source.pixels.shape
+        before = dict(tried)
+        assert compression.add_codec(found, codec, tried).rows[-1] == more.rows[-1] and tried == before
+        small = more.rows[-1].n_bytes > len(found.file)
+        assert (f"{codec.name} cannot make it so small" in compression.remarks(more, 0)) == small
+    assert "Effort 0" in compression.remarks(found, 0) and "Effort 0" not in compression.remarks(found, 1)
+
+
+def test_the_map_of_errors_is_the_mean_over_each_patch():
+    x = np.zeros((7, 10, 3), np.uint8)
+    y = x.copy()
+    y[5:, 5:] = 51  # 0.2 in the last patch, which the image cuts off
+    found = compression.error_map(x, y, 5)
+    assert found.shape == (2, 2) and found[1, 1] == pytest.approx(0.04) and found.sum() == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize("data", [b"", b"nothing of ours", b"HW\x00"])
+def test_a_damaged_file_is_a_sentence(shared, data):
+    with pytest.raises(ValueError, match=r"^The file .*"):
+        compression.open_file(shared, data)
+
+
+def test_images_grow_row_by_row_into_those_of_the_command(shared):
+    settings = Settings(seed=3, temperature=0.9, top_k=5, top_p=0.95)
+    grown = list(sampling.grow(shared, 3, settings))
+    assert [part.grids.shape[1] for part in grown] == [*range(1, GRID[0] + 1)] and grown[-1].complete
+    expected = shared.prior.generate(3, *GRID, temperature=0.9, top_k=5, top_p=0.95,
+                                     generator=torch.Generator().manual_seed(3))  # fmt: skip
+    assert torch.equal(grown[-1].grids, expected) and grown[-1].pictures.shape == (3, *SIZE, 3)
+    assert (grown[0].pictures[:, 5:] == 128).all() and not (grown[0].pictures[:, :5] == 128).all()
+    assert sampling.surprise(shared, grown[-1]).count("nats") == 3
+    assert sampling.surprise(shared, grown[0]) == "1 of 4 rows"
+    words = sampling.generate_command(shared, 3, settings)
+    assert words == ("python -m homework.generation t.pth p.pth 3 generated --seed 3 --temperature 0.9 --top_k 5 "
+                     "--top_p 0.95")  # fmt: skip
+
+
+@pytest.mark.parametrize("settings, message", [(Settings(seed=-1), "seed is -1"), (Settings(top_p=2.0), "top_p is 2"),
+                                               (Settings(temperature=-1.0), "temperature is -1")])  # fmt: skip
+def test_a_setting_that_makes_no_sense_is_a_sentence(shared, settings, message):
+    with pytest.raises(ValueError, match=message):
+        next(sampling.grow(shared, 1, settings))
+
+
+@pytest.mark.parametrize("rows", [0, 2, GRID[0]])
+def test_endings_keep_the_first_rows(shared, source, rows):
+    *_, (sheet, grown) = sampling.complete(shared, source, rows, Settings())
+    encoded = shared.tokenizer.encode_index(to_float(models.fitted(source, SIZE)))
+    assert torch.equal(grown.grids[:, :rows], encoded[:rows].expand(4, -1, -1)) and grown.complete
+    assert sheet.shape == (3 * (SIZE[0] + 4) + 4, 2 * (SIZE[1] + 4) + 4, 3)
+
+
+def test_tokens_can_be_looked_at_and_replaced(shared, source):
+    view = tokens.at_pixel(shared, tokens.start(shared, source), 5 * tokens.SCALE * 3 + 1, 5 * tokens.SCALE * 2 - 1)
+    assert view.position == (1, 3) and tokens.at_pixel(shared, view, 10**6, 10**6).position == (GRID[0] - 1, GRID[1] - 1)
+    found = tokens.alternatives(shared, view)
+    p = tokens.probabilities(shared, view)
+    assert p.shape == (K,) and float(p.sum()) == pytest.approx(1)
+    assert [one.probability for one in found] == p.sort(descending=True).values[: len(found)].tolist()
+    other = next(one.token for one in found if one.token != view.grid[view.position])
+    changed = tokens.replace(view, other)
+    assert (changed.grid != view.grid).sum() == 1 and changed.grid[1, 3] == other
+    assert torch.equal(view.grid, view.encoded)  # of another user, maybe
+    assert "the encoder's tokens" in tokens.balance(shared, view)
+    assert "1 of 24 tokens changed" in tokens.balance(shared, changed)
+    assert f"token {other}, code {other:04b}" in tokens.describe(shared, changed)
+    drawn = tokens.draw(shared, view)
+    assert drawn.shape == (SIZE[0] * tokens.SCALE, SIZE[1] * tokens.SCALE, 3)
+    assert (drawn[5 * tokens.SCALE, 15 * tokens.SCALE] == tokens.FRAME).all()
+
+
+def test_without_gradio_a_sentence_says_what_to_install(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    message = sentence(command("studio"))
+    assert message == 'This command needs the package gradio; pip install "homework[studio]".'
+
+
+def test_a_port_that_is_none_is_a_sentence(command):
+    assert "--port is 0, but must be an integer from 1 to 65535" in sentence(command("studio", "--port", 0))
+
+
+# --- the page -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def address(shared, folder):
+    pytest.importorskip("gradio", reason='there is no gradio; pip install "homework[studio]"')
+    with pytest.MonkeyPatch.context() as context:
+        context.setenv("GRADIO_TEMP_DIR", str(folder))
+        for variable in "no_proxy", "NO_PROXY":  # to be put back
+            context.setenv(variable, "")
+        from homework.studio_tabs import page
+
+        served, address = page.launch(shared, "127.0.0.1", None)
+        yield address
+        served.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    api = pytest.importorskip("playwright.sync_api", reason="there is no playwright; pip install playwright")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("there is no Chromium; apt install chromium, or install Google Chrome")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def window(address, chromium):
+    """The page, loaded; nothing may come from another machine, and no script may fail."""
+    page, wrong = chromium.new_page(viewport={"width": 1200, "height": 900}), []
+    page.set_default_timeout(30_000)
+    page.on("request", lambda r: wrong.append(r.url) if not r.url.startswith((address, "data:", "blob:")) else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(address)
+    page.locator("#table td", has_text="ours").wait_for()
+    yield page
+    page.close()
+    assert not wrong
+
+
+def src(page, where: str) -> str:
+    return page.locator(f"{where} img").first.get_attribute("src")
+
+
+def test_compress(window, folder):
+    command = window.locator(".cm-content:visible")
+    assert "a.png image.hwi --effort 2 --quality 50" in command.inner_text()
+    window.locator("#quality input[type=range]").focus()
+    window.keyboard.press("ArrowRight")
+    window.locator(".cm-content:visible", has_text="--quality 51").wait_for()
+    window.locator("input[type=file]").first.set_input_files(folder / "odd.tif")
+    window.get_by_text("17x33 pixels").wait_for()
+    with window.expect_download() as download:
+        window.get_by_role("button", name="Download image.hwi").click()
+    data = Path(download.value.path()).read_bytes()
+    window.get_by_text("Look at a file").click()
+    drop = window.locator("#open input[type=file]")
+    drop.set_input_files({"name": "x.hwi", "mimeType": "application/octet-stream", "buffer": data[:-3] + b"abc"})
+    window.locator(".toast-body", has_text="The file").wait_for()
+    assert "Traceback" not in window.content()
+
+
+def test_generate_twice_and_complete(window):
+    shown = []
+    for seed in "778":
+        window.get_by_role("tab", name="Generate").click()
+        window.get_by_label("Seed").locator("visible=true").fill(seed)
+        window.get_by_role("button", name="Generate", exact=True).click()
+        window.locator(".cm-content:visible", has_text=f"--seed {seed}").wait_for()
+        window.locator(".costs.prose:visible", has_text="nats").wait_for()
+        window.wait_for_timeout(300)
+        shown.append(window.request.get(src(window, "#generated")).body())
+    assert np.array_equal(*(np.asarray(Image.open(io.BytesIO(data))) for data in shown[:2])) and shown[1] != shown[2]
+    window.get_by_role("tab", name="Complete").click()
+    window.get_by_role("button", name="Complete", exact=True).click()
+    window.locator(".costs.prose:visible", has_text="nats").wait_for()
+
+
+def test_tokens(window):
+    window.get_by_role("tab", name="Tokens").click()
+    grid = window.locator("#grid img")
+    box = grid.bounding_box()
+    grid.click(position={"x": box["width"] * 3.5 / GRID[1], "y": box["height"] * 1.5 / GRID[0]})
+    window.locator("#token", has_text="Row 1, column 3").wait_for()
+    window.locator("#alternatives button img").nth(9).click()
+    window.get_by_text("1 of 24 tokens changed").wait_for()
+    window.get_by_role("button", name="Back to the encoder's tokens").click()
+    window.get_by_text("dB: the encoder's tokens").wait_for()
+
+
+def test_two_people_do_not_disturb_each_other(window, address, chromium):
+    other = chromium.new_context().new_page()
+    other.goto(address)
+    other.locator("#table td", has_text="ours").wait_for()
+    other.get_by_role("tab", name="Tokens").click()
+    window.get_by_role("tab", name="Tokens").click()
+    other.locator("#grid img").click(position={"x": 5, "y": 5})
+    other.locator("#token", has_text="Row 0, column 0").wait_for()
+    assert "Row 2, column 3" in window.locator("#token").inner_text()
+    other.close()
+
+
+def test_a_run_can_be_stopped_and_does_not_block_other_tabs(window, shared, monkeypatch):
+    (part,), begun = list(sampling.grow(shared, 1, Settings()))[:1], []
+
+    def slowly(*arguments):
+        for _ in range(100):
+            begun.append(time.sleep(0.1))
+            yield part
+
+    monkeypatch.setattr(sampling, "grow", slowly)
+    window.get_by_role("tab", name="Generate").click()
+    window.get_by_role("button", name="Generate", exact=True).click()
+    window.locator(".costs.prose:visible", has_text="1 of 4 rows").wait_for()
+    window.get_by_role("tab", name="Tokens").click()
+    window.locator("#grid img").click(position={"x": 5, "y": 5})
+    window.locator("#token", has_text="Row 0, column 0").wait_for()
+    window.get_by_role("tab", name="Generate").click()
+    window.get_by_role("button", name="Stop").locator("visible=true").click()
+    window.wait_for_timeout(500)
+    n = len(begun)
+    window.wait_for_timeout(500)
+    assert len(begun) == n < 100
+
+
+def test_a_port_that_is_taken_is_a_sentence(shared, address):
+    from homework.studio_tabs import page
+
+    port = int(address.rstrip("/").rpartition(":")[2])
+    with pytest.raises(OSError, match=f"port {port}: is it taken"):
+        page.launch(shared, "127.0.0.1", port)
+
+
+def test_without_samples_the_page_waits_for_an_image(shared, address, chromium, folder):
+    from homework.studio_tabs import page
+
+    served, other = page.launch(dataclasses.replace(shared, samples=()), "127.0.0.1", None)
+    window = chromium.new_page()
+    window.goto(other)
+    window.locator("#table p", has_text="There is no image yet; drop one.").wait_for()
+    assert not window.locator(".toast-body").count()
+    window.locator("input[type=file]").first.set_input_files(folder / "odd.tif")
+    window.locator("#table td", has_text="ours").wait_for()
+    window.close()
+    served.close(verbose=False)
