@@ -16,7 +16,7 @@ SHIPPED = {
     "BSQPatchAutoEncoder": ("d6aad51f73102cc4", "53eb3aa4e86d2a14", "016ee18735b83792 beaede0e42fe8c14"),
     "GatedPixelCNN": ("925cc23fd4863964", "a2f0fa73ff5ef90d", "9d4b6494e0db56b7 3e8e06a012b4dccb"),
     "MnistGatedPixelCNN": ("c2460bc342ee07e7", "44ec648dbcc38273", "b096ac6a25f8e07a 9572eb95b6e59aef"),
-    "PatchAutoEncoder": ("24c618615be5bb01", "135aed9f9d210373", "0bcccb8309d2f80b c3242abd57eeedc8"),
+    "PatchAutoEncoder": ("808cdf9350ede96f", "7e9153854f54468a", "a85fe47035b410aa c34e817140cfaac8"),
     "PixelCNN": ("90078c93113b52a7", "8be7677b3d905327", "e305c57d955f2724 88689385bf4993d6"),
     "VQAutoregressiveModel": ("e58e9978be10efcc", "a0326eeac4123451", "7d733c60418f221a 07f6cd469d066079"),
     "VQGatedPixelCNN": ("dcf5028d00260563", "6b40143eeadbf12c", "d4c10144a81c5102 d3c1c381acdc9591"),

@@ -289,7 +289,7 @@ def test_digits_that_cannot_become_tokens(small, tmp_path, folder, options, mess
 @pytest.mark.parametrize(
     "model, options, message",
     [
-        ("BSQPatchAutoEncoder", {"dataset": "mnist"}, "--dataset is 'mnist', but BSQ.* trained on images: .*mnist_images"),
+        ("BSQPatchAutoEncoder", {"dataset": "mnist"}, "--dataset is 'mnist', but BSQ.* on images .*: .*mnist_images"),
         ("PixelCNN", {"dataset": "mnist_images"}, "trained on grids: tokens, mnist"),
         ("PixelCNN", {"dataset": "cifar"}, "--dataset is 'cifar'"),
         ("PixelCNN", {"image_size": "4x4"}, "--image_size is not for the data set mnist"),

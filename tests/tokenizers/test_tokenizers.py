@@ -12,6 +12,7 @@ from homework.datasets.base import Dataset
 from homework.datasets.features import FeatureModel
 from homework.datasets.image_files import report_bad_images
 from homework.features import features
+from homework.tokenize import tokenize
 from homework.tokenizers.base import Tokenizer, usage
 
 TOKENIZERS = [name for name in TINY if issubclass(registry.model_class(name), Tokenizer)]
@@ -79,6 +80,10 @@ def opened(data, tmp_path, monkeypatch):
             write({"tokens": torch.zeros(24, 2, 3, dtype=torch.uint8), "n_tokens": 5, "names": names,
                    "tokenizer": "x"}, tmp_path / "tokenized_train.pth")  # fmt: skip
             return kinds.DATASETS[name]("train", root=data, coarse=tmp_path)
+        if name == "tokenized_images":
+            checkpoint.save(build("BSQPatchAutoEncoder"), tmp_path / "bsq.pth")
+            tokenize(tmp_path / "bsq.pth", tmp_path / "tokenized_train.pth", data / "train", device="cpu")
+            return kinds.DATASETS[name]("train", root=tmp_path)
         if name == "features":
             spec = TINY["SOM"]["autoencoder"]
             checkpoint.save(build(spec["model"], **spec["config"]), tmp_path / "ae.pth")
@@ -101,16 +106,22 @@ def test_every_data_set_keeps_the_contract(name, opened):
     assert isinstance(dataset, Dataset) and len(dataset) == 24
     assert len(dataset.names) in (0, 24) and all(isinstance(n, str) for n in dataset.names)
     assert isinstance(dataset.meta, dict) and (dataset.codes is None or len(dataset.codes))
-    kind = {"images": (torch.float32, 4), "features": (torch.float32, 4)}.get(dataset.holds, (torch.int64, 3))
+    floats, integers = (torch.float32, 4), (torch.int64, 3)
+    wanted = {"images": [floats], "features": [floats], "pairs of grids": [integers] * 2,
+              "images and their tokens": [floats, integers]}.get(dataset.holds, [integers])  # fmt: skip
     indices = torch.tensor([3, 0, 3])
     for batch in dataset.batch(indices), dataset.batch(indices.numpy()), dataset.batch([3, 0, 3]):
-        assert len(parts(batch)) == 1 + (dataset.holds == "pairs of grids")
-        for part in parts(batch):
+        for part, kind in zip(parts(batch), wanted, strict=True):
             assert (part.dtype, part.ndim) == kind and len(part) == 3 and torch.equal(part[0], part[2])
     for part, changed in zip(parts(batch), parts(dataset.augment(batch, torch.Generator(), indices)), strict=True):
         assert changed.shape == part.shape and changed.dtype == part.dtype
-    model = next(m for m in map(registry.model_class, TINY) if kinds.DATASETS[m.data].holds == dataset.holds)
+    takes = {m: [kinds.DATASETS[kind].holds for kind in (m.data, *m.more_data)] for m in map(registry.model_class, TINY)}
+    model = next(m for m, kinds_of_data in takes.items() if dataset.holds in kinds_of_data)
     made = registry.build(model, {}, dataset.model_defaults())
+    if name == "tokenized_images":
+        with pytest.raises(ValueError, match="a new BSQPatchAutoEncoder cannot learn"):
+            dataset.prepare(made)
+        return
     dataset.prepare(made)
     if isinstance(made, FeatureModel):
         weights = dataset.load_autoencoder().state_dict()
