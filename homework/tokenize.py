@@ -67,8 +67,8 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
         raise ValueError("--effort and --quality are of a search under a prior; name one by --prior.")
     model, judge = (load_tokenizer(tokenizer), None) if prior is None else load_pair(tokenizer, prior, torch.device("cpu"))
     shift = min(*model.patch_shape, MOST) - 1 if shift is None else shift
-    fields = {"tokenizer": fingerprint.identity(model), "shift": shift if copies else 0}
-    fields[fingerprint.CODES_OF] = fingerprint.codes_of(model)
+    known = fingerprint.codes_of(model)
+    fields = {"tokenizer": known["identity"], fingerprint.CODES_OF: known, "shift": shift if copies else 0}
     if codes:
         fields["codes"] = model.code_table().clone()  # a clone, for a view would be saved with all that it views
     data = open_folder(images[0], split) if len(images) == 1 else None
