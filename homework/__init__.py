@@ -9,6 +9,8 @@ __version__ = "2.0.0"  # read by pyproject.toml
 EXPORTS = MODELS | {
     "Compressor": "homework.codec.compressor",
     "Dataset": "homework.datasets.base",
+    "EnhancedCompressor": "homework.codec.enhanced_compressor",
+    "EnhancementLayer": "homework.codec.enhancement",
     "FeatureDataset": "homework.datasets.features",
     "ImageDataset": "homework.datasets.images",
     "MnistDataset": "homework.datasets.mnist",

@@ -19,7 +19,7 @@ from homework.core import checkpoint, checks, cli, devices, fingerprint
 from homework.core.files import check_regular, printable
 from homework.datasets.image_files import image_paths, not_read
 from homework.priors.cascade import Cascade
-from homework.priors.pairs import check_prior, is_cascade, load_cascade, load_models
+from homework.priors.pairs import check_prior, is_cascade, load_cascade
 from homework.tokenizers.base import Tokenizer
 
 # what computes is imported where it is called: `info` of a file needs no models
@@ -28,8 +28,9 @@ from homework.tokenizers.base import Tokenizer
 def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image_size: str | None = None, frame: int = 0,
              effort: int | None = None, quality: float = QUALITY, lmbda: float | None = None,
              target_bytes: float | None = None, target_psnr: float | None = None, on_average: bool = False,
-             append: bool = False, verify: bool = False, skip_bad: bool = False, dry_run: bool = False, quiet: bool = False,
-             batch_size: int = 64, threads: int | None = None, device: str = "auto") -> None:  # fmt: skip
+             enhancement: str = "auto", append: bool = False, verify: bool = False, skip_bad: bool = False,
+             dry_run: bool = False, quiet: bool = False, batch_size: int = 64, threads: int | None = None,
+             device: str = "auto") -> None:  # fmt: skip
     """Compresses an image into a small file, or a folder of images into an archive.
 
     Examples:
@@ -47,12 +48,14 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
         effort: from 0 to 9, how long to look for better tokens than the encoder's: fewer bytes and less error. 5, the
             default, takes about a second of two cores for an image of 150x100, 0 no time, 9 until nothing helps.
         quality: from 1 to 100: fewer bytes or less error, by what a bit is worth. 50 is what the pretrained models were
-            trained for.
+            trained for. Above 62 an enhancement layer codes what the tokens leave of the image.
         lmbda: the same as a number: the mean squared error (pixels from 0 to 1) that a bit per pixel is worth, 0.01 for 50.
         target_bytes: find the quality for each image at which its file has at most so many bytes.
         target_psnr: find the quality for each image at which it comes back with at least so many dB.
         on_average: with a target, one quality for all images, which reach it on average. To find it, all of them are
             compressed up to seven times, and then once more: eight times as long as with a quality that is given.
+        enhancement: checkpoint of an enhancement layer, see python -m homework.enhancement; auto for the one that belongs to
+            the tokenizer, if there is one, or none.
         append: add the images to the archive that the file is, which the same models must have written.
         verify: decode what was written, and compare it with what was to be written; fails if they differ.
         skip_bad: leave out images that are damaged; otherwise they are an error.
@@ -85,7 +88,8 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
         quality, aimed = quality if lmbda is None else quality_at(lmbda), target(target_bytes, target_psnr)
         if on_average and not aimed:
             raise ValueError("--on_average is about a target; add --target_bytes or --target_psnr.")
-        compressor = _load(tokenizer, autoregressive, batch_size, threads, device, effort, quality, aimed)
+        names = tokenizer, autoregressive, enhancement
+        compressor = _load(names, batch_size, threads, device, effort, quality, aimed)
         options = {"pack": pack, "scaled": scaled, "frame": frame, "skip_bad": skip_bad}
         if on_average and aimed:
             compressor = compressor.at(average_quality(compressor, paths, aimed, options))
@@ -98,8 +102,9 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
 
 
 def decompress(tokenizer: str, autoregressive: str, file: str, output: str, *, only: str | None = None,
-               overwrite: bool = False, dry_run: bool = False, quiet: bool = False, batch_size: int = 128,
-               threads: int | None = None, device: str = "auto") -> None:  # fmt: skip
+               enhancement: str = "auto", preview: bool = False, overwrite: bool = False,
+               dry_run: bool = False, quiet: bool = False, batch_size: int = 128, threads: int | None = None,
+               device: str = "auto") -> None:  # fmt: skip
     """Turns a file that `compress` wrote into an image, or an archive into a folder of PNG images.
 
     Examples:
@@ -114,6 +119,9 @@ def decompress(tokenizer: str, autoregressive: str, file: str, output: str, *, o
             image as PNG.
         only: names of images in an archive, with commas between them, or shell patterns such as "*.jpg"; a single image may
             be written as one. All images by default.
+        enhancement: checkpoint of the enhancement layer that it was written with, if it was; auto for the one that belongs
+            to the tokenizer.
+        preview: decode the tokens alone, without what an enhancement layer added.
         overwrite: replace images that exist.
         dry_run: do everything, but leave no file.
         quiet: show neither progress nor the result.
@@ -126,7 +134,7 @@ def decompress(tokenizer: str, autoregressive: str, file: str, output: str, *, o
     suffix = Path(output).suffix.lower()
     is_image, target = suffix in LOSSLESS or output == "-", Path(os.path.abspath(output))
     with _opened(file) as (stream, name):
-        reader = archive.Reader(stream, name)
+        reader = archive.Reader(stream, name, preview)
         wanted = range(len(reader.names)) if only is None else _find(reader, only)
         folder = reader.kind == format.ARCHIVE and (only is None or len(wanted) > 1 or not is_image)
         if folder and (target.is_file() or is_image or (_is_image(output) and not target.is_dir())):
@@ -137,7 +145,8 @@ def decompress(tokenizer: str, autoregressive: str, file: str, output: str, *, o
         if output != "-" and not overwrite:
             check_free(targets(reader, wanted, target, folder))
         with _written(output if output == "-" else str(target), dry_run, suffix or ".png") as written:
-            compressor = _load(tokenizer, autoregressive, batch_size, threads, device)
+            names = tokenizer, autoregressive, "none" if preview else enhancement
+            compressor = _load(names, batch_size, threads, device)
             decompress_file(compressor, reader, wanted, Path(written), folder, quiet)
     _say(f"{output}: {checks.count(len(wanted), 'image')}{'; not written' * dry_run}", output, quiet)
 
@@ -237,7 +246,8 @@ def info(file: str, *, json: bool = False) -> None:
     one = f"one image of {W}x{H} pixels (width x height), {w}x{h} tokens"
     what = checks.count(n, "image") if reader.kind == format.ARCHIVE else one
     print(f"{reader.name}: {what}, patches of {reader.patch} pixels")
-    print(f"format {reader.version}, tokenizer {reader.head[3:5].hex()}, prior {reader.head[5:7].hex()}, "
+    layer = f"enhancement layer {reader.head[8:].hex()}, " * (reader.version == format.ENHANCED_FORMAT)
+    print(f"format {reader.version}, tokenizer {reader.head[3:5].hex()}, prior {reader.head[5:7].hex()}, {layer}"
           f"arithmetic {'exact, on integers' if reader.exact else 'in floats, of one kind of machine'}")  # fmt: skip
     for what, size in ("file", reader.length), ("coded tokens", payload):
         print(f"{what}: {size:,} bytes, {8 * size / n:,.1f} bits an image, {8 * size / pixels:.4f} bits a pixel")
@@ -256,6 +266,7 @@ def _facts(reader: archive.Reader) -> dict[str, Any]:
         "tokenizer": reader.head[3:5].hex(),
         "prior": reader.head[5:7].hex(),
         "exact": reader.exact,
+        "enhancement": reader.head[8:].hex() if reader.version == format.ENHANCED_FORMAT else None,
         "patch": reader.patch,
         "bytes": reader.length,
         "images": [
@@ -266,25 +277,27 @@ def _facts(reader: archive.Reader) -> dict[str, Any]:
 
 
 def describe_checkpoint(path: str) -> dict[str, str]:
-    """How files know the model in a checkpoint, or a cascade. ValueError if it is neither a tokenizer nor a prior."""
+    """How files know the model in a checkpoint, or a cascade. ValueError if it is none that files know."""
+    from homework.codec.enhancement import EnhancementLayer
     from homework.codec.entropy import entropy_model
 
     model = load_cascade(path) if is_cascade(path) else checkpoint.load(path)
-    if isinstance(model, Tokenizer):
-        role, known = "tokenizer", fingerprint.fingerprint(model)
+    if isinstance(model, Tokenizer | EnhancementLayer):
+        role = "tokenizer" if isinstance(model, Tokenizer) else "enhancement layer"
+        known = fingerprint.fingerprint(model)
     else:
         prior = model if isinstance(model, Cascade) else check_prior(path, model)
         role, known = "prior", entropy_model(prior).fingerprints[format.FORMAT]
     return {"file": path, "role": role, "fingerprint": known[:2].hex(), "model": type(model).__name__}
 
 
-def _load(tokenizer: str, autoregressive: str, batch_size: int, threads: int | None, device: str, *dial: Any):
-    from homework.codec.cascade_compressor import compressor_of
+def _load(names: tuple[str, str, str], batch_size: int, threads: int | None, device: str, *dial: Any):
+    """The compressor of a tokenizer, a prior and an enhancement layer."""
+    from homework.codec.loading import load_compressor
 
     cli.at_least(1, batch_size=batch_size)
     cli.at_least(1, threads=1 if threads is None else threads)
-    device = devices.pick_device(device)
-    compressor = compressor_of(*load_models(tokenizer, autoregressive, device), device, batch_size, *dial)
+    compressor = load_compressor(*names[:2], devices.pick_device(device), batch_size, *dial, enhancement=names[2])
     compressor.workers = threads or compressor.workers
     return compressor
 

@@ -9,11 +9,11 @@ import torch
 from tqdm import tqdm
 
 from homework.codec import dial
-from homework.codec.cascade_compressor import compressor_of
+from homework.codec.loading import load_compressor
 from homework.core import checkpoint, checks, cli, devices
 from homework.datasets.image_files import image_paths, spread
 from homework.evaluation import codecs, curves, measure, pages, report
-from homework.priors.pairs import load_models, model_files
+from homework.priors.pairs import model_files
 
 
 def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *, limit: int | None = None,
@@ -47,7 +47,7 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *,
     paths, size = spread(image_paths(images), limit), cli.parse_image_size(image_size)
     device = devices.pick_device(device)
     qualities = dial.parse_qualities(quality)
-    of_pairs = [compressor_of(*load_models(*pair, device), device, batch_size, effort) for pair in pairs]
+    of_pairs = [load_compressor(*pair, device, batch_size, effort) for pair in pairs]
     compressors = [compressor.at(q) for compressor in of_pairs for q in qualities]
     rivals, left_out = codecs.available()
     folder.mkdir(parents=True, exist_ok=True)  # before the work, so that a folder that cannot be made is reported at once

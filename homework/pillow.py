@@ -20,13 +20,12 @@ import torch
 from PIL import Image, ImageFile
 
 from homework.codec import archive, dial, format
-from homework.codec.cascade_compressor import compressor_of
 from homework.codec.compressor import Compressor, in_order
+from homework.codec.loading import load_compressor
 from homework.codec.parallel import in_parallel
 from homework.core import checkpoint, devices
 from homework.datasets.decoding import n_frames_of, to_rgb
 from homework.datasets.images import to_uint8
-from homework.priors.pairs import load_models
 
 PAIR = (checkpoint.PRETRAINED / "BSQPatchAutoEncoder.pth", checkpoint.PRETRAINED / "AutoregressiveModel.pth")
 _named: list[Compressor] = []  # of the pairs given to use(), the last one first
@@ -42,8 +41,7 @@ def use(tokenizer: str | Path, prior: str | Path, device: str = "auto") -> None:
 
 
 def _load(tokenizer: str | Path, prior: str | Path, device: str) -> Compressor:
-    where = devices.pick_device(device)
-    return compressor_of(*load_models(tokenizer, prior, where), where, batch_size=64)
+    return load_compressor(tokenizer, prior, devices.pick_device(device), batch_size=64)
 
 
 @cache

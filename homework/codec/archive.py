@@ -12,6 +12,7 @@ import numpy as np
 
 from homework.codec.format import (
     ARCHIVE,
+    ENHANCED_FORMAT,
     FLOAT_FORMAT,
     FORMAT,
     IMAGE,
@@ -19,6 +20,7 @@ from homework.codec.format import (
     check_size,
     crc8,
     crc32,
+    parts,
     read_leb128,
 )
 from homework.codec.range_coder import OTHER_FLOATS, damaged
@@ -112,13 +114,16 @@ class Reader:
     one. ValueError, naming it ``name``, if another program or a newer version wrote it, or if it is cut short, too long or
     damaged.
 
-    Attributes: ``kind`` (IMAGE or ARCHIVE), ``head`` (8 bytes, or 10 with a probe), ``version`` of the format, ``patch``,
-    ``exact``, ``length`` of the file in bytes; and a list each of ``names`` (one image has the name ""), ``sizes`` (H,W),
-    ``lengths`` of the payloads in bytes, ``starts``, ``crcs``, and ``chunks``, ranges of images that were coded together.
+    ``preview`` reads the first grid alone where there is a second one.
+
+    Attributes: ``kind`` (IMAGE or ARCHIVE), ``head`` (8 bytes, or 10 with a probe or an enhancement layer), ``version`` of
+    the format, ``patch``, ``exact``, ``length`` of the file in bytes; and a list each of ``names`` (one image has the name
+    ""), ``sizes`` (H,W), ``lengths`` of the payloads in bytes, ``starts``, ``crcs``, and ``chunks``, ranges of images that
+    were coded together.
     """
 
-    def __init__(self, file: BinaryIO, name: str = "The file"):
-        self.file, self.name = file, (name := printable(name))
+    def __init__(self, file: BinaryIO, name: str = "The file", preview: bool = False):
+        self.file, self.name, self.preview = file, (name := printable(name)), preview
         self.length = file.seek(0, 2)
         file.seek(0)
         start = file.read(64)  # a header has at most 30
@@ -128,10 +133,10 @@ class Reader:
         if version and (version[0] // 16 != 15 - version[0] % 16 or not version[0] % 16):
             raise self._changed("header")
         self.version = version[0] % 16 if version else FORMAT
-        self.head = start[: 10 if self.version == FLOAT_FORMAT else 8]
-        if self.version > FLOAT_FORMAT:
+        self.head = start[: 10 if self.version >= FLOAT_FORMAT else 8]
+        if self.version > ENHANCED_FORMAT:
             raise ValueError(f"{name} was written by a newer version of this package: it is of format {self.version}, but "
-                             f"this version reads up to {FLOAT_FORMAT}; update it.")  # fmt: skip
+                             f"this version reads up to {ENHANCED_FORMAT}; update it.")  # fmt: skip
         self.patch, self.exact = (start[7] % 128, start[7] < 128) if len(start) > 7 else (0, False)
         self._read_image(start) if self.kind == IMAGE else self._read_archive(start)
         for size in self.sizes:
@@ -212,8 +217,8 @@ class Reader:
         return damaged(self.name, f"its {part} is not as it was written")
 
     def check(self, models: ModelPair) -> None:
-        """ValueError, saying which, if the file was written with another tokenizer, prior or arithmetic than ``models``, or
-        in floats that this machine does not compute."""
+        """ValueError, saying which, if the file was written with another tokenizer, prior, enhancement layer or arithmetic
+        than ``models``, or in floats that this machine does not compute."""
         wanted = models.head(self.kind, self.version)
         for what, part in ("tokenizer", slice(3, 5)), ("prior", slice(5, 7)):
             if wanted[part] != self.head[part]:
@@ -222,7 +227,13 @@ class Reader:
                                  f"the {what} that wrote it.")  # fmt: skip
         if wanted[:8] != self.head[:8]:
             raise ValueError(f"{self.name} was written with another patch size or arithmetic than that of the models given.")
-        if wanted != self.head:
+        if self.version == ENHANCED_FORMAT:
+            if wanted != self.head and not self.preview:
+                own = f", not {wanted[8:].hex()}" if models.enhancement else ""
+                raise ValueError(f"{self.name} was written with an enhancement layer whose fingerprint begins with "
+                                 f"{self.head[8:].hex()}{own}; name it by --enhancement, or decompress a preview, without "
+                                 "it, by --preview.")  # fmt: skip
+        elif wanted != self.head:
             raise ValueError(f"{self.name} was written by a machine whose floats differ from this one's (another processor, "
                              "--device or version of PyTorch); decompress it there, or compress the images under an "
                              "AutoregressiveModel, whose integers are the same on all machines.")  # fmt: skip
@@ -242,7 +253,22 @@ class Reader:
         return f"{self.name}, image {printable(self.names[i])}," if self.names[i] else self.name
 
     def payload(self, i: int) -> bytes:
-        """The coded tokens of image ``i``; only they are read. ValueError if the file has been cut short meanwhile."""
+        """The coded tokens of image ``i``. ValueError as of :meth:`stored`."""
+        return self.parts(i)[0]
+
+    def parts(self, i: int) -> tuple[bytes, bytes]:
+        """The coded tokens of image ``i``, and its coded second grid, empty if it has none. ValueError as of
+        :meth:`stored`."""
+        if self.version != ENHANCED_FORMAT:
+            return self.stored(i), b""
+        try:
+            return parts(self.stored(i))
+        except ValueError as error:
+            raise damaged(self.label(i), str(error)) from None
+
+    def stored(self, i: int) -> bytes:
+        """All that is coded of image ``i``; only that is read. ValueError if the file has been cut short meanwhile, or, for
+        what is made of it, if it is damaged."""
         self.file.seek(self.starts[i])
         if len(data := self.file.read(self.lengths[i])) < self.lengths[i]:
             raise damaged(self.label(i), "it has been cut short while it was read")

@@ -1,7 +1,6 @@
 """Images to bytes and back, under a cascade: the tokens of all its grids."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,21 +12,10 @@ from homework.codec.compressor import PIXELS_AT_ONCE, Compressor
 from homework.codec.range_coder import damaged
 from homework.datasets.image_files import batches_of
 from homework.datasets.images import as_float
-from homework.priors.base import Prior
 from homework.priors.cascade import Cascade
-from homework.tokenizers.base import Tokenizer
 
 NO_SEARCH = ("A cascade codes the tokens that its codebooks make, without a search for better ones; leave --effort, "
              "--quality, --lmbda, --target_bytes and --target_psnr out.")  # fmt: skip
-
-
-def compressor_of(tokenizer: Tokenizer, prior: Prior | Cascade, device: torch.device, batch_size: int,
-                  effort: int | None = None, *options: Any) -> Compressor:  # fmt: skip
-    """The compressor of a tokenizer and a prior, or of a cascade; ``effort`` None for the default, where there is a search,
-    and ``options`` as of :class:`homework.codec.compressor.Compressor`."""
-    if isinstance(prior, Cascade):
-        return CascadeCompressor(prior, device, batch_size, effort or 0, *options)
-    return Compressor(tokenizer, prior, device, batch_size, dial.EFFORT if effort is None else effort, *options)
 
 
 class CascadeCompressor(Compressor):

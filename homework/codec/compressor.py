@@ -70,7 +70,12 @@ class Compressor:
         tokenizers, priors = {1: legacy_fingerprint(self.tokenizer), 2: fingerprint(self.tokenizer)}, self.entropy_model
         pairs = {version: (tokenizers[version], own) for version, own in priors.fingerprints.items()}
         (found,) = [b""] if priors.exact else in_parallel(probe, [priors], 1)
-        self.models = format.ModelPair(pairs, max(tokenizer.patch_shape), priors.exact, found)
+        self.pair = format.ModelPair(pairs, max(tokenizer.patch_shape), priors.exact, found)
+
+    @property
+    def models(self) -> format.ModelPair:
+        """By what files know the models."""
+        return self.pair
 
     def at(self, quality: float, effort: int | None = None, target: dial.Target | None = None) -> "Compressor":
         """The same, with its models, but of another quality and effort (its own if None), and with this target or none.
@@ -114,7 +119,15 @@ class Compressor:
 
     def compress_tokens(self, grids: Tensor | np.ndarray, size: tuple[int, int]) -> list[bytes]:
         """(B,h,w) integers in [0,K), the grids of images of ``size`` (H,W) -> a file each. ValueError for any others."""
-        grids = torch.as_tensor(grids, device="cpu").detach().numpy()
+        grids = self.checked(torch.as_tensor(grids, device="cpu").detach().numpy(), size)
+        # floats repeat only in the batch in which they were coded, and a file of its own is a batch of one
+        together = self.entropy_model.exact and len(grids)
+        payloads = self.encode(grids) if together else [self.encode(grid[None])[0] for grid in grids]
+        crcs = [self.models.crc(size, grid) for grid in grids]
+        return [format.image_file(self.models, size, *coded) for coded in zip(payloads, crcs, strict=True)]
+
+    def checked(self, grids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Grids (B,h,w) of images of ``size`` (H,W), as int64. ValueError if they are none."""
         if grids.dtype.kind not in "iu":
             raise ValueError(f"Tokens must be integers, but these are of {grids.dtype}.")
         if grids.ndim != 3 or grids.shape[1:] != self.grid(size):
@@ -123,12 +136,7 @@ class Compressor:
         K = np.broadcast_to(self.entropy_model.n_tokens, grids.shape)
         if (wrong := (grids < 0) | (grids >= K)).any():
             raise ValueError(f"Tokens must be from 0 to {K[wrong][0] - 1}.")
-        grids = grids.astype(np.int64)
-        # floats repeat only in the batch in which they were coded, and a file of its own is a batch of one
-        together = self.entropy_model.exact and len(grids)
-        payloads = self.encode(grids) if together else [self.encode(grid[None])[0] for grid in grids]
-        crcs = [self.models.crc(size, grid) for grid in grids]
-        return [format.image_file(self.models, size, *coded) for coded in zip(payloads, crcs, strict=True)]
+        return grids.astype(np.int64)
 
     def decompress_tokens(self, files: Sequence[bytes]) -> list[np.ndarray]:
         """The grids (h,w) int64 of files. ValueError as in :meth:`decompress`."""
@@ -142,10 +150,22 @@ class Compressor:
         """(h,w) of image ``i`` of a file. ValueError if it cannot be one of these models."""
         return reader.grid(i)
 
-    @torch.inference_mode()
+    def payload(self, reader: archive.Reader, i: int) -> Any:
+        """What :meth:`decode` takes of image ``i`` of a file."""
+        return reader.payload(i)
+
     def to_tokens(self, images: Tensor | Sequence[Tensor], searched: Callable[[], object] = lambda: None) -> np.ndarray:
         """Images (H,W,3) of one size, float in [-0.5,0.5] or uint8 -> grids (B,h,w) int64. Calls ``searched`` after the
         search for each. ValueError if the tokenizer's grids have another size."""
+        grids = self.encoded(images)
+        for i in range(len(images) if self.effort else 0):  # one by one: in a batch, an image's floats may be others
+            grids[i] = self.chosen(images[i], grids[i])
+            searched()
+        return grids
+
+    @torch.inference_mode()
+    def encoded(self, images: Tensor | Sequence[Tensor]) -> np.ndarray:
+        """As :meth:`to_tokens`, without a search: the tokens of the encoder."""
         H, W = images[0].shape[:2]
         grids = np.empty((len(images), *(grid := self.grid((H, W)))), np.int64)
         for block, around, within in self.blocks(grid, self.tokenizer.encoder_halo):
@@ -156,23 +176,23 @@ class Compressor:
                     raise ValueError(f"The tokenizer makes grids {tokens.shape[1:]} of images {tuple(x.shape[1:3])}, which "
                                      f"are not patches of {self.models.patch} pixels; a file cannot say so.")  # fmt: skip
                 grids[(slice(part.start, part.stop), *block)] = tokens[(slice(None), *within)]
-        for i in range(len(images) if self.effort else 0):  # one by one: in a batch, an image's floats may be others
-            grids[i] = self._search(images[i], grids[i])
-            searched()
         return grids
 
-    def _search(self, x: Tensor, encoded: np.ndarray) -> np.ndarray:
+    def chosen(self, x: Tensor, encoded: np.ndarray) -> np.ndarray:
         """Better tokens (h,w) than the encoder's for an image (H,W,3), as good as the target demands if there is one."""
 
-        def found(quality: float) -> np.ndarray:
-            start = torch.from_numpy(encoded)
-            return search(self.tokenizer, self.prior, x, dial.lmbda_at(quality), self.effort, start).cpu().numpy()
-
         def measured(quality: int) -> tuple[np.ndarray, int, float]:
-            grid = found(quality)
+            grid = self.at_quality(x, encoded, quality)
             return grid, len(self.compress_tokens(grid[None], (x.shape[0], x.shape[1]))[0]), self.psnr([x], [grid])[0]
 
-        return dial.aim(self.target, measured, "The image") if self.target else found(self.quality)
+        if self.target:
+            return dial.aim(self.target, measured, "The image")
+        return self.at_quality(x, encoded, self.quality)
+
+    def at_quality(self, x: Tensor, encoded: np.ndarray, quality: float) -> np.ndarray:
+        """What the search finds for an image (H,W,3), given the encoder's tokens (h,w): (h,w)."""
+        start = torch.from_numpy(encoded)
+        return search(self.tokenizer, self.prior, x, dial.lmbda_at(quality), self.effort, start).cpu().numpy()
 
     def psnr(self, images: Sequence[Tensor], grids: Sequence[np.ndarray]) -> list[float]:
         """In dB, of images (H,W,3) of one size, float or uint8, as they come back from their grids (h,w), rounded to 8 bits
@@ -262,7 +282,7 @@ class Compressor:
             reader.check(self.models)
         positions = {item: k for k, item in enumerate(items)}
 
-        def work(coded: tuple[list[Item], list[bytes]]) -> dict:
+        def work(coded: tuple[list[Item], list]) -> dict:
             batch, payloads = coded
             reader, i = batch[0]
             grids = self.decode(payloads, self.grid_in(reader, i), [reader.label(i) for reader, i in batch])
@@ -270,7 +290,7 @@ class Compressor:
                 reader.check_tokens(i, self.models, grid)
             return use({positions[item]: grid for item, grid in zip(batch, grids, strict=True) if item in positions})
 
-        coded = ((batch, [reader.payload(i) for reader, i in batch]) for batch in self._batches(items))
+        coded = ((batch, [self.payload(reader, i) for reader, i in batch]) for batch in self._batches(items))
         yield from in_parallel(work, coded, self.workers)
 
     def read_images(self, items: Sequence[Item], use: Callable = lambda k, image: image,

@@ -5,10 +5,12 @@
     one image   head, width, height, length of the payload, CRC-8 | payload | CRC-32
     archive     head, start of the index, file's length,   CRC-32 | payload, payload, ... | zlib(index), CRC-32
     head        magic (2), version (1), fingerprint of the tokenizer (2), of the prior (2), arithmetic and patch side (1),
-                in floats the probe (2)
+                in floats the probe (2), or with an enhancement layer its fingerprint (2)
+    payload     the tokens; with an enhancement layer: length of the tokens, tokens | step (1), second grid, CRC-32
 
 Numbers are little-endian; width, height and length are LEB128 (seven bits a byte, the lowest first, the top bit says that
-another byte follows). The grid has ceil(H/P) x ceil(W/P) tokens for patches of side P.
+another byte follows). The grid has ceil(H/P) x ceil(W/P) tokens for patches of side P. What comes after the tokens in a
+payload may be missing, for an image without a second grid.
 """
 
 import dataclasses
@@ -23,8 +25,8 @@ import numpy as np
 from homework.core.checks import MAX_PIXELS
 
 # of files that are written, on integers and in floats; 1 has the layout of 2, but knows models by their legacy fingerprints,
-# and files in floats of both have no probe
-FORMAT, FLOAT_FORMAT = 2, 3
+# and files in floats of both have no probe; the last one is of files with an enhancement layer
+FORMAT, FLOAT_FORMAT, ENHANCED_FORMAT = 2, 3, 4
 IMAGE, ARCHIVE = b"\xb51", b"\xb5N"  # no text begins with \xb5: in UTF-8 it only continues a character
 SUFFIXES = (".hwi", ".hwa")  # of their names, which may be others
 
@@ -37,14 +39,19 @@ class ModelPair:
     patch: int  # side P of a patch in pixels, 1 to 127
     exact: bool  # whether the prior's arithmetic is on integers
     probe: bytes = b""  # if it is not, the 2 bytes of homework.codec.entropy.probe
+    enhancement: bytes = b""  # the fingerprint of the enhancement layer, 32 bytes; without one, nothing
+    enhanced: bool = False  # whether they write files with it
 
     @property
     def version(self) -> int:
         """Of the format of the files that they write."""
+        if self.enhanced:
+            return ENHANCED_FORMAT
         return FORMAT if self.exact else FLOAT_FORMAT
 
     def head(self, magic: bytes, version: int | None = None) -> bytes:
-        """The first 8 bytes of a file, or 10 with the probe. ValueError if it cannot say the patch size."""
+        """The first 8 bytes of a file, or 10 with the probe or the enhancement layer. ValueError if it cannot say the patch
+        size."""
         version = version or self.version
         if not 1 <= self.patch <= 127:
             raise ValueError(f"Patches have a side of {self.patch} pixels, but a file can say 1 to 127; use a tokenizer "
@@ -52,19 +59,21 @@ class ModelPair:
         tokenizer, prior = self.fingerprints[min(version, FORMAT)]
         # the version is in the low four bits and, as a check, 15 minus it in the high ones
         last = self.patch + 128 * (not self.exact)
-        probe = self.probe if version == FLOAT_FORMAT else b""
-        return magic + bytes([version + 16 * (15 - version), *tokenizer[:2], *prior[:2], last]) + probe
+        more = {FLOAT_FORMAT: self.probe, ENHANCED_FORMAT: self.enhancement[:2]}.get(version, b"")
+        return magic + bytes([version + 16 * (15 - version), *tokenizer[:2], *prior[:2], last]) + more
 
     def crc(self, size: tuple[int, int], tokens: np.ndarray, version: int | None = None) -> int:
         """CRC-32 of an image's tokens, (h,w) in raster order as uint32, after all that they depend on: both complete
-        fingerprints, the head's eighth byte, and the height and width in pixels as uint32."""
+        fingerprints, the head's eighth byte, and the height and width in pixels as uint32. Of (h,w,n), as
+        :class:`homework.codec.enhanced_compressor.EnhancedCompressor` has them, the tokens are the first numbers."""
+        tokens = tokens[..., 0] if tokens.ndim == 3 else tokens
         known = b"".join(self.fingerprints[min(version or self.version, FORMAT)]) + self.head(IMAGE)[7:8]
         return zlib.crc32(np.ascontiguousarray(tokens, "<u4"), zlib.crc32(known + struct.pack("<II", *size)))
 
 
 def image_file(models: ModelPair, size: tuple[int, int], payload: bytes, crc: int) -> bytes:
-    """One image's file: 16 to 22 bytes more than its payload, 2 more in floats. ValueError if ``size`` (H,W) is too
-    large."""
+    """One image's file: 16 to 22 bytes more than its payload, 2 more in floats or with an enhancement layer. ValueError if
+    ``size`` (H,W) is too large."""
     check_size("The image", size)
     header = models.head(IMAGE) + leb128(size[1]) + leb128(size[0]) + leb128(len(payload))
     return header + bytes([crc8(header)]) + payload + struct.pack("<I", crc)
@@ -74,6 +83,24 @@ def check_size(name: str, size: tuple[int, int]) -> None:
     """ValueError if an image of ``size`` (H,W) is larger than a file may hold."""
     if min(size) < 1 or math.prod(size) > MAX_PIXELS:
         raise ValueError(f"{name} has {size[0]}x{size[1]} pixels (height x width), but 1 to {MAX_PIXELS:,} are allowed.")
+
+
+def with_enhancement(tokens: bytes, enhancement: bytes) -> bytes:
+    """The payload of a file with an enhancement layer."""
+    return leb128(len(tokens)) + tokens + enhancement
+
+
+def parts(payload: bytes) -> tuple[bytes, bytes]:
+    """The inverse of :func:`with_enhancement`. ValueError if the first part is longer than the payload."""
+    data = iter(payload)
+    try:
+        length = read_leb128(data)
+    except StopIteration:
+        raise ValueError("it has no length") from None
+    rest = bytes(data)
+    if length > len(rest):
+        raise ValueError("its first grid is longer than all of it")
+    return rest[:length], rest[length:]
 
 
 def may_replace(path: str) -> bool:

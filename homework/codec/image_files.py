@@ -90,7 +90,7 @@ def _copy(old: str, writer: ArchiveWriter) -> tuple[int, tuple[int, int, int]]:
             raise ValueError(f"{old} is not an archive of format {writer.models.version}, and nothing can be appended to "
                              "it; decompress it, and compress all images together.")  # fmt: skip
         for chunk in reader.chunks:
-            writer.add(*zip(*((reader.names[i], reader.sizes[i], reader.payload(i), reader.crcs[i]) for i in chunk),
+            writer.add(*zip(*((reader.names[i], reader.sizes[i], reader.stored(i), reader.crcs[i]) for i in chunk),
                             strict=True))  # fmt: skip
         return len(reader.names), _version(os.fstat(file.fileno()))
 

@@ -18,6 +18,7 @@ class Model(nn.Module):
     data: ClassVar[str]  # the kind of data that it is trained on, a name in homework.datasets.kinds
     more_data: ClassVar[tuple[str, ...]] = ()  # other kinds that it can be trained on
     reads_codes: ClassVar[bool] = False  # whether --inputs codes is for it, see homework.priors.base.Prior
+    fitted_by: ClassVar[str] = ""  # the command that makes it, if it has no gradients to be trained by
     # names what is computed, for fingerprints; to be changed whenever the same weights begin to compute something else
     architecture: ClassVar[str] = ""  # not inherited: a class without has its own name
     training_options: ClassVar[frozenset[str]] = frozenset()  # arguments that never change what a trained model computes

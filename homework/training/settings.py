@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from homework.core import checkpoint, cli, devices, fingerprint, registry
+from homework.core import checkpoint, checks, cli, devices, fingerprint, registry
 from homework.core.model import Model
 from homework.core.processes import say
 from homework.datasets.base import Dataset
@@ -19,6 +19,8 @@ def set_up(settings: dict, state: dict | None, device: torch.device) -> tuple[Mo
     devices.seed_generators(settings["seed"], device)
     base = checkpoint.load(settings["model"]) if settings["model"].endswith(".pth") and not state else None
     cls = type(base) if base else registry.model_class(state["class"] if state else settings["model"])
+    if cls.fitted_by:
+        raise ValueError(f"No gradients train {checks.article(cls.__name__)}; make it by {cls.fitted_by}.")
     train_data, valid_data = open_data(cls, settings)
     model = registry.build(cls, state["config"], {}) if state else new_model(cls, base, settings, train_data, device)
     model.to(device, torch.float32)

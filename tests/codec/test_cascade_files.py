@@ -16,7 +16,8 @@ from PIL import Image
 from bench.mutations import mutate, repaired
 from homework import Compressor, pillow
 from homework.codec import archive, format
-from homework.codec.cascade_compressor import CascadeCompressor, compressor_of
+from homework.codec.cascade_compressor import CascadeCompressor
+from homework.codec.loading import compressor_of
 from homework.core import checkpoint
 from homework.datasets.image_files import read_image
 from homework.datasets.images import to_float, to_uint8

@@ -417,8 +417,8 @@ def test_foreign_files_are_reported(start):
 
 @pytest.mark.parametrize("kind", FILES)
 def test_newer_files_are_reported(kind):
-    with pytest.raises(ValueError, match="newer version.*format 4"):
-        Reader(io.BytesIO(FILES[kind][:2] + bytes([4 + 16 * 11]) + b"nobody knows what comes here"))
+    with pytest.raises(ValueError, match="newer version.*format 5"):
+        Reader(io.BytesIO(FILES[kind][:2] + bytes([5 + 16 * 10]) + b"nobody knows what comes here"))
 
 
 @pytest.mark.parametrize("kind", FILES)

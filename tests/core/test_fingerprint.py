@@ -14,6 +14,7 @@ from homework.core.model import Model
 SHIPPED = {
     "AutoregressiveModel": ("8908d9bf43104b4b", "429386aba8938a7b", "245d64f1dcf398c6 aeedf5c82cdfe7c7"),
     "BSQPatchAutoEncoder": ("d6aad51f73102cc4", "53eb3aa4e86d2a14", "016ee18735b83792 beaede0e42fe8c14"),
+    "EnhancementLayer": ("44f27df58460eb42", "f69d1f4e64c502b6", "7192ee413f67a97c c49873f264e628cf"),
     "GatedPixelCNN": ("925cc23fd4863964", "a2f0fa73ff5ef90d", "9d4b6494e0db56b7 3e8e06a012b4dccb"),
     "MnistGatedPixelCNN": ("c2460bc342ee07e7", "44ec648dbcc38273", "b096ac6a25f8e07a 9572eb95b6e59aef"),
     "PatchAutoEncoder": ("808cdf9350ede96f", "7e9153854f54468a", "a85fe47035b410aa c34e817140cfaac8"),

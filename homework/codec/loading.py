@@ -1,0 +1,64 @@
+"""The compressor of the models that a command names."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from homework.codec import dial
+from homework.codec.cascade_compressor import CascadeCompressor
+from homework.codec.compressor import Compressor
+from homework.codec.enhanced_compressor import EnhancedCompressor
+from homework.codec.enhancement import EnhancementLayer
+from homework.codec.entropy import entropy_model
+from homework.core import checkpoint
+from homework.core.fingerprint import is_of
+from homework.priors.base import Prior
+from homework.priors.cascade import Cascade
+from homework.priors.pairs import load_models
+from homework.tokenizers.base import Tokenizer
+
+AUTO, NONE = "auto", "none"  # the enhancement layer that belongs to the tokenizer, if there is one, or none
+LAYER = "EnhancementLayer"
+
+
+def load_compressor(tokenizer: str | Path, autoregressive: str | Path, device: torch.device, batch_size: int,
+                    *options: Any, enhancement: str | Path = AUTO) -> Compressor:  # fmt: skip
+    """The compressor of a tokenizer and a prior, checkpoints or names, or of a cascade, in its JSON file; ``options`` as of
+    :func:`compressor_of`. ValueError or OSError if the models cannot be loaded, or do not go together."""
+    coder, prior = load_models(tokenizer, autoregressive, device)
+    return compressor_of(coder, prior, device, batch_size, *options, enhancement=enhancement)
+
+
+def compressor_of(tokenizer: Tokenizer, prior: Prior | Cascade, device: torch.device | None = None, batch_size: int = 64,
+                  effort: int | None = None, *options: Any, enhancement: str | Path = AUTO) -> Compressor:  # fmt: skip
+    """The compressor of a tokenizer and a prior, with an enhancement layer as :func:`find_layer` finds it, or of a cascade.
+    ``effort`` is None for the default, where there is a search, and the other options are as of
+    :class:`homework.codec.compressor.Compressor`."""
+    if isinstance(prior, Cascade):
+        if enhancement not in (AUTO, NONE):
+            raise ValueError("An enhancement layer goes with a tokenizer and a prior, not with a cascade; leave it out.")
+        return CascadeCompressor(prior, device, batch_size, effort or 0, *options)
+    effort = dial.EFFORT if effort is None else effort
+    layer = find_layer(tokenizer, enhancement)
+    if layer and (enhancement != AUTO or entropy_model(prior).exact):
+        return EnhancedCompressor(tokenizer, prior, layer, device, batch_size, effort, *options)
+    return Compressor(tokenizer, prior, device, batch_size, effort, *options)
+
+
+def find_layer(tokenizer: Tokenizer, enhancement: str | Path = AUTO) -> EnhancementLayer | None:
+    """The enhancement layer in a checkpoint; with AUTO the one of ./homework/EnhancementLayer.pth, the same in the package's
+    folder, and the pretrained one that is of the tokenizer, None if none is. ValueError or OSError if it cannot be
+    loaded."""
+    if enhancement == NONE:
+        return None
+    if enhancement != AUTO:
+        layer = checkpoint.load(enhancement, LAYER)
+        assert isinstance(layer, EnhancementLayer)
+        return layer
+    for folder in (Path("homework"), checkpoint.PACKAGE, checkpoint.PRETRAINED):
+        path = folder / f"{LAYER}.pth"
+        if path.is_file() and isinstance(layer := checkpoint.load(path), EnhancementLayer):
+            if is_of(layer.meta.get("tokenizer", ""), tokenizer):
+                return layer
+    return None
