@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 INSTALLED = .venv/.installed
 
-.PHONY: help first-look demo studio test bench lint docs wheel clean
+.PHONY: help first-look demo studio test bench lint docs notebooks wheel clean
 .DEFAULT_GOAL := help
 
 help: ## list what can be made
@@ -52,6 +52,9 @@ lint: $(INSTALLED) ## check style, complexity and types
 
 docs: $(INSTALLED) ## build the documentation: open site/index.html
 	$(BIN)/mkdocs build --strict
+
+notebooks: $(INSTALLED) ## run the notebooks and store their pictures in them: three minutes of a core
+	$(BIN)/python -m bench.notebooks
 
 wheel: $(INSTALLED) ## build the wheel in dist/
 	$(BIN)/python -m pip wheel . --no-deps --wheel-dir dist
