@@ -7,7 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import gradio as gr
 
-from homework.studio_tabs import compress_tab, sampling_tabs, tokens_tab
+from homework.studio_tabs import compress_tab, digits_tab, sampling_tabs, tokens_tab
 from homework.studio_tabs.models import Models
 
 STYLE = """
@@ -19,12 +19,15 @@ STYLE = """
 .thumbnails .grid-container { grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)); grid-template-rows: none;
     grid-auto-rows: auto; height: auto; padding-top: 0; }
 .thumbnails .thumbnail-item { width: 100%; height: auto; aspect-ratio: 3 / 2; }
-#alternatives .grid-container { grid-template-columns: repeat(auto-fill, minmax(max(48px, 17%), 1fr)); }
-#alternatives .thumbnail-item { aspect-ratio: 1; }
-#alternatives .caption-label { position: static; display: block; max-width: none; text-align: center; padding: 0;
-    font-size: 11px; overflow: visible; }
+.patches .grid-container { grid-template-columns: repeat(auto-fill, minmax(max(48px, 17%), 1fr)); }
+.patches .thumbnail-item { aspect-ratio: 1; }
+.patches .caption-label { position: static; display: block; max-width: none; text-align: center; padding: 0;
+    font-size: 11px; overflow: visible; white-space: normal; }
+#pad canvas { display: block; width: 100%; max-width: 448px; margin: auto; touch-action: none; cursor: crosshair;
+    image-rendering: pixelated; }
 #table td, #table th { white-space: nowrap; word-break: normal; padding: 4px 12px; text-align: right; }
 .tab-container button { padding: 0 8px; }
+label[data-testid="block-label"] { position: static; width: fit-content; }
 footer { display: none !important; }
 """
 
@@ -41,6 +44,8 @@ def build(models: Models) -> gr.Blocks:
             sampling_tabs.build_generate(models)
         with gr.Tab("Complete", id="complete"):
             sampling_tabs.build_complete(models)
+        with gr.Tab("Digits", id="digits"):
+            digits_tab.build(models, page)
     return page.queue(default_concurrency_limit=4, api_open=False)
 
 

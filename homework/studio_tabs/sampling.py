@@ -14,6 +14,7 @@ from homework.core.model import ordinary_tensors
 from homework.datasets.images import to_float
 from homework.evaluation.pictures import in_rows, on_sheet
 from homework.priors import sampling
+from homework.priors.base import Prior
 from homework.priors.images import UNKNOWN, decode
 from homework.studio_tabs.models import Models, Source, command_line, fitted
 
@@ -33,6 +34,11 @@ class Settings:
     def options(self) -> dict:
         """For a command line: those that are not the defaults."""
         return {k: v for k, v in dataclasses.asdict(self).items() if v != getattr(Settings, k)}
+
+    def sampling(self) -> dict:
+        """For :meth:`homework.priors.base.Prior.generate`."""
+        options = dataclasses.asdict(self)
+        return options | {"generator": torch.Generator().manual_seed(options.pop("seed"))}
 
     def check(self) -> None:
         """ValueError, naming the value and what is allowed, if one makes no sense."""
@@ -60,10 +66,8 @@ def grow(models: Models, n: int, settings: Settings, kept: Tensor | None = None)
     settings.check()
     (H, W), (P, Q), device = models.size, models.tokenizer.patch_shape, models.tokenizer.device
     h, w = n_rows(models), -(-W // Q)
-    options = dataclasses.asdict(settings)
-    options["generator"] = torch.Generator().manual_seed(options.pop("seed"))
     prefix = None if kept is None else kept.expand(n, -1, -1)  # (r,w) -> (n,r,w)
-    for grids in models.prior.generate_rows(n, h, w, device, prefix=prefix, **options):
+    for grids in models.prior.generate_rows(n, h, w, device, prefix=prefix, **settings.sampling()):
         r = grids.shape[1]
         pictures = decode(models.tokenizer, F.pad(grids, (0, 0, 0, h - r)))[:, :H, :W]  # any tokens, which do not show
         pictures[:, r * P :] = UNKNOWN
@@ -75,12 +79,17 @@ def sheet(grown: Grown) -> np.ndarray:
     return on_sheet(in_rows(list(grown.pictures)))
 
 
-@ordinary_tensors
 def surprise(models: Models, grown: Grown) -> str:
     """What complete images cost under the prior, and how many rows others have."""
     if not grown.complete:
         return f"{grown.grids.shape[1]} of {grown.rows} rows"
-    bits = models.prior.bits(grown.grids).sum(dim=(1, 2)).tolist()
+    return nats(models.prior, grown.grids)
+
+
+@ordinary_tensors
+def nats(prior: Prior, grids: Tensor) -> str:
+    """What each of (n,h,w) grids costs under a prior."""
+    bits = prior.bits(grids.to(prior.device)).sum(dim=(1, 2)).tolist()
     return "; ".join(f"{i}: {math.log(2) * b:,.0f} nats, {b:,.0f} bits" for i, b in enumerate(bits))
 
 
