@@ -305,6 +305,7 @@ def test_digits(window):
         downloaded.append(data)
         return np.asarray(Image.open(io.BytesIO(data)))
 
+    window.locator("#field", has_text="Row 14, column 14").wait_for()
     assert drawn().any()  # an example
     window.get_by_role("button", name="Clear").click()
     assert not drawn().any()
@@ -345,7 +346,7 @@ def test_two_people_do_not_disturb_each_other(window, address, chromium):
     window.get_by_role("tab", name="Tokens").click()
     other.locator("#grid img").click(position={"x": 5, "y": 5})
     other.locator("#token", has_text="Row 0, column 0").wait_for()
-    assert "Row 2, column 3" in window.locator("#token").inner_text()
+    window.locator("#token", has_text="Row 2, column 3").wait_for()
     other.close()
 
 

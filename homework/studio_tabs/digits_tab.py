@@ -57,8 +57,8 @@ show();
 BLANK = "0" * digits.SIDE**2
 
 
-def build(models: Models, page: gr.Blocks) -> None:
-    """Lays out the tab in the block that is open. ``page`` draws what is seen when it is loaded."""
+def build(models: Models, tab: gr.Tab) -> None:
+    """Lays out ``tab``, which is open, and draws what is seen when it is looked at."""
     device = models.tokenizer.device
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
@@ -114,7 +114,7 @@ def build(models: Models, page: gr.Blocks) -> None:
     rows.change(lambda rows: gr.HTML(rows=rows), rows, pad, show_progress="hidden")
     start.click(said(end), [pad, rows, name, *controls], [sheet, costs, box], show_progress="minimal",
                 show_progress_on=costs, trigger_mode="always_last")  # fmt: skip
-    gr.on([page.load, pad.change, row.change, column.change, depth.change], said(look), [pad, row, column, depth],
+    gr.on([tab.select, pad.change, row.change, column.change, depth.change], said(look), [pad, row, column, depth],
           [*maps, about, field_box, file], show_progress="hidden", trigger_mode="always_last")  # fmt: skip
     for picture in maps:
         picture.select(said(choose), None, [row, column], show_progress="hidden")

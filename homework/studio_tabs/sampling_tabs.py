@@ -24,7 +24,7 @@ def build_generate(models: Models) -> None:
     def generate(number: float, candidates: float, *values: float):
         chosen, n = settings(*values), int(candidates)
         command = sampling.generate_command(models, int(number), chosen, n)
-        for grown in sampling.grow(models, int(number), chosen, candidates=n):
+        for grown in sampling.grow(models, int(number), chosen, None, n):
             yield picture_file(models, sampling.sheet(grown), "sheet"), sampling.surprise(models, grown), command
 
     run = start.click(said(generate), [number, candidates, *controls], [sheet, costs, box], show_progress="minimal",

@@ -13,8 +13,8 @@ FLIPS = "The code with one of its bits flipped, from the highest; click one to f
 HINT = "The most probable tokens there, given those before; click one to put it in:"
 
 
-def build(models: Models, page: gr.Blocks) -> None:
-    """Lays out the tab in the block that is open. ``page`` fills it when it is loaded."""
+def build(models: Models, tab: gr.Tab) -> None:
+    """Lays out ``tab``, which is open, and is filled when it is first looked at."""
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
             source = picker(models)
@@ -49,6 +49,9 @@ def build(models: Models, page: gr.Blocks) -> None:
             return *(gr.skip() for _ in range(3)), NO_IMAGE, *(gr.skip() for _ in range(3))
         return *show(tokens.start(models, source)), tokens.command(models, source)
 
+    def visit(source: Source | None, view: View | None):
+        return begin(source) if view is None else [gr.skip()] * 7
+
     def look(view: View, event: gr.SelectData):
         return show(tokens.at_pixel(models, view, *event.index))
 
@@ -69,7 +72,8 @@ def build(models: Models, page: gr.Blocks) -> None:
         return [one.token for one in found], gr.Gallery(gallery, selected_index=None), drawn
 
     outputs = [view, known, picture, balance, about, others]
-    gr.on([page.load, source.change, reset.click], said(begin), source, [*outputs, box], show_progress="hidden")
+    gr.on([source.change, reset.click], said(begin), source, [*outputs, box], show_progress="hidden")
+    tab.select(said(visit), [source, view], [*outputs, box], show_progress="hidden")
     picture.select(said(look), view, outputs, show_progress="hidden")
     others.select(said(choose), [view, known], outputs, show_progress="hidden")
     flips.select(said(choose), [view, flipped], outputs, show_progress="hidden")
