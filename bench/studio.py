@@ -3,6 +3,7 @@ takes to start: ``python -m bench.studio``."""
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -104,7 +105,7 @@ def start() -> None:
         print(f"{time.perf_counter() - begin:.1f} s until the first picture")
         window.locator("#table").get_by_role("cell", name="ours").wait_for()
         print(f"{time.perf_counter() - begin:.1f} s until the first file of ours")
-        server.terminate()
+        server.send_signal(signal.SIGINT)  # it removes its temporary files
         _, _, usage = os.wait4(server.pid, 0)
         print(f"{usage.ru_utime + usage.ru_stime:.1f} s of processor time of the server")
 
