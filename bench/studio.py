@@ -1,8 +1,13 @@
-"""Pictures of the page of homework.studio for the documents: each tab in a wide window and in a narrow one."""
+"""Pictures of the page of homework.studio for the documents: each tab in a wide window and in a narrow one; and how long it
+takes to start: ``python -m bench.studio``."""
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -47,15 +52,62 @@ def screenshots(folder: Path) -> None:
                 window.locator("#alternatives button img").nth(9).wait_for()
                 shoot(window, folder / f"studio_tokens_{width}.png")
                 for name, done in ("Generate", "#generated"), ("Complete", "#completed"):
-                    window.get_by_role("tab", name=name).click()
+                    open_tab(window, name)
                     window.get_by_role("button", name=name, exact=True).click()
                     window.locator(".costs.prose:visible", has_text="nats").wait_for()
                     window.locator(f"{done} img").wait_for()
                     shoot(window, folder / f"studio_{name.lower()}_{width}.png")
+                open_tab(window, "Digits")
+                draw(window, [(9, 10), (13, 6), (18, 8), (18, 12), (15, 16)])
+                window.get_by_role("button", name="End it in eight ways").click()
+                window.locator("#endings img").wait_for()
+                shoot(window, folder / f"studio_digits_{width}.png")
                 window.close()
         finally:
             chromium.close()
             served.close(verbose=False)
+
+
+def open_tab(window, name: str) -> None:
+    """By its name, or from the menu of those for which a narrow window has no room."""
+    if not (tab := window.get_by_role("tab", name=name, exact=True)).count():
+        window.locator(".overflow-menu > button").click()
+        tab = window.locator(".overflow-dropdown button", has_text=name)
+    tab.click()
+
+
+def draw(window, points: list[tuple[float, float]]) -> None:
+    """Draws with the mouse from point to point, each (column, row) of the 28x28 pixels, after clearing the pad."""
+    window.get_by_role("button", name="Clear").click()
+    window.wait_for_timeout(1000)
+    box = window.locator("#pad canvas").bounding_box()
+    (x, y), *rest = ((box["x"] + x * box["width"] / 28, box["y"] + y * box["height"] / 28) for x, y in points)
+    window.mouse.move(x, y)
+    window.mouse.down()
+    for x, y in rest:
+        window.mouse.move(x, y)
+    window.mouse.up()
+
+
+def start() -> None:
+    """Prints the seconds from the command until it prints its address, until the first picture is on the page, and until a
+    file of ours is; and what its process has computed by then."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        window = browser(playwright).new_page()
+        begin = time.perf_counter()
+        server = subprocess.Popen([sys.executable, "-m", "homework.studio"], stdout=subprocess.PIPE, text=True)
+        address = server.stdout.readline().split()[0]
+        print(f"{time.perf_counter() - begin:.1f} s until the address")
+        window.goto(address)
+        window.wait_for_function("document.querySelector('#wipe img')?.naturalWidth")
+        print(f"{time.perf_counter() - begin:.1f} s until the first picture")
+        window.locator("#table").get_by_role("cell", name="ours").wait_for()
+        print(f"{time.perf_counter() - begin:.1f} s until the first file of ours")
+        server.send_signal(signal.SIGINT)  # it removes its temporary files
+        _, _, usage = os.wait4(server.pid, 0)
+        print(f"{usage.ru_utime + usage.ru_stime:.1f} s of processor time of the server")
 
 
 def shoot(window, path: Path) -> None:
@@ -63,3 +115,7 @@ def shoot(window, path: Path) -> None:
     window.wait_for_timeout(1500)  # pictures that are being loaded, and the mark of what was running
     window.screenshot(path=path, full_page=True, animations="disabled")
     Image.open(path).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    start()

@@ -25,7 +25,7 @@ ON_SHEET = 100  # images on sheet.png, at most
 def generate(tokenizer: str, prior: str, n_images: int, output_path: str, *, seed: int = 0, temperature: float = 1.0,
              top_k: int | None = None, top_p: float | None = None, batch_size: int = 16, complete: str | None = None,
              rows: int = 10, image_size: str | None = None, device: str = "auto", num_beam: int = 1, beam_width: int = 1,
-             beams: int = 1, overwrite: bool = False) -> None:  # fmt: skip
+             beams: int = 1, candidates: int = 1, overwrite: bool = False) -> None:  # fmt: skip
     """Samples images: generation_0.png, generation_1.png, ... in a folder, and the first 100 on sheet.png.
 
     (For a cascade of transformers, see ``python -m homework.generation cascade --help``.)
@@ -54,10 +54,11 @@ def generate(tokenizer: str, prior: str, n_images: int, output_path: str, *, see
         beam_width: how many tokens a continuation has.
         beams: search for a probable image instead of drawing one, keeping so many partial ones at each position: all images
             are then the same. Not with temperature, top_k, top_p and num_beam.
+        candidates: draw so many for each image, and keep the one whose bits are nearest to the mean of the data.
         overwrite: remove what else an earlier run wrote into the folder; other files stay.
     """
     checks.integer(1, N_IMAGES=n_images)
-    cli.at_least(1, batch_size=batch_size)
+    cli.at_least(1, batch_size=batch_size, candidates=candidates)
     cli.check_seed(seed)
     options = dict(temperature=temperature, top_k=top_k, top_p=top_p, num_beam=num_beam, beam_width=beam_width, beams=beams)
     sampling.check(**options)
@@ -67,7 +68,7 @@ def generate(tokenizer: str, prior: str, n_images: int, output_path: str, *, see
     kept = None if complete is None else token_rows(coder, complete, size, rows)
     folder, options["generator"] = Path(output_path), torch.Generator().manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    batches = generate_images(coder, prior, n_images, size, batch_size, kept, **options)
+    batches = generate_images(coder, prior, n_images, size, batch_size, kept, candidates, **options)
     images = tqdm(itertools.chain.from_iterable(new for _, new in batches), total=n_images, desc="generating", unit="img")
     shown = []
     for i, image in enumerate(images):

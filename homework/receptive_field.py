@@ -7,12 +7,12 @@ from homework.evaluation.pages import require
 from homework.evaluation.receptive_fields import draw
 
 
-def receptive_field(*, layers: int = 4, size: int = 11, kernel: int = 3, seed: int = 0,
-                    out: str = "receptive_field.png") -> None:  # fmt: skip
-    """Draws, for each depth from 1 to LAYERS, which pixels the output in the middle of an image depends on.
+def receptive_field(*, layers: int = 4, size: int = 11, kernel: int = 3, row: int | None = None, column: int | None = None,
+                    seed: int = 0, out: str = "receptive_field.png") -> None:  # fmt: skip
+    """Draws, for each depth from 1 to LAYERS, which pixels the output at a position of an image depends on.
 
     There are four maps a depth: how strongly (the mean size of the gradient over random weights and images, on a
-    logarithmic scale), and whether at all; of PixelCNN, and of GatedPixelCNN. A cross marks the middle.
+    logarithmic scale), and whether at all; of PixelCNN, and of GatedPixelCNN. A cross marks the position.
 
     Examples:
         python -m homework.receptive_field
@@ -20,19 +20,26 @@ def receptive_field(*, layers: int = 4, size: int = 11, kernel: int = 3, seed: i
 
     Args:
         layers: the largest number of layers: a masked convolution and residual blocks, or gated layers.
-        size: height and width of the image, odd.
+        size: height and width of the image; odd, so that it has a middle, unless a row and a column are given.
         kernel: of the first layer, odd; the others are 3x3.
+        row: of the position, counted from 0; by default the middle one.
+        column: likewise.
         seed: of the weights and images.
         out: the PNG to write.
     """
     cli.at_least(1, layers=layers)
     cli.check_seed(seed)
-    checks.odd(3, **{"--size": size, "--kernel": kernel})
+    checks.odd(3, **{"--kernel": kernel})
+    if row is None or column is None:
+        checks.odd(3, **{"--size": size})
+    cli.at_least(1, size=size)
+    position = size // 2 if row is None else row, size // 2 if column is None else column
+    checks.integer(0, size - 1, **dict(zip(("--row", "--column"), position, strict=True)))
     if Path(out).suffix.lower() != ".png" or Path(out).is_dir():
         raise ValueError(f"--out is {out}, but must be a .png file.")
     files.check_writable(Path(out))
     require("matplotlib")
-    draw(layers, size, kernel, seed, out)
+    draw(layers, size, kernel, seed, out, position)
     print(f"{out}: the fields of {'a layer' if layers == 1 else f'1 to {layers} layers'} in {size}x{size} pixels")
 
 

@@ -122,6 +122,25 @@ def test_settings_reach_the_sampler(generate, grids):
     assert cold < hot <= K
 
 
+@pytest.mark.parametrize("valid", [{}, {"valid": {"loss": 2.6}}])
+def test_of_the_candidates_the_one_with_bits_nearest_to_those_of_the_data_is_kept(valid):
+    prior = build("AutoregressiveModel").eval()
+    prior.meta = valid
+    drawn = prior.generate(10, *GRID, generator=torch.Generator().manual_seed(0)).view(2, 5, *GRID)
+    kept = images.most_typical(prior, drawn)
+    bits = prior.bits(drawn.flatten(0, 1)).sum(dim=(1, 2)).view(2, 5)
+    mean = 2.6 / np.log(2) * 24 if valid else bits.mean()
+    assert torch.equal(kept, torch.stack([some[(b - mean).abs().argmin()] for some, b in zip(drawn, bits, strict=True)]))
+    assert not kept.is_inference()
+
+
+def test_candidates_are_drawn_together(generate, grids):
+    assert generate("t.pth", "p.pth", 3, "out", "--candidates", 4, "--batch_size", 2).returncode == 0
+    prior, generator = checkpoint.load("p.pth"), torch.Generator().manual_seed(0)
+    drawn = [prior.generate(4 * B, *GRID, generator=generator).view(B, 4, *GRID) for B in (2, 1)]
+    assert torch.equal(torch.stack(grids), torch.cat([images.most_typical(prior, some) for some in drawn]))
+
+
 def test_names_that_are_numbers(command, folder):
     checkpoint.save(build("AutoregressiveModel"), "7")
     done = command("generation", "t.pth", "7", 1, 2026, "--image_size", "20x30")

@@ -81,6 +81,18 @@ def test_the_command_writes_a_picture(command, tmp_path):
     assert [p.name for p in out.parent.iterdir()] == ["field.png"]
 
 
+def test_a_position_that_is_given_may_be_anywhere(command, tmp_path):
+    assert torch.equal(seen("PixelCNN", 3, SIZE, position=(5, 5)), seen("PixelCNN", 3, SIZE))
+    corner = seen("GatedPixelCNN", 3, 4, position=(0, 3))
+    assert corner.nonzero().tolist() == [[0, 0], [0, 1], [0, 2]]
+    out = tmp_path / "corner.png"
+    options = "--layers", 1, "--size", 4, "--out", out
+    assert command("receptive_field", *options, "--row", 0, "--column", 3).returncode == 0 and out.is_file()
+    assert "--column is 4, but must be an integer from 0 to 3" in sentence(
+        command("receptive_field", *options, "--row", 0, "--column", 4)
+    )
+
+
 @pytest.mark.parametrize("option, value", [("layers", 0), ("size", 10), ("kernel", 1), ("size", "x"), ("seed", -1)])
 def test_bad_options_are_named(command, tmp_path, option, value):
     out = tmp_path / "field.png"

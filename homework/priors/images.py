@@ -1,5 +1,6 @@
 """Images from priors: token grids, sampled or completed, and decoded."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,15 +32,31 @@ def decode(tokenizer: Tokenizer, grids: Tensor) -> Tensor:
     return to_uint8(tokenizer.decode_index(grids)).cpu()
 
 
+@ordinary_tensors
+def most_typical(prior: Prior, grids: Tensor) -> Tensor:
+    """(B,M,h,w) int64, M candidates for each of B images -> (B,h,w): those whose bits are nearest to the mean of the data
+    that the prior was validated on; if its checkpoint does not say, to the mean of all of ``grids``. Not the most probable
+    ones: these are unlike the data, and of frames almost black."""
+    bits = torch.stack([prior.bits(some).sum(dim=(1, 2)) for some in grids])  # (B,M)
+    nats = prior.meta.get("valid", {}).get("loss")  # per token
+    mean = bits.mean() if nats is None else nats / math.log(2) * grids[0, 0].numel()
+    best = (bits - mean).abs().argmin(dim=1)  # (B)
+    return grids[torch.arange(len(grids), device=best.device), best]
+
+
 def generate_images(tokenizer: Tokenizer, prior: Prior, n_images: int, size: tuple[int, int], batch_size: int = 16,
-                    kept: Tensor | None = None, **options: Any) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+                    kept: Tensor | None = None, candidates: int = 1,
+                    **options: Any) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     """Samples images of ``size`` (H,W) pixels, a batch at a time: (B,h,w) int64, and (B,H,W,3) uint8 on the CPU. All have
-    the first token rows ``kept`` (r,w) int64. For the options see :meth:`homework.priors.base.Prior.generate`."""
+    the first token rows ``kept`` (r,w) int64, and each is the :func:`most_typical` of its ``candidates``. For the options
+    see :meth:`homework.priors.base.Prior.generate`."""
     h, w = (-(-side // patch) for side, patch in zip(size, tokenizer.patch_shape, strict=True))
     for first in range(0, n_images, batch_size):
         B = min(batch_size, n_images - first)
-        prefix = None if kept is None else kept.expand(B, -1, -1)  # (r,w) -> (B,r,w)
-        grids = prior.generate(B, h, w, tokenizer.device, prefix=prefix, **options)
+        prefix = None if kept is None else kept.expand(B * candidates, -1, -1)  # (r,w) -> (B*M,r,w)
+        grids = prior.generate(B * candidates, h, w, tokenizer.device, prefix=prefix, **options)
+        if candidates > 1:
+            grids = most_typical(prior, grids.unflatten(0, (B, candidates)))  # (B*M,h,w) -> (B,h,w)
         yield grids, decode(tokenizer, grids)[:, : size[0], : size[1]]
 
 

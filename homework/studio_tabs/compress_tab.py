@@ -28,7 +28,8 @@ def build(models: Models, page: gr.Blocks) -> None:
             with gr.Row():
                 left = gr.Dropdown(NAMES, value="original", label="Left", min_width=120)
                 right = gr.Dropdown(NAMES, value="ours", label="Right", min_width=120)
-            wipe = gr.ImageSlider(show_label=False, interactive=False, elem_classes=PIXELS,
+            first = models.samples[:1] * 2 or None  # to be seen before anything has been computed
+            wipe = gr.ImageSlider(first, show_label=False, elem_id="wipe", interactive=False, elem_classes=PIXELS,
                                   max_height=700, buttons=["fullscreen"])  # fmt: skip
             table = gr.Markdown(elem_id="table")
             file = gr.DownloadButton("Download image.hwi", interactive=False)

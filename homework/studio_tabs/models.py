@@ -1,6 +1,7 @@
 """What all tabs of the page share: a tokenizer, a prior, sample images. Nothing writes into it, so that any number of people
 may use it at once."""
 
+import functools
 import hashlib
 import shlex
 from dataclasses import dataclass
@@ -38,9 +39,13 @@ class Models:
     names: tuple[str, str]
     tokenizer: Tokenizer
     prior: Prior
-    compressor: Compressor
     samples: tuple[str, ...]  # paths
     folder: Path
+
+    @functools.cached_property
+    def compressor(self) -> Compressor:
+        """Made when it is first asked for, so that the page is there before it. ValueError as of its class."""
+        return Compressor(self.tokenizer, self.prior)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -50,7 +55,7 @@ class Models:
 
 def load(names: tuple[str, str], tokenizer: Tokenizer, prior: Prior, samples: list[str], folder: Path) -> Models:
     """ValueError if the two do not go together."""
-    return Models(names, tokenizer, prior, Compressor(tokenizer, prior), tuple(samples), folder)
+    return Models(names, tokenizer, prior, tuple(samples), folder)
 
 
 def read_source(path: str) -> Source:

@@ -1,13 +1,16 @@
 """The page: its tabs, and what it looks like. Nothing is fetched from other machines, and nothing is sent there."""
 
 import os
+import unittest.mock
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, too
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import gradio as gr
+# while it is imported, gradio writes files for editors about each class whose source it finds, for half of that time
+with unittest.mock.patch("inspect.getfile", side_effect=OSError):
+    import gradio as gr
 
-from homework.studio_tabs import compress_tab, sampling_tabs, tokens_tab
+from homework.studio_tabs import compress_tab, digits_tab, sampling_tabs, tokens_tab
 from homework.studio_tabs.models import Models
 
 STYLE = """
@@ -19,12 +22,15 @@ STYLE = """
 .thumbnails .grid-container { grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)); grid-template-rows: none;
     grid-auto-rows: auto; height: auto; padding-top: 0; }
 .thumbnails .thumbnail-item { width: 100%; height: auto; aspect-ratio: 3 / 2; }
-#alternatives .grid-container { grid-template-columns: repeat(auto-fill, minmax(max(48px, 17%), 1fr)); }
-#alternatives .thumbnail-item { aspect-ratio: 1; }
-#alternatives .caption-label { position: static; display: block; max-width: none; text-align: center; padding: 0;
-    font-size: 11px; overflow: visible; }
+.patches .grid-container { grid-template-columns: repeat(auto-fill, minmax(max(48px, 17%), 1fr)); }
+.patches .thumbnail-item { aspect-ratio: 1; }
+.patches .caption-label { position: static; display: block; max-width: none; text-align: center; padding: 0;
+    font-size: 11px; overflow: visible; white-space: normal; }
+#pad canvas { display: block; width: 100%; max-width: 448px; margin: auto; touch-action: none; cursor: crosshair;
+    image-rendering: pixelated; }
 #table td, #table th { white-space: nowrap; word-break: normal; padding: 4px 12px; text-align: right; }
 .tab-container button { padding: 0 8px; }
+label[data-testid="block-label"]:not(.sr-only) { position: static; width: fit-content; }
 footer { display: none !important; }
 """
 
@@ -35,12 +41,14 @@ def build(models: Models) -> gr.Blocks:
         gr.Markdown("# homework studio\nImages to tokens, to small files, and to new images; all of it on this machine.")
         with gr.Tab("Compress", id="compress"):
             compress_tab.build(models, page)
-        with gr.Tab("Tokens", id="tokens"):
-            tokens_tab.build(models, page)
+        with gr.Tab("Tokens", id="tokens") as tab:
+            tokens_tab.build(models, tab)
         with gr.Tab("Generate", id="generate"):
             sampling_tabs.build_generate(models)
         with gr.Tab("Complete", id="complete"):
             sampling_tabs.build_complete(models)
+        with gr.Tab("Digits", id="digits") as tab:
+            digits_tab.build(models, tab)
     return page.queue(default_concurrency_limit=4, api_open=False)
 
 

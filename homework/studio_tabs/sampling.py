@@ -14,10 +14,12 @@ from homework.core.model import ordinary_tensors
 from homework.datasets.images import to_float
 from homework.evaluation.pictures import in_rows, on_sheet
 from homework.priors import sampling
-from homework.priors.images import UNKNOWN, decode
+from homework.priors.base import Prior
+from homework.priors.images import UNKNOWN, decode, most_typical
 from homework.studio_tabs.models import Models, Source, command_line, fitted
 
 MOST = 16  # images at once, as many as the command samples in a batch, so that a seed gives the same ones there
+CANDIDATES = 8  # for each image, at most
 ENDINGS = 4
 
 
@@ -33,6 +35,11 @@ class Settings:
     def options(self) -> dict:
         """For a command line: those that are not the defaults."""
         return {k: v for k, v in dataclasses.asdict(self).items() if v != getattr(Settings, k)}
+
+    def sampling(self) -> dict:
+        """For :meth:`homework.priors.base.Prior.generate`."""
+        options = dataclasses.asdict(self)
+        return options | {"generator": torch.Generator().manual_seed(options.pop("seed"))}
 
     def check(self) -> None:
         """ValueError, naming the value and what is allowed, if one makes no sense."""
@@ -53,21 +60,27 @@ class Grown:
         return self.grids.shape[1] == self.rows
 
 
-def grow(models: Models, n: int, settings: Settings, kept: Tensor | None = None) -> Iterator[Grown]:
-    """``n`` images of the prior's size after each row of tokens; the first rows are ``kept`` (r,w). The last are those that
-    ``homework.generation`` writes. ValueError for a setting that makes no sense."""
+def grow(models: Models, n: int, settings: Settings, kept: Tensor | None = None, candidates: int = 1) -> Iterator[Grown]:
+    """``n`` images of the prior's size after each row of tokens; the first rows are ``kept`` (r,w). With several
+    ``candidates`` for each, these, and then the most typical ones. The last are those that ``homework.generation`` writes.
+    ValueError for a setting that makes no sense."""
     checks.integer(1, MOST, **{"The number of images": n})
+    checks.integer(1, CANDIDATES, **{"The number of candidates": candidates})
     settings.check()
     (H, W), (P, Q), device = models.size, models.tokenizer.patch_shape, models.tokenizer.device
     h, w = n_rows(models), -(-W // Q)
-    options = dataclasses.asdict(settings)
-    options["generator"] = torch.Generator().manual_seed(options.pop("seed"))
-    prefix = None if kept is None else kept.expand(n, -1, -1)  # (r,w) -> (n,r,w)
-    for grids in models.prior.generate_rows(n, h, w, device, prefix=prefix, **options):
+    prefix = None if kept is None else kept.expand(n * candidates, -1, -1)  # (r,w) -> (n*M,r,w)
+
+    def picture(grids: Tensor) -> Grown:
         r = grids.shape[1]
         pictures = decode(models.tokenizer, F.pad(grids, (0, 0, 0, h - r)))[:, :H, :W]  # any tokens, which do not show
         pictures[:, r * P :] = UNKNOWN
-        yield Grown(pictures.numpy(), grids, h)
+        return Grown(pictures.numpy(), grids, h)
+
+    for grids in models.prior.generate_rows(n * candidates, h, w, device, prefix=prefix, **settings.sampling()):
+        yield picture(grids)
+    if candidates > 1:
+        yield picture(most_typical(models.prior, grids.unflatten(0, (n, candidates))))  # (n*M,h,w) -> (n,h,w)
 
 
 def sheet(grown: Grown) -> np.ndarray:
@@ -75,17 +88,23 @@ def sheet(grown: Grown) -> np.ndarray:
     return on_sheet(in_rows(list(grown.pictures)))
 
 
-@ordinary_tensors
 def surprise(models: Models, grown: Grown) -> str:
     """What complete images cost under the prior, and how many rows others have."""
     if not grown.complete:
         return f"{grown.grids.shape[1]} of {grown.rows} rows"
-    bits = models.prior.bits(grown.grids).sum(dim=(1, 2)).tolist()
+    return nats(models.prior, grown.grids)
+
+
+@ordinary_tensors
+def nats(prior: Prior, grids: Tensor) -> str:
+    """What each of (n,h,w) grids costs under a prior."""
+    bits = prior.bits(grids.to(prior.device)).sum(dim=(1, 2)).tolist()
     return "; ".join(f"{i}: {math.log(2) * b:,.0f} nats, {b:,.0f} bits" for i, b in enumerate(bits))
 
 
-def generate_command(models: Models, n: int, settings: Settings) -> str:
-    return command_line("generation", *models.names, n, "generated", **settings.options())
+def generate_command(models: Models, n: int, settings: Settings, candidates: int = 1) -> str:
+    options = settings.options() | {"candidates": candidates if candidates > 1 else None}
+    return command_line("generation", *models.names, n, "generated", **options)
 
 
 @ordinary_tensors

@@ -12,6 +12,8 @@ def build_generate(models: Models) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
             number = gr.Slider(1, sampling.MOST, 4, step=1, label="Images")
+            candidates = gr.Slider(1, sampling.CANDIDATES, 1, step=1, label="Candidates for each image",
+                                   info="kept: the one whose bits are nearest to the mean of the data")  # fmt: skip
             controls = sampling_controls()
             start, stop = _buttons("Generate")
         with gr.Column(scale=3, min_width=320):
@@ -19,13 +21,13 @@ def build_generate(models: Models) -> None:
             costs = gr.Markdown(elem_classes="costs")
             box = command_box(sampling.generate_command(models, 4, sampling.Settings()), "docs/generation.md")
 
-    def generate(number: float, *values: float):
-        chosen = settings(*values)
-        command = sampling.generate_command(models, int(number), chosen)
-        for grown in sampling.grow(models, int(number), chosen):
+    def generate(number: float, candidates: float, *values: float):
+        chosen, n = settings(*values), int(candidates)
+        command = sampling.generate_command(models, int(number), chosen, n)
+        for grown in sampling.grow(models, int(number), chosen, None, n):
             yield picture_file(models, sampling.sheet(grown), "sheet"), sampling.surprise(models, grown), command
 
-    run = start.click(said(generate), [number, *controls], [sheet, costs, box], show_progress="minimal",
+    run = start.click(said(generate), [number, candidates, *controls], [sheet, costs, box], show_progress="minimal",
                       show_progress_on=costs)  # fmt: skip
     stop.click(None, cancels=[run])
 

@@ -2,17 +2,20 @@
 
 import dataclasses
 import math
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from homework.bsq import BSQPatchAutoEncoder
 from homework.core.model import ordinary_tensors
 from homework.datasets.images import to_float
 from homework.evaluation import metrics
 from homework.evaluation.measure import distortion
 from homework.priors.images import decode
 from homework.studio_tabs.models import Models, Source, command_line, fitted
+from homework.tokenizers.som import SOM
 
 SCALE = 6  # how many times larger the picture under the grid is
 ALTERNATIVES = 10
@@ -59,6 +62,11 @@ def replace(view: View, token: int) -> View:
     return dataclasses.replace(view, grid=grid)
 
 
+def replaced(view: View, tokens: list[int]) -> Tensor:
+    """(n,h,w): a grid for each of n tokens, with it at the position."""
+    return torch.stack([replace(view, token).grid for token in tokens])
+
+
 def decoded(models: Models, grids: Tensor, view: View) -> np.ndarray:
     """Grids (n,h,w) -> (n,H,W,3) uint8, as large as the image."""
     H, W = view.image.shape[:2]
@@ -87,11 +95,66 @@ def probabilities(models: Models, view: View) -> Tensor:
 def alternatives(models: Models, view: View) -> list[Alternative]:
     """The most probable tokens at the position."""
     p, tokens = probabilities(models, view).topk(min(ALTERNATIVES, models.prior.n_tokens))
-    grids = torch.stack([replace(view, int(token)).grid for token in tokens])
-    (P, Q), (i, j) = models.tokenizer.patch_shape, view.position
-    cut = slice(max(0, i - 2) * P, (i + 3) * P), slice(max(0, j - 2) * Q, (j + 3) * Q)
-    pictures = [picture[cut].repeat(SCALE, axis=0).repeat(SCALE, axis=1) for picture in decoded(models, grids, view)]
+    pictures = [around(models, view, picture) for picture in decoded(models, replaced(view, tokens.tolist()), view)]
     return [Alternative(*found) for found in zip(tokens.tolist(), p.tolist(), pictures, strict=True)]
+
+
+def around(models: Models, view: View, picture: np.ndarray) -> np.ndarray:
+    """Cuts (H,W,3) down to the patch at the position and those around it, enlarged."""
+    (P, Q), (i, j) = models.tokenizer.patch_shape, view.position
+    part = picture[max(0, i - 2) * P : (i + 3) * P, max(0, j - 2) * Q : (j + 3) * Q]
+    return part.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flip:
+    """A token with one bit of its code flipped, as an :class:`Alternative`, and by how much the bits of all tokens and the
+    PSNR in dB would change."""
+
+    token: int
+    bit: int  # counted from the lowest
+    bits: float
+    psnr: float
+    picture: np.ndarray
+
+
+@ordinary_tensors
+def flips(models: Models, view: View) -> list[Flip]:
+    """Of each bit at the position, from the highest, as :func:`describe` writes them; none if the codes have no bits."""
+    if not isinstance(models.tokenizer, BSQPatchAutoEncoder):
+        return []
+    token, bits = int(view.grid[view.position]), range(models.tokenizer.bsq.codebook_bits)[::-1]
+    tokens = [token ^ 2**bit for bit in bits]
+    grids = replaced(view, [token, *tokens])
+    costs = models.prior.bits(grids.to(models.prior.device)).sum(dim=(1, 2)).tolist()
+    pictures = decoded(models, grids, view)
+    errors = [metrics.psnr(distortion(picture, view.image.numpy())[0]) for picture in pictures]
+    changes = zip(tokens, bits, costs[1:], errors[1:], pictures[1:], strict=True)
+    return [Flip(new, bit, cost - costs[0], error - errors[0], around(models, view, picture))
+            for new, bit, cost, error, picture in changes]  # fmt: skip
+
+
+@ordinary_tensors
+def draw_lattice(models: Models, view: View) -> np.ndarray | None:
+    """(H,W,3) uint8: what each unit of a self-organizing map decodes to, at its position on the lattice, with a frame around
+    the token at the position; None for other tokenizers."""
+    if not isinstance(som := models.tokenizer, SOM):
+        return None
+    picture = (255 * som.codebook_picture()).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    (P, Q), units = som.patch_shape, som.units_on_sheet()
+    for i, j in (units == view.grid[view.position].to(units.device)).nonzero().tolist():
+        inner = picture[i * P + 1 : (i + 1) * P - 1, j * Q + 1 : (j + 1) * Q - 1].copy()
+        picture[i * P : (i + 1) * P, j * Q : (j + 1) * Q] = FRAME
+        picture[i * P + 1 : (i + 1) * P - 1, j * Q + 1 : (j + 1) * Q - 1] = inner
+    return picture
+
+
+def replace_by_unit(models: Models, view: View, x: int, y: int) -> View:
+    """With the unit under a pixel of what :func:`draw_lattice` draws as the token; as it is where there is none."""
+    som = cast(SOM, models.tokenizer)
+    (P, Q), units = som.patch_shape, som.units_on_sheet()
+    unit = int(units[min(y // P, units.shape[0] - 1), min(x // Q, units.shape[1] - 1)])
+    return replace(view, unit) if unit >= 0 else view
 
 
 def describe(models: Models, view: View) -> str:

@@ -2,16 +2,19 @@
 
 import gradio as gr
 
+from homework.bsq import BSQPatchAutoEncoder
 from homework.studio_tabs import tokens
-from homework.studio_tabs.components import NO_IMAGE, command_box, picker, said
+from homework.studio_tabs.components import NO_IMAGE, PIXELS, command_box, picker, said
 from homework.studio_tabs.models import Models, Source, picture_file
 from homework.studio_tabs.tokens import View
+from homework.tokenizers.som import SOM
 
+FLIPS = "The code with one of its bits flipped, from the highest; click one to flip it:"
 HINT = "The most probable tokens there, given those before; click one to put it in:"
 
 
-def build(models: Models, page: gr.Blocks) -> None:
-    """Lays out the tab in the block that is open. ``page`` fills it when it is loaded."""
+def build(models: Models, tab: gr.Tab) -> None:
+    """Lays out ``tab``, which is open, and is filled when it is first looked at."""
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
             source = picker(models)
@@ -22,9 +25,16 @@ def build(models: Models, page: gr.Blocks) -> None:
             about = gr.Markdown(elem_id="token")
             others = gr.Gallery(label="The most probable tokens there", columns=5, allow_preview=False, interactive=False,
                                 buttons=[], show_label=False, elem_id="alternatives",
-                                elem_classes="thumbnails")  # fmt: skip
+                                elem_classes=["thumbnails", "patches"])  # fmt: skip
+            with gr.Column(visible=isinstance(models.tokenizer, BSQPatchAutoEncoder)):
+                gr.Markdown(FLIPS)
+                flips = gr.Gallery(label="One bit flipped", columns=5, allow_preview=False, interactive=False, buttons=[],
+                                   show_label=False, elem_id="flips", elem_classes=["thumbnails", "patches"])  # fmt: skip
+            lattice = gr.Image(label="All units on their lattice; click one to put it in", interactive=False, buttons=[],
+                               visible=isinstance(models.tokenizer, SOM), elem_id="lattice",
+                               elem_classes=PIXELS)  # fmt: skip
             box = command_box("", "docs/tokenizers.md")
-    view, known = gr.State(None), gr.State([])
+    view, known, flipped = gr.State(None), gr.State([]), gr.State([])
 
     def show(view: View):
         found = tokens.alternatives(models, view)
@@ -39,13 +49,33 @@ def build(models: Models, page: gr.Blocks) -> None:
             return *(gr.skip() for _ in range(3)), NO_IMAGE, *(gr.skip() for _ in range(3))
         return *show(tokens.start(models, source)), tokens.command(models, source)
 
+    def visit(source: Source | None, view: View | None):
+        return begin(source) if view is None else [gr.skip()] * 7
+
     def look(view: View, event: gr.SelectData):
         return show(tokens.at_pixel(models, view, *event.index))
 
     def choose(view: View, known: list[int], event: gr.SelectData):
         return show(tokens.replace(view, known[event.index]))
 
+    def unit(view: View, event: gr.SelectData):
+        return show(tokens.replace_by_unit(models, view, *event.index))
+
+    def more(view: View | None):
+        """What takes longer, and is shown afterwards."""
+        if view is None:
+            return gr.skip(), gr.skip(), gr.skip()
+        found, units = tokens.flips(models, view), tokens.draw_lattice(models, view)
+        gallery = [(picture_file(models, one.picture), f"bit {one.bit}: {one.bits:+.1f} bits, {one.psnr:+.2f} dB")
+                   for one in found]  # fmt: skip
+        drawn = None if units is None else picture_file(models, units)
+        return [one.token for one in found], gr.Gallery(gallery, selected_index=None), drawn
+
     outputs = [view, known, picture, balance, about, others]
-    gr.on([page.load, source.change, reset.click], said(begin), source, [*outputs, box], show_progress="hidden")
+    gr.on([source.change, reset.click], said(begin), source, [*outputs, box], show_progress="hidden")
+    tab.select(said(visit), [source, view], [*outputs, box], show_progress="hidden")
     picture.select(said(look), view, outputs, show_progress="hidden")
     others.select(said(choose), [view, known], outputs, show_progress="hidden")
+    flips.select(said(choose), [view, flipped], outputs, show_progress="hidden")
+    lattice.select(said(unit), view, outputs, show_progress="hidden")
+    view.change(said(more), view, [flipped, flips, lattice], show_progress="hidden", trigger_mode="always_last")

@@ -234,12 +234,16 @@ class SOM(FeatureModel, Tokenizer):
         maps = {"codebook": self.codebook_picture()[None], "u_matrix": self.u_matrix_picture()[None]}
         return {name: to_pictures(x) for name, x in decoded.items()} | maps
 
-    def codebook_picture(self) -> Tensor:
-        """(3,H,W) in [0,1]: each unit decoded by itself, at its position on the lattice; of every second (third, ...) row
-        and column only, if it would be larger than SHEET pixels."""
+    def units_on_sheet(self) -> Tensor:
+        """(R,S) int64: the unit at each position of the lattice, -1 where there is none; of every second (third, ...) row
+        and column only, if their picture would be larger than SHEET pixels."""
         ph, pw = self.patch_shape
         down, right = -(-self.lattice.rows * ph // SHEET), -(-self.lattice.columns * pw // SHEET)
-        units = self.lattice.on_sheet(torch.arange(self.n_tokens, device=self.device), -1)[::down, ::right]
+        return self.lattice.on_sheet(torch.arange(self.n_tokens, device=self.device), -1)[::down, ::right]
+
+    def codebook_picture(self) -> Tensor:
+        """(3,R*P,S*Q) in [0,1]: each of :meth:`units_on_sheet` decoded by itself."""
+        (ph, pw), units = self.patch_shape, self.units_on_sheet()
         there = units >= 0
         tiles = self.codebook.new_full((*units.shape, ph, pw, 3), 1.0)
         tiles[there] = (self.decode_index(units[there][:, None, None]) + 0.5).clamp(0, 1)  # (n,1,1) -> (n,ph,pw,3)
