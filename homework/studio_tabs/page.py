@@ -7,7 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import gradio as gr
 
-from homework.studio_tabs import compress_tab, sampling_tabs, tokens_tab
+from homework.studio_tabs import compress_tab, sampling_tabs, tokens_tab, train_tab
 from homework.studio_tabs.models import Models
 
 STYLE = """
@@ -41,6 +41,8 @@ def build(models: Models) -> gr.Blocks:
             sampling_tabs.build_generate(models)
         with gr.Tab("Complete", id="complete"):
             sampling_tabs.build_complete(models)
+        with gr.Tab("Train", id="train"):
+            train_tab.build(models, page)
     return page.queue(default_concurrency_limit=4, api_open=False)
 
 
