@@ -198,7 +198,7 @@ def test_the_page_trains_stops_and_resumes_while_another_person_errs(served, chr
     other.get_by_label("Batch size").fill("-1")
     other.get_by_role("button", name="Train", exact=True).click()
     says(other, "--batch_size is -1, but must be an integer of at least 1.")
-    window.locator("#curve canvas, #curve svg").first.wait_for()
+    window.locator("#curve path[stroke][aria-roledescription='line mark']").first.wait_for()
     window.locator("#pictures img").first.wait_for()
     window.reload()  # finds it again
     window.get_by_role("tab", name="Train").click()

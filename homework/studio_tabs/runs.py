@@ -25,7 +25,8 @@ END = 60  # seconds that a training may take to save, when the page ends
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Of ``python -m homework.train``. None and "" leave one out; ``further`` has more of them as on a command line."""
+    """Of ``python -m homework.train``. None and "" leave one out, as 0 does ``lr`` and ``limit``; ``further`` has more of
+    them as on a command line."""
 
     model: str
     data: str
@@ -48,7 +49,7 @@ class Options:
                 raise ValueError(f"{option} is among the further options, but the page sets it itself; leave it out there.")
         output = self.output or (name and f"studio/{name}.pth")
         options = {"data": IMPORTED if self.data == SAMPLES else self.data, "epochs": number(self.epochs),
-                   "batch_size": number(self.batch_size), "lr": number(self.lr), "limit": number(self.limit),
+                   "batch_size": self.batch_size, "lr": number(self.lr) or None, "limit": self.limit or None,
                    "output": output, "name": name}  # fmt: skip
         given = [[f"--{key}", str(value)] for key, value in options.items() if value not in (None, "")]
         return ["python", "-m", "homework.train", self.model, *sum(given, []), *further]

@@ -33,25 +33,24 @@ def build(models: Models, page: gr.Blocks) -> None:
             with gr.Row():
                 epochs = gr.Number(200 if has_samples else 5, label="Epochs", min_width=110)
                 batch_size = gr.Number(3 if has_samples else 16, label="Batch size", precision=0, min_width=110)
-                lr = gr.Number(3e-3 if has_samples else None, label="Learning rate", placeholder="model's", min_width=110)
-                limit = gr.Number(None, label="Limit of samples", precision=0, placeholder="all", min_width=110)
+            with gr.Row():
+                lr = gr.Number(3e-3 if has_samples else 0, label="Learning rate (0: the model's)", min_width=110)
+                limit = gr.Number(0, label="Limit of samples (0: all)", precision=0, min_width=110)
             output = gr.Textbox(label="Output", placeholder="studio/NAME.pth, by the name of the run", max_lines=1)
             further = gr.Textbox(runs.quick_options(MODEL) if has_samples else "", label="Further options", lines=2,
                                  info="as on the command line, the model's own too")  # fmt: skip
             with gr.Row():
                 start = gr.Button("Train", variant="primary", min_width=120)
                 stop = gr.Button("Stop", interactive=False, min_width=120)
-            with gr.Row(equal_height=True):
-                unfinished = gr.Dropdown(models.runs.unfinished(), value=None, label="A run that is not finished",
-                                         min_width=200, scale=2)  # fmt: skip
-                resume = gr.Button("Resume", min_width=120)
+            unfinished = gr.Dropdown(models.runs.unfinished(), value=None, label="A run that is not finished")
+            resume = gr.Button("Resume")
             gr.Markdown(ABOUT)
         with gr.Column(scale=3, min_width=320):
             status = gr.Textbox("No training yet.", label="Training", interactive=False, lines=1, max_lines=6,
                                 elem_id="training")  # fmt: skip
             measure = gr.Dropdown(["loss"], value="loss", label="Curve", min_width=120)
             plot = gr.LinePlot(x="update", y="value", color="of", height=300, show_label=False, elem_id="curve", buttons=[],
-                               tooltip="all", y_title="")  # fmt: skip
+                               tooltip="all", y_title="loss", color_title=" ")  # fmt: skip
             pictures = gr.Gallery(label="Pictures", columns=1, allow_preview=False, interactive=False, buttons=[],
                                   object_fit="contain", height="auto", show_label=False, visible=False, elem_id="pictures",
                                   elem_classes=PIXELS)  # fmt: skip
@@ -74,7 +73,8 @@ def build(models: Models, page: gr.Blocks) -> None:
         measures = sorted({tag.partition("/")[2] for tag in curves} | {"loss"}, key=lambda m: (m != "loss", m))
         points = [(*point, of) for of in ("train", "valid") for point in curves.get(f"{of}/{measure}", [])]
         drawn = [(picture_file(models, picture), tag) for tag, picture in run.log.pictures().items()]
-        return [new, new[3], gr.Dropdown(measures), pd.DataFrame(points, columns=["update", "value", "of"]),
+        return [new, new[3], gr.Dropdown(measures),
+                gr.LinePlot(pd.DataFrame(points, columns=["update", "value", "of"]), y_title=measure),
                 gr.Gallery(drawn, visible=bool(drawn)), gr.Timer(active=live), gr.Button(interactive=not live),
                 gr.Button(interactive=live), gr.Button(interactive=not live),
                 gr.Dropdown(models.runs.unfinished())]  # fmt: skip
