@@ -1,7 +1,6 @@
 """The tab Train of homework.studio: its commands and processes, without Gradio; and the page itself, in Chromium."""
 
 import shlex
-import shutil
 import time
 from pathlib import Path
 
@@ -161,18 +160,6 @@ def served(place):
         yield address, shared.runs
         server.close(verbose=False)
         shared.runs.close()
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    api = pytest.importorskip("playwright.sync_api", reason="there is no playwright; pip install playwright")
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("there is no Chromium; apt install chromium, or install Google Chrome")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def opened(browser, address: str):

@@ -7,12 +7,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import gradio as gr
 
-from homework.studio_tabs import compress_tab, sampling_tabs, tokens_tab, train_tab
+from homework.studio_tabs import coarse_to_fine_tab, compress_tab, sampling_tabs, tokens_tab, train_tab
 from homework.studio_tabs.models import Models
 
 STYLE = """
 .pixels img { image-rendering: pixelated; }
-.pixels img, #grid img { width: 100% !important; object-fit: contain !important; }
+.pixels img, #grid img, #drawn img { width: 100% !important; object-fit: contain !important; }
 #generated .image-frame, #completed .image-frame { width: 100%; height: auto; }
 #generated img, #completed img { height: auto; max-height: 75vh; }
 .thumbnails .grid-wrap { min-height: 0; height: auto; max-height: none; }
@@ -23,6 +23,12 @@ STYLE = """
 #alternatives .thumbnail-item { aspect-ratio: 1; }
 #alternatives .caption-label { position: static; display: block; max-width: none; text-align: center; padding: 0;
     font-size: 11px; overflow: visible; }
+.sheets .grid-wrap { max-height: none; min-height: 0; height: auto; }
+.sheets .grid-container { grid-auto-rows: auto; height: auto; padding-top: 0; }
+.sheets .thumbnail-item { aspect-ratio: auto; width: 100%; height: auto; }
+#stages .grid-container { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); }
+.sheets img { height: auto !important; max-height: 40vh; }
+.sheets .caption-label { position: static; display: block; max-width: none; text-align: center; overflow: visible; }
 #table td, #table th { white-space: nowrap; word-break: normal; padding: 4px 12px; text-align: right; }
 .tab-container button { padding: 0 8px; }
 footer { display: none !important; }
@@ -41,6 +47,8 @@ def build(models: Models) -> gr.Blocks:
             sampling_tabs.build_generate(models)
         with gr.Tab("Complete", id="complete"):
             sampling_tabs.build_complete(models)
+        with gr.Tab("Coarse to fine", id="coarse_to_fine"):
+            coarse_to_fine_tab.build(models)
         with gr.Tab("Train", id="train"):
             train_tab.build(models, page)
     return page.queue(default_concurrency_limit=4, api_open=False)
@@ -55,7 +63,8 @@ def launch(models: Models, host: str, port: int | None) -> tuple[gr.Blocks, str]
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     try:
         _, address, _ = page.launch(server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
-                                    footer_links=[], run_history=False, ssr_mode=False, theme=theme, css=STYLE)  # fmt: skip
+                                    footer_links=[], run_history=False, ssr_mode=False, theme=theme, css=STYLE,
+                                    allowed_paths=["docs"])  # fmt: skip
     except OSError as error:
         raise OSError(f"The page cannot be served at {host}, port {port or 'any from 7860 on'}: is it taken? Name another "
                       "by --port.") from error  # fmt: skip

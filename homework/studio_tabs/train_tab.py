@@ -19,6 +19,11 @@ ABOUT = """The command runs in a process of its own and goes on when the page is
 writes `logs/`, `checkpoints/` and `studio/` in the folder in which the studio was started."""
 
 
+def table(points: list[tuple[int, float, str]]) -> pd.DataFrame:
+    """(update, value, "train" or "valid") of each point; of the same types if there are none."""
+    return pd.DataFrame(points, columns=["update", "value", "of"]).astype({"update": int, "value": float, "of": str})
+
+
 def build(models: Models, page: gr.Blocks) -> None:
     """Lays out the tab in the block that is open. ``page`` fills it when it is loaded."""
     has_samples = Path(runs.SAMPLES).is_dir()
@@ -49,11 +54,11 @@ def build(models: Models, page: gr.Blocks) -> None:
             status = gr.Textbox("No training yet.", label="Training", interactive=False, lines=1, max_lines=6,
                                 elem_id="training")  # fmt: skip
             measure = gr.Dropdown(["loss"], value="loss", label="Curve", min_width=120)
-            plot = gr.LinePlot(x="update", y="value", color="of", height=300, show_label=False, elem_id="curve", buttons=[],
-                               tooltip="all", y_title="loss", color_title=" ")  # fmt: skip
+            plot = gr.LinePlot(table([]), x="update", y="value", color="of", height=300, show_label=False, buttons=[],
+                               tooltip="all", color_title=" ", visible=False, elem_id="curve")  # fmt: skip
             pictures = gr.Gallery(label="Pictures", columns=1, allow_preview=False, interactive=False, buttons=[],
                                   object_fit="contain", height="auto", show_label=False, visible=False, elem_id="pictures",
-                                  elem_classes=PIXELS)  # fmt: skip
+                                  elem_classes=["sheets", PIXELS])  # fmt: skip
             box = command_box("", "docs/training.md")
     fields, name, seen = [model, data, epochs, batch_size, lr, limit, output, further], gr.State(""), gr.State(None)
     kept, timer = gr.BrowserState("", storage_key="homework-training"), gr.Timer(EVERY, active=False)
@@ -74,7 +79,7 @@ def build(models: Models, page: gr.Blocks) -> None:
         points = [(*point, of) for of in ("train", "valid") for point in curves.get(f"{of}/{measure}", [])]
         drawn = [(picture_file(models, picture), tag) for tag, picture in run.log.pictures().items()]
         return [new, new[3], gr.Dropdown(measures),
-                gr.LinePlot(pd.DataFrame(points, columns=["update", "value", "of"]), y_title=measure),
+                gr.LinePlot(table(points), y_title=measure, visible=bool(points)),
                 gr.Gallery(drawn, visible=bool(drawn)), gr.Timer(active=live), gr.Button(interactive=not live),
                 gr.Button(interactive=live), gr.Button(interactive=not live),
                 gr.Dropdown(models.runs.unfinished())]  # fmt: skip
