@@ -66,6 +66,7 @@ def screenshots(folder: Path) -> None:
 
 def show_tab(window, name: str) -> None:
     """By its button, or, in a narrow window, in the menu of those for which there is no room."""
+    window.locator("[role=tab]:visible").first.wait_for()
     tab = window.get_by_role("tab", name=name, exact=True)
     if not tab.is_visible():
         window.locator(".overflow-menu > button").click()

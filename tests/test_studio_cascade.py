@@ -32,7 +32,8 @@ def place(tmp_path_factory) -> Path:
         sizes = {"height": h, "width": w, "coarse_height": hc, "coarse_width": wc}
         checkpoint.save(build("CascadeStage", num_enc_layers=k, n_tokens=many, coarse_tokens=few, **sizes),
                         folder / f"stage{k}.pth")  # fmt: skip
-        stages.append({"model_path": f"stage{k}.pth", "lr_codebook_path": f"{coarse}.pth", "hr_codebook_path": f"{fine}.pth"})
+        paths = {"model_path": f"stage{k}.pth", "lr_codebook_path": f"{coarse}.pth", "hr_codebook_path": f"{fine}.pth"}
+        stages.append(paths)
     (folder / "cascade.json").write_text(json.dumps({"stages": stages}))
     Image.fromarray(draw.integers(0, 256, (*SIZE, 3), dtype=np.uint8)).save(folder / "a.png")
     with pytest.MonkeyPatch.context() as context:
