@@ -104,7 +104,7 @@ def test_quick_options_are_options_of_the_model(model):
 def test_a_training_starts_stops_and_resumes_and_writes_nowhere_else(trainings, place):
     shipped = {path: path.stat().st_mtime_ns for path in checkpoint.PRETRAINED.iterdir()}
     run = trainings.start(LONG)
-    assert run.message() == "Training: starting ..." and trainings.unfinished() == [run.name]
+    assert run.message() == "Starting ..." and trainings.unfinished() == [run.name]
     assert trainings.resume(run.name) is run  # for whoever comes back
     wait(lambda: len(points(run)) > 2)
     run.stop()
@@ -189,7 +189,7 @@ def test_the_page_trains_stops_and_resumes_while_another_person_errs(served, chr
     window.locator("#pictures img").first.wait_for()
     window.reload()  # finds it again
     window.get_by_role("tab", name="Train").click()
-    says(window, "Training: ")
+    says(window, "training BSQPatchAutoEncoder")
     window.get_by_role("button", name="Stop").locator("visible=true").click()
     says(window, "Stopped. Saved at update")
     (name,) = trainings.unfinished()
@@ -197,7 +197,7 @@ def test_the_page_trains_stops_and_resumes_while_another_person_errs(served, chr
     window.get_by_role("option", name=name).click()
     window.get_by_role("button", name="Resume").click()
     window.locator(".cm-content:visible", has_text="--resume").wait_for()
-    says(window, "Training: ")
+    says(window, "training BSQPatchAutoEncoder")
     assert trainings.by_name[name].is_live and not other.locator("#curve canvas").count()
     other.get_by_label("Further options").fill("--name mine")
     other.get_by_role("button", name="Train", exact=True).click()

@@ -38,6 +38,7 @@ footer { display: none !important; }
 def build(models: Models) -> gr.Blocks:
     """All tabs, over models that all users share; what one of them does is in states of his own."""
     with gr.Blocks(title="homework studio", analytics_enabled=False, fill_width=True) as page:
+        kept = gr.BrowserState("", storage_key="homework-training")  # here, for what is in a tab waits until that is opened
         gr.Markdown("# homework studio\nImages to tokens, to small files, and to new images; all of it on this machine.")
         with gr.Tab("Compress", id="compress"):
             compress_tab.build(models, page)
@@ -50,7 +51,7 @@ def build(models: Models) -> gr.Blocks:
         with gr.Tab("Coarse to fine", id="coarse_to_fine"):
             coarse_to_fine_tab.build(models)
         with gr.Tab("Train", id="train"):
-            train_tab.build(models, page)
+            train_tab.build(models, page, kept)
     return page.queue(default_concurrency_limit=4, api_open=False)
 
 

@@ -118,7 +118,7 @@ class Run:
             return text.rpartition("error: ")[2].strip()
         lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip() not in ("", "Stopped.")]
         if code is None:
-            return f"{'Saving' if self.stopped else 'Training'}: {lines[-1] if lines else 'starting ...'}"
+            return f"{'Saving ... ' * self.stopped}{lines[-1] if lines else 'Starting ...'}"
         last = next((line for line in reversed(lines) if "%|" not in line), "")  # not a progress bar
         if self.stopped and code:
             return f"Stopped. {last if self.can_resume else 'Nothing was saved, as it had hardly begun.'}"

@@ -24,8 +24,9 @@ def table(points: list[tuple[int, float, str]]) -> pd.DataFrame:
     return pd.DataFrame(points, columns=["update", "value", "of"]).astype({"update": int, "value": float, "of": str})
 
 
-def build(models: Models, page: gr.Blocks) -> None:
-    """Lays out the tab in the block that is open. ``page`` fills it when it is loaded."""
+def build(models: Models, page: gr.Blocks, kept: gr.BrowserState) -> None:
+    """Lays out the tab in the block that is open. ``page`` fills it when it is loaded; a browser keeps in ``kept`` the name
+    of its run."""
     has_samples = Path(runs.SAMPLES).is_dir()
     folders = [("the 18 samples", runs.SAMPLES)] * has_samples + [("data", "data")]
     with gr.Row():
@@ -61,7 +62,7 @@ def build(models: Models, page: gr.Blocks) -> None:
                                   elem_classes=["sheets", PIXELS])  # fmt: skip
             box = command_box("", "docs/training.md")
     fields, name, seen = [model, data, epochs, batch_size, lr, limit, output, further], gr.State(""), gr.State(None)
-    kept, timer = gr.BrowserState("", storage_key="homework-training"), gr.Timer(EVERY, active=False)
+    timer = gr.Timer(EVERY, active=False)
     shown = [seen, status, measure, plot, pictures, timer, start, stop, resume, unfinished]
     look = dict(show_progress="hidden", trigger_mode="once")
 
