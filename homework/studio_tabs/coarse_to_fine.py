@@ -103,9 +103,9 @@ def describe(view: View) -> str:
 def sheet(cascade: Cascade, level: int) -> np.ndarray:
     """(H',W',3) uint8: every code of a codebook, decoded by itself."""
     book, places = cascade.codebooks[level], cascade.codebooks[level].code_layout()
-    tiles = to_uint8(book.decode_index(torch.arange(book.n_tokens, device=cascade.device)[:, None, None]))  # (K,1,1)
+    decoded = to_uint8(book.decode_index(torch.arange(book.n_tokens, device=cascade.device)[:, None, None]))  # (K,1,1)
     step, scale = tile_scale(cascade, level)
-    tiles = tiles.cpu()[:, ::step, ::step].numpy()
+    tiles = decoded.cpu()[:, ::step, ::step].numpy()
     blank = np.full_like(tiles[0], 255)
     return on_sheet([[tiles[code] if code >= 0 else blank for code in row] for row in places.tolist()], scale)
 
