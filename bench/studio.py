@@ -1,6 +1,7 @@
 """Pictures of the page of homework.studio for the documents: each tab in a wide window and in a narrow one; and how long it
 takes to start: ``python -m bench.studio``."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -32,8 +33,11 @@ def screenshots(folder: Path) -> None:
     """Writes studio_TAB_WIDTH.png into ``folder``."""
     from playwright.sync_api import sync_playwright
 
-    with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
-        os.environ["GRADIO_TEMP_DIR"] = temporary
+    folder, here = folder.absolute(), Path.cwd()
+    with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright, contextlib.chdir(temporary):
+        os.environ |= {"GRADIO_TEMP_DIR": temporary, "PYTHONPATH": str(here)}
+        for name in "data", "docs":  # what a training writes is gone afterwards
+            os.symlink(here / name, name)
         samples = image_paths("data/sample")
         shared = models.load(PAIR, *load_pair(*PAIR, torch.device("cpu")), samples, Path(temporary))
         from homework.studio_tabs import page
@@ -47,33 +51,46 @@ def screenshots(folder: Path) -> None:
                 window.goto(address)
                 window.locator("#table").get_by_role("cell", name="AVIF").wait_for()
                 shoot(window, folder / f"studio_compress_{width}.png")
-                window.get_by_role("tab", name="Tokens").click()
+                show_tab(window, "Tokens")
                 window.locator("#grid img").click(position={"x": 120, "y": 120})
                 window.locator("#alternatives button img").nth(9).wait_for()
                 shoot(window, folder / f"studio_tokens_{width}.png")
                 for name, done in ("Generate", "#generated"), ("Complete", "#completed"):
-                    open_tab(window, name)
+                    show_tab(window, name)
                     window.get_by_role("button", name=name, exact=True).click()
                     window.locator(".costs.prose:visible", has_text="nats").wait_for()
                     window.locator(f"{done} img").wait_for()
                     shoot(window, folder / f"studio_{name.lower()}_{width}.png")
-                open_tab(window, "Digits")
+                show_tab(window, "Digits")
                 draw(window, [(9, 10), (13, 6), (18, 8), (18, 12), (15, 16)])
                 window.get_by_role("button", name="End it in eight ways").click()
                 window.locator("#endings img").wait_for()
                 shoot(window, folder / f"studio_digits_{width}.png")
+                train(window, folder / f"studio_train_{width}.png")
                 window.close()
         finally:
             chromium.close()
             served.close(verbose=False)
+            shared.runs.close()
 
 
-def open_tab(window, name: str) -> None:
-    """By its name, or from the menu of those for which a narrow window has no room."""
-    if not (tab := window.get_by_role("tab", name=name, exact=True)).count():
+def show_tab(window, name: str) -> None:
+    """By its button, or, in a narrow window, in the menu of those for which there is no room."""
+    window.locator("[role=tab]:visible").first.wait_for()
+    tab = window.get_by_role("tab", name=name, exact=True)
+    if not tab.is_visible():
         window.locator(".overflow-menu > button").click()
         tab = window.locator(".overflow-dropdown button", has_text=name)
     tab.click()
+
+
+def train(window, path: Path) -> None:
+    """On the samples, until there are pictures."""
+    show_tab(window, "Train")
+    window.get_by_role("button", name="Train", exact=True).click()
+    window.locator("#pictures img").first.wait_for()
+    shoot(window, path)
+    window.get_by_role("button", name="Stop").locator("visible=true").click()
 
 
 def draw(window, points: list[tuple[float, float]]) -> None:

@@ -55,7 +55,7 @@ def enhancement(tokenizer: str, data: str, output: str, *, n_components: int = 4
             q = layer.quantize(layer.coefficients(x), tokens, step, lmbda_of(step))
             left = float((x - layer.residual(q, step)).square().mean())
             print(f"quality {quality_of(step):3}: {metrics.psnr(left):.2f} dB, "
-                  f"{layer.bits(q, tokens, step).mean() / 8:,.0f} bytes more an image")  # fmt: skip
+                  f"{layer.bits(q, tokens, step).sum() / len(x) / 8:,.0f} bytes more an image")  # fmt: skip
     print(f"{output}: an enhancement layer of {n_components} components")
 
 

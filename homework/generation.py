@@ -143,8 +143,7 @@ def starting_codes(model: Cascade, condition: int | str | None, n: int, generato
         return torch.full((n, *size), condition)
     if not Path(condition).is_file():
         raise ValueError(f"--condition is {condition}, but must be an integer, the code to start from, or an image.")
-    H, W = model.codebooks[0].decode_index(torch.zeros(size, dtype=torch.int64, device=model.device)).shape[:2]
-    return model.encode(float_image(read_image(condition, (H, W)))[None])[0].cpu().expand(n, -1, -1)
+    return model.encode(float_image(read_image(condition, model.image_size))[None])[0].cpu().expand(n, -1, -1)
 
 
 if __name__ == "__main__":

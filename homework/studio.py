@@ -18,7 +18,7 @@ def studio(*, tokenizer: str = "BSQPatchAutoEncoder", autoregressive: str = "Aut
            images: str = DEFAULT, host: str = "127.0.0.1", port: int | None = None,
            device: str = "auto") -> None:  # fmt: skip
     """Serves a page on this machine, until Ctrl-C: compress images, look at their tokens and change them, generate and
-    complete images. Nothing leaves the machine.
+    complete images, train models. Nothing leaves the machine.
 
     Examples:
         python -m homework.studio
@@ -28,7 +28,8 @@ def studio(*, tokenizer: str = "BSQPatchAutoEncoder", autoregressive: str = "Aut
         tokenizer: checkpoint or name of a tokenizer.
         autoregressive: checkpoint or name of a prior over that tokenizer's grids.
         images: samples to choose from: a file or a folder; without one, drop images on the page.
-        host: the address to listen at. Others than 127.0.0.1 let other machines in, without a password.
+        host: the address to listen at. Others than 127.0.0.1 let other machines in, without a password; whoever comes in
+            can start trainings, which write files.
         port: to listen at; by default the first that is free from 7860 on.
         device: auto, cpu, cuda or mps.
     """
@@ -47,6 +48,8 @@ def studio(*, tokenizer: str = "BSQPatchAutoEncoder", autoregressive: str = "Aut
             threading.Event().wait()
         finally:
             served.close(verbose=False)
+            for run in shared.runs.close():
+                print(f"The training {run.name} was stopped and saved; the page and the command line can resume it.")
 
 
 if __name__ == "__main__":

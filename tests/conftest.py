@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import importlib
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -225,6 +226,21 @@ def serve(monkeypatch):
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+# --- a browser -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    api = pytest.importorskip("playwright.sync_api", reason="there is no playwright; pip install playwright")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("there is no Chromium; apt install chromium, or install Google Chrome")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 # --- a small MNIST --------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -207,18 +206,6 @@ def address(shared, folder):
         served, address = page.launch(shared, "127.0.0.1", None)
         yield address
         served.close(verbose=False)
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    api = pytest.importorskip("playwright.sync_api", reason="there is no playwright; pip install playwright")
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("there is no Chromium; apt install chromium, or install Google Chrome")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -61,9 +61,9 @@ class CascadeCompressor(Compressor):
                        ) -> Iterator[tuple[int, tiles.Slices, Tensor]]:  # fmt: skip
         return super().decoded_blocks([self.entropy_model.split(row)[-1] for row in grids], sizes)
 
-    def by_patch(self, bits: Tensor) -> Tensor:
+    def by_patch(self, bits: Tensor, grid: np.ndarray) -> Tensor:
         """(1,N) -> (h,w): of each patch, the coarser tokens' bits in equal parts for all patches that are below them."""
         size, found = self.prior.sizes[-1], torch.zeros(self.prior.sizes[-1], dtype=bits.dtype)
-        for grid in self.entropy_model.split(bits):
-            found += F.interpolate(grid[None, None], size)[0, 0] * (grid.numel() / found.numel())
+        for part in self.entropy_model.split(bits):
+            found += F.interpolate(part[None, None], size)[0, 0] * (part.numel() / found.numel())
         return found

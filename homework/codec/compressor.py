@@ -190,9 +190,19 @@ class Compressor:
         return self.at_quality(x, encoded, self.quality)
 
     def at_quality(self, x: Tensor, encoded: np.ndarray, quality: float) -> np.ndarray:
-        """What the search finds for an image (H,W,3), given the encoder's tokens (h,w): (h,w)."""
-        start = torch.from_numpy(encoded)
-        return search(self.tokenizer, self.prior, x, dial.lmbda_at(quality), self.effort, start).cpu().numpy()
+        """The grid of an image (H,W,3) at a quality, given the encoder's tokens (h,w)."""
+        if self.effort:
+            start, lmbda = torch.from_numpy(encoded), self.lmbda_at(quality)
+            encoded = search(self.tokenizer, self.prior, x, lmbda, self.effort, start).cpu().numpy()
+        return self.completed(x, encoded, quality)
+
+    def lmbda_at(self, quality: float) -> float:
+        """That of the search, see :func:`homework.codec.search.search`. ValueError for a quality that is none."""
+        return dial.lmbda_at(quality)
+
+    def completed(self, x: Tensor, tokens: np.ndarray, quality: float) -> np.ndarray:
+        """Tokens (h,w) of an image (H,W,3) with what else its file holds at a quality: here nothing."""
+        return tokens
 
     def psnr(self, images: Sequence[Tensor], grids: Sequence[np.ndarray]) -> list[float]:
         """In dB, of images (H,W,3) of one size, float or uint8, as they come back from their grids (h,w), rounded to 8 bits
@@ -329,8 +339,8 @@ class Compressor:
         n_tiles = -(-grid[0] // self.entropy_model.height) * -(-grid[1] // self.entropy_model.width)
         return max(1, (n or min(self.batch_size, archive.MAX_CHUNK)) // n_tiles)
 
-    def by_patch(self, bits: Tensor) -> Tensor:
-        """Numbers of each token -> (h,w) of each patch."""
+    def by_patch(self, bits: Tensor, grid: np.ndarray) -> Tensor:
+        """The bits of each token of a grid -> (h,w): those of each patch."""
         return bits
 
 

@@ -66,6 +66,8 @@ class EnhancedCompressor(Compressor):
         alike = (step == step[:, :1, :1]).all() and step.min() >= 0 and step.max() <= STEPS
         if not alike or np.abs(q).max() >= MAGNITUDES or q[step == 0].any():
             raise ValueError(f"A second grid has one step from 0 to {STEPS}, and numbers below {MAGNITUDES}, 0 for step 0.")
+        if step.any() and not self.models.enhanced:
+            raise ValueError(f"At a quality of {self.quality:g} files have no second grid; use one above 62.")
         return np.concatenate([tokens[..., None], grids[..., 1:]], axis=-1)
 
     def extended(self, tokens: np.ndarray) -> np.ndarray:
@@ -83,10 +85,11 @@ class EnhancedCompressor(Compressor):
                 searched()
         return grids
 
-    def at_quality(self, x: Tensor, encoded: np.ndarray, quality: float) -> np.ndarray:
-        """Of an image (H,W,3) and the encoder's tokens (h,w), those that the search finds, and the second grid:
-        (h,w,2+n)."""
-        tokens = super().at_quality(x, encoded, min(quality, MOST)) if self.effort else encoded
+    def lmbda_at(self, quality: float) -> float:
+        return dial.lmbda_at(min(quality, MOST))
+
+    def completed(self, x: Tensor, tokens: np.ndarray, quality: float) -> np.ndarray:
+        """Tokens (h,w) of an image (H,W,3) and, above a quality of 62, the second grid: (h,w,2+n)."""
         grid = self.extended(tokens[None])[0]
         if step := step_at(quality):
             lmbda = dial.lmbda_at(quality)
@@ -96,7 +99,7 @@ class EnhancedCompressor(Compressor):
                 q[where] = found = self.layer.quantize(c, own, step, lmbda)[0]
                 left = residual - self.layer.residual(found[None], step)
                 saved += float(residual.square().sum() - left.square().sum())
-                saved -= 3 * lmbda * float(self.layer.bits(found[None], own, step)[0])
+                saved -= 3 * lmbda * float(self.layer.bits(found[None], own, step).sum())
             if saved > 0:  # what an image without detail saves does not pay for saying that there is none
                 grid[..., 1] = step
             else:
@@ -125,6 +128,15 @@ class EnhancedCompressor(Compressor):
                 more = self.layer.residual(grids[i][where][None, ..., 2:], step)[0]
                 x = x + more[: x.shape[0], : x.shape[1]].to(x)
             yield i, (rows, columns), x
+
+    def by_patch(self, bits: Tensor, grid: np.ndarray) -> Tensor:
+        if step := int(grid[0, 0, 1]):
+            for (a, b), corners in self.tiles(grid.shape[:2]):
+                for top, left in corners:
+                    tile = grid[None, top : top + a, left : left + b]
+                    found = self.layer.bits(tile[..., 2:], tile[..., 0], step)[0]
+                    bits[top : top + a, left : left + b] += torch.from_numpy(found)
+        return bits
 
     def encode(self, grids: np.ndarray) -> list[bytes]:
         """(B,h,w,2+n) int64 -> B payloads."""

@@ -115,10 +115,10 @@ class EnhancementLayer(Model):
         return context.magnitudes * np.sign(c).astype(np.int64)
 
     def bits(self, q: np.ndarray, tokens: np.ndarray, step: int) -> np.ndarray:
-        """(B): what :meth:`encode` takes for each grid, nearly."""
-        found = np.zeros(len(q))
+        """(B,h,w): what :meth:`encode` takes for each patch, nearly."""
+        found = np.zeros(tokens.shape)
         for k, coset, level in self.walk(np.abs(q), tokens, step):
-            found += self.tables[step - 1].bits[level, np.abs(q[(..., *SLICES[coset], k)])].sum(axis=(1, 2))
+            found[(..., *SLICES[coset])] += self.tables[step - 1].bits[level, np.abs(q[(..., *SLICES[coset], k)])]
         return found
 
     def walk(self, magnitudes: np.ndarray, tokens: np.ndarray, step: int) -> Iterator[tuple[int, int, np.ndarray]]:

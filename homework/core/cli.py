@@ -86,6 +86,13 @@ def _prepare_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def sentence(error: Exception) -> str:
+    """What an error says to a user; of an OSError, the system's own words, and the file that they are about."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}."
+    return str(error)
+
+
 Command = Callable[..., None] | dict[str, Callable[..., None]]  # one function, or several by name
 
 
@@ -122,10 +129,7 @@ def main(name: str, command: Command) -> None:
     except (ValueError, OSError) as error:
         if debug:
             raise
-        sentence = str(error)
-        if isinstance(error, OSError) and error.strerror:  # the system's own words, and the file that they are about
-            sentence = f"{error.strerror}{f': {error.filename}' if error.filename else ''}."
-        print("error:", printable(sentence, but="\n"), file=sys.stderr)
+        print("error:", printable(sentence(error), but="\n"), file=sys.stderr)
         sys.exit(1)
     finally:
         threading.excepthook = hook

@@ -72,14 +72,16 @@ def payload(data: bytes) -> int:
 
 
 def bit_map(compressor: Compressor, grid: np.ndarray) -> Tensor:
-    """Tokens (h,w) int64 -> (h,w) float64: the bits that each patch takes in the file, by the coder's own frequencies."""
-    bits = torch.empty(grid.shape, dtype=torch.float64)
-    for (a, b), corners in compressor.tiles(grid.shape):
-        cut = np.stack([grid[top : top + a, left : left + b] for top, left in corners])  # (T,a,b)
+    """A grid, as ``compressor`` makes it, int64 -> (h,w) float64: the bits that each patch takes in the file, by the coder's
+    own frequencies."""
+    tokens = grid[..., 0] if grid.ndim == 3 else grid
+    bits = torch.empty(tokens.shape, dtype=torch.float64)
+    for (a, b), corners in compressor.tiles(tokens.shape):
+        cut = np.stack([tokens[top : top + a, left : left + b] for top, left in corners])  # (T,a,b)
         frequencies = torch.from_numpy(compressor.intervals(cut)[1]).view(-1, a, b)  # (T,N) -> (T,a,b)
         for (top, left), frequency in zip(corners, frequencies, strict=True):
             bits[top : top + a, left : left + b] = math.log2(range_coder.TOTAL) - frequency.double().log2()
-    return compressor.by_patch(bits)
+    return compressor.by_patch(bits, grid)
 
 
 def show(compressor: Compressor, rivals: list[Codec], path: str, size: tuple[int, int] | None, i: int, folder: Path) -> dict:

@@ -1,7 +1,7 @@
 """A cascade: codebooks whose grids get finer, and the stages between them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -68,6 +68,12 @@ class Cascade(nn.Module):
         """K of the finest grid."""
         return self.codebooks[-1].n_tokens
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H,W) in pixels of the images whose grids the stages know."""
+        (h, w), (P, Q) = self.sizes[0], self.codebooks[0].patch_shape
+        return h * P, w * Q
+
     @ordinary_tensors
     def encode(self, x: Tensor) -> list[Tensor]:
         """(B,H,W,3) float in [-0.5,0.5] -> the grids (B,h,w) int64 of all codebooks, the condition first. ValueError for
@@ -90,10 +96,13 @@ class Cascade(nn.Module):
 
     def generate(self, condition: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
         """Conditions (B,hc,wc) int64 -> grids (B,h,w), the conditions first, each sampled given the one before."""
-        grids = [condition.to(self.device)]
-        for stage, options, size in zip(self.stages, self.options, self.sizes[1:], strict=True):
-            grids.append(stage.generate(grids[-1], *size, self.device, generator=generator, **options))
-        return grids
+        return [condition.to(self.device), *self.refine(condition, 0, generator)]
+
+    def refine(self, grid: Tensor, k: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
+        """Grids (B,h,w) int64 of codebook k -> the finer ones, one after another, each sampled given the one before."""
+        for stage, options, size in list(zip(self.stages, self.options, self.sizes[1:], strict=True))[k:]:
+            grid = stage.generate(grid.to(self.device), *size, self.device, generator=generator, **options)
+            yield grid
 
     @ordinary_tensors
     def bits(self, grids: Sequence[Tensor]) -> list[float]:

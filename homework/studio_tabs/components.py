@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from homework.core import devices
+from homework.core import cli, devices
 from homework.core.files import printable
 from homework.datasets.image_files import read_image
 from homework.studio_tabs.models import Models, read_source
@@ -25,7 +25,7 @@ def said(function: Callable) -> Callable:
             if not devices.is_out_of_memory(error):
                 raise error
             error = ValueError("The memory is too small for this; take a smaller image, or fewer of them.")
-        return gr.Error(printable(str(error)), print_exception=False)
+        return gr.Error(printable(cli.sentence(error)), print_exception=False)
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:

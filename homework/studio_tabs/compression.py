@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from homework.codec import dial
+from homework.codec.compressor import Compressor
 from homework.codec.search import search_rounds
 from homework.datasets.images import to_float, to_uint8
 from homework.evaluation import metrics
@@ -44,15 +44,15 @@ def compress(models: Models, source: Source, quality: float, effort: int) -> Ite
     """What the encoder's tokens give, and then those after each round of the search. The last is what ``homework.compress``
     writes. ValueError for a quality or an effort that is none."""
     x = torch.from_numpy(source.pixels)
-    start = torch.from_numpy(models.compressor.to_tokens(x[None])[0])
-    pair = models.compressor.tokenizer, models.compressor.prior
-    for grid in search_rounds(*pair, x, dial.lmbda_at(quality), effort, start):
-        yield compare(models, source, grid.cpu().numpy())
+    compressor = models.compressor.at(quality, max(1, effort))  # with effort 0 it has but one quality
+    start, lmbda = torch.from_numpy(compressor.encoded(x[None])[0]), compressor.lmbda_at(quality)
+    for tokens in search_rounds(compressor.tokenizer, compressor.prior, x, lmbda, effort, start):
+        yield compare(compressor, source, compressor.completed(x, tokens.cpu().numpy(), quality))
 
 
-def compare(models: Models, source: Source, grid: np.ndarray) -> Comparison:
-    """The file of the tokens (h,w), what it decodes to, and where its bits and its errors are."""
-    compressor, (H, W) = models.compressor, source.pixels.shape[:2]
+def compare(compressor: Compressor, source: Source, grid: np.ndarray) -> Comparison:
+    """The file of a grid, what it decodes to, and where its bits and its errors are."""
+    H, W = source.pixels.shape[:2]
     (file,), (x_hat,) = compressor.compress_tokens(grid[None], (H, W)), compressor.to_images([grid], [(H, W)])
     ours, patch = to_uint8(x_hat).cpu().numpy(), compressor.models.patch
     bits = bit_map(compressor, grid) / math.log2(compressor.tokenizer.n_tokens)

@@ -1,5 +1,5 @@
-"""What all tabs of the page share: a tokenizer, a prior, sample images. Nothing writes into it, so that any number of people
-may use it at once."""
+"""What all tabs of the page share: a tokenizer, a prior, samples, trainings. Only a new training writes into it, so that any
+number of people may use it at once."""
 
 import functools
 import hashlib
@@ -13,11 +13,13 @@ import torch
 from PIL import Image
 
 from homework.codec.compressor import Compressor
+from homework.codec.loading import compressor_of
 from homework.core.files import printable
 from homework.datasets.image_files import read_image
 from homework.evaluation.pictures import save_picture
 from homework.priors.base import Prior
 from homework.priors.images import trained_size
+from homework.studio_tabs.runs import Runs
 from homework.tokenizers.base import Tokenizer
 
 MOST_PIXELS = 2**16  # of an image on the page, which has to answer at once; the commands take any
@@ -41,11 +43,12 @@ class Models:
     prior: Prior
     samples: tuple[str, ...]  # paths
     folder: Path
+    runs: Runs
 
     @functools.cached_property
     def compressor(self) -> Compressor:
         """Made when it is first asked for, so that the page is there before it. ValueError as of its class."""
-        return Compressor(self.tokenizer, self.prior)
+        return compressor_of(self.tokenizer, self.prior)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -55,7 +58,7 @@ class Models:
 
 def load(names: tuple[str, str], tokenizer: Tokenizer, prior: Prior, samples: list[str], folder: Path) -> Models:
     """ValueError if the two do not go together."""
-    return Models(names, tokenizer, prior, tuple(samples), folder)
+    return Models(names, tokenizer, prior, tuple(samples), folder, Runs(folder / "runs"))
 
 
 def read_source(path: str) -> Source:

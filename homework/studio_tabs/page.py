@@ -1,21 +1,18 @@
 """The page: its tabs, and what it looks like. Nothing is fetched from other machines, and nothing is sent there."""
 
 import os
-import unittest.mock
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, too
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-# while it is imported, gradio writes files for editors about each class whose source it finds, for half of that time
-with unittest.mock.patch("inspect.getfile", side_effect=OSError):
-    import gradio as gr
+import gradio as gr
 
-from homework.studio_tabs import compress_tab, digits_tab, sampling_tabs, tokens_tab
+from homework.studio_tabs import coarse_to_fine_tab, compress_tab, digits_tab, sampling_tabs, tokens_tab, train_tab
 from homework.studio_tabs.models import Models
 
 STYLE = """
 .pixels img { image-rendering: pixelated; }
-.pixels img, #grid img { width: 100% !important; object-fit: contain !important; }
+.pixels img, #grid img, #drawn img { width: 100% !important; object-fit: contain !important; }
 #generated .image-frame, #completed .image-frame { width: 100%; height: auto; }
 #generated img, #completed img { height: auto; max-height: 75vh; }
 .thumbnails .grid-wrap { min-height: 0; height: auto; max-height: none; }
@@ -28,6 +25,12 @@ STYLE = """
     font-size: 11px; overflow: visible; white-space: normal; }
 #pad canvas { display: block; width: 100%; max-width: 448px; margin: auto; touch-action: none; cursor: crosshair;
     image-rendering: pixelated; }
+.sheets .grid-wrap { max-height: none; min-height: 0; height: auto; }
+.sheets .grid-container { grid-auto-rows: auto; height: auto; padding-top: 0; }
+.sheets .thumbnail-item { aspect-ratio: auto; width: 100%; height: auto; }
+#stages .grid-container { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); }
+.sheets img { height: auto !important; max-height: 40vh; }
+.sheets .caption-label { position: static; display: block; max-width: none; text-align: center; overflow: visible; }
 #table td, #table th { white-space: nowrap; word-break: normal; padding: 4px 12px; text-align: right; }
 .tab-container button { padding: 0 8px; }
 label[data-testid="block-label"]:not(.sr-only) { position: static; width: fit-content; }
@@ -38,6 +41,7 @@ footer { display: none !important; }
 def build(models: Models) -> gr.Blocks:
     """All tabs, over models that all users share; what one of them does is in states of his own."""
     with gr.Blocks(title="homework studio", analytics_enabled=False, fill_width=True) as page:
+        kept = gr.BrowserState("", storage_key="homework-training")  # here, for what is in a tab waits until that is opened
         gr.Markdown("# homework studio\nImages to tokens, to small files, and to new images; all of it on this machine.")
         with gr.Tab("Compress", id="compress"):
             compress_tab.build(models, page)
@@ -49,6 +53,10 @@ def build(models: Models) -> gr.Blocks:
             sampling_tabs.build_complete(models)
         with gr.Tab("Digits", id="digits") as tab:
             digits_tab.build(models, tab)
+        with gr.Tab("Coarse to fine", id="coarse_to_fine"):
+            coarse_to_fine_tab.build(models)
+        with gr.Tab("Train", id="train"):
+            train_tab.build(models, page, kept)
     return page.queue(default_concurrency_limit=4, api_open=False)
 
 
@@ -61,7 +69,8 @@ def launch(models: Models, host: str, port: int | None) -> tuple[gr.Blocks, str]
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     try:
         _, address, _ = page.launch(server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
-                                    footer_links=[], run_history=False, ssr_mode=False, theme=theme, css=STYLE)  # fmt: skip
+                                    footer_links=[], run_history=False, ssr_mode=False, theme=theme, css=STYLE,
+                                    allowed_paths=["docs"])  # fmt: skip
     except OSError as error:
         raise OSError(f"The page cannot be served at {host}, port {port or 'any from 7860 on'}: is it taken? Name another "
                       "by --port.") from error  # fmt: skip

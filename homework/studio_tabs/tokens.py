@@ -75,8 +75,13 @@ def decoded(models: Models, grids: Tensor, view: View) -> np.ndarray:
 
 def draw(models: Models, view: View) -> np.ndarray:
     """The decoded picture, enlarged, with lines between the tokens, and a frame around the position."""
-    (P, Q), (i, j) = (side * SCALE for side in models.tokenizer.patch_shape), view.position
-    picture = decoded(models, view.grid[None], view)[0].repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+    return framed(decoded(models, view.grid[None], view)[0], models.tokenizer.patch_shape, view.position)
+
+
+def framed(picture: np.ndarray, patch: tuple[int, int], position: tuple[int, int]) -> np.ndarray:
+    """(H,W,3) uint8 -> (H*SCALE,W*SCALE,3), with lines between patches of (P,Q) pixels, and a frame around one of them."""
+    (P, Q), (i, j) = (side * SCALE for side in patch), position
+    picture = picture.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
     picture[::P] = picture[::P] // 2 + 64
     picture[:, ::Q] = picture[:, ::Q] // 2 + 64
     inner = picture[i * P + 3 : (i + 1) * P - 2, j * Q + 3 : (j + 1) * Q - 2].copy()

@@ -66,6 +66,11 @@ class Tokenizer(Model):
         index = torch.arange(self.n_tokens, device=self.device)
         return self.code_vectors(index[:, None, None])[:, 0, 0]  # (K,1,1,d) -> (K,d)
 
+    def code_layout(self) -> Tensor:
+        """(R,S) int64: where the codes are on a sheet of all, row by row in a near square; -1 where there is none."""
+        S = math.ceil(math.sqrt(self.n_tokens))
+        return F.pad(torch.arange(self.n_tokens), (0, -self.n_tokens % S), value=-1).view(-1, S)  # (R*S) -> (R,S)
+
 
 class AutoEncoder(Model):
     """An auto-encoder of images with a grid of vectors in its bottleneck, one for each square of ``stride`` pixels.

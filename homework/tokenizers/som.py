@@ -144,6 +144,10 @@ class SOM(FeatureModel, Tokenizer):
     def code_vectors(self, index: Tensor) -> Tensor:
         return self.codebook[index.long()]
 
+    def code_layout(self) -> Tensor:
+        """(rows,columns) int64: the units on the lattice; -1 where there is none."""
+        return self.lattice.on_sheet(torch.arange(self.n_tokens), -1)
+
     def decode(self, code: Tensor) -> Tensor:
         """(...,h,w,d) -> (...,H,W,3): complete patches. ValueError for several codes where one is for the entire map."""
         if self.config["patch"] == "map":
@@ -239,7 +243,7 @@ class SOM(FeatureModel, Tokenizer):
         and column only, if their picture would be larger than SHEET pixels."""
         ph, pw = self.patch_shape
         down, right = -(-self.lattice.rows * ph // SHEET), -(-self.lattice.columns * pw // SHEET)
-        return self.lattice.on_sheet(torch.arange(self.n_tokens, device=self.device), -1)[::down, ::right]
+        return self.code_layout().to(self.device)[::down, ::right]
 
     def codebook_picture(self) -> Tensor:
         """(3,R*P,S*Q) in [0,1]: each of :meth:`units_on_sheet` decoded by itself."""

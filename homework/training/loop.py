@@ -23,6 +23,7 @@ from homework.training import distributed, resume
 from homework.training.settings import set_up
 
 LOG_EVERY = 10  # updates between two points of the curves; losses stay on the device in between
+FLUSH_EVERY = 2  # seconds until what was logged can be read; TensorBoard's own two minutes are too long to watch a training
 
 
 def generator(*numbers: int) -> torch.Generator:
@@ -113,7 +114,8 @@ class Run:
 
     def open_log(self, resumed: bool) -> SummaryWriter:
         """TensorBoard's log: that of a resumed run continues at its update, a new one begins with the configuration."""
-        writer = SummaryWriter(Path("logs") / self.name, purge_step=self.update + 1 if resumed else None)
+        purge_step = self.update + 1 if resumed else None
+        writer = SummaryWriter(Path("logs") / self.name, purge_step=purge_step, flush_secs=FLUSH_EVERY)
         if resumed:
             say(f"Resuming {self.path} at update {self.update} of {self.updates}.")
         else:
