@@ -25,8 +25,7 @@ import homework.ae
 import homework.autoregressive
 import homework.bsq
 from bench import studio
-from homework.codec.compressor import Compressor
-from homework.codec.dial import EFFORT
+from homework.codec.loading import compressor_of
 from homework.core import checkpoint
 from homework.datasets.images import ImageDataset, to_float, to_uint8
 from homework.datasets.mnist import MnistImages
@@ -99,11 +98,11 @@ def captioned(picture: torch.Tensor, text: str) -> np.ndarray:
 
 def dial(names: tuple[str, ...] = ("gran_paradiso_island", "zengarden")) -> None:
     """Writes dial.png: two rows for each sample image, of two qualities: the original, ours, AVIF, WebP and JPEG."""
-    compressor, rows = Compressor(homework.bsq.load(), homework.autoregressive.load(), effort=EFFORT), []
+    compressor, rows = compressor_of(homework.bsq.load(), homework.autoregressive.load()), []
     for name in names:
         x = to_float(ImageDataset(f"data/sample/{name}.jpg")[0])
         stopwatch = walkthrough.Stopwatch()
-        shown, pictures = walkthrough.turn_dial(compressor, x, stopwatch, (30, 70), ("AVIF", "WebP", "JPEG"))
+        shown, pictures = walkthrough.turn_dial(compressor, x, stopwatch, (30, 75), ("AVIF", "WebP", "JPEG"))
         for i, row in enumerate(shown["rows"]):
             rows.append([captioned(pictures["dial_original"][0], f"original; quality {row['quality']}")])
             for file in row["files"]:

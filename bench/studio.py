@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from homework.core import cli
 from homework.datasets.image_files import image_paths
 from homework.priors.pairs import load_pair
 from homework.studio_tabs import models
@@ -135,4 +136,4 @@ def shoot(window, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    start()
+    cli.main("python -m bench.studio", start)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from homework.codec import dial
 from homework.codec.compressor import Compressor
+from homework.codec.loading import compressor_of
 from homework.codec.parallel import in_parallel
 from homework.core import checks
 from homework.core.model import ordinary_tensors
@@ -52,7 +52,6 @@ def walk_through(ae: AutoEncoder, coder: Tokenizer, prior: Prior, x: Tensor, n_g
     coded = timed("tokens to images", batched, coder.decode_index, grids)[:, :H, :W]
     bits = timed("bits under the prior", batched, prior.bits, grids)
     compressor = Compressor(coder, prior)
-    compressor = Compressor(coder, prior, effort=dial.EFFORT)
     files = timed("tokens to files", compressor.compress_tokens, grids, (H, W))
     again = timed("files to tokens", compressor.decompress_tokens, files)
     if not np.array_equal(again, grids.cpu()):
@@ -69,7 +68,7 @@ def walk_through(ae: AutoEncoder, coder: Tokenizer, prior: Prior, x: Tensor, n_g
         **timed("JPEG and WebP of the same error", as_good, x, mse_coded),
     }
     typical = sorted(range(len(x)), key=mse_coded.__getitem__)[len(x) // 2]
-    turned, beside = turn_dial(compressor, middle(x[typical], *TURNED), timed)
+    turned, beside = turn_dial(compressor_of(coder, prior), middle(x[typical], *TURNED), timed)
     results = {
         "images": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
         "exact": compressor.entropy_model.exact,
