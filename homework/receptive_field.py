@@ -6,6 +6,8 @@ from homework.core import checks, cli, files
 from homework.evaluation.pages import require
 from homework.evaluation.receptive_fields import draw
 
+MAX_SIZE, MAX_LAYERS = 255, 64  # more takes hours, and shows nothing new
+
 
 def receptive_field(*, layers: int = 4, size: int = 11, kernel: int = 3, row: int | None = None, column: int | None = None,
                     seed: int = 0, out: str = "receptive_field.png") -> None:  # fmt: skip
@@ -19,20 +21,20 @@ def receptive_field(*, layers: int = 4, size: int = 11, kernel: int = 3, row: in
         python -m homework.receptive_field --layers 8 --size 21 --out fields.png
 
     Args:
-        layers: the largest number of layers: a masked convolution and residual blocks, or gated layers.
-        size: height and width of the image; odd, so that it has a middle, unless a row and a column are given.
-        kernel: of the first layer, odd; the others are 3x3.
+        layers: the largest number of layers: a masked convolution and residual blocks, or gated layers; at most 64.
+        size: height and width of the image, at most 255; odd, so that it has a middle, unless a row and a column are given.
+        kernel: of the first layer, odd and at most 255; the others are 3x3.
         row: of the position, counted from 0; by default the middle one.
         column: likewise.
         seed: of the weights and images.
         out: the PNG to write.
     """
-    cli.at_least(1, layers=layers)
     cli.check_seed(seed)
     checks.odd(3, **{"--kernel": kernel})
     if row is None or column is None:
         checks.odd(3, **{"--size": size})
-    cli.at_least(1, size=size)
+    checks.integer(1, MAX_SIZE, **{"--size": size, "--kernel": kernel})
+    checks.integer(1, MAX_LAYERS, **{"--layers": layers})
     position = size // 2 if row is None else row, size // 2 if column is None else column
     checks.integer(0, size - 1, **dict(zip(("--row", "--column"), position, strict=True)))
     if Path(out).suffix.lower() != ".png" or Path(out).is_dir():

@@ -93,7 +93,8 @@ def test_a_position_that_is_given_may_be_anywhere(command, tmp_path):
     )
 
 
-@pytest.mark.parametrize("option, value", [("layers", 0), ("size", 10), ("kernel", 1), ("size", "x"), ("seed", -1)])
+@pytest.mark.parametrize("option, value", [("layers", 0), ("layers", 65), ("size", 10), ("size", 10**9 + 1),
+                                           ("kernel", 1), ("kernel", 257), ("size", "x"), ("seed", -1)])  # fmt: skip
 def test_bad_options_are_named(command, tmp_path, option, value):
     out = tmp_path / "field.png"
     assert f"--{option} is {value!r}" in sentence(command("receptive_field", f"--{option}={value}", "--out", out))
