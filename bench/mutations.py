@@ -16,10 +16,14 @@ from tqdm import tqdm
 
 from homework.codec import archive, format
 from homework.codec.compressor import Compressor
+from homework.codec.enhanced_compressor import EnhancedCompressor
+from homework.codec.enhancement import EnhancementLayer
 from homework.core import checkpoint, cli, devices, files
+from homework.core.fingerprint import identity
 from homework.core.registry import model_class
 from homework.datasets.image_files import read_image
 from homework.datasets.tokens import TokenDataset
+from homework.tokenizers.base import Tokenizer
 
 SIZES = ((20, 30), (23, 41), (5, 5))  # of images, in pixels: the prior's grid, tiles, one patch
 SMALL = {"patch_size": 5, "codebook_bits": 4, "latent_dim": 8, "encoder_blocks": 1, "decoder_blocks": 1, "detail": 4}
@@ -121,6 +125,14 @@ def one_mutation(k: int, kind: Kind, right: list, path: Path) -> str:
     return "refused" if found is None else "right"
 
 
+def layer_of(tokenizer: Tokenizer) -> EnhancementLayer:
+    """An enhancement layer for a tokenizer with patches of 5x5 pixels, fitted to noise."""
+    layer = EnhancementLayer(tokenizer.n_tokens, 5, 6)
+    layer.fit(torch.rand(12, 20, 30, 3) - 0.5, torch.randint(tokenizer.n_tokens, (12, 4, 6)).numpy(), rounds=1)
+    layer.meta = {"tokenizer": identity(tokenizer)}
+    return layer
+
+
 def make() -> dict[str, Kind]:
     """Some small files of each kind, by untrained models."""
     torch.manual_seed(0)
@@ -129,6 +141,7 @@ def make() -> dict[str, Kind]:
     pixelcnn = model_class("GatedPixelCNN")(c_hidden=6, n_layers=2, n_tokens=16, height=4, width=6, first_kernel=5).eval()
     exact, in_floats = Compressor(tokenizer, prior), Compressor(tokenizer, pixelcnn)
     images = [torch.rand(*size, 3) - 0.5 for size in SIZES]
+    enhanced = EnhancedCompressor(tokenizer, prior, layer_of(tokenizer), quality=85)
 
     def grids(compressor: Compressor, data: bytes) -> set:
         reader = archive.Reader(io.BytesIO(data))
@@ -136,7 +149,7 @@ def make() -> dict[str, Kind]:
         return {(reader.sizes[i], grid.tobytes()) for some in found for i, grid in some.items()}
 
     def read(data: bytes, path: Path) -> set:
-        return grids(in_floats if data[7:8] > b"\x7f" else exact, data)
+        return grids(in_floats if data[7:8] > b"\x7f" else enhanced, data)
 
     def packed(compressor: Compressor) -> bytes:
         file = io.BytesIO()
@@ -170,8 +183,8 @@ def make() -> dict[str, Kind]:
     some = {"tokens": torch.randint(16, (5, 4, 6), dtype=torch.uint8), "n_tokens": 16, "names": list("abcde")}
     temple = Image.open(Path(__file__).parents[1] / "data" / "sample" / "temple.jpg").resize((30, 20))
     return {
-        "image": ([c.compress(x) for c in (exact, in_floats) for x in images], read),
-        "archive": ([packed(exact), packed(in_floats)], read),
+        "image": ([c.compress(x) for c in (exact, in_floats, enhanced) for x in images], read),
+        "archive": ([packed(exact), packed(in_floats), packed(enhanced)], read),
         "tokens": ([saved(lambda path: files.write(some, path))], tokens),
         "checkpoint": ([saved(lambda path: checkpoint.save(prior, path))], weights),
         "picture": ([saved(lambda path, f=f: temple.save(path, f)) for f in ("PNG", "JPEG", "GIF", "TIFF")], picture),

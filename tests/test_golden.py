@@ -1,7 +1,8 @@
 """Files that were once written with the pretrained models decode, in a fresh process, to the tokens that were coded.
 
-``golden`` holds files of format 1, ``golden/v2`` the same images in format 2, and ``golden/tokens.npz`` the tokens of both.
-A new version of the format gets files of its own, by ``python tests/test_golden.py``; those that exist stay.
+``golden`` holds files of format 1, ``golden/v2`` the same images in format 2, and ``golden/tokens.npz`` the tokens of both;
+``golden/v4`` has files with an enhancement layer, and their grids. A new version of the format gets files of its own, by
+``python tests/test_golden.py``; those that exist stay.
 """
 
 from pathlib import Path
@@ -11,66 +12,69 @@ import pytest
 from conftest import ROOT, run
 
 from homework.codec.archive import Reader
-from homework.codec.format import FORMAT
 
 GOLDEN = Path(__file__).parent / "golden"
 MODELS = [ROOT / "homework" / "pretrained" / f"{name}.pth" for name in ("BSQPatchAutoEncoder", "AutoregressiveModel")]
-FOLDERS = {1: GOLDEN, 2: GOLDEN / "v2"}
+LAYER = ROOT / "homework" / "pretrained" / "EnhancementLayer.pth"
+FOLDERS = {1: GOLDEN, 2: GOLDEN / "v2", 4: GOLDEN / "v4"}
+GRIDS = {1: GOLDEN / "tokens.npz", 2: GOLDEN / "tokens.npz", 4: GOLDEN / "v4" / "grids.npz"}
 FILES = ("sample.hwa", "temple.hwi", "odd.hwi")  # all sample images; one alone; one of 47x211 pixels, in tiles
 DECODE = """
 import sys
 import numpy as np
 import torch
 from homework.codec.archive import Reader
-from homework.codec.compressor import Compressor
-from homework.core import checkpoint
+from homework.codec.loading import load_compressor
 torch.set_num_threads(int(sys.argv[1]))
-compressor = Compressor(*map(checkpoint.load, sys.argv[2:4]), batch_size=int(sys.argv[4]))
+compressor = load_compressor(*sys.argv[2:4], torch.device("cpu"), int(sys.argv[4]), enhancement=sys.argv[6])
 grids = {}
-for path in sys.argv[6:]:
+for path in sys.argv[7:]:
     with open(path, "rb") as file:
         reader = Reader(file)
         for some in compressor.read([(reader, i) for i in range(len(reader.names))]):
-            grids |= {f"{path.rpartition('/')[2]} {reader.names[i]}": grid for i, grid in some.items()}
-np.savez(sys.argv[5], **grids)
+            named = {f"{path.rpartition('/')[2]} {reader.names[i]}": grid for i, grid in some.items()}
+            grids |= {name: grid if sys.argv[6] == "none" else grid.astype(np.int16) for name, grid in named.items()}
+np.savez_compressed(sys.argv[5], **grids)
 """
 
 
-def decode(folder: Path, out: Path, threads: int, batch_size: int) -> dict[str, np.ndarray]:
-    files = [(folder / name).as_posix() for name in FILES]
-    done = run("-c", DECODE, threads, *MODELS, batch_size, out, *files, cwd=ROOT, OMP_NUM_THREADS=str(threads))
+def decode(version: int, out: Path, threads: int, batch_size: int) -> dict[str, np.ndarray]:
+    files = [(FOLDERS[version] / name).as_posix() for name in FILES]
+    layer = LAYER if version == 4 else "none"
+    done = run("-c", DECODE, threads, *MODELS, batch_size, out, layer, *files, cwd=ROOT, OMP_NUM_THREADS=str(threads))
     assert done.returncode == 0, done.stderr
     with np.load(out) as grids:
         return dict(grids)
 
 
-@pytest.mark.parametrize("version, threads, batch_size", [(1, 1, 1), (1, 2, 64), (2, 2, 64)])
+@pytest.mark.parametrize("version, threads, batch_size", [(1, 1, 1), (1, 2, 64), (2, 2, 64), (4, 1, 64), (4, 2, 1)])
 def test_golden_files_decode_to_their_tokens(tmp_path, version, threads, batch_size):
     for name in FILES:
         with open(FOLDERS[version] / name, "rb") as file:
             assert Reader(file).version == version
-    with np.load(GOLDEN / "tokens.npz") as file:
+    with np.load(GRIDS[version]) as file:
         expected = dict(file)
-    found = decode(FOLDERS[version], tmp_path / "tokens.npz", threads, batch_size)
+    found = decode(version, tmp_path / "tokens.npz", threads, batch_size)
     assert found.keys() == expected.keys() and len(found) == 20
     for name, grid in found.items():
         assert np.array_equal(grid, expected[name]), name
 
 
 def make() -> None:
-    """Writes files of the present version."""
+    """Writes files of the last version."""
     from PIL import Image
 
     from homework.compress import compress
     from homework.datasets.image_files import image_paths, read_image
 
-    folder = FOLDERS[FORMAT]
+    folder = FOLDERS[4]
     folder.mkdir(exist_ok=True)
     paths, odd = image_paths(ROOT / "data" / "sample"), folder / "odd.png"
     Image.fromarray(np.tile(read_image(paths[0]), (1, 2, 1))[20:67, 30:241]).save(odd)
     for name, sources in zip(FILES, (paths, [ROOT / "data/sample/temple.jpg"], [odd]), strict=True):
-        compress(*MODELS, *sources, folder / name)
+        compress(*MODELS, *sources, folder / name, effort=0, quality=85, enhancement=LAYER)
     odd.unlink()
+    decode(4, GRIDS[4], 1, 64)
 
 
 if __name__ == "__main__":
