@@ -106,7 +106,7 @@ def test_the_page(place, chromium, monkeypatch):
     pair = build("BSQPatchAutoEncoder").eval(), build("AutoregressiveModel").eval()
     served, address = page.launch(models.load(("t.pth", "p.pth"), *pair, ["a.png"], place / "temporary"), "127.0.0.1", None)
     window = chromium.new_page(viewport={"width": 1200, "height": 900})
-    window.set_default_timeout(60_000)
+    window.set_default_timeout(180_000)
     window.goto(address)
     window.get_by_role("tab", name="Coarse to fine").click()
     window.locator("#cascade", has_text="None of the models that come along is a cascade.").wait_for()

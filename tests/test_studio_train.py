@@ -164,7 +164,7 @@ def served(place):
 
 def opened(browser, address: str):
     window = browser.new_context(viewport={"width": 1200, "height": 900}).new_page()
-    window.set_default_timeout(90_000)
+    window.set_default_timeout(180_000)
     window.goto(address)
     window.get_by_role("tab", name="Train").click()
     return window

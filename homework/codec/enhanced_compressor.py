@@ -15,11 +15,13 @@ from homework.codec.enhancement import MAGNITUDES, STEPS, EnhancementLayer
 from homework.codec.parallel import groups
 from homework.codec.range_coder import damaged, finish
 from homework.core.fingerprint import fingerprint, is_of
+from homework.datasets.image_files import batches_of
 from homework.datasets.images import as_float
 from homework.priors.base import Prior
 from homework.tokenizers.base import Tokenizer
 
 MOST = 70  # the highest quality at which tokens are searched: what they cost beyond, the second grid does for less
+TILES_AT_ONCE = 16  # that are quantized together: with many more, only memory grows
 
 
 class EnhancedCompressor(Compressor):
@@ -68,14 +70,16 @@ class EnhancedCompressor(Compressor):
             raise ValueError(f"A second grid has one step from 0 to {STEPS}, and numbers below {MAGNITUDES}, 0 for step 0.")
         if step.any() and not self.models.enhanced:
             raise ValueError(f"At a quality of {self.quality:g} files have no second grid; use one above 62.")
-        return np.concatenate([tokens[..., None], grids[..., 1:]], axis=-1)
+        return np.concatenate([tokens[..., None], grids[..., 1:]], axis=-1, dtype=np.int32)
 
     def extended(self, tokens: np.ndarray) -> np.ndarray:
-        """(B,h,w) tokens -> grids (B,h,w,2+n) without a second grid."""
-        return np.concatenate([tokens[..., None], np.zeros((*tokens.shape, 1 + self.layer.n), np.int64)], axis=-1)
+        """(B,h,w) tokens -> grids (B,h,w,2+n) without a second grid, int32: int64 would be 320 MB for 24 megapixels."""
+        grids = np.zeros((*tokens.shape, 2 + self.layer.n), np.int32)
+        grids[..., 0] = tokens
+        return grids
 
     def to_tokens(self, images: Tensor | Sequence[Tensor], searched: Callable[[], object] = lambda: None) -> np.ndarray:
-        """Images (H,W,3) of one size, float in [-0.5,0.5] or uint8 -> grids (B,h,w,2+n) int64. Calls ``searched`` after the
+        """Images (H,W,3) of one size, float in [-0.5,0.5] or uint8 -> grids (B,h,w,2+n) int32. Calls ``searched`` after the
         search for each. ValueError if the tokenizer's grids have another size."""
         tokens = self.encoded(images)
         grids = self.extended(tokens)
@@ -94,30 +98,32 @@ class EnhancedCompressor(Compressor):
         if step := step_at(quality):
             lmbda = dial.lmbda_at(quality)
             saved, q = 0.0, grid[..., 2:]
-            for where, residual in self.residuals(x, tokens):
-                c, own = self.layer.coefficients(residual), tokens[where][None]
-                q[where] = found = self.layer.quantize(c, own, step, lmbda)[0]
-                left = residual - self.layer.residual(found[None], step)
+            for parts, residual in self.residuals(x, tokens):
+                own = np.stack([tokens[part] for part in parts])  # (T,a,b)
+                found = self.layer.quantize(self.layer.coefficients(residual), own, step, lmbda)
+                left = residual - self.layer.residual(found, step)
                 saved += float(residual.square().sum() - left.square().sum())
-                saved -= 3 * lmbda * float(self.layer.bits(found[None], own, step).sum())
+                saved -= 3 * lmbda * float(self.layer.bits(found, own, step).sum())
+                for part, numbers in zip(parts, found, strict=True):
+                    q[part] = numbers
             if saved > 0:  # what an image without detail saves does not pay for saying that there is none
                 grid[..., 1] = step
             else:
                 q[:] = 0
         return grid
 
-    def residuals(self, x: Tensor, tokens: np.ndarray) -> Iterator[tuple[tiles.Slices, Tensor]]:
-        """Of an image (H,W,3), what its tokens (h,w) leave, tile by tile: rows and columns of the grid, and (1,a*P,b*P,3)
-        float32 on the CPU, 0 beyond the image."""
+    def residuals(self, x: Tensor, tokens: np.ndarray) -> Iterator[tuple[list[tiles.Slices], Tensor]]:
+        """Of an image (H,W,3), what its tokens (h,w) leave, some tiles of one size at a time: rows and columns of the grid,
+        and (T,a*P,b*P,3) float32 on the CPU, 0 beyond the image."""
         P, (h, w) = self.pair.patch, tokens.shape
         left = torch.zeros(h * P, w * P, 3)
         for _, (rows, columns), x_hat in super().decoded_blocks([tokens], [(x.shape[0], x.shape[1])]):
             own = as_float(x[rows, columns]).to(self.device) - x_hat
             left[rows.start : rows.start + own.shape[0], columns.start : columns.start + own.shape[1]] = own.cpu()
         for (a, b), corners in self.tiles((h, w)):
-            for top, column in corners:
-                where = slice(top, top + a), slice(column, column + b)
-                yield where, left[tiles.scaled(where, P)][None]
+            for some in batches_of(corners, TILES_AT_ONCE):
+                parts = [(slice(top, top + a), slice(column, column + b)) for top, column in some]
+                yield parts, torch.stack([left[tiles.scaled(part, P)] for part in parts])
 
     def decoded_blocks(self, grids: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]],
                        ) -> Iterator[tuple[int, tiles.Slices, Tensor]]:  # fmt: skip
@@ -139,7 +145,7 @@ class EnhancedCompressor(Compressor):
         return bits
 
     def encode(self, grids: np.ndarray) -> list[bytes]:
-        """(B,h,w,2+n) int64 -> B payloads."""
+        """(B,h,w,2+n) integers -> B payloads."""
         coded = super().encode(grids[..., 0])
         if not self.models.enhanced:
             return coded
@@ -167,7 +173,7 @@ class EnhancedCompressor(Compressor):
         return reader.parts(i)
 
     def decode(self, payloads: Sequence[tuple[bytes, bytes]], grid: tuple[int, int], names: Sequence[str]) -> np.ndarray:
-        """The grids (B,h,w,2+n) int64 of payloads in two parts. ValueError, by one of the names, if one is damaged."""
+        """The grids (B,h,w,2+n) int32 of payloads in two parts. ValueError, by one of the names, if one is damaged."""
         grids = self.extended(super().decode([first for first, _ in payloads], grid, names))
         second = [(i, data) for i, (_, data) in enumerate(payloads) if data]
         for step, some in groups(second, [data[0] for _, data in second]):
