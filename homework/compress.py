@@ -131,6 +131,8 @@ def decompress(tokenizer: str, autoregressive: str, file: str, output: str, *, o
     """
     from homework.codec.image_files import LOSSLESS, check_free, decompress_file, targets
 
+    if preview and enhancement != "auto":
+        raise ValueError("A preview needs no enhancement layer; leave --enhancement or --preview out.")
     suffix = Path(output).suffix.lower()
     is_image, target = suffix in LOSSLESS or output == "-", Path(os.path.abspath(output))
     with _opened(file) as (stream, name):
@@ -249,7 +251,8 @@ def info(file: str, *, json: bool = False) -> None:
     layer = f"enhancement layer {reader.head[8:].hex()}, " * (reader.version == format.ENHANCED_FORMAT)
     print(f"format {reader.version}, tokenizer {reader.head[3:5].hex()}, prior {reader.head[5:7].hex()}, {layer}"
           f"arithmetic {'exact, on integers' if reader.exact else 'in floats, of one kind of machine'}")  # fmt: skip
-    for what, size in ("file", reader.length), ("coded tokens", payload):
+    coded = f"coded tokens{' and second grids' * (reader.version == format.ENHANCED_FORMAT)}"
+    for what, size in ("file", reader.length), (coded, payload):
         print(f"{what}: {size:,} bytes, {8 * size / n:,.1f} bits an image, {8 * size / pixels:.4f} bits a pixel")
     print("   bytes  bits/pixel    width x height     CRC-32  name")
     for name, (H, W), length, crc in zip(reader.names, reader.sizes, reader.lengths, reader.crcs, strict=True):

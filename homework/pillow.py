@@ -21,7 +21,7 @@ from PIL import Image, ImageFile
 
 from homework.codec import archive, dial, format
 from homework.codec.compressor import Compressor, in_order
-from homework.codec.loading import load_compressor
+from homework.codec.loading import AUTO, load_compressor
 from homework.codec.parallel import in_parallel
 from homework.core import checkpoint, devices
 from homework.datasets.decoding import n_frames_of, to_rgb
@@ -32,21 +32,21 @@ _named: list[Compressor] = []  # of the pairs given to use(), the last one first
 _loading = threading.Lock()
 
 
-def use(tokenizer: str | Path, prior: str | Path, device: str = "auto") -> None:
+def use(tokenizer: str | Path, prior: str | Path, device: str = "auto", enhancement: str | Path = AUTO) -> None:
     """From now on files are written by this pair, and those that it wrote can be read, besides those of the pretrained pair
-    and of others that were named before. Both are checkpoints or names, as for ``compress``. FileNotFoundError or ValueError
+    and of others that were named before. All are checkpoints or names, as for ``compress``. FileNotFoundError or ValueError
     if they cannot be loaded, or do not belong together."""
-    compressor = _load(tokenizer, prior, device)
+    compressor = _load(tokenizer, prior, device, enhancement)
     _named[:] = [compressor, *(other for other in _named if other.models != compressor.models)]
 
 
-def _load(tokenizer: str | Path, prior: str | Path, device: str) -> Compressor:
-    return load_compressor(tokenizer, prior, devices.pick_device(device), batch_size=64)
+def _load(tokenizer: str | Path, prior: str | Path, device: str, enhancement: str | Path = AUTO) -> Compressor:
+    return load_compressor(tokenizer, prior, devices.pick_device(device), batch_size=64, enhancement=enhancement)
 
 
 @cache
 def _pretrained() -> Compressor:
-    return _load(*PAIR, "auto")
+    return _load(*PAIR, "auto", checkpoint.PRETRAINED / "EnhancementLayer.pth")
 
 
 def _compressors() -> Iterator[Compressor]:

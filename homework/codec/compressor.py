@@ -200,6 +200,10 @@ class Compressor:
         """That of the search, see :func:`homework.codec.search.search`. ValueError for a quality that is none."""
         return dial.lmbda_at(quality)
 
+    def nearest(self, quality: float) -> float:
+        """The quality of those that there are at this effort that gives the same files as ``quality``."""
+        return quality
+
     def completed(self, x: Tensor, tokens: np.ndarray, quality: float) -> np.ndarray:
         """Tokens (h,w) of an image (H,W,3) with what else its file holds at a quality: here nothing."""
         return tokens

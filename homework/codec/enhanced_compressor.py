@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ from homework.codec.compressor import Compressor
 from homework.codec.enhancement import MAGNITUDES, STEPS, EnhancementLayer
 from homework.codec.parallel import groups
 from homework.codec.range_coder import damaged, finish
-from homework.core.fingerprint import fingerprint, is_of
+from homework.core.fingerprint import fingerprint
 from homework.datasets.image_files import batches_of
 from homework.datasets.images import as_float
 from homework.priors.base import Prior
@@ -38,14 +39,15 @@ class EnhancedCompressor(Compressor):
     def __init__(self, tokenizer: Tokenizer, autoregressive: Prior, layer: EnhancementLayer,
                  device: str | torch.device | None = None, batch_size: int = 64, effort: int = 0,
                  quality: float = dial.QUALITY, target: dial.Target | None = None):  # fmt: skip
-        if not is_of(layer.meta.get("tokenizer", ""), tokenizer):
+        if not layer.is_for(tokenizer):
             raise ValueError("The enhancement layer was made for another tokenizer; make one for this, by "
                              "python -m homework.enhancement.")  # fmt: skip
+        layer.check()
         super().__init__(tokenizer, autoregressive, device, batch_size, effort, quality, target)
         if not self.entropy_model.exact:
             raise ValueError("An enhancement layer needs a prior on integers, an AutoregressiveModel; leave it out.")
         with torch.inference_mode(False):
-            self.layer = copy.deepcopy(layer).cpu()
+            self.layer = copy.deepcopy(layer).cpu().float()
         self.pair = dataclasses.replace(self.pair, enhancement=fingerprint(self.layer))
 
     @property
@@ -60,16 +62,17 @@ class EnhancedCompressor(Compressor):
 
     def checked(self, grids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Grids (B,h,w,2+n), or (B,h,w) without a second grid. ValueError if they are none."""
-        if grids.ndim == 3:
-            return self.extended(super().checked(grids, size))
+        if grids.ndim == 3 or not len(grids):
+            return self.extended(super().checked(grids if grids.ndim == 3 else grids[..., 0], size))
         if grids.ndim != 4 or grids.shape[-1] != 2 + self.layer.n:
             raise ValueError(f"Grids {grids.shape} are not (B,h,w,{2 + self.layer.n}).")
-        tokens, step, q = super().checked(grids[..., 0], size), grids[..., 1], grids[..., 2:]
+        tokens, grids = super().checked(grids[..., 0], size), grids.astype(np.int64)
+        step, q = grids[..., 1], grids[..., 2:]
         alike = (step == step[:, :1, :1]).all() and step.min() >= 0 and step.max() <= STEPS
         if not alike or np.abs(q).max() >= MAGNITUDES or q[step == 0].any():
             raise ValueError(f"A second grid has one step from 0 to {STEPS}, and numbers below {MAGNITUDES}, 0 for step 0.")
         if step.any() and not self.models.enhanced:
-            raise ValueError(f"At a quality of {self.quality:g} files have no second grid; use one above 62.")
+            raise ValueError(f"At a quality of {self.quality:g} files have no second grid; use one of at least 62.5.")
         return np.concatenate([tokens[..., None], grids[..., 1:]], axis=-1, dtype=np.int32)
 
     def extended(self, tokens: np.ndarray) -> np.ndarray:
@@ -92,6 +95,10 @@ class EnhancedCompressor(Compressor):
     def lmbda_at(self, quality: float) -> float:
         return dial.lmbda_at(min(quality, MOST))
 
+    def nearest(self, quality: float) -> float:
+        return quality if self.effort or step_at(quality) else dial.QUALITY
+
+    @torch.no_grad()
     def completed(self, x: Tensor, tokens: np.ndarray, quality: float) -> np.ndarray:
         """Tokens (h,w) of an image (H,W,3) and, above a quality of 62, the second grid: (h,w,2+n)."""
         grid = self.extended(tokens[None])[0]
@@ -128,15 +135,15 @@ class EnhancedCompressor(Compressor):
     def decoded_blocks(self, grids: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]],
                        ) -> Iterator[tuple[int, tiles.Slices, Tensor]]:  # fmt: skip
         P = self.pair.patch
-        for i, (rows, columns), x in super().decoded_blocks([grid[..., 0] for grid in grids], sizes):
+        for i, (rows, columns), x in super().decoded_blocks([tokens_of(grid) for grid in grids], sizes):
             where = slice(rows.start // P, rows.stop // P), slice(columns.start // P, columns.stop // P)
-            if step := int(grids[i][0, 0, 1]):
+            if step := step_of(grids[i]):
                 more = self.layer.residual(grids[i][where][None, ..., 2:], step)[0]
                 x = x + more[: x.shape[0], : x.shape[1]].to(x)
             yield i, (rows, columns), x
 
     def by_patch(self, bits: Tensor, grid: np.ndarray) -> Tensor:
-        if step := int(grid[0, 0, 1]):
+        if step := step_of(grid):
             for (a, b), corners in self.tiles(grid.shape[:2]):
                 for top, left in corners:
                     tile = grid[None, top : top + a, left : left + b]
@@ -170,7 +177,7 @@ class EnhancedCompressor(Compressor):
 
     def payload(self, reader: archive.Reader, i: int) -> tuple[bytes, bytes]:
         """The coded tokens of image ``i`` of a file, and its coded second grid, empty if it has none."""
-        return reader.parts(i)
+        return (reader.payload(i), b"") if reader.preview else reader.parts(i)
 
     def decode(self, payloads: Sequence[tuple[bytes, bytes]], grid: tuple[int, int], names: Sequence[str]) -> np.ndarray:
         """The grids (B,h,w,2+n) int32 of payloads in two parts. ValueError, by one of the names, if one is damaged."""
@@ -178,8 +185,9 @@ class EnhancedCompressor(Compressor):
         second = [(i, data) for i, (_, data) in enumerate(payloads) if data]
         for step, some in groups(second, [data[0] for _, data in second]):
             where, coded = zip(*some, strict=True)
-            if not 1 <= step <= STEPS or min(map(len, coded)) < 5:
-                raise damaged(names[where[0]], "its second grid is not as it was written")
+            for i, data in some:
+                if not 1 <= step <= STEPS or len(data) < 5:
+                    raise damaged(names[i], "its second grid is not as it was written")
             grids[list(where)] = self._decode_second(coded, grids[list(where)], step, [names[i] for i in where])
         return grids
 
@@ -207,4 +215,14 @@ class EnhancedCompressor(Compressor):
 
 def step_at(quality: float) -> int:
     """The step of a quality, 0 for none: 1 from 62.5, 8 from 97.5."""
-    return max(0, min(STEPS, round((quality - 60) / 5)))
+    return max(0, min(STEPS, math.floor((quality - 57.5) / 5)))
+
+
+def tokens_of(grid: np.ndarray) -> np.ndarray:
+    """(h,w) of a grid (h,w,2+n), or of one without a second grid."""
+    return grid[..., 0] if grid.ndim == 3 else grid
+
+
+def step_of(grid: np.ndarray) -> int:
+    """That of a grid (h,w,2+n), or 0 of one without a second grid."""
+    return int(grid[0, 0, 1]) if grid.ndim == 3 else 0

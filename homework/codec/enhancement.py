@@ -14,9 +14,11 @@ from tqdm import tqdm
 from homework.codec import dial
 from homework.codec.range_coder import TOTAL, Categorical, RangeDecoder, RangeEncoder
 from homework.core import checks
+from homework.core.fingerprint import is_of
 from homework.core.model import Model
 from homework.nn.blocks import unpatch
 from homework.nn.pca import components, patches
+from homework.tokenizers.base import Tokenizer
 
 FINEST, STEPS = 0.105, 8  # the step of quality 100, and how many steps there are; 2^(1/4) between one and the next
 LEVELS = 24  # of expected magnitudes, each with frequencies of its own
@@ -38,11 +40,11 @@ class EnhancementLayer(Model):
 
     The components are those of residuals (residual quantization: Zeghidour et al., arXiv 2107.03312, section III-C, here
     with a scalar quantizer, since many more bits are needed than a codebook has). Components are coded one after another,
-    each for all patches of a tile, in four :data:`COSETS`. A linear predictor sees how large this component is on average
-    with the patch's own token and its neighbours', and the magnitudes already coded: of the patch's earlier components, of
-    the neighbours', and of this component where neighbours have it. Its output is one of LEVELS classes, each with a table
-    of frequencies (context modelling as of Wu, *Lossless compression of continuous-tone images via context selection and
-    quantization*, 1997). All of it is integer arithmetic, the same on every machine.
+    each for all patches of some tiles, in four :data:`COSETS`. A linear predictor sees how large this component is on
+    average with the patch's own token and its neighbours', and the magnitudes already coded: of the patch's earlier
+    components, of the neighbours', and of this component where neighbours have it. Its output is one of LEVELS classes, each
+    with a table of frequencies (context modelling as of Wu, *Lossless compression of continuous-tone images via context
+    selection and quantization*, 1997). All of it is integer arithmetic, the same on every machine.
 
     There is one set of tables for each of STEPS steps, numbered from 1; step 0 is no enhancement. Everything comes from
     :meth:`fit`, nothing from gradients.
@@ -78,6 +80,19 @@ class EnhancementLayer(Model):
         level[..., 0] = TOTAL - MAGNITUDES
         self.register_buffer("frequencies", level)
         self.register_buffer("points", torch.arange(MAGNITUDES).float().repeat(STEPS, 1))
+
+    def is_for(self, tokenizer: Tokenizer) -> bool:
+        """Whether it was fitted to this tokenizer, by what its checkpoint says."""
+        known, P = self.meta.get("tokenizer"), self.patch_size
+        fits = self.n_tokens == tokenizer.n_tokens and tokenizer.patch_shape == (P, P)
+        return fits and isinstance(known, str) and is_of(known, tokenizer)
+
+    def check(self) -> None:
+        """ValueError if its numbers cannot have come from :meth:`fit`."""
+        whole = self.frequencies.long().sum(dim=-1) == TOTAL - MAGNITUDES
+        fine = self.basis.isfinite().all() and self.points.isfinite().all() and (self.edges.diff() > 0).all()
+        if not (fine and whole.all() and (self.frequencies >= 0).all()):
+            raise ValueError("The enhancement layer is damaged; make it again, by python -m homework.enhancement.")
 
     @cached_property
     def tables(self) -> list["Tables"]:

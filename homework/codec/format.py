@@ -98,8 +98,8 @@ def parts(payload: bytes) -> tuple[bytes, bytes]:
     except StopIteration:
         raise ValueError("it has no length") from None
     rest = bytes(data)
-    if length > len(rest):
-        raise ValueError("its first grid is longer than all of it")
+    if length > len(rest) or not payload.startswith(leb128(length)):  # the shortest way to say it is the only one
+        raise ValueError("the length of its first grid is wrong")
     return rest[:length], rest[length:]
 
 

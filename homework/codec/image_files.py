@@ -88,7 +88,8 @@ def _copy(old: str, writer: ArchiveWriter) -> tuple[int, tuple[int, int, int]]:
         reader.check(writer.models)
         if reader.kind != format.ARCHIVE or reader.version != writer.models.version:
             raise ValueError(f"{old} is not an archive of format {writer.models.version}, and nothing can be appended to "
-                             "it; decompress it, and compress all images together.")  # fmt: skip
+                             "it; use a --quality of the same kind, up to 62 or above, if it is of format 2 or 4, or "
+                             "decompress it, and compress all images together.")  # fmt: skip
         for chunk in reader.chunks:
             writer.add(*zip(*((reader.names[i], reader.sizes[i], reader.stored(i), reader.crcs[i]) for i in chunk),
                             strict=True))  # fmt: skip
@@ -104,17 +105,17 @@ def names_below(paths: list[str]) -> list[str]:
     return [Path(os.path.relpath(path, base)).as_posix() for path in full]
 
 
-def average_quality(compressor: Compressor, paths: list[str], aimed: dial.Target, options: dict) -> int:
+def average_quality(compressor: Compressor, paths: list[str], aimed: dial.Target, options: dict) -> float:
     """The quality at which all images reach the target on average; ``options`` as of :func:`compress_files`. ValueError if
     there is none."""
     with tempfile.TemporaryDirectory() as folder:
         output = str(Path(folder, "output"))  # not the user's, which stays as it is if no quality reaches the target
 
         def make(quality: int) -> tuple[int, float, float]:
-            n, _, psnr = compress_files(compressor.at(quality), paths, output, verify=False, **options)
+            n, _, psnr = compress_files(compressor.at(compressor.nearest(quality)), paths, output, verify=False, **options)
             return quality, os.path.getsize(output) / n, psnr
 
-        return dial.aim(aimed, make, "The mean of the images")
+        return compressor.nearest(dial.aim(aimed, make, "The mean of the images"))
 
 
 def _encode(compressor: Compressor, quiet: bool, bar: tqdm, chunk: Chunk) -> tuple[Chunk, list[bytes], list[float]]:

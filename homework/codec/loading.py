@@ -12,7 +12,7 @@ from homework.codec.enhanced_compressor import EnhancedCompressor
 from homework.codec.enhancement import EnhancementLayer
 from homework.codec.entropy import entropy_model
 from homework.core import checkpoint
-from homework.core.fingerprint import is_of
+from homework.core.processes import say
 from homework.priors.base import Prior
 from homework.priors.cascade import Cascade
 from homework.priors.pairs import load_models
@@ -58,7 +58,11 @@ def find_layer(tokenizer: Tokenizer, enhancement: str | Path = AUTO) -> Enhancem
         return layer
     for folder in (Path("homework"), checkpoint.PACKAGE, checkpoint.PRETRAINED):
         path = folder / f"{LAYER}.pth"
-        if path.is_file() and isinstance(layer := checkpoint.load(path), EnhancementLayer):
-            if is_of(layer.meta.get("tokenizer", ""), tokenizer):
-                return layer
+        try:
+            layer = checkpoint.load(path, LAYER) if path.is_file() else None
+        except (ValueError, OSError) as error:  # nothing may need it
+            say(f"{path} is left out: {error}")
+            continue
+        if isinstance(layer, EnhancementLayer) and layer.is_for(tokenizer):
+            return layer
     return None

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from homework.codec.compressor import Compressor
+from homework.codec.format import ENHANCED_FORMAT
 from homework.codec.search import search_rounds
 from homework.datasets.images import to_float, to_uint8
 from homework.evaluation import metrics
@@ -100,14 +101,16 @@ def remarks(found: Comparison, effort: int) -> str:
         f"{W}x{H} pixels, {8 * most / (H * W):.3f} bits a pixel.",
         *[f"Scaled down from {found.source.original[1]}x{found.source.original[0]}; the command takes the whole image."]
         * (found.source.original != (H, W)),
-        *["Effort 0 takes the encoder's tokens, of its one quality; from 1 on, quality counts."] * (effort == 0),
+        *["Effort 0 takes the encoder's tokens, of its one quality; from 1 on, quality counts."]
+        * (effort == 0 and found.file[2] % 16 != ENHANCED_FORMAT),
         *[f"{' and '.join(above)} cannot make it so small."] * bool(above),
     ])  # fmt: skip
 
 
 def command(models: Models, source: Source, quality: float, effort: int) -> str:
     """The command line that writes the same file; or that of the whole image, if the page shows a smaller one."""
-    chosen = f"{quality:g}" if effort else None  # without a search there is one quality
+    # without a search there is one quality, but for what an enhancement layer adds
+    chosen = f"{quality:g}" if effort or models.compressor.at(quality, 1).models.enhanced else None
     return command_line("compress", "compress", *models.names, source.name, "image.hwi", effort=effort, quality=chosen)
 
 

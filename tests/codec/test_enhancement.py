@@ -330,3 +330,65 @@ def test_a_layer_is_fitted_to_searched_images(here, command):
 def test_a_wrong_layer_ends_in_one_sentence(here, command, wrong, message):
     assert message in sentence(command("compress", *MODELS, "photos", "all.hwa", "--enhancement", wrong))
     assert not (here / "all.hwa").exists()
+
+
+@pytest.mark.parametrize("target", [("--target_psnr", 10), ("--target_psnr", 19), ("--target_bytes", 400)])
+def test_without_a_search_a_mean_is_reached_too(here, command, target):
+    options = *target, "--on_average", "--effort", 0, "--enhancement", "layer.pth"
+    done = command("compress", *MODELS, "photos", "all.hwa", *options)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_preview_needs_no_layer(here, command):
+    done = command("compress", "decompress", *MODELS, "all.hwa", "out", "--preview", "--enhancement", "layer.pth")
+    assert "leave --enhancement or --preview out" in sentence(done)
+
+
+def test_an_unreadable_layer_of_ones_own_is_left_out(models, here, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoint, "PRETRAINED", here / "nowhere")
+    monkeypatch.setattr(checkpoint, "PACKAGE", here / "nowhere")
+    (here / "homework").mkdir()
+    (here / "homework" / "EnhancementLayer.pth").write_bytes(b"text")
+    assert type(compressor_of(*models[:2])) is Compressor
+    assert "EnhancementLayer.pth is left out: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["n_tokens", "patch_size", "meta", "basis", "frequencies", "edges"])
+def test_a_layer_that_does_not_fit_is_refused(models, wrong):
+    tokenizer, prior, layer = models
+    options, damaged = {"n_tokens": K, "patch_size": 5, "n_components": N}, wrong in ("basis", "frequencies", "edges")
+    other = EnhancementLayer(**options | {wrong: 4} if wrong in options else options)
+    other.meta = {"tokenizer": 5} if wrong == "meta" else dict(layer.meta)
+    if damaged:
+        getattr(other, wrong)[0] = math.nan if wrong == "basis" else 10**7
+    with pytest.raises(ValueError, match="is damaged" if damaged else "another tokenizer"):
+        EnhancedCompressor(tokenizer, prior, other)
+
+
+def test_the_damaged_file_is_named(models):
+    compressor = EnhancedCompressor(*models, quality=85)
+    good, size = compressor.compress(smooth(SIZE)), SIZE
+    first, second = archive.Reader(io.BytesIO(good)).parts(0)
+    crc = archive.Reader(io.BytesIO(good)).crcs[0]
+    for tail in second[:1] + b"abc", second[:-1] + b"x", b"\x09" + second[1:]:
+        bad = format.image_file(compressor.models, size, format.with_enhancement(first, tail), crc)
+        with pytest.raises(ValueError, match="File 2 is damaged: its second grid is not as it was written"):
+            compressor.decompress_batch([good, good, bad])
+    padded = bytes([128 + len(first) % 128, len(first) // 128 + 128, 0]) + first + second
+    with pytest.raises(ValueError, match="the length of its first grid is wrong"):
+        compressor.decompress(format.image_file(compressor.models, size, padded, crc))
+
+
+def test_numbers_of_any_kind(models):
+    compressor = EnhancedCompressor(*models, quality=85)
+    x = smooth(SIZE).requires_grad_()
+    (grid,) = compressor.decompress_tokens([compressor.compress(x)])
+    small = grid.astype(np.int8)
+    assert compressor.compress_tokens(small[None], SIZE) == [compressor.compress(x)]
+    small[2, 2, 5] = -128
+    with pytest.raises(ValueError, match="numbers below 32"):
+        compressor.compress_tokens(small[None], SIZE)
+    assert compressor.compress_tokens(grid[None][:0], SIZE) == []
+    first = [c.to_images([grid[..., 0]], [SIZE])[0] for c in (compressor, Compressor(*models[:2]))]
+    assert torch.equal(*first)
+    assert [step_at(q) for q in (1, 62.4, 62.5, 67.4, 67.5, 72.5, 97.5, 100)] == [0, 0, 1, 1, 2, 3, 8, 8]
