@@ -9,8 +9,8 @@ from pathlib import Path
 import homework
 from homework.core import checks
 
-COMMANDS = ("train", "tokenize", "generation", "compress", "data", "evaluate", "sample", "features", "som", "summary",
-            "receptive_field", "demo", "studio")  # fmt: skip
+COMMANDS = ("train", "tokenize", "generation", "compress", "enhancement", "data", "evaluate", "sample", "features", "som",
+            "summary", "receptive_field", "demo", "studio")  # fmt: skip
 
 
 def describe(name: str) -> str:

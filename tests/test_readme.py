@@ -60,6 +60,7 @@ TINY = {  # options that make a new model small, or a search short, by the begin
     "train PixelCNN": "--c_hidden 4 --num_res_block 1",
     "train GatedPixelCNN": "--c_hidden 4 --n_layers 1",
     "train CascadeStage": "--in_dim 8 --hidden_dim 8 --num_dec_layers 1",
+    "enhancement": "--n_components 4",
     "som fit": "--n_codes 4 --passes 1 --limit 8",
     "som prune": "--threshold 1",
     "sample": "--temperature 0.5",

@@ -1004,7 +1004,7 @@ SPOILED = {
     "is not a file that": lambda data: b"\x89PNG" + data,
     "is cut short": lambda data: data[: len(data) - 3],
     "is longer than": lambda data: data + b"more",
-    "newer version": lambda data: data[:2] + bytes([4 + 16 * 11]) + data[3:],
+    "newer version": lambda data: data[:2] + bytes([5 + 16 * 10]) + data[3:],
     "is damaged: its header": lambda data: data[:6] + bytes([data[6] ^ 16]) + data[7:],
     "is damaged": lambda data: data[:34] + bytes([data[34] ^ 128]) + data[35:] if data[1:2] == b"N" else data[:-1] + b"x",
 }

@@ -210,7 +210,7 @@ def test_a_preview_is_the_tokens_decoded(models):
         EnhancedCompressor(*models[:2], other).decompress(data)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.integers(0, 2**32))
 def test_damage_is_found(models, seed):
     compressor = EnhancedCompressor(*models, quality=85)
