@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from constriction import stream
 from torch import Tensor
 
 from homework.codec import archive, dial, format, tiles
 from homework.codec.compressor import Compressor
 from homework.codec.enhancement import MAGNITUDES, STEPS, EnhancementLayer
 from homework.codec.parallel import groups
-from homework.codec.range_coder import damaged, finish
+from homework.codec.range_coder import RangeEncoder, damaged, decoder_of, finish
 from homework.core.fingerprint import fingerprint
 from homework.datasets.image_files import batches_of
 from homework.datasets.images import as_float
@@ -23,6 +22,10 @@ from homework.tokenizers.base import Tokenizer
 
 MOST = 70  # the highest quality at which tokens are searched: what they cost beyond, the second grid does for less
 TILES_AT_ONCE = 16  # that are quantized together: with many more, only memory grows
+
+
+class NotOnIntegers(ValueError):
+    """A prior cannot be coded on integers."""
 
 
 class EnhancedCompressor(Compressor):
@@ -45,7 +48,7 @@ class EnhancedCompressor(Compressor):
         layer.check()
         super().__init__(tokenizer, autoregressive, device, batch_size, effort, quality, target)
         if not self.entropy_model.exact:
-            raise ValueError("An enhancement layer needs a prior on integers, an AutoregressiveModel; leave it out.")
+            raise NotOnIntegers("An enhancement layer needs a prior on integers, an AutoregressiveModel; leave it out.")
         with torch.inference_mode(False):
             self.layer = copy.deepcopy(layer).cpu().float()
         self.pair = dataclasses.replace(self.pair, enhancement=fingerprint(self.layer))
@@ -164,7 +167,7 @@ class EnhancedCompressor(Compressor):
         return [format.with_enhancement(*both) for both in zip(coded, second, strict=True)]
 
     def _encode_second(self, grids: np.ndarray, step: int) -> list[bytes]:
-        encoders = [stream.queue.RangeEncoder() for _ in grids]
+        encoders = [RangeEncoder() for _ in grids]
         for (a, b), corners in self.tiles(grids.shape[1:3]):
             cut = np.stack([grids[:, top : top + a, left : left + b] for top, left in corners], axis=1)  # (B,T,a,b,2+n)
             self.layer.encode(encoders, cut[..., 2:], cut[..., 0], step)
@@ -194,10 +197,7 @@ class EnhancedCompressor(Compressor):
     def _decode_second(self, coded: Sequence[bytes], grids: np.ndarray, step: int, names: Sequence[str]) -> np.ndarray:
         """Second grids of one step, with their step, payload and checksum, and grids (B,h,w,2+n) without them -> with them.
         ValueError, by one of the names, if one is damaged."""
-        decoders = []
-        for data in coded:
-            padded = data[1:-4] + bytes(-(len(data) - 5) % 4 + 8)
-            decoders.append(stream.queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32)))
+        decoders = [decoder_of(data[1:-4]) for data in coded]
         grids[..., 1] = step
         for (a, b), corners in self.tiles(grids.shape[1:3]):
             tokens = np.stack([grids[:, top : top + a, left : left + b, 0] for top, left in corners], axis=1)  # (B,T,a,b)

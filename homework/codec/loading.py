@@ -8,9 +8,8 @@ import torch
 from homework.codec import dial
 from homework.codec.cascade_compressor import CascadeCompressor
 from homework.codec.compressor import Compressor
-from homework.codec.enhanced_compressor import EnhancedCompressor
+from homework.codec.enhanced_compressor import EnhancedCompressor, NotOnIntegers
 from homework.codec.enhancement import EnhancementLayer
-from homework.codec.entropy import entropy_model
 from homework.core import checkpoint
 from homework.core.processes import say
 from homework.priors.base import Prior
@@ -40,9 +39,12 @@ def compressor_of(tokenizer: Tokenizer, prior: Prior | Cascade, device: torch.de
             raise ValueError("An enhancement layer goes with a tokenizer and a prior, not with a cascade; leave it out.")
         return CascadeCompressor(prior, device, batch_size, effort or 0, *options)
     effort = dial.EFFORT if effort is None else effort
-    layer = find_layer(tokenizer, enhancement)
-    if layer and (enhancement != AUTO or entropy_model(prior).exact):
-        return EnhancedCompressor(tokenizer, prior, layer, device, batch_size, effort, *options)
+    if layer := find_layer(tokenizer, enhancement):
+        try:  # that it can be on integers shows when it is exported to them, which takes half a second
+            return EnhancedCompressor(tokenizer, prior, layer, device, batch_size, effort, *options)
+        except NotOnIntegers:
+            if enhancement != AUTO:
+                raise
     return Compressor(tokenizer, prior, device, batch_size, effort, *options)
 
 

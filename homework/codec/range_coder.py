@@ -74,13 +74,18 @@ def finish(encoder: RangeEncoder) -> bytes:
     raise AssertionError("unreachable: the unit has come to 1")
 
 
+def decoder_of(payload: bytes) -> RangeDecoder:
+    """Reads zeros after the payload's end."""
+    padded = payload + bytes(-len(payload) % 4 + 8)
+    return RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
+
+
 class BatchDecoder:
     """Decodes S payloads, which messages call by ``names``, in lockstep, one or several tokens of each at a time. Unless
     the weights are ``exact``, messages say that they may differ on another kind of machine."""
 
     def __init__(self, payloads: Sequence[bytes], names: Sequence[str], exact: bool = True):
-        padded = [payload + bytes(-len(payload) % 4 + 8) for payload in payloads]
-        self.decoders = [RangeDecoder(np.frombuffer(p, ">u4").astype(np.uint32)) for p in padded]
+        self.decoders = list(map(decoder_of, payloads))
         self.names, self.or_else = names, () if exact else (OTHER_FLOATS,)
         # of each payload: its bytes, how many of them are finished words of the encoder, and the width of its interval
         self.streams = [[len(payload), 0, 2**64 - 1] for payload in payloads]
