@@ -18,7 +18,8 @@ from homework.priors.pairs import model_files
 
 def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *, limit: int | None = None,
              effort: int | None = None, quality: str = str(dial.QUALITY), image_size: str | None = None,
-             out: str = "report", n_pictures: int = 4, batch_size: int = 64, device: str = "auto") -> None:  # fmt: skip
+             out: str = "report", n_pictures: int = 4, batch_size: int = 64, resume: bool = False,
+             device: str = "auto") -> None:  # fmt: skip
     """Compresses images with our models and with the common codecs, and writes a page, a plot and tables about it.
 
     Examples:
@@ -39,6 +40,7 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *,
         out: the folder to write to; made if it is not there.
         n_pictures: how many images to show.
         batch_size: images that go through our models at once.
+        resume: take from OUT what an earlier evaluation measured, complete or not, of the same models, images and settings.
         device: of our models: auto, cpu, cuda or mps.
     """
     cli.at_least(1, n_pictures=n_pictures, batch_size=batch_size, limit=1 if limit is None else limit)
@@ -54,9 +56,10 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *,
 
     names = [" + ".join(Path(path).stem for path in pair) * (len(pairs) > 1) for pair in pairs]
     settings = [f"{name} {f'quality {q:g}' * (len(qualities) > 1)}".strip() for name in names for q in qualities]
-    ours = [measure.measure_ours(compressor, paths, size) for compressor in compressors]
+    measured = measure.Measured(folder / "measured.jsonl", resume)
+    ours = [measure.measure_ours(compressor, paths, size, measured) for compressor in compressors]
     points = {"ours": [curves.Point("ours", s, rows) for s, rows in zip(settings, ours, strict=True)]}
-    points |= measure.measure_codecs(rivals, paths, size)
+    points |= measure.measure_codecs(rivals, paths, size, measured)
     shown = tqdm(spread(paths, n_pictures), "pictures", unit="img")
     first, threads = compressors[0], torch.get_num_threads()
     original = float(np.mean([os.path.getsize(path) for path in paths]))

@@ -255,7 +255,7 @@ def test_the_report_is_complete_and_true_to_the_models(command, folder):
     assert done.returncode == 0, done.stderr
     report, names = folder / "2026", [codec.name for codec in codecs.available()[0]]
     page = Page(report / "index.html")
-    assert {*page.links, "index.html", "rates.csv", "images.csv", "bjontegaard.csv"} == files(report)
+    assert {*page.links, "index.html", "rates.csv", "images.csv", "bjontegaard.csv", "measured.jsonl"} == files(report)
     assert len(page.links) == len(set(page.links)) == 1 + 2 * (3 + len(names))
     html = (report / "index.html").read_text("utf-8")
     assert str(folder) not in html and str(ROOT) not in html
@@ -327,6 +327,27 @@ def test_several_qualities_make_a_curve(command, folder):
     assert float(points[0]["bytes"]) <= float(points[1]["bytes"])
     text = sentence(command("evaluate", "t.pth", "p.pth", "pictures", "--quality", "20,fine"))
     assert "quality is '20,fine', but must be numbers from 1 to 100" in text
+
+
+@pytest.mark.parametrize("cut", [0, 1, 300, 2000, 4000])
+def test_an_interrupted_evaluation_goes_on(command, folder, monkeypatch, cut):
+    options = ["--limit", 3, "--n_pictures", 1, "--effort", 0]
+    assert command("evaluate", "t.pth", "p.pth", "pictures", *options).returncode == 0
+    measured, expected = folder / "report" / "measured.jsonl", read_csv(folder / "report" / "images.csv")
+    whole = measured.read_bytes()
+    measured.write_bytes(whole[: len(whole) - cut])
+    calls, timed = [], codecs.Codec.timed
+    monkeypatch.setattr(codecs.Codec, "timed", lambda codec, *args: calls.append(codec.name) or timed(codec, *args))
+    assert command("evaluate", "t.pth", "p.pth", "pictures", *options, "--resume").returncode == 0
+    found = read_csv(folder / "report" / "images.csv")
+    missing = whole.count(b"\n") - whole[: len(whole) - cut].count(b"\n")
+    assert len(calls) == missing and len(measured.read_bytes().splitlines()) == len(whole.splitlines())
+    same = [{k: v for k, v in row.items() if not k.endswith("_s")} for row in expected]
+    assert [{k: v for k, v in row.items() if not k.endswith("_s")} for row in found] == same
+    assert cut or found == expected  # times too, for nothing was measured again
+
+    other = command("evaluate", "t.pth", "p.pth", "pictures", "--limit", 3, "--n_pictures", 1, "--effort", 1, "--resume")
+    assert other.returncode == 0 and len(measured.read_bytes().splitlines()) == len(whole.splitlines()) + 3
 
 
 def test_under_the_uniform_prior_each_token_costs_the_bits_of_a_code(command, folder):

@@ -1,8 +1,11 @@
 """Compression measured on images, ours and the other codecs', and the pictures of a report."""
 
+import hashlib
 import io
+import json
 import math
 import os
+import threading
 import time
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -23,35 +26,72 @@ from homework.evaluation.curves import Point
 from homework.evaluation.pictures import float_image, heat, save_picture
 
 
-def measure_ours(compressor: Compressor, paths: list[str], size: tuple[int, int] | None = None) -> np.ndarray:
+class Measured:
+    """Rows (COLUMNS) by what they were measured of, also in a file of a JSON object a line, so that an evaluation that was
+    interrupted goes on. A file at ``path`` is read if the evaluation ``resumes``, and else begun anew."""
+
+    def __init__(self, path: Path, resumes: bool = False):
+        self.path, self.rows, self.lock = path, {}, threading.Lock()
+        if not resumes:
+            path.unlink(missing_ok=True)
+        elif path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            lines = [line for line in lines if line.endswith("\n")]  # the last one may have been cut short
+            self.rows = {line["of"]: line["row"] for line in map(json.loads, lines)}
+            path.write_text("".join(lines), encoding="utf-8")
+
+    @staticmethod
+    def key(image: np.ndarray, *setting: object) -> str:
+        """A hash of an image (H,W,3) uint8 and of the codec with its options."""
+        return hashlib.sha256(repr((image.shape, *setting)).encode() + image.tobytes()).hexdigest()
+
+    def keep(self, key: str, row: list[float]) -> None:
+        with self.lock, open(self.path, "a", encoding="utf-8") as file:  # several threads measure other codecs
+            self.rows[key] = row
+            file.write(json.dumps({"of": key, "row": row}) + "\n")
+
+
+def measure_ours(compressor: Compressor, paths: list[str], size: tuple[int, int] | None, measured: Measured) -> np.ndarray:
     """Rows (n, COLUMNS) of our files; times are wall-clock times of a batch over its images. ValueError for damaged ones."""
-    rows = []
+    setting, keys = (compressor.models, compressor.effort, compressor.quality), []
     with tqdm(total=len(paths), desc="ours", unit="img") as bar:
         for _, images in decoded(batches_of(paths, compressor.batch_size), size):
             if bad := [image for image in images if isinstance(image, str)]:
                 raise ValueError(bad[0])
-            start = time.perf_counter()
-            files = compressor.compress_batch([float_image(image) for image in images])
-            middle = time.perf_counter()
-            again = [to_uint8(x).cpu().numpy() for x in compressor.decompress_batch(files)]
-            times = [(middle - start) / len(images), (time.perf_counter() - middle) / len(images)]
-            for data, x_hat, image in zip(files, again, images, strict=True):
-                rows.append([image.size // 3, len(data), payload(data), *distortion(x_hat, image), *times])
+            keys += (own := [measured.key(image, *setting) for image in images])
+            missing = {key: image for key, image in zip(own, images, strict=True) if key not in measured.rows}
+            if missing:
+                measure_batch(compressor, missing, measured)
             bar.update(len(images))
-            bar.set_postfix_str(f"{sum(row[1] for row in rows):,} bytes")
-    return np.array(rows)
+            bar.set_postfix_str(f"{sum(measured.rows[key][1] for key in keys):,} bytes")
+    return np.array([measured.rows[key] for key in keys])
 
 
-def measure_codecs(rivals: list[Codec], paths: list[str], size: tuple[int, int] | None = None) -> dict[str, list[Point]]:
+def measure_batch(compressor: Compressor, images: dict[str, np.ndarray], measured: Measured) -> None:
+    """Keeps a row of each image (H,W,3) uint8 under its key."""
+    start = time.perf_counter()
+    files = compressor.compress_batch([float_image(image) for image in images.values()])
+    middle = time.perf_counter()
+    again = [to_uint8(x).cpu().numpy() for x in compressor.decompress_batch(files)]
+    seconds = middle - start, time.perf_counter() - middle
+    for (key, image), data, x_hat in zip(images.items(), files, again, strict=True):
+        times = (s / len(images) for s in seconds)
+        measured.keep(key, [image.size // 3, len(data), payload(data), *distortion(x_hat, image), *times])
+
+
+def measure_codecs(rivals: list[Codec], paths: list[str], size: tuple[int, int] | None,
+                   measured: Measured) -> dict[str, list[Point]]:  # fmt: skip
     """The operating points of other codecs, by name, with seconds of a thread's own processor time."""
     settings = [(codec, quality) for codec in rivals for quality in codec.qualities]
 
     def measure(path: str) -> list[list[float]]:  # COLUMNS at each setting
-        image, rows = read_image(path, size), []
-        for codec, quality in settings:
-            data, x_hat, *times = codec.timed(image, quality)
-            rows.append([image.size // 3, len(data), codec.payload(data), *distortion(x_hat, image), *times])
-        return rows
+        image = read_image(path, size)
+        keys = [measured.key(image, codec.name, codec.options, quality) for codec, quality in settings]
+        for key, (codec, quality) in zip(keys, settings, strict=True):
+            if key not in measured.rows:
+                data, x_hat, *times = codec.timed(image, quality)
+                measured.keep(key, [image.size // 3, len(data), codec.payload(data), *distortion(x_hat, image), *times])
+        return [measured.rows[key] for key in keys]
 
     with ThreadPool(os.cpu_count()) as pool:  # Pillow's encoders let other threads run
         images = list(tqdm(pool.imap(measure, paths), "other codecs", len(paths), unit="img"))
