@@ -7,8 +7,7 @@ from typing import Any
 
 from homework.core import arguments, checks, cli
 from homework.tokenizers.pictures import grid_decoder
-from homework.training import loop
-from homework.training.resume import resume_settings
+from homework.training import distributed, loop
 
 MOST_EPOCHS = 1e9
 
@@ -22,7 +21,8 @@ def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumul
           keep_every: int | None = None, resume: bool = False, config: str | Path | None = None,
           init: str | Path | None = None, inputs: str = "embedding", output: str | Path | None = None,
           tokenizer: str | Path = "homework/BSQPatchAutoEncoder.pth", device: str = "auto", bf16: bool = True,
-          compile: bool = False, name: str | None = None, **options: Any) -> None:  # fmt: skip
+          compile: bool = False, name: str | None = None, timeout: float = distributed.TIMEOUT,
+          **options: Any) -> None:  # fmt: skip
     """Trains a model. Writes logs/{name}/, checkpoints/{name}.pth and, after every validation, a copy
     homework/{Model}.pth, which all commands prefer to the pretrained model of the same name.
 
@@ -59,7 +59,8 @@ def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumul
         save_every: minutes between saves of all that --resume needs.
         keep_every: keep a checkpoint of every so many updates, checkpoints/{name}_{update}.pth.
         resume: continue exactly where this model's latest unfinished run, or the run of this checkpoint, stopped, with its
-            options, of which only save_every, output, device and tokenizer may be overridden; its data must be the same.
+            options, of which only save_every, output, device, tokenizer and timeout may be overridden; its data must be the
+            same, but the number of processes need not be. torchrun --max-restarts resumes by itself.
         config: a JSON file with any of these options by name; those on the command line win.
         init: a checkpoint of any model, from which to take all weights whose name and shape fit the new model's.
         inputs: of priors: "embedding" learns a vector for each token; "codes" reads the tokenizer's (tokenize --codes).
@@ -70,6 +71,7 @@ def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumul
         bf16: bfloat16 autocast, on CUDA alone.
         compile: torch.compile the loss, for CUDA.
         name: of the run, by default {date}_{Model}; --resume finds a run with a name of its own by that.
+        timeout: seconds that a process waits for the others, under torchrun, before it gives up.
         options: arguments of the model's constructor.
     """
     model, data, tokenizer, device = str(model), str(data), str(tokenizer), str(device)  # plain data, for checkpoints
@@ -80,10 +82,8 @@ def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumul
     assert isinstance(config, dict)  # by its decorator
     if "lr_factor" in config and not lr_step and not resume:
         raise ValueError("--lr_factor is for --lr_step, without which the rate falls as a cosine; give both, or neither.")
-    state = None
-    if resume:
-        settings, state = resume_settings(settings, {k: v for k, v in (settings | options).items() if k in config})
-    loop.train(settings, state, partial(grid_decoder, required="tokenizer" in config))
+    given = {k: v for k, v in (settings | options).items() if k in config} if resume or distributed.restarted() else None
+    loop.train(settings, given, partial(grid_decoder, required="tokenizer" in config))
 
 
 def check(settings: dict) -> None:
@@ -98,7 +98,7 @@ def check(settings: dict) -> None:
     cli.check_seed(settings["seed"])
     checks.require(f"a number above 0 and at most {MOST_EPOCHS:.0e}", lambda v: checks.is_number(v) and 0 < v <= MOST_EPOCHS,
                    given("epochs"))  # fmt: skip
-    checks.positive(**given("lr", "clip", "save_every"))
+    checks.positive(**given("lr", "clip", "save_every", "timeout"))
     checks.fraction(**given("ema", "weight_decay"))
     checks.boolean(**given("augment", "resume", "bf16", "compile"))
     checks.require("above 0 and at most 1", lambda v: checks.is_number(v) and 0 < v <= 1, given("lr_factor"))

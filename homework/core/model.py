@@ -54,8 +54,14 @@ class Model(nn.Module):
         """Called once before the first update of a new model, with its training data, for what starts from these."""
 
     def loss(self, batch: Any) -> dict[str, Tensor]:
-        """The scalars of a batch: "loss" is minimized, and every entry is logged under its name."""
+        """The scalars of a batch: "loss" is minimized, and every entry is logged under its name. In eval mode there may be
+        integers of any shape, too, the batch's tokens, for :meth:`figures`."""
         raise NotImplementedError(f"{type(self).__name__} defines no loss.")
+
+    def figures(self, means: dict[str, float], counts: Tensor) -> dict[str, float]:
+        """The figures of a data set, given the means over its samples of :meth:`loss`'s scalars, and how often each of the
+        tokens does occur that occur at all, (n). To be overridden where a figure of all is no mean of the batches'."""
+        return means
 
     def set_codes(self, codes: Tensor) -> None:
         """Stores the tokenizer's code vectors (K,d), for a model that ``reads_codes``."""

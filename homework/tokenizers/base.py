@@ -120,6 +120,10 @@ class AutoEncoder(Model):
         extra = sum(v for k, v in measures.items() if k.endswith("_loss"))
         return {"loss": mse + extra, "mse": mse.detach(), "psnr": -10 * mse.detach().log10(), **measures}
 
+    def figures(self, means: dict[str, float], counts: Tensor) -> dict[str, float]:
+        """With "psnr" of the mean error of all."""
+        return means | {"psnr": -10 * math.log10(means["mse"])} if means.get("mse") else means
+
     @torch.no_grad()
     def images(self, x: Tensor) -> dict[str, Tensor]:
         """(B,H,W,3) -> {"input", "reconstruction"}: (B,3,H,W) in [0,1]."""
@@ -159,13 +163,17 @@ class QuantizedAutoEncoder(Tokenizer, AutoEncoder):
         :meth:`distance` from making them by itself; the decoder stays as it is, and with it what a token means. In eval mode
         also the error of those tokens, decoded: "mse" and "psnr", and of the encoder's own: "own_mse"."""
         if isinstance(batch, Tensor):
-            return super().loss(batch)
+            return super().loss(batch) | ({} if self.training else {"tokens": self.encode_index(batch)})
         x, index = batch
         measures = {"loss": self.distance(self.latent(x), index)}
         if not self.training:
             mse = F.mse_loss(self.decode_index(index)[:, : x.shape[1], : x.shape[2]], x)
             measures |= {"mse": mse, "psnr": -10 * mse.log10(), "own_mse": F.mse_loss(self(x)[0], x)}
         return measures
+
+    def figures(self, means: dict[str, float], counts: Tensor) -> dict[str, float]:
+        """With :func:`usage` over all tokens, too."""
+        return super().figures(means, counts) | figures_of_usage(counts, self.n_tokens)
 
     def images(self, batch: Tensor | tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """As of :class:`AutoEncoder`; of images with their tokens, the images of these too."""
@@ -188,6 +196,11 @@ def usage_of(counts: Tensor, n_tokens: int) -> dict[str, Tensor]:
     p = counts[counts > 0] / counts.sum()
     entropy = (p * (1 / p).log2()).sum()
     return {"usage": torch.tensor(len(p) / n_tokens), "entropy": entropy, "perplexity": 2**entropy}
+
+
+def figures_of_usage(counts: Tensor, n_tokens: int) -> dict[str, float]:
+    """As :func:`usage_of`, in numbers; empty without any counts."""
+    return {k: float(v) for k, v in usage_of(counts.double(), n_tokens).items()} if len(counts) else {}
 
 
 class RatePredictor(nn.Module):

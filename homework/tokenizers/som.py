@@ -10,7 +10,7 @@ from homework.core.model import Model
 from homework.core.registry import build, model_class
 from homework.datasets.features import FeatureModel
 from homework.nn.blocks import pad_to_patches, unpatch
-from homework.tokenizers.base import AutoEncoder, Tokenizer, to_pictures, usage
+from homework.tokenizers.base import AutoEncoder, Tokenizer, figures_of_usage, to_pictures, usage
 from homework.tokenizers.lattice import Lattice, neighbourhood, u_matrix
 from homework.tokenizers.vector_quantizer import chunked_distances, nearest
 from homework.training import distributed
@@ -104,7 +104,7 @@ class SOM(FeatureModel, Tokenizer):
         self.codebook = nn.Parameter(torch.randn(n_codes, math.prod(self.patch) * C) * 0.1)
         self.register_buffer("placed", torch.zeros((), dtype=torch.bool))  # whether the units have been laid out over data
         self.register_buffer("positions", self.lattice.positions, persistent=False)
-        self.first: Tensor | None = None  # patches to lay them out over
+        self.first: list[Tensor] = []  # patches to lay them out over
 
     def set_autoencoder(self, model: Model) -> None:
         """Copies the weights of the auto-encoder that made the features. ValueError if it is of another kind."""
@@ -181,7 +181,7 @@ class SOM(FeatureModel, Tokenizer):
         :func:`homework.tokenizers.base.usage`."""
         x = self.to_patches(z).flatten(0, 2)  # (B,h,w,d) -> (n,d)
         if self.training and not self.placed:
-            self.first = x
+            self.first.append(x)
         with torch.no_grad():
             best, second = self.nearest_two(x)
             distances = (x - self.codebook[best]).square().sum(dim=-1)
@@ -193,20 +193,23 @@ class SOM(FeatureModel, Tokenizer):
         measures = {"loss": error / x.numel(), "mse": distances.mean() / x.shape[1]}
         measures["quantization_error"] = distances.sqrt().mean()
         measures["topographic_error"] = self.topographic_error(best, second).float().mean()
-        return measures | {"radius": torch.tensor(self.radius), **usage(best, self.n_tokens)}
+        measures |= {"radius": torch.tensor(self.radius), **usage(best, self.n_tokens)}
+        return measures if self.training else measures | {"tokens": best}
+
+    def figures(self, means: dict[str, float], counts: Tensor) -> dict[str, float]:
+        """With :func:`usage` over all tokens."""
+        return means | figures_of_usage(counts, self.n_tokens)
 
     def set_progress(self, f: float) -> None:
         self.radius = self.radius_start * (self.radius_end / self.radius_start) ** f
 
     @torch.no_grad()
     def after_update(self) -> None:
-        """Lays out the units over the first batch."""
-        if not self.placed and self.first is not None:
-            self.lay_out(self.first)
-            self.first = None
-            if distributed.rank():  # all processes take the first one's
-                self.codebook.zero_()
-            distributed.add_up(self.codebook)
+        """Lays out the units over the patches of the first update, of all processes."""
+        if not self.placed and self.first:
+            self.lay_out(distributed.collect(self.first))
+            self.first = []
+            distributed.share(self)  # the same bits on every machine
 
     @torch.no_grad()
     def lay_out(self, x: Tensor) -> None:

@@ -64,7 +64,7 @@ class VectorQuantizer(nn.Module):
         self.codebook = nn.Parameter(torch.randn(n_tokens, code_dim) * code_dim**-0.5, requires_grad=not ema_decay)
         self.register_buffer("frequency", torch.zeros(n_tokens))  # N_i, the moving average of how often i is chosen
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-        self.statistics = None  # since the last update: how often i was chosen, the sum of what chose it, the last vectors
+        self.statistics = None  # since the last update: how often i was chosen, the sum of what chose it, all vectors
         self.restarts = True  # whether dead entries are restarted
 
     def entries(self) -> Tensor:
@@ -100,8 +100,8 @@ class VectorQuantizer(nn.Module):
         """Adds vectors (n,d) and their indices (n) to what the next :meth:`after_update` acts on."""
         hits = torch.bincount(index, minlength=len(self.codebook)).to(x.dtype)
         sums = torch.zeros_like(self.codebook).index_add_(0, index, x) if self.ema_decay else x.new_zeros(())
-        earlier = self.statistics or (0, 0, None)
-        self.statistics = earlier[0] + hits, earlier[1] + sums, x
+        earlier = self.statistics or (0, 0, [])
+        self.statistics = earlier[0] + hits, earlier[1] + sums, [*earlier[2], x]
 
     @torch.no_grad()
     def after_update(self) -> None:
@@ -124,14 +124,16 @@ class VectorQuantizer(nn.Module):
             self._restart(dead, x)
         self.updates += 1
 
-    def _restart(self, dead: Tensor, x: Tensor) -> None:
-        """Moves the entries ``dead`` to different vectors drawn from all processes' ``x`` (n,d); if there are too few, the
-        rest have to wait. The draw depends on the number of the update alone, so that it repeats on resuming."""
-        generator = torch.Generator().manual_seed(int(self.updates))
-        drawn = torch.randperm(distributed.world_size() * len(x), generator=generator)[: len(dead)]
-        mine = (drawn // len(x) == distributed.rank()).nonzero()[:, 0]
-        vectors = x.new_zeros(len(drawn), x.shape[1])
-        vectors[mine.to(x.device)] = x[(drawn[mine] % len(x)).to(x.device)]
+    def _restart(self, dead: Tensor, x: list[Tensor]) -> None:
+        """Moves the entries ``dead`` to different vectors drawn from the batches ``x``, each (n,d), of all processes; if
+        there are too few, the rest have to wait. The draw depends on the number of the update alone, so that it repeats on
+        resuming, and is the same for the same vectors on any number of processes."""
+        generator, n, world = torch.Generator().manual_seed(int(self.updates)), len(x[0]), distributed.world_size()
+        drawn = torch.randperm(len(x) * world * n, generator=generator)[: len(dead)]  # in the order of collect
+        batch, process, row = drawn // (world * n), drawn // n % world, drawn % n
+        mine = (process == distributed.rank()).nonzero()[:, 0]
+        vectors = x[0].new_zeros(len(drawn), x[0].shape[1])
+        vectors[mine.to(vectors.device)] = torch.cat(x)[(batch * n + row)[mine].to(vectors.device)]
         dead = dead[: len(drawn)]
         self.codebook[dead] = distributed.add_up(vectors)
         self.frequency[dead] = 1 / len(self.codebook)

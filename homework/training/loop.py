@@ -21,6 +21,7 @@ from homework.core import checkpoint, checks, cli, devices, files
 from homework.core.processes import say
 from homework.training import distributed, resume
 from homework.training.settings import set_up
+from homework.training.validation import measure
 
 LOG_EVERY = 10  # updates between two points of the curves; losses stay on the device in between
 FLUSH_EVERY = 2  # seconds until what was logged can be read; TensorBoard's own two minutes are too long to watch a training
@@ -37,21 +38,27 @@ def shades_of_grey(grids: Tensor, n_tokens: int) -> Tensor:
     return (grids / max(1, n_tokens - 1))[:, None].expand(-1, 3, -1, -1).float()
 
 
-def train(settings: dict, state: dict | None, grid_decoder: Callable) -> None:
-    """Fits a :class:`Run` of these arguments, and leaves the global generators as they were."""
-    with devices.keeping_generators(devices.pick_device(settings["device"])):
-        try:
+def train(settings: dict, given: dict | None, grid_decoder: Callable) -> None:
+    """Fits a :class:`Run` of these ``settings``; or, where the user's options are ``given``, the unfinished run that these
+    choose. Leaves the global generators as they were."""
+    state = None
+    try:
+        distributed.join(settings["timeout"])
+        if given is not None:  # the first process alone needs to have the file
+            settings, state = distributed.of_first(lambda: resume.resume_settings(settings, given))
+        with devices.keeping_generators(devices.pick_device(settings["device"])):
             Run(settings, state, grid_decoder).fit()
-        finally:
-            distributed.cleanup()
+    finally:
+        distributed.cleanup()
 
 
 class Run:
     """One training run, by the arguments of :func:`homework.train.train`; to resume one, with the ``state`` that
     :func:`homework.training.resume.resume_settings` gives. ValueError if settings, data and state do not go together.
 
-    Every draw (order of the data, augmentation, dropout) is a function of (seed, update, accumulated batch, rank). So the
-    state is weights, optimizer, average and the number of the update, and a resumed run repeats the uninterrupted one.
+    Every draw (order of the data, augmentation, dropout) is a function of (seed, update, number of the batch in it). So the
+    state is weights, optimizer, average and the number of the update, and a resumed run repeats the uninterrupted one; on
+    another number of processes to rounding.
 
     ``grid_decoder``, where there is one, shows token grids, see :func:`homework.tokenizers.pictures.grid_decoder`.
     """
@@ -66,6 +73,8 @@ class Run:
             resume.check_data(state, self.data)
         for option, default in (("lr", self.model.learning_rate), ("warmup", self.model.warmup)):
             s[option] = default if s[option] is None else s[option]
+        if state:
+            s["accumulate"] = resume.accumulated(state["group"], s["batch_size"], self.world)
         self.n_train, self.n_valid = (min(len(d), s["limit"] or len(d)) for d in (self.train_data, self.valid_data))
         self.group = s["batch_size"] * s["accumulate"] * self.world  # samples an update
         self.per_epoch = self.n_train // self.group
@@ -75,7 +84,8 @@ class Run:
 
         self.average = copy.deepcopy(self.model).requires_grad_(False) if s["ema"] else self.model
         self.optimizer = self.build_optimizer()
-        self.loss = torch.compile(self.model.loss) if s["compile"] else self.model.loss
+        loss = torch.compile(self.model.loss) if s["compile"] else self.model.loss
+        self.gradients = distributed.Gradients(self.model, loss, overlap=self.device.type == "cuda")
         self.update, self.seconds = 0, 0.0
         self.measures: dict[str, float] = {}
         self.sums: dict[str, Tensor] = {}
@@ -127,6 +137,8 @@ class Run:
         """Trains to the end, or until Ctrl-C. ValueError if the loss is not a finite number any more."""
         validate_every, keep_every = self.settings["validate_every"] or self.per_epoch, self.settings["keep_every"]
         started = time.perf_counter() - self.seconds
+        if self.world > 1 and not self.rank and not self.update:  # so that torchrun can start again at any time
+            resume.write_state(self, self.state_path)
         try:
             with cli.on_signals(self.ask_to_stop, signal.SIGINT, signal.SIGTERM):
                 while self.update < self.updates:
@@ -137,8 +149,7 @@ class Run:
                     logs, validates = (last or self.update % every == 0 for every in (LOG_EVERY, validate_every))
                     if logs:
                         self.log()
-                    # several processes must agree, so they ask the first one, at each log
-                    stops = self.stopped if self.world == 1 else logs and distributed.broadcast(self.stopped)
+                    stops = distributed.any_of(self.stopped)
                     if validates:
                         self.validate()
                     keeps = bool(keep_every) and self.update % keep_every == 0
@@ -149,6 +160,7 @@ class Run:
                     if stops or last:
                         self.leave(last)
         finally:
+            self.gradients.close()
             self.bar.close()
             if self.writer:
                 self.writer.close()
@@ -182,16 +194,17 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         measures: dict[str, Tensor] = {}
         for a, indices in enumerate(order[:, self.rank]):
-            draws, others = (generator(s["seed"], self.update, a, self.rank, i) for i in range(2))
+            number = a * self.world + self.rank  # of the batch in this update, whatever the number of processes
+            draws, others = (generator(s["seed"], self.update, number, 0, i) for i in range(2))
             devices.seed_generators(others.initial_seed(), self.device)  # of dropout and the like
             batch = self.train_data.batch(indices, self.device)
             if s["augment"]:
                 batch = self.train_data.augment(batch, draws, indices)
             with torch.autocast(self.device.type, torch.bfloat16, s["bf16"] and self.device.type == "cuda"):
-                losses = self.loss(batch)
+                losses = self.gradients.loss(batch, last=a == s["accumulate"] - 1)
             (losses["loss"] / s["accumulate"]).backward()
             measures = {k: measures.get(k, 0) + v.detach() / s["accumulate"] for k, v in losses.items()}
-        distributed.average_gradients(self.model.parameters())
+        self.gradients.average()
         measures["gradient_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), s["clip"]).detach()
         self.optimizer.step()
         self.model.after_update()
@@ -244,19 +257,14 @@ class Run:
             raise ValueError(f"The loss is not a finite number any more at update {self.update}; {kept}. Start again with a "
                              f"lower --lr (it is {self.settings['lr']}) or a longer --warmup.")  # fmt: skip
 
-    @torch.no_grad()
     def validate(self) -> None:
         """Measures the averaged weights on the validation data, every process its share, and logs the figures."""
-        model, mine = self.average.eval(), torch.arange(self.rank, self.n_valid, self.world)
-        sums: dict[str, Tensor] = {}
+        model = self.average.eval()
         model.set_progress(self.update / self.updates)
-        for indices in mine.split(self.settings["batch_size"]):
-            for k, v in model.loss(self.valid_data.batch(indices, self.device)).items():
-                sums[k] = sums.get(k, 0) + v * len(indices)
-        shares = distributed.gather({k: float(v) for k, v in sums.items()})
-        if shares is None or self.writer is None:  # not the first process
+        figures = measure(model, self.valid_data, self.n_valid, self.settings["batch_size"], self.device)
+        if figures is None or self.writer is None:  # not the first process
             return
-        self.measures = {k: sum(s.get(k, 0.0) for s in shares) / self.n_valid for k in sorted(set().union(*shares))}
+        self.measures = figures
         self.check_finite(self.measures)
         for k, figure in self.measures.items():
             self.writer.add_scalar(f"valid/{k}", figure, self.update)

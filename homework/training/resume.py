@@ -13,7 +13,8 @@ from homework.core import devices, files, registry
 from homework.core.processes import say
 from homework.datasets.base import Dataset
 
-RESUME_OVERRIDES = ("save_every", "output", "device", "tokenizer")  # the options that may differ when a run is resumed
+# the options that may differ when a run is resumed
+RESUME_OVERRIDES = ("save_every", "output", "device", "tokenizer", "timeout")
 STATE_FIELDS = ("name", "update", "seconds", "measures", "sums")  # what describes a run besides its tensors
 MODULES = ("model", "average", "optimizer")
 
@@ -122,10 +123,17 @@ def check_data(state: dict, data: list[list]) -> None:
                              f"{others} now; bring those back, or begin a new run from the checkpoint, as MODEL.")
 
 
+def accumulated(group: int, batch_size: int, n_processes: int) -> int:
+    """How many batches each of the processes accumulates for an update of ``group`` samples. ValueError if that does not
+    come out even."""
+    if group % (batch_size * n_processes):
+        raise ValueError(f"This run takes {group} samples an update, {batch_size} at once, which {n_processes} processes "
+                         f"cannot share equally; use {group // batch_size}, or a number that divides that.")  # fmt: skip
+    return group // (batch_size * n_processes)
+
+
 def restore(run: Any, state: dict) -> None:
-    """Gives a ``run`` the ``state``. ValueError if it takes another number of samples an update, or its model differs."""
-    if state["group"] != run.group:
-        raise ValueError(f"Samples an update: {state['group']}, but now {run.group}; use as many processes as before.")
+    """Gives a ``run`` the ``state``. ValueError if its model differs."""
     for name in STATE_FIELDS:
         setattr(run, name, state[name])
     try:
