@@ -1,6 +1,5 @@
 """Samples new images, or the rest of an image: ``python -m homework.generation``. See ``--help``."""
 
-import itertools
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from tqdm import tqdm
 
 from homework.core import checks, cli, devices, files
 from homework.core.model import ordinary_tensors
-from homework.datasets.image_files import read_image
+from homework.datasets.image_files import batches_of, read_image
 from homework.datasets.images import to_uint8
 from homework.evaluation.pictures import float_image, in_rows, on_sheet, remove_stale, save_picture
 from homework.priors import sampling
@@ -18,6 +17,8 @@ from homework.priors.cascade import Cascade
 from homework.priors.images import generate_images, trained_size
 from homework.priors.pairs import load_pair
 from homework.tokenizers.base import Tokenizer
+from homework.training import distributed
+from homework.training.loop import generator
 
 ON_SHEET = 100  # images on sheet.png, at most
 
@@ -28,7 +29,8 @@ def generate(tokenizer: str, prior: str, n_images: int, output_path: str, *, see
              beams: int = 1, candidates: int = 1, overwrite: bool = False) -> None:  # fmt: skip
     """Samples images: generation_0.png, generation_1.png, ... in a folder, and the first 100 on sheet.png.
 
-    (For a cascade of transformers, see ``python -m homework.generation cascade --help``.)
+    Under torchrun, batches are shared out among the processes. (For a cascade of transformers, see
+    ``python -m homework.generation cascade --help``.)
 
     Examples:
         python -m homework.generation BSQPatchAutoEncoder AutoregressiveModel 8 generated --temperature 0.9
@@ -66,15 +68,29 @@ def generate(tokenizer: str, prior: str, n_images: int, output_path: str, *, see
     coder, prior = load_pair(tokenizer, prior, device)
     size = cli.parse_image_size(image_size) or trained_size(coder, prior)
     kept = None if complete is None else token_rows(coder, complete, size, rows)
-    folder, options["generator"] = Path(output_path), torch.Generator().manual_seed(seed)
+    folder = Path(output_path)
     folder.mkdir(parents=True, exist_ok=True)
-    batches = generate_images(coder, prior, n_images, size, batch_size, kept, candidates, **options)
-    images = tqdm(itertools.chain.from_iterable(new for _, new in batches), total=n_images, desc="generating", unit="img")
-    shown = []
-    for i, image in enumerate(images):
-        save_picture(image, folder / f"generation_{i}.png")
-        shown += [image] * (i < ON_SHEET)
-    save_picture(on_sheet(in_rows(shown)), folder / "sheet.png")
+    batches = list(enumerate(batches_of(list(range(n_images)), batch_size)))
+    shown: dict[int, Tensor] = {}
+    try:
+        distributed.join()
+        with tqdm(total=n_images, desc="generating", unit="img", disable=distributed.rank() > 0) as bar:
+            for number, batch in batches[distributed.rank() :: distributed.world_size()]:
+                # of the batch's own, so that its images do not depend on who samples them; the first one's is the seed's
+                draws = generator(seed, number) if number else torch.Generator().manual_seed(seed)
+                args = coder, prior, len(batch), size, batch_size, kept, candidates
+                for _, images in generate_images(*args, generator=draws, **options):
+                    for i, image in zip(batch, images, strict=True):
+                        save_picture(image, folder / f"generation_{i}.png")
+                        shown |= {i: image} if i < ON_SHEET else {}
+                bar.update(len(batch))
+        parts = distributed.gather(shown)
+    finally:
+        distributed.cleanup()
+    if parts is None:  # not the first process
+        return
+    shown = dict(sorted(item for part in parts for item in part.items()))
+    save_picture(on_sheet(in_rows(list(shown.values()))), folder / "sheet.png")
     remove_stale(folder, r"generation_\d+\.png", {f"generation_{i}.png" for i in range(n_images)}, overwrite)
     print(f"{folder / 'sheet.png'}: {checks.count(n_images, 'image')} of {size[1]}x{size[0]} pixels (width x height), "
           "each also in a file of its own")  # fmt: skip

@@ -13,6 +13,7 @@ from PIL import Image
 from homework.core import checkpoint, cli
 from homework.datasets.image_files import read_image
 from homework.priors import images, uniform
+from homework.training.loop import generator
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +101,16 @@ def test_a_size_that_patches_do_not_divide_is_cropped(command, folder):
     assert pictures(folder / "out")[0].shape == (18, 27, 3)
 
 
+def test_two_processes_sample_what_one_does(generate, folder):
+    options = ["t.pth", "p.pth", 5, "out", "--batch_size", 2, "--seed", 3, "--image_size", f"{SIZE[0]}x{SIZE[1]}"]
+    assert generate(*options[:3], "one", *options[4:8]).returncode == 0
+    done = run("-m", "homework.generation", *options, cwd=folder, processes=2)
+    assert done.returncode == 0 and done.stdout.count("5 images") == 1, done.stderr
+    assert files(folder / "out") == files(folder / "one") == {"sheet.png", *(f"generation_{i}.png" for i in range(5))}
+    for name in files(folder / "one"):
+        assert (folder / "out" / name).read_bytes() == (folder / "one" / name).read_bytes(), name
+
+
 def test_a_seed_repeats_and_another_differs(generate, folder):
     for out, seed in ("a", []), ("b", ["--seed", 0]), ("c", ["--seed", 1]):
         assert generate("t.pth", "p.pth", 2, out, *seed).returncode == 0
@@ -136,8 +147,8 @@ def test_of_the_candidates_the_one_with_bits_nearest_to_those_of_the_data_is_kep
 
 def test_candidates_are_drawn_together(generate, grids):
     assert generate("t.pth", "p.pth", 3, "out", "--candidates", 4, "--batch_size", 2).returncode == 0
-    prior, generator = checkpoint.load("p.pth"), torch.Generator().manual_seed(0)
-    drawn = [prior.generate(4 * B, *GRID, generator=generator).view(B, 4, *GRID) for B in (2, 1)]
+    prior, draws = checkpoint.load("p.pth"), (torch.Generator().manual_seed(0), generator(0, 1))  # of either batch
+    drawn = [prior.generate(4 * B, *GRID, generator=g).view(B, 4, *GRID) for B, g in zip((2, 1), draws, strict=True)]
     assert torch.equal(torch.stack(grids), torch.cat([images.most_typical(prior, some) for some in drawn]))
 
 

@@ -91,7 +91,7 @@ def join(timeout: float = TIMEOUT) -> None:
         store, number, size = next(dist.rendezvous("env://", timeout=wait))
         store = fresh_part(store, timeout)
         dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=wait)
-    _pulse = Pulse(store.clone())
+    _pulse = Pulse(store.clone())  # type: ignore[attr-defined]  # a connection of its own
     _pulse.start()
 
 
