@@ -144,7 +144,7 @@ def test_the_readme_is_short_and_shows_python_early():
     assert TEXT["README.md"].count("![") == 1
 
 
-PARTS = ("fit", "prune", "cascade", "compress", "decompress", "info", "import", "download", "mnist")
+PARTS = ("samples", "fit", "prune", "cascade", "compress", "decompress", "info", "import", "download", "mnist")
 
 
 def help_page(command: str) -> str:
