@@ -112,7 +112,7 @@ def samples(source: str, reference: str = "data/valid", *, n: int | None = None,
         limit: use only so many reference images, evenly spread; all by default.
         train: the images that the models were trained on, to see whether samples are nearer to them than reference images.
         features: autoencoder, random or inception, or several with commas between them; by default all that can be had.
-        temperature: as of homework.generation, like top_k and top_p.
+        temperature: divides the logits: below 1 is safer, above 1 wilder, 0 always takes the most probable token.
         top_k: keep only the so many most probable tokens at each position; all by default.
         top_p: keep only the most probable tokens that make up this probability, in (0, 1]; all by default.
         seed: of the draws; the same seed, batch size and options give the same images as homework.generation.
@@ -143,10 +143,11 @@ def samples(source: str, reference: str = "data/valid", *, n: int | None = None,
         batches = sets.file_batches(own, like, size, batch_size)
     for count, what in (n, source), (len(paths["reference"]), reference):
         sets.check_number(count, what)
-    found = {"samples": sets.extract(batches, n, extractors, place, "samples")}
-    for what, names in paths.items():
+    found = {}
+    for what, names in paths.items():  # before the samples, which may take long, so that their mistakes are found at once
         read = sets.file_batches(names, like, size, batch_size)
         found[what] = sets.extract(read, len(names), extractors, place, what)
+    found["samples"] = sets.extract(batches, n, extractors, place, "samples")
     figures = sets.Comparison(extractors, found["reference"], found.get("train")).figures(found["samples"])
     counts = {"samples": n, **{what: len(names) for what, names in paths.items()}}
     settings = {"source": source, "reference": reference, "train": train, "images": counts, "image_size": image_size,
