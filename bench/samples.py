@@ -68,10 +68,11 @@ def samples(folder: str = "samples", *, n: int = 384, train: str = "data/train",
     found["training frames"] = read(some["training"], "training frames")
     for tokenizer, (kind, paths) in itertools.product((BSQ, VQ), some.items()):
         model = load_tokenizer(checkpoint.PRETRAINED / f"{tokenizer}.pth").to(place)
-        row = f"{kind} frames, what {tokenizer} keeps"
+        row = f"{kind} frames, what {tokenizer} keeps of them"
         found[row] = sets.extract(kept(model, paths), n, extractors, place, row)
-    for name in SETTINGS:
-        found[name] = read([str(top / name / f"generation_{i}.png") for i in range(n)], name)
+    for name, (_, prior, options) in SETTINGS.items():
+        row = " ".join([prior, *(f"--{option} {value}" for option, value in options.items())])
+        found[row] = read([str(top / name / f"generation_{i}.png") for i in range(n)], row)
     figures = {row: comparison.figures(features) for row, features in found.items()}
     for name in extractors:
         print(f"\n{name}:\n")

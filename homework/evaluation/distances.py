@@ -59,13 +59,18 @@ def precision_recall(samples: Tensor, reference: Tensor, k: int = K_NEAREST) -> 
 
 def share_within(x: Tensor, y: Tensor, k: int) -> float:
     """The share of vectors x (n,D) that are in a ball around any of y (m,D)."""
+
+    def distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:  # without products, so that those of equal vectors are 0
+        return (torch.cdist(some, y, compute_mode="donot_use_mm_for_euclid_dist") for some in blocks(x, y))
+
     radii = torch.cat([d.topk(k + 1, largest=False).values[:, -1] for d in distances(y, y)])  # the nearest is itself
     return torch.cat([(d <= radii).any(dim=-1) for d in distances(x, y)]).double().mean().item()
 
 
 def nearest(x: Tensor, y: Tensor) -> Tensor:
-    """(n,D), (m,D) -> (n): the distance of each x from the nearest y."""
-    return torch.cat([d.amin(dim=-1) for d in distances(x, y)])
+    """(n,D), (m,D) -> (n) float64: the Euclidean distance of each x from the nearest y, up to about 1e-6 for equal ones."""
+    x, y = x.double(), y.double()
+    return torch.cat([torch.cdist(some, y).amin(dim=-1) for some in blocks(x, y)])
 
 
 def memorized(samples: Tensor, reference: Tensor) -> dict[str, float]:
@@ -75,12 +80,6 @@ def memorized(samples: Tensor, reference: Tensor) -> dict[str, float]:
     learned by heart."""
     share = (samples < reference.quantile(NEAR)).double().mean().item()
     return {"median": samples.median().item(), "reference_median": reference.median().item(), "share_near": share}
-
-
-def distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """Euclidean distances of (n,D) from (m,D), some rows of (n,m) after another; of equal vectors exactly 0."""
-    for some in blocks(x, y):
-        yield torch.cdist(some, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def blocks(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
