@@ -1,7 +1,10 @@
-"""Measures our compression against JPEG, WebP, AVIF and JPEG XL: ``python -m homework.evaluate``. See ``--help``."""
+"""Measures our compression against JPEG, WebP, AVIF and JPEG XL, or generated samples against real images: ``python -m
+homework.evaluate``. See ``--help``."""
 
+import json
 import math
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +13,12 @@ from tqdm import tqdm
 
 from homework.codec import dial
 from homework.codec.loading import load_compressor
-from homework.core import checkpoint, checks, cli, devices
+from homework.core import checkpoint, checks, cli, devices, files
 from homework.datasets.image_files import image_paths, spread
 from homework.evaluation import codecs, curves, measure, pages, report
+from homework.evaluation import samples as sets
+from homework.evaluation.extractors import load_extractors
+from homework.priors import sampling
 from homework.priors.pairs import model_files
 
 
@@ -21,6 +27,8 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *,
              out: str = "report", n_pictures: int = 4, batch_size: int = 64, resume: bool = False,
              device: str = "auto") -> None:  # fmt: skip
     """Compresses images with our models and with the common codecs, and writes a page, a plot and tables about it.
+
+    (For generated samples, see ``python -m homework.evaluate samples --help``.)
 
     Examples:
         python -m homework.evaluate BSQPatchAutoEncoder AutoregressiveModel --quality 20,35,50,65,80 --limit 64
@@ -88,5 +96,70 @@ def list_pairs(tokenizer: str, autoregressive: str) -> list[tuple[str, str]]:
     return list(dict.fromkeys(zip(first * (n // len(first)), second * (n // len(second)), strict=True)))
 
 
+def samples(source: str, reference: str = "data/valid", *, n: int | None = None, limit: int | None = None,
+            train: str | None = None, features: str | None = None, temperature: float = 1.0, top_k: int | None = None,
+            top_p: float | None = None, seed: int = 0, image_size: str | None = None, batch_size: int = 64,
+            out: str = "samples.json", device: str = "auto") -> None:  # fmt: skip
+    """Says how far images, sampled from models or in a folder, are from reference images: Frechet and kernel distance,
+    precision and recall, and whether training images were learned by heart.
+
+    Examples:
+        python -m homework.evaluate samples BSQPatchAutoEncoder,AutoregressiveModel data/valid --n 640 --top_p 0.95
+        python -m homework.evaluate samples generated data/valid --train data/train --out generated.json
+
+    Args:
+        source: a folder of images, whose sheet.png is left out; or TOKENIZER,PRIOR, checkpoints or names with a comma
+            between them, to sample from; or the JSON file of a cascade.
+        reference: images to compare with, a folder or a dataset.json.
+        n: how many images to sample, 1280 by default; or to use of a folder, evenly spread, all by default.
+        limit: use only so many reference images, evenly spread; all by default.
+        train: the images that the models were trained on, to see whether samples are nearer to them than reference images.
+        features: autoencoder, random or inception, or several with commas between them; by default all that can be had.
+        temperature: divides the logits: below 1 is safer, above 1 wilder, 0 always takes the most probable token.
+        top_k: keep only the so many most probable tokens at each position; all by default.
+        top_p: keep only the most probable tokens that make up this probability, in (0, 1]; all by default.
+        seed: of the draws; the same seed, batch size and options give the same images as homework.generation.
+        image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped; by default as they are, or that of the
+            models.
+        batch_size: images at once.
+        out: the JSON file to write, with all figures.
+        device: auto, cpu, cuda or mps.
+    """
+    cli.at_least(1, batch_size=batch_size, n=1 if n is None else n, limit=1 if limit is None else limit)
+    cli.check_seed(seed)
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    sampling.check(**options)
+    files.check_writable(Path(out))
+    place, size = devices.pick_device(device), cli.parse_image_size(image_size)
+    extractors = load_extractors(features, place)
+    paths = {"reference": spread(image_paths(reference), limit)} | ({"train": image_paths(train)} if train else {})
+    given = [name for name, value in options.items() if value != sets.OPTIONS[name]]
+    if given and not sets.is_pair(source):
+        raise ValueError(f"--{given[0]} is for TOKENIZER,PRIOR; leave it out with {source}.")
+    like = ""  # the image whose size all others must have
+    if sets.is_pair(source) or sets.is_cascade_file(source):
+        n = n or sets.N_SAMPLES
+        size, batches = sets.sample(source, n, size, batch_size, seed, place, **options)
+    else:
+        own = spread(sets.sample_paths(source), n)
+        n, like = len(own), own[0]
+        batches = sets.file_batches(own, like, size, batch_size)
+    for count, what in (n, source), (len(paths["reference"]), reference):
+        sets.check_number(count, what)
+    found = {}
+    for what, names in paths.items():  # before the samples, which may take long, so that their mistakes are found at once
+        read = sets.file_batches(names, like, size, batch_size)
+        found[what] = sets.extract(read, len(names), extractors, place, what)
+    found["samples"] = sets.extract(batches, n, extractors, place, "samples")
+    figures = sets.Comparison(extractors, found["reference"], found.get("train")).figures(found["samples"])
+    counts = {"samples": n, **{what: len(names) for what, names in paths.items()}}
+    settings = {"source": source, "reference": reference, "train": train, "images": counts, "image_size": image_size,
+                "seed": seed, "batch_size": batch_size, "sampling": options}  # fmt: skip
+    with files.replacing(out) as temporary:
+        temporary.write_text(json.dumps(settings | {"features": figures}, indent=1), "utf-8")
+    print(sets.table("features", {name: sets.row(figures[name]) for name in figures}), sets.LEGEND, sep="\n\n")
+    print(f"{out}: {checks.count(n, 'sample')} of {source}, {checks.count(counts['reference'], 'reference image')}")
+
+
 if __name__ == "__main__":
-    cli.main("python -m homework.evaluate", evaluate)
+    cli.main("python -m homework.evaluate", {"samples": samples} if sys.argv[1:2] == ["samples"] else evaluate)

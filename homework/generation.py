@@ -18,7 +18,6 @@ from homework.priors.images import generate_images, trained_size
 from homework.priors.pairs import load_pair
 from homework.tokenizers.base import Tokenizer
 from homework.training import distributed
-from homework.training.loop import generator
 
 ON_SHEET = 100  # images on sheet.png, at most
 
@@ -70,20 +69,18 @@ def generate(tokenizer: str, prior: str, n_images: int, output_path: str, *, see
     kept = None if complete is None else token_rows(coder, complete, size, rows)
     folder = Path(output_path)
     folder.mkdir(parents=True, exist_ok=True)
-    batches = list(enumerate(batches_of(list(range(n_images)), batch_size)))
+    share = distributed.rank(), distributed.world_size()
     shown: dict[int, Tensor] = {}
     try:
         distributed.join()
         with tqdm(total=n_images, desc="generating", unit="img", disable=distributed.rank() > 0) as bar:
-            for number, batch in batches[distributed.rank() :: distributed.world_size()]:
-                # of the batch's own, so that its images do not depend on who samples them; the first one's is the seed's
-                draws = generator(seed, number) if number else torch.Generator().manual_seed(seed)
-                args = coder, prior, len(batch), size, batch_size, kept, candidates
-                for _, images in generate_images(*args, generator=draws, **options):
-                    for i, image in zip(batch, images, strict=True):
-                        save_picture(image, folder / f"generation_{i}.png")
-                        shown |= {i: image} if i < ON_SHEET else {}
-                bar.update(len(batch))
+            args = coder, prior, n_images, size, batch_size, kept, candidates, seed, share
+            own = batches_of(range(n_images), batch_size)[share[0] :: share[1]]
+            for numbers, (_, images) in zip(own, generate_images(*args, **options), strict=True):
+                for i, image in zip(numbers, images, strict=True):
+                    save_picture(image, folder / f"generation_{i}.png")
+                    shown |= {i: image} if i < ON_SHEET else {}
+                bar.update(len(numbers))
         parts = distributed.gather(shown)
     finally:
         distributed.cleanup()

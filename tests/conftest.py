@@ -91,6 +91,8 @@ def command(monkeypatch, capsys):
             return {name: functions[name] for name in ("fit", "prune")}
         if module == "generation":
             return {"cascade": functions["cascade"]} if arguments[:1] == ("cascade",) else functions["generate"]
+        if module == "evaluate" and arguments[:1] == ("samples",):
+            return {"samples": functions["samples"]}
         if module == "compress" and arguments[:1] in (("decompress",), ("info",)):
             return {name: functions[name] for name in ("decompress", "info")}
         return functions[module]

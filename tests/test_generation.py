@@ -10,10 +10,9 @@ import torch
 from conftest import GRID, SIZE, K, build, file_size_limit, files, run, sentence
 from PIL import Image
 
-from homework.core import checkpoint, cli
+from homework.core import checkpoint, cli, devices
 from homework.datasets.image_files import read_image
 from homework.priors import images, uniform
-from homework.training.loop import generator
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +146,7 @@ def test_of_the_candidates_the_one_with_bits_nearest_to_those_of_the_data_is_kep
 
 def test_candidates_are_drawn_together(generate, grids):
     assert generate("t.pth", "p.pth", 3, "out", "--candidates", 4, "--batch_size", 2).returncode == 0
-    prior, draws = checkpoint.load("p.pth"), (torch.Generator().manual_seed(0), generator(0, 1))  # of either batch
+    prior, draws = checkpoint.load("p.pth"), (torch.Generator().manual_seed(0), devices.generator(0, 1))  # of either batch
     drawn = [prior.generate(4 * B, *GRID, generator=g).view(B, 4, *GRID) for B, g in zip((2, 1), draws, strict=True)]
     assert torch.equal(torch.stack(grids), torch.cat([images.most_typical(prior, some) for some in drawn]))
 

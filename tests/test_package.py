@@ -90,7 +90,7 @@ def test_the_metadata(wheel):
     lines = [line for line in metadata.get_all("Requires-Dist") if ";" not in line]  # of no extra
     required = {line.rstrip("0123456789.,<>= ") for line in lines}
     assert required == {"torch", "numpy", "pillow", "constriction", "tensorboard", "fire", "tqdm"}
-    assert set(metadata.get_all("Provides-Extra")) == {"report", "studio", "docs", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == {"report", "studio", "fid", "docs", "dev"}
 
 
 def test_the_pinned_versions_are_in_the_ranges_of_the_metadata(wheel):

@@ -31,7 +31,8 @@ LOOP = re.compile(r"^for (\w+) in (.*?); do set -- \$\1.*?\n(.*?)^done", re.MULT
 NOT_RUN = {
     "python -m homework.data download": "the network: test_data.py",
     "python -m homework.data mnist": "the network: test_mnist.py",
-    "python -m homework.evaluate": "minutes, for AVIF at its slowest: test_evaluate.py",
+    "python -m homework.evaluate BSQPatchAutoEncoder": "minutes, for AVIF at its slowest: test_evaluate.py",
+    "python -m homework.evaluate cascade/": "the same",
     "python -m homework.demo": "the same: test_demo.py",
     "python -m homework.studio": "a server: test_studio.py",
     "python -m grader": "minutes: tests/grader",
@@ -61,6 +62,7 @@ TINY = {  # options that make a new model small, or a search short, by the begin
     "train GatedPixelCNN": "--c_hidden 4 --n_layers 1",
     "train CascadeStage": "--in_dim 8 --hidden_dim 8 --num_dec_layers 1",
     "enhancement": "--n_components 4",
+    "evaluate samples BSQPatchAutoEncoder": "--n 6",
     "som fit": "--n_codes 4 --passes 1 --limit 8",
     "som prune": "--threshold 1",
     "sample": "--temperature 0.5",
@@ -144,7 +146,7 @@ def test_the_readme_is_short_and_shows_python_early():
     assert TEXT["README.md"].count("![") == 1
 
 
-PARTS = ("fit", "prune", "cascade", "compress", "decompress", "info", "import", "download", "mnist")
+PARTS = ("samples", "fit", "prune", "cascade", "compress", "decompress", "info", "import", "download", "mnist")
 
 
 def help_page(command: str) -> str:

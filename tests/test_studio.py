@@ -116,7 +116,7 @@ def test_of_the_candidates_those_of_the_command_are_kept(shared):
     settings = Settings(seed=1)
     grown = list(sampling.grow(shared, 2, settings, candidates=3))
     assert [len(part.grids) for part in grown] == [6] * GRID[0] + [2] and grown[-1].pictures.shape == (2, *SIZE, 3)
-    options = {"candidates": 3, "generator": torch.Generator().manual_seed(1)}
+    options = {"candidates": 3, "seed": 1}
     ((expected, pictures),) = images.generate_images(shared.tokenizer, shared.prior, 2, SIZE, **options)
     assert torch.equal(grown[-1].grids, expected) and np.array_equal(grown[-1].pictures, pictures.numpy())
     assert sampling.generate_command(shared, 2, settings, 3).endswith("2 generated --seed 1 --candidates 3")

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 
@@ -62,3 +63,9 @@ def keeping_generators(device: torch.device) -> Iterator[None]:
         finally:
             if state is not None:
                 torch.mps.set_rng_state(state)
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """A CPU generator whose seed is a hash of ``numbers``, so that a draw depends on its position alone, not on the past."""
+    entropy = (len(numbers), *numbers)  # with their number, since numpy takes (1, 2) and (1, 2, 0) for the same
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1)

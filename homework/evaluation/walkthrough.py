@@ -56,7 +56,7 @@ def walk_through(ae: AutoEncoder, coder: Tokenizer, prior: Prior, x: Tensor, n_g
     again = timed("files to tokens", compressor.decompress_tokens, files)
     if not np.array_equal(again, grids.cpu()):
         raise ValueError("The files did not decode to the tokens that were coded; please report it.")
-    parts = generate_images(coder, prior, n_generate, (H, W), BATCH, generator=torch.Generator().manual_seed(seed))
+    parts = generate_images(coder, prior, n_generate, (H, W), BATCH, seed=seed)
     new, drawn = map(torch.cat, zip(*timed(checks.count(n_generate, "generated image"), list, parts), strict=True))
     mse_coded = errors(to_float(to_uint8(coded)), x)
     columns = {

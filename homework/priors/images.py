@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from homework.core import devices
 from homework.core.model import ordinary_tensors
 from homework.datasets.images import to_uint8
 from homework.datasets.mnist import binary
@@ -45,14 +46,20 @@ def most_typical(prior: Prior, grids: Tensor) -> Tensor:
 
 
 def generate_images(tokenizer: Tokenizer, prior: Prior, n_images: int, size: tuple[int, int], batch_size: int = 16,
-                    kept: Tensor | None = None, candidates: int = 1,
+                    kept: Tensor | None = None, candidates: int = 1, seed: int = 0, share: tuple[int, int] = (0, 1),
                     **options: Any) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     """Samples images of ``size`` (H,W) pixels, a batch at a time: (B,h,w) int64, and (B,H,W,3) uint8 on the CPU. All have
     the first token rows ``kept`` (r,w) int64, and each is the :func:`most_typical` of its ``candidates``. For the options
-    see :meth:`homework.priors.base.Prior.generate`."""
+    see :meth:`homework.priors.base.Prior.generate`.
+
+    The draws of a batch depend on ``seed`` and its number alone, so that it may be sampled anywhere: of a ``share`` (k, n)
+    only the batches k, k+n, k+2n, ... are.
+    """
     h, w = (-(-side // patch) for side, patch in zip(size, tokenizer.patch_shape, strict=True))
-    for first in range(0, n_images, batch_size):
-        B = min(batch_size, n_images - first)
+    k, step = share
+    for number in range(k, -(-n_images // batch_size), step):
+        B = min(batch_size, n_images - number * batch_size)
+        options["generator"] = devices.generator(seed, number) if number else torch.Generator().manual_seed(seed)
         prefix = None if kept is None else kept.expand(B * candidates, -1, -1)  # (r,w) -> (B*M,r,w)
         grids = prior.generate(B * candidates, h, w, tokenizer.device, prefix=prefix, **options)
         if candidates > 1:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -25,12 +24,6 @@ from homework.training.validation import measure
 
 LOG_EVERY = 10  # updates between two points of the curves; losses stay on the device in between
 FLUSH_EVERY = 2  # seconds until what was logged can be read; TensorBoard's own two minutes are too long to watch a training
-
-
-def generator(*numbers: int) -> torch.Generator:
-    """A CPU generator whose seed is a hash of ``numbers``, so that a draw depends on its position alone, not on the past."""
-    entropy = (len(numbers), *numbers)  # with their number, since numpy takes (1, 2) and (1, 2, 0) for the same
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1)
 
 
 def shades_of_grey(grids: Tensor, n_tokens: int) -> Tensor:
@@ -195,7 +188,7 @@ class Run:
         measures: dict[str, Tensor] = {}
         for a, indices in enumerate(order[:, self.rank]):
             number = a * self.world + self.rank  # of the batch in this update, whatever the number of processes
-            draws, others = (generator(s["seed"], self.update, number, 0, i) for i in range(2))
+            draws, others = (devices.generator(s["seed"], self.update, number, 0, i) for i in range(2))
             devices.seed_generators(others.initial_seed(), self.device)  # of dropout and the like
             batch = self.train_data.batch(indices, self.device)
             if s["augment"]:
@@ -224,7 +217,8 @@ class Run:
         """The samples of this update (group), from the epoch's permutation; the same on every process."""
         epoch, i = divmod(self.update, self.per_epoch)
         if epoch != self.epoch:
-            self.epoch, self.order = epoch, torch.randperm(self.n_train, generator=generator(self.settings["seed"], epoch))
+            draws = devices.generator(self.settings["seed"], epoch)
+            self.epoch, self.order = epoch, torch.randperm(self.n_train, generator=draws)
         return self.order[i * self.group : (i + 1) * self.group]
 
     def learning_rate(self) -> float:
