@@ -107,12 +107,17 @@ class CascadeStage(FromNeighbours, Model):
         self.register_buffer("coarse_position", torch.cat([torch.arange(self.prefix), nearest]), persistent=False)
         self.register_buffer("neighbour_lookup", self._lookup(height, width, nearest.device)[1], persistent=False)
 
+    @property
+    def coarse_shape(self) -> tuple[int, ...]:
+        """Of what it reads, without B: (hc,wc) of int64, or (h,w,context_dim) of float."""
+        names = ("height", "width", "context_dim") if self.context_dim else ("coarse_height", "coarse_width")
+        return tuple(self.config[name] for name in names)
+
     def check_sizes(self, coarse: Tensor, h: int, w: int) -> None:
         """ValueError unless ``coarse`` and the fine grid's h, w have the sizes that this stage was built for."""
-        hc, wc, H, W = (self.config[k] for k in ("coarse_height", "coarse_width", "height", "width"))
-        wanted = (H, W, self.context_dim) if self.context_dim else (hc, wc)
-        if coarse.shape[1:] != wanted or (h, w) != (H, W):
-            given, known = ("x".join(map(str, size)) for size in (coarse.shape[1:], wanted))
+        H, W = self.config["height"], self.config["width"]
+        if coarse.shape[1:] != self.coarse_shape or (h, w) != (H, W):
+            given, known = ("x".join(map(str, size)) for size in (coarse.shape[1:], self.coarse_shape))
             raise ValueError(f"This stage refines {known} grids to {H}x{W}, but was given {given} to refine to {h}x{w}; "
                              f"use the stages of a cascade in the order of their sizes.")  # fmt: skip
 
