@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -260,3 +261,19 @@ def test_the_commands_in_a_fresh_process(stages, folder, data, tmp_path):
     x_hat = Cascade(stages).decode(Cascade(stages).encode(frames(data, 8)))[-1][:, : SIZE[0], : SIZE[1]]
     assert np.abs(back - ((x_hat + 0.5).clamp(0, 1) * 255).numpy()).max() <= 0.6
     assert (tmp_path / "new" / "sheet.png").is_file()
+
+
+def test_a_cascade_that_comes_along_needs_no_config(stages, folder, command, monkeypatch, tmp_path):
+    """Its models are named as pretrained ones are, wherever the command is given."""
+    monkeypatch.setattr(checkpoint, "PRETRAINED", tmp_path / "pretrained")
+    monkeypatch.chdir(tmp_path)
+    options = "--num_images", 1, "--out_dir", "new"
+    assert "name the JSON file of yours by --config" in sentence(command("generation", "cascade", *options))
+    named = [{key: Path(path).stem.title() for key, path in stage.items()} for stage in stages]
+    for name in {name for stage in named for name in stage.values()}:
+        model = checkpoint.load(folder / f"{name.lower()}.pth")
+        checkpoint.save(model, tmp_path / "pretrained" / f"{name}.pth", model.meta, torch.float16)
+    (tmp_path / "pretrained" / "cascade.json").write_text(json.dumps({"stages": named}))
+    done = command("generation", "cascade", *options)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "new" / "0_stage1.png").is_file()
