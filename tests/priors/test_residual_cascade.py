@@ -15,9 +15,13 @@ from homework.core import checkpoint, fingerprint
 from homework.datasets.features import FeatureDataset
 from homework.datasets.images import ImageDataset
 from homework.datasets.tokens import MultiscaleDataset, TokenDataset
+from homework.features import features as make_features
 from homework.priors.cascade import Cascade
+from homework.som import fit
+from homework.tokenize import tokenize
 from homework.tokenizers.som import SOM, cut
 from homework.tokenizers.som_fit import pruned
+from homework.train import train
 
 BOOKS = {"map": ("map", 4), "coarse": ("2x3", 8), "fine": (1, K)}  # patch and codes: 1x1, 2x2 and 4x6 codes for an image
 SIZES = [(1, 1), (2, 2), GRID]
@@ -29,27 +33,24 @@ def folder(data, tmp_path_factory):
     """A folder in which the commands made features, three codebooks, each residual on those before it, their tokens, two
     stages and cascade.json."""
     folder = tmp_path_factory.mktemp("residual")
-    spec = TINY["SOM"]["autoencoder"]
-    checkpoint.save(build(spec["model"], **spec["config"]), folder / "ae.pth")
-    commands, stages, before = [], [], []
-    for split in "train", "valid":
-        commands.append(["features", "ae.pth", data / split, f"features/{split}"])
-    for k, (name, (patch, codes)) in enumerate(BOOKS.items()):
-        options = ["--n_codes", codes, "--patch", patch, "--passes", 8, "--radius_end", 0.2]
-        coarser = ["--coarser", f"{before[-1]}.pth"] if before else []
-        commands.append(["som", "fit", "features", f"{name}.pth", *options, *coarser])
+    spec, stages, before = TINY["SOM"]["autoencoder"], [], []
+    with pytest.MonkeyPatch.context() as context:
+        context.chdir(folder)
+        checkpoint.save(build(spec["model"], **spec["config"]), "ae.pth")
         for split in "train", "valid":
-            commands.append(["tokenize", f"{name}.pth", f"{name}/tokenized_{split}.pth", data / split])
-        if before:
-            options = {"data": name, "coarse": ",".join(before), "tokenizer": f"{name}.pth", "output": f"stage{k - 1}.pth"}
-            options |= SMALL | {"epochs": 2, "batch_size": 4}
-            commands.append(["train", "CascadeStage", *(f"--{key}={value}" for key, value in options.items())])
-            paths = f"stage{k - 1}.pth", f"{before[-1]}.pth", f"{name}.pth"
-            stages.append(dict(zip(("model_path", "lr_codebook_path", "hr_codebook_path"), paths, strict=True)))
-        before.append(name)
-    for module, *arguments in commands:
-        done = run("-m", f"homework.{module}", *arguments, *["--device", "cpu"], cwd=folder)
-        assert done.returncode == 0, done.stderr
+            make_features("ae.pth", data / split, f"features/{split}", device="cpu")
+        for k, (name, (patch, codes)) in enumerate(BOOKS.items()):
+            coarser = f"{before[-1]}.pth" if before else None
+            options = {"n_codes": codes, "patch": patch, "passes": 8, "radius_end": 0.2, "coarser": coarser, "device": "cpu"}
+            fit("features", f"{name}.pth", **options)
+            for split in "train", "valid":
+                tokenize(f"{name}.pth", f"{name}/tokenized_{split}.pth", data / split, device="cpu")
+            if before:
+                options = {"data": name, "coarse": ",".join(before), "tokenizer": f"{name}.pth", "epochs": 2}
+                train("CascadeStage", batch_size=4, output=f"stage{k - 1}.pth", device="cpu", **options, **SMALL)
+                paths = f"stage{k - 1}.pth", coarser, f"{name}.pth"
+                stages.append(dict(zip(("model_path", "lr_codebook_path", "hr_codebook_path"), paths, strict=True)))
+            before.append(name)
     (folder / "cascade.json").write_text(json.dumps({"stages": stages}))
     return folder
 
