@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from homework.codec.cascade_compressor import CascadeCompressor
@@ -16,9 +16,10 @@ from homework.core import cli
 from homework.datasets.images import ImageDataset, to_uint8
 from homework.evaluation.metrics import errors, psnr
 from homework.evaluation.pictures import on_sheet, save_picture
+from homework.priors.base import Prior
 from homework.priors.cascade import Cascade
-from homework.priors.pairs import load_pair
-from homework.tokenizers.base import usage
+from homework.priors.pairs import load_cascade, load_pair
+from homework.tokenizers.base import Tokenizer, usage
 
 BATCH, SAMPLES = 16, 6
 HERE = Path(__file__).parent / "figures"
@@ -26,6 +27,7 @@ HERE = Path(__file__).parent / "figures"
 
 def table(
     stages: list[dict],
+    other: str | None = None,
     plain: str | None = None,
     data: str = "data/valid",
     image_size: str = "80x120",
@@ -33,11 +35,13 @@ def table(
     coded: int = 64,
     figures: bool = False,
 ) -> None:
-    """Prints the mean squared error, the codes used and the bits an image at every scale, and the bits of all together.
+    """Prints the mean squared error, the codes used and the bits an image at every scale; and of all together the bits, and
+    the error of the finest picture, of each cascade and of a plain prior.
 
     Args:
         stages: best given as --config FILE, see ``python -m homework.generation cascade --help``.
-        plain: a prior over the finest grids alone, to compare with.
+        other: the JSON file of another cascade to compare with, as one of the other kind, residual or independent.
+        plain: a prior over the finest grids alone, to compare with; or TOKENIZER,PRIOR, over the grids of another codebook.
         data: a folder of images.
         image_size: HEIGHTxWIDTH, to which they are scaled.
         limit: how many of them to use at most, the first ones by name; all by default.
@@ -49,27 +53,50 @@ def table(
         cli.at_least(1, limit=limit)
     cascade, images = Cascade(stages), ImageDataset(str(data), cli.parse_image_size(image_size))
     n = min(len(images), limit or len(images))
-    prior = load_pair(str(stages[-1]["hr_codebook_path"]), str(plain), cascade.device)[1] if plain else None
+    names = str(plain).split(",") if plain else []
+    pair = load_pair(*[str(stages[-1]["hr_codebook_path"]), *names][-2:], cascade.device) if names else None
     if figures:
-        draw(cascade, images, prior)
+        draw(cascade, images, pair)
+    rows = [by_scale(cascade, images, n, min(coded, n))]
+    if other:
+        rows.append(by_scale(load_cascade(other), images, n, min(coded, n)))
+    if pair:
+        rows.append(("plain prior", *plain_figures(*pair, images, n)))
+    print("\n| | bits an image | MSE | PSNR, dB |\n" + 4 * "|---" + "|")
+    for kind, total, error in rows:
+        print(f"| {kind} | {total:,.0f} | {error:.5f} | {psnr(error):.2f} |")
+
+
+def by_scale(cascade: Cascade, images: ImageDataset, n: int, coded: int) -> tuple[str, float, float]:
+    """Prints the figures of each scale, over the first n images. Returns the kind of the cascade, the bits of all its grids
+    together, and the mean squared error of the finest picture."""
     grids, mse = encode_all(cascade, images, n)
     batches = [[grid[i : i + BATCH] for grid in grids] for i in range(0, n, BATCH)]
     bits = sum(len(batch[0]) * torch.tensor(cascade.bits(batch)) for batch in batches) / n
-    coded = min(coded, n)
     n_bytes = sum(coded_bytes(cascade, [grid[i : min(i + BATCH, coded)] for grid in grids]) for i in range(0, coded, BATCH))
-    print("| grid | codes | MSE | PSNR, dB | used | bits by frequency | bits, given the grid before |\n" + 7 * "|---" + "|")
+    kind = "residual cascade" if cascade.stages[-1].context_dim else "independent cascade"
+    head = "| grid | codes | MSE | PSNR, dB | used | bits by frequency | bits, given the grids before |"
+    print(f"\n{kind}:\n\n{head}\n" + 7 * "|---" + "|")
     for k, (book, (h, w)) in enumerate(zip(cascade.codebooks, cascade.sizes, strict=True)):
         use = usage(grids[k], book.n_tokens)
         rate = f"{h * w * float(use['entropy']):,.0f} of {h * w * math.log2(book.n_tokens):,.0f}"
         cells = f"{h}x{w}", book.n_tokens, f"{mse[k]:.5f}", f"{psnr(mse[k]):.2f}", f"{float(use['usage']):.1%}"
         print("|", " | ".join(map(str, (*cells, rate, f"{bits[k]:,.1f}"))), "|")
-    alone = ""
-    if prior:
-        with torch.no_grad():
-            plain_bits = sum(prior.bits(batch[-1]).sum().item() for batch in batches)
-        alone = f"; the finest grid alone, under {plain}: {plain_bits / n:,.0f}"
     mean = f"{8 * n_bytes / coded:,.0f}"
-    print(f"\nAll together {bits.sum():,.0f} bits an image{alone}. {coded} images took {mean} bits each, and came back.")
+    print(f"\nAll together {bits.sum():,.0f} bits an image. {coded} images took {mean} bits each, and came back.")
+    return kind, float(bits.sum()), mse[-1]
+
+
+@torch.no_grad()
+def plain_figures(tokenizer: Tokenizer, prior: Prior, images: ImageDataset, n: int) -> tuple[float, float]:
+    """Bits and mean squared error of the first n images by a tokenizer and a prior over its grids."""
+    bits = error = 0.0
+    for indices in torch.arange(n).split(BATCH):
+        x = images.batch(indices)
+        grid = tokenizer.encode_index(x)
+        bits += float(prior.bits(grid).sum())
+        error += sum(errors(tokenizer.decode_index(grid)[:, : x.shape[1], : x.shape[2]], x))
+    return bits / n, error / n
 
 
 def encode_all(cascade: Cascade, images: ImageDataset, n: int) -> tuple[list[Tensor], list[float]]:
@@ -93,7 +120,7 @@ def coded_bytes(cascade: Cascade, grids: list[Tensor]) -> int:
 
 
 @torch.no_grad()
-def draw(cascade: Cascade, images: ImageDataset, prior: nn.Module | None) -> None:
+def draw(cascade: Cascade, images: ImageDataset, plain: tuple[Tokenizer, Prior] | None) -> None:
     """cascade.png: frames, and what each codebook keeps of them; then, a row each, samples from the condition to the finest
     grid, and after them one of the plain prior. codebook.png: the units of the coarse codebook, and its U-matrix."""
     x = images.batch(torch.linspace(0, len(images) - 1, 3).long())
@@ -101,9 +128,9 @@ def draw(cascade: Cascade, images: ImageDataset, prior: nn.Module | None) -> Non
     draws = torch.Generator().manual_seed(69)
     condition = torch.randint(cascade.codebooks[0].n_tokens, (SAMPLES, *cascade.sizes[0]), generator=draws)
     parts = cascade.decode(cascade.generate(condition, draws))
-    if prior:
-        grids = prior.generate(SAMPLES, *cascade.sizes[-1], generator=draws, temperature=0.9)
-        parts.append(cascade.codebooks[-1].decode_index(grids))
+    if plain:
+        tokenizer, prior = plain
+        parts.append(tokenizer.decode_index(prior.generate(SAMPLES, *cascade.sizes[-1], generator=draws, temperature=0.9)))
     else:
         parts.append(torch.full_like(parts[0], 0.5))
     rows += zip(*(to_uint8(part).numpy() for part in parts), strict=True)

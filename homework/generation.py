@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from homework.core import checks, cli, devices, files
+from homework.core import checkpoint, checks, cli, devices, files
+from homework.core.arguments import read_json
 from homework.core.model import ordinary_tensors
 from homework.datasets.image_files import batches_of, read_image
 from homework.datasets.images import to_uint8
@@ -103,7 +104,7 @@ def token_rows(coder: Tokenizer, path: str, size: tuple[int, int], rows: int) ->
     return grid[:rows]
 
 
-def cascade(stages: list[dict], *, num_images: int = 5, out_dir: str = "generated", seed: int = 69,
+def cascade(stages: list[dict] | None = None, *, num_images: int = 5, out_dir: str = "generated", seed: int = 69,
             condition: int | str | None = None, batch_size: int = 16, scale: int = 1,
             device: str = "auto", overwrite: bool = False) -> None:  # fmt: skip
     """Samples images from coarse to fine: i_condition.png, i_stage0.png, i_stage1.png and so on, and all on sheet.png.
@@ -114,7 +115,8 @@ def cascade(stages: list[dict], *, num_images: int = 5, out_dir: str = "generate
 
     Args:
         stages: best given by --config FILE, {"stages": a list from coarse to fine}; each has model_path, lr_codebook_path
-            and hr_codebook_path, and may have temperature, top_k, top_p, num_beam, beam_width and beams.
+            and hr_codebook_path, and may have temperature, top_k, top_p, num_beam, beam_width and beams. By default those of
+            the pretrained models' cascade.json.
         num_images: how many to sample.
         out_dir: the folder; made if it is not there. Files of the same names are replaced.
         seed: of the draws; the same seed, batch size and options give the same images.
@@ -128,6 +130,10 @@ def cascade(stages: list[dict], *, num_images: int = 5, out_dir: str = "generate
     cli.check_seed(seed)
     folder = Path(out_dir)
     files.check_writable(folder / "sheet.png")
+    if stages is None:
+        if not (shipped := checkpoint.PRETRAINED / "cascade.json").is_file():
+            raise FileNotFoundError("No cascade comes along; name the JSON file of yours by --config FILE.")
+        stages = read_json(shipped).get("stages", [])
     model, generator = Cascade(stages, devices.pick_device(device)), torch.Generator().manual_seed(seed)
     conditions, rows = starting_codes(model, condition, num_images, generator), []
     with tqdm(total=num_images, desc="generating", unit="img") as bar:

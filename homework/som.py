@@ -15,14 +15,15 @@ from homework.training import resume
 
 
 def fit(features: str, output: str, *, n_codes: int = 1024, patch: int | str = 1, lattice: str = "plane", passes: int = 20,
-        radius_start: float = 0.0, radius_end: float = 1.0, limit: int | None = None, batch_size: int = 64,
-        device: str = "auto") -> None:  # fmt: skip
+        radius_start: float = 0.0, radius_end: float = 1.0, coarser: str | None = None, limit: int | None = None,
+        batch_size: int = 64, device: str = "auto") -> None:  # fmt: skip
     """Trains a SOM in batch steps: a pass over all features finds every patch's best unit, and then all units move.
     Curves and pictures are in logs/{date}_SOM/.
 
     Examples:
         python -m homework.som fit features homework/SOM.pth
         python -m homework.som fit features line.pth --n_codes 64 --lattice line --patch map
+        python -m homework.som fit features fine.pth --coarser coarse.pth
 
     Args:
         features: a folder with train/ and valid/, each written by homework.features.
@@ -32,6 +33,7 @@ def fit(features: str, output: str, *, n_codes: int = 1024, patch: int | str = 1
         lattice: line, plane or ROWSxCOLUMNS.
         radius_start: the neighbourhood's first radius in steps of the lattice; 0 for half of its longer side.
         radius_end: its last one.
+        coarser: the checkpoint of a SOM, on whose residuals to fit the new one: what it, with all coarser ones, leaves.
         passes: over the training features; the radius shrinks from one to the next.
         limit: how many images to use at most, evenly spread over all.
         batch_size: images at once.
@@ -41,8 +43,17 @@ def fit(features: str, output: str, *, n_codes: int = 1024, patch: int | str = 1
     cli.check_output(output)
     device = devices.pick_device(device)
     train, valid = (FeatureDataset(split, root=features) for split in ("train", "valid"))
-    model = SOM(n_codes, patch, lattice, radius_start=radius_start, radius_end=radius_end, **train.model_defaults())
-    train.prepare(model)
+    options = {"n_codes": n_codes, "patch": patch, "lattice": lattice}
+    options |= {"radius_start": radius_start, "radius_end": radius_end}
+    if coarser is None:
+        model = SOM(**options, **train.model_defaults())
+        train.prepare(model)
+    else:
+        train.check(before := checkpoint.load(coarser, "SOM"))
+        if (known := (before.config["height"], before.config["width"])) != train.size[:2]:
+            raise ValueError(f"{coarser} is for maps of {known[0]}x{known[1]}, but those of {features} are "
+                             f"{train.size[0]}x{train.size[1]}; fit both on the same features.")  # fmt: skip
+        model = before.finer(**options)
     model.to(device).train()
     n = min(len(train), limit or len(train))
     order = torch.arange(n) * len(train) // n

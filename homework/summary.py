@@ -40,7 +40,7 @@ def summary(model: str, *, image_size: str | None = None, depth: int = 4, **opti
     size = {} if base or holds == "features" else {"height": H, "width": W}
     built = registry.build(cls, options, size, base, others=("image_size", "depth"))
     if holds == "pairs of grids":
-        coarse = torch.zeros(1, built.config["coarse_height"], built.config["coarse_width"], dtype=torch.int64)
+        coarse = torch.zeros(1, *built.coarse_shape, dtype=torch.float32 if built.context_dim else torch.int64)
         x = [(coarse, torch.zeros(1, H, W, dtype=torch.int64))]  # a list of arguments, of which there is one
     else:
         x = torch.zeros(1, H, W, dtype=torch.int64) if holds == "grids" else torch.zeros(1, H, W, 3)

@@ -52,7 +52,8 @@ def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumul
             --prior found, and their images, for the checkpoint of their tokenizer); by default the model's own kind.
         binarize: of mnist: how bright a pixel must be to count as ink, at least 0 (by default: not quite black) and below 1;
             or "sample" for ink with a probability of its brightness, drawn afresh each time.
-        coarse: of multiscale: the folder with the tokens of the coarser grids; --data has those of the finer ones.
+        coarse: of multiscale: the folder with the tokens of the coarser grids; --data has those of the finer ones. If
+            --tokenizer, which made the finer ones, is residual: the folders of all coarser grids, with commas.
         image_size: HEIGHTxWIDTH in pixels, to resize and crop images to.
         limit: how many training and validation samples to use at most; all by default.
         validate_every: updates between validations; once an epoch by default.

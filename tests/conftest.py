@@ -60,8 +60,8 @@ def build(name: str, seed: int = 0, **options) -> torch.nn.Module:
 
 
 def batch_for(model: torch.nn.Module, B: int = 3, seed: int = 0) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """What ``model.loss`` takes: images (B,20,30,3), features (B,4,6,3), grids (B,4,6), or coarse grids (B,2,3)
-    and such grids."""
+    """What ``model.loss`` takes: images (B,20,30,3), features (B,4,6,3), grids (B,4,6), or coarse grids (B,2,3), or vectors
+    (B,4,6,d) in place of these, and such grids."""
     generator = torch.Generator().manual_seed(seed)
     if model.data == "images":
         return torch.rand(B, *SIZE, 3, generator=generator) - 0.5
@@ -69,6 +69,9 @@ def batch_for(model: torch.nn.Module, B: int = 3, seed: int = 0) -> torch.Tensor
         return torch.randn(B, *GRID, 3, generator=generator)
     grids = torch.randint(model.n_tokens, (B, *GRID), generator=generator)
     if model.data == "multiscale":
+        if model.context_dim:
+            dtype = model.head.weight.dtype
+            return torch.randn(B, *GRID, model.context_dim, generator=generator).to(dtype), grids
         size = model.config["coarse_height"], model.config["coarse_width"]
         return torch.randint(model.config["coarse_tokens"], (B, *size), generator=generator), grids
     return grids

@@ -73,6 +73,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     source = ROOT / "homework"
     wanted = {path.relative_to(ROOT).as_posix() for path in source.rglob("*.py")}
     wanted |= {f"homework/pretrained/{path.name}" for path in (source / "pretrained").glob("*.pth")} | {"homework/py.typed"}
+    wanted |= {f"homework/pretrained/{path.name}" for path in (source / "pretrained").glob("*.json")}
     wanted |= {path.relative_to(ROOT).as_posix() for path in (source / "evaluation/templates").glob("*")}
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}

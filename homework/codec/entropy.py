@@ -128,8 +128,12 @@ class CascadePrior:
 
     def split(self, row: Array) -> list[Array]:
         """(1,N) -> the grids (h,w) of all codebooks."""
+        return [grid[0] for grid in self.grids(row)]
+
+    def grids(self, rows: Array) -> list[Array]:
+        """(B,N), or its beginning -> the grids (B,h,w) of all codebooks, or of those whose grid is there."""
         sizes = zip(itertools.pairwise(self.starts), self.cascade.sizes, strict=True)
-        return [row[0, start:stop].reshape(size) for (start, stop), size in sizes]
+        return [rows[:, start:stop].reshape(len(rows), *size) for (start, stop), size in sizes if stop <= rows.shape[1]]
 
     def steps(self, B: int, h: int, w: int) -> Step:
         """As :meth:`ExactPrior.steps`, of the row: where one grid ends, the steps of the next begin."""
@@ -141,26 +145,29 @@ class CascadePrior:
             known[:, n : n + tokens.shape[1]] = tokens
             n += tokens.shape[1]
             if n in self.starts[1:]:
-                k = self.starts.index(n)
-                current, tokens = self._grid_steps(k, known[:, self.starts[k - 1] : n]), tokens[:, :0]
+                current, tokens = self._grid_steps(self.starts.index(n), known[:, :n]), tokens[:, :0]
             return current(tokens)
 
         return step
 
     def _grid_steps(self, k: int, coarse: np.ndarray) -> Step:
-        """Over B grids of codebook k, given the tokens (B,n) of codebook k-1; of the first, any B rows."""
+        """Over B grids of codebook k, given the tokens (B,n) of all before it; of the first, any B rows."""
         cascade = self.cascade
         if k == 0:
             uniform = quantize_probabilities(torch.zeros(len(coarse), cascade.codebooks[0].n_tokens))
             return lambda tokens: uniform
-        given = torch.from_numpy(coarse).reshape(-1, *cascade.sizes[k - 1])  # (B,n) -> (B,h,w)
-        begin = partial(cascade.stages[k - 1].steps, given.to(cascade.device), *cascade.sizes[k], cascade.device)
+        grids = [grid.to(cascade.device) for grid in self.grids(torch.from_numpy(coarse))]
+
+        def begin() -> Callable:
+            return cascade.stages[k - 1].steps(cascade.known(grids), *cascade.sizes[k], cascade.device)
+
         return coding_steps(begin, quantize_probabilities, cascade.device)
 
     def probes(self, B: int) -> list[tuple[Step, int, int]]:
         """As :meth:`FloatPrior.probes`, of each stage."""
         K, n = [book.n_tokens for book in self.cascade.codebooks], [h * w for h, w in self.cascade.sizes]
-        return [(self._grid_steps(k, fixed_tokens(B, n[k - 1], K[k - 1])), min(6, n[k]), K[k]) for k in range(1, len(K))]
+        tokens = np.concatenate([fixed_tokens(B, *grid) for grid in zip(n, K, strict=True)], axis=1)  # (B,N)
+        return [(self._grid_steps(k, tokens[:, : self.starts[k]]), min(6, n[k]), K[k]) for k in range(1, len(K))]
 
 
 def fixed_tokens(B: int, n: int, K: int) -> np.ndarray:

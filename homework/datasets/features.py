@@ -1,6 +1,7 @@
 """Feature maps on disk: memory-mapped shards with an index, as ``homework.features`` writes them, and their data set."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,20 @@ AGAIN = "the same python -m homework.features as before makes it again."
 
 
 class FeatureModel(Model):
-    """The contract of a model of feature maps that bears the ``autoencoder`` which made them."""
+    """The contract of a model of feature maps that bears the ``autoencoder`` which made them. One that quantizes what
+    ``n_coarser`` codebooks leave of them defines :meth:`context`."""
 
     data = "features"
     autoencoder: Model
+    n_coarser: int = 0
 
     def set_autoencoder(self, model: Model) -> None:
         """Takes the weights of the auto-encoder. ValueError if it is of another kind than its own."""
+        raise NotImplementedError
+
+    def context(self, grids: Sequence[Tensor]) -> Tensor:
+        """Grids (B,h',w') int64 of the coarser codebooks, the coarsest first -> (B,h,w,d) float: the sum of their vectors,
+        cut into the patches of the own grid. ValueError if they are not grids of these."""
         raise NotImplementedError
 
 

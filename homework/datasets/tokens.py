@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from homework.core import files, fingerprint
+from homework.core import checkpoint, files, fingerprint
 from homework.datasets.base import Dataset, Indices
+from homework.datasets.features import FeatureModel
 from homework.datasets.image_files import SPLITS
 
 
@@ -76,25 +77,28 @@ class TokenDataset(Grids):
 class MultiscaleDataset(Dataset):
     """The same images as coarser and as finer grids of tokens, for the stages of a cascade: ``tokenized_{split}.pth`` in the
     folders ``coarse`` and ``root``. ``ds[i]`` are two int64 grids, (hc, wc) and (h, w). Errors as of :class:`TokenDataset`;
-    ValueError also if ``coarse`` is missing, or the two are not of the same images."""
+    ValueError also if ``coarse`` is missing, or the two are not of the same images.
+
+    If the checkpoint ``tokenizer`` made the finer grids and is residual, ``coarse`` are the folders of all coarser grids,
+    the coarsest first, with commas between them, and ``ds[i]`` has in place of the first grid what these together say, the
+    tokenizer's ``context`` (h, w, d) float32.
+    """
 
     holds = "pairs of grids"
 
-    def __init__(self, split: str = "train", root: str | Path = "data", coarse: str | Path | None = None):
+    def __init__(self, split: str = "train", root: str | Path = "data", coarse: str | Path | None = None,
+                 tokenizer: str | Path | None = None):  # fmt: skip
         if coarse is None:
             raise ValueError("--coarse is missing: name the folder with the tokens of the coarser grids.")
-        self.coarse, self.fine = (TokenDataset(split, folder) for folder in (coarse, root))
-        self.names = self.fine.names
-        one, other = (f"{folder}/tokenized_{split}.pth" for folder in (coarse, root))
-        if len(self.coarse) != len(self.fine) or self.coarse.names != self.fine.names:
-            raise ValueError(f"{one} ({len(self.coarse)} grids) and {other} ({len(self.fine)} grids) are not of the same "
-                             "images; make both with python -m homework.tokenize from the same ones.")  # fmt: skip
-        if self.coarse.shift != self.fine.shift:
-            raise ValueError(f"The copies in {one} were moved by up to {self.coarse.shift} pixels, but those in {other} by "
-                             f"up to {self.fine.shift}; make both with one --shift.")  # fmt: skip
-        if self.coarse.images and self.fine.images and self.coarse.images != self.fine.images:
-            raise ValueError(f"{one} and {other} are of files of the same names, but of other images, or of copies moved "
-                             "otherwise; make both with python -m homework.tokenize from the same ones.")  # fmt: skip
+        self.fine, folders = TokenDataset(split, root), str(coarse).split(",")
+        self.coarser = [TokenDataset(split, folder) for folder in folders]
+        self.coarse, self.names = self.coarser[-1], self.fine.names
+        for folder, grids in zip(folders, self.coarser, strict=True):
+            check_same_images(self.fine, f"{root}/tokenized_{split}.pth", grids, f"{folder}/tokenized_{split}.pth")
+        self.residual = residual_tokenizer(tokenizer, self.fine.meta.get("tokenizer"))
+        if len(folders) != (n := self.residual.n_coarser if self.residual else 1):
+            raise ValueError(f"--coarse names {len(folders)} folders, but the grids of --tokenizer, {tokenizer}, need {n}: "
+                             "one, or of a residual codebook those of all coarser ones, the coarsest first.")  # fmt: skip
         pair = ("coarse_", self.coarse), ("", self.fine)
         self.meta = {f"{prefix}tokenizer": data.meta["tokenizer"] for prefix, data in pair if data.meta}
 
@@ -102,11 +106,40 @@ class MultiscaleDataset(Dataset):
         return len(self.fine)
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        return self.coarse[i], self.fine[i]
+        coarse, fine = self.batch([range(len(self))[i]])
+        return coarse[0], fine[0]
 
     def batch(self, indices: Indices, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        return self.coarse.batch(indices, device), self.fine.batch(indices, device)
+        return self.known(indices).to(device), self.fine.batch(indices, device)
+
+    @torch.no_grad()
+    def known(self, indices: Indices) -> Tensor:
+        """What a stage reads: grids (B,hc,wc) int64, or (B,h,w,d) float of residual ones."""
+        grids = [data.batch(indices) for data in self.coarser]
+        return self.residual.context(grids) if self.residual else grids[-1]
 
     def model_defaults(self) -> dict:
         coarse = {f"coarse_{k.removeprefix('n_')}": v for k, v in self.coarse.model_defaults().items()}
-        return self.fine.model_defaults() | coarse
+        residual = {"context_dim": self.known([0]).shape[-1]} if self.residual else {}
+        return self.fine.model_defaults() | coarse | residual
+
+
+def check_same_images(fine: TokenDataset, path: str, coarse: TokenDataset, coarse_path: str) -> None:
+    """ValueError unless the grids in two files are of the same images."""
+    if len(coarse) != len(fine) or coarse.names != fine.names:
+        raise ValueError(f"{coarse_path} ({len(coarse)} grids) and {path} ({len(fine)} grids) are not of the same "
+                         "images; make both with python -m homework.tokenize from the same ones.")  # fmt: skip
+    if coarse.shift != fine.shift:
+        raise ValueError(f"The copies in {coarse_path} were moved by up to {coarse.shift} pixels, but those in {path} by "
+                         f"up to {fine.shift}; make both with one --shift.")  # fmt: skip
+    if coarse.images and fine.images and coarse.images != fine.images:
+        raise ValueError(f"{coarse_path} and {path} are of files of the same names, but of other images, or of copies moved "
+                         "otherwise; make both with python -m homework.tokenize from the same ones.")  # fmt: skip
+
+
+def residual_tokenizer(path: str | Path | None, made_by: str | None) -> FeatureModel | None:
+    """The tokenizer in a checkpoint, if there is one, and it is the one that grids were ``made_by``, and residual."""
+    if path is None or made_by is None or not (path := checkpoint.locate(path)).is_file():
+        return None
+    model = checkpoint.load(path)
+    return model if isinstance(model, FeatureModel) and model.n_coarser and fingerprint.is_of(made_by, model) else None

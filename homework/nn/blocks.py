@@ -87,6 +87,12 @@ def pad_to_patches(x: Tensor, P: int, Q: int | None = None) -> Tensor:
     return x
 
 
+def to_patches(x: Tensor, P: int, Q: int | None = None) -> Tensor:
+    """Cuts into patches: (...,h*P,w*Q,C) -> (...,h,w,P*Q*C); Q = P if None."""
+    x = x.unflatten(-2, (-1, Q or P)).unflatten(-4, (-1, P))  # (...,h*P,w*Q,C) -> (...,h,P,w,Q,C)
+    return x.transpose(-4, -3).flatten(-3)  # (...,h,w,P,Q,C) -> (...,h,w,P*Q*C)
+
+
 def unpatch(x: Tensor, P: int, Q: int | None = None) -> Tensor:
     """Joins patches: (...,h,w,P*Q*C) -> (...,h*P,w*Q,C); Q = P if None."""
     x = x.unflatten(-1, (P, Q or P, -1)).transpose(-4, -3)  # (...,h,w,P*Q*C) -> (...,h,P,w,Q,C)

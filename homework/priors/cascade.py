@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from homework.core import checkpoint, fingerprint
 from homework.core.model import Model, ordinary_tensors
+from homework.datasets.features import FeatureModel
 from homework.priors import sampling
 from homework.priors.cascade_stage import CascadeStage
 from homework.tokenizers.base import Tokenizer
@@ -19,7 +20,8 @@ OPTIONS = ("temperature", "top_k", "top_p", "num_beam", "beam_width", "beams")
 
 class Cascade(nn.Module):
     """p(grids) = p(condition) prod_k p(grid k | grid k-1), where the condition, one code for a whole image, is any of its K
-    codes with the same probability.
+    codes with the same probability; of residual codebooks prod_k p(grid k | grids 0 .. k-1), as all of them together make
+    what a stage reads, and an image.
 
     ::
 
@@ -57,6 +59,10 @@ class Cascade(nn.Module):
         self.stages = nn.ModuleList(loaded[str(stage["model_path"])] for stage in stages)
         codebook_paths = [stages[0]["lr_codebook_path"], *(stage["hr_codebook_path"] for stage in stages)]
         self.codebooks = nn.ModuleList(loaded[str(path)] for path in codebook_paths)
+        for path, before, codebook in zip(codebook_paths, [None, *self.codebooks], self.codebooks, strict=False):
+            if not codebook.follows(before):
+                raise ValueError(f"{path} is residual, and was fitted on what other codebooks leave than those before it "
+                                 "in this cascade; name these, as its --coarser did.")  # fmt: skip
         self.sizes = check_sizes([model.config for model in self.stages])
 
     @property
@@ -91,25 +97,34 @@ class Cascade(nn.Module):
 
     @ordinary_tensors
     def decode(self, grids: Sequence[Tensor]) -> list[Tensor]:
-        """Grids of all codebooks -> the images (B,H,W,3) of each, float."""
-        return [codebook.decode_index(grid) for codebook, grid in zip(self.codebooks, grids, strict=True)]
+        """Grids of the first codebooks, or of all -> the images (B,H,W,3) of each, float."""
+        grids = [grid.to(self.device) for grid in grids]
+        return [self.codebooks[k].decode_grids(grids[: k + 1]) for k in range(len(grids))]
+
+    @ordinary_tensors
+    def known(self, grids: Sequence[Tensor]) -> Tensor:
+        """Grids of the first codebooks, but not of all -> what the next stage reads: the last one, or the sum of all."""
+        stage, codebook = self.stages[len(grids) - 1], self.codebooks[len(grids)]
+        return codebook.context(grids) if stage.context_dim else grids[-1]
 
     def generate(self, condition: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
         """Conditions (B,hc,wc) int64 -> grids (B,h,w), the conditions first, each sampled given the one before."""
-        return [condition.to(self.device), *self.refine(condition, 0, generator)]
+        return [condition.to(self.device), *self.refine([condition], generator)]
 
-    def refine(self, grid: Tensor, k: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
-        """Grids (B,h,w) int64 of codebook k -> the finer ones, one after another, each sampled given the one before."""
-        for stage, options, size in list(zip(self.stages, self.options, self.sizes[1:], strict=True))[k:]:
-            grid = stage.generate(grid.to(self.device), *size, self.device, generator=generator, **options)
-            yield grid
+    def refine(self, grids: Sequence[Tensor], generator: torch.Generator | None = None) -> Iterator[Tensor]:
+        """Grids (B,h,w) int64 of the first codebooks -> the finer ones, one after another, each sampled given the former."""
+        known = [grid.to(self.device) for grid in grids]
+        for stage, options, size in list(zip(self.stages, self.options, self.sizes[1:], strict=True))[len(grids) - 1 :]:
+            known.append(stage.generate(self.known(known), *size, self.device, generator=generator, **options))
+            yield known[-1]
 
     @ordinary_tensors
     def bits(self, grids: Sequence[Tensor]) -> list[float]:
-        """Mean bits per image of the condition, and of each stage given the grid before."""
+        """Mean bits per image of the condition, and of each stage given the grids before."""
         condition = grids[0][0].numel() * math.log2(self.codebooks[0].n_tokens)
-        pairs = zip(self.stages, grids[:-1], grids[1:], strict=True)
-        return [condition] + [float(stage.loss((coarse, fine))["bits_per_image"]) for stage, coarse, fine in pairs]
+        batches = [(self.known(grids[:k]), grids[k]) for k in range(1, len(grids))]
+        losses = [stage.loss(batch) for stage, batch in zip(self.stages, batches, strict=True)]
+        return [condition] + [float(loss["bits_per_image"]) for loss in losses]
 
 
 def read_options(stages: list[dict]) -> list[dict]:
@@ -148,6 +163,9 @@ def check_stage(k: int, stage: dict, loaded: dict[str, Model], identities: dict[
         if not fingerprint.is_same(model.meta.get(key, identity), identity):
             raise ValueError(f"Stage {k}: {path} was trained on the grids of another codebook than {role} {name}; name that "
                              "one.")  # fmt: skip
+    if model.context_dim and (not isinstance(codebook, FeatureModel) or codebook.n_coarser != k + 1):
+        raise ValueError(f"Stage {k}: {path} reads the vectors of residual codebooks, but {name} is none on {k + 1} coarser "
+                         "ones; name the codebook that made its grids.")  # fmt: skip
 
 
 def check_sizes(configs: list[dict]) -> list[tuple[int, int]]:

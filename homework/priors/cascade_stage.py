@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from homework.core import checks
 from homework.core.model import Model, ordinary_tensors
-from homework.nn.blocks import ACTIVATIONS
+from homework.nn.blocks import ACTIVATIONS, Block, Conv
 from homework.nn.transformer import CrossAttention, DecoderLayer, Layer
 from homework.priors import sampling
 from homework.priors.base import evaluating, grid_cross_entropy
@@ -40,6 +40,11 @@ class CascadeStage(FromNeighbours, Model):
     memory is the embeddings, as a prefix that every position of the fine grid sees. So a first stage can start from a 1x1
     grid, the token of a class. A batch is the tuple (coarse (B,hc,wc), fine (B,h,w)), both int64.
 
+    With context_dim the coarse grids are those of residual codebooks, and the stage reads what all of them together say
+    (Tian et al., arXiv 2404.02905, figure 4): ``coarse`` is (B,h,w,context_dim) float, over each position of the fine grid
+    the sum of their vectors, see :meth:`homework.datasets.features.FeatureModel.context`. The encoder is then a convolution
+    of it and num_enc_layers convolutional blocks, which give the vector over a position; there is no memory to attend to.
+
     Args:
         in_dim, hidden_dim: D, the width of all layers (a multiple of both numbers of heads), and the width of the MLPs.
         num_enc_layers, num_dec_layers: layers that read the coarse grid, 0 for a decoder alone; layers over the fine grid.
@@ -51,12 +56,14 @@ class CascadeStage(FromNeighbours, Model):
         dropout, neighbours, recompute: as of :class:`homework.autoregressive.AutoregressiveModel`.
         n_tokens, height, width: K, codes of the fine grid (tokens are in [0, K)), and its size in tokens.
         coarse_tokens, coarse_height, coarse_width: the same of the coarse grid.
+        context_dim: numbers in a residual codebook's vectors; 0 to read the tokens of the coarse grid.
     """
 
     architecture = "cascade stage 1"
     training_options = frozenset({"model_lr", "dropout", "recompute"})
     data = "multiscale"
     embedding: nn.Embedding
+    encoder: Any  # nn.ModuleList of Layer, or convolutions
     layers: Any  # nn.ModuleList of DecoderLayer
     coarse_position: Tensor
     neighbour_lookup: Tensor
@@ -65,24 +72,30 @@ class CascadeStage(FromNeighbours, Model):
                  self_attn_heads: int = 4, cross_attn_heads: int = 4, hidden_activation: str = "gelu",
                  use_sliding_window: bool = False, sliding_window: int = 100, model_lr: float = 1e-3, dropout: float = 0.0,
                  neighbours: int = 8, recompute: bool = False, n_tokens: int = 1024, height: int = 20, width: int = 30,
-                 coarse_tokens: int = 1024, coarse_height: int = 10, coarse_width: int = 15):  # fmt: skip
+                 coarse_tokens: int = 1024, coarse_height: int = 10, coarse_width: int = 15,
+                 context_dim: int = 0):  # fmt: skip
         super().__init__()
         check_config(self.config)
         D, self.n_tokens, self.learning_rate, self.recompute = in_dim, n_tokens, model_lr, recompute
-        self.neighbours = NEIGHBOURS[:neighbours]
-        self.prefix = 0 if num_enc_layers else coarse_height * coarse_width  # positions before the fine grid's
+        self.neighbours, self.context_dim = NEIGHBOURS[:neighbours], context_dim
+        # positions before the fine grid's
+        self.prefix = 0 if num_enc_layers or context_dim else coarse_height * coarse_width
         window = sliding_window if use_sliding_window else self.prefix + height * width
-        self.coarse_embedding = nn.Embedding(coarse_tokens, D)
-        self.coarse_row = nn.Parameter(torch.zeros(coarse_height, D))
-        self.coarse_column = nn.Parameter(torch.zeros(coarse_width, D))
         mlp = hidden_dim, hidden_activation
-        self.encoder = nn.ModuleList(Layer(D, CrossAttention(D, self_attn_heads), *mlp, num_enc_layers, dropout)
-                                     for _ in range(num_enc_layers))  # fmt: skip
+        if context_dim:
+            self.encoder = nn.Sequential(Conv(context_dim, D, 3, padding=1), *(Block(D) for _ in range(num_enc_layers)))
+            coarse_height, coarse_width = height, width  # of what the encoder makes
+        else:
+            self.coarse_embedding = nn.Embedding(coarse_tokens, D)
+            self.coarse_row = nn.Parameter(torch.zeros(coarse_height, D))
+            self.coarse_column = nn.Parameter(torch.zeros(coarse_width, D))
+            self.encoder = nn.ModuleList(Layer(D, CrossAttention(D, self_attn_heads), *mlp, num_enc_layers, dropout)
+                                         for _ in range(num_enc_layers))  # fmt: skip
         self.memory_norm = nn.RMSNorm(D, eps=1e-6)
         self.embedding = nn.Embedding(neighbours * (n_tokens + 1), D)  # see FromNeighbours.table
         nn.init.normal_(self.embedding.weight, std=neighbours**-0.5)
         self.row, self.column = nn.Parameter(torch.zeros(height, D)), nn.Parameter(torch.zeros(width, D))
-        cross_heads = cross_attn_heads if num_enc_layers else 0
+        cross_heads = cross_attn_heads if num_enc_layers and not context_dim else 0
         args = D, self_attn_heads, window, cross_heads, *mlp, num_dec_layers, dropout
         self.layers = nn.ModuleList(DecoderLayer(*args) for _ in range(num_dec_layers))
         self.norm, self.head = nn.RMSNorm(D, eps=1e-6), nn.Linear(D, n_tokens)
@@ -94,16 +107,25 @@ class CascadeStage(FromNeighbours, Model):
         self.register_buffer("coarse_position", torch.cat([torch.arange(self.prefix), nearest]), persistent=False)
         self.register_buffer("neighbour_lookup", self._lookup(height, width, nearest.device)[1], persistent=False)
 
+    @property
+    def coarse_shape(self) -> tuple[int, ...]:
+        """Of what it reads, without B: (hc,wc) of int64, or (h,w,context_dim) of float."""
+        names = ("height", "width", "context_dim") if self.context_dim else ("coarse_height", "coarse_width")
+        return tuple(self.config[name] for name in names)
+
     def check_sizes(self, coarse: Tensor, h: int, w: int) -> None:
-        """ValueError unless ``coarse`` (B,hc,wc) and the fine grid's h, w have the sizes that this stage was built for."""
-        hc, wc, H, W = (self.config[k] for k in ("coarse_height", "coarse_width", "height", "width"))
-        if coarse.shape[1:] != (hc, wc) or (h, w) != (H, W):
-            given = "x".join(map(str, coarse.shape[1:]))
-            raise ValueError(f"This stage refines {hc}x{wc} grids to {H}x{W}, but was given {given} to refine to {h}x{w}; "
+        """ValueError unless ``coarse`` and the fine grid's h, w have the sizes that this stage was built for."""
+        H, W = self.config["height"], self.config["width"]
+        if coarse.shape[1:] != self.coarse_shape or (h, w) != (H, W):
+            given, known = ("x".join(map(str, size)) for size in (coarse.shape[1:], self.coarse_shape))
+            raise ValueError(f"This stage refines {known} grids to {H}x{W}, but was given {given} to refine to {h}x{w}; "
                              f"use the stages of a cascade in the order of their sizes.")  # fmt: skip
 
     def encode(self, coarse: Tensor) -> Tensor:
-        """(B,hc,wc) int64 in [0,coarse_tokens) -> memory (B,M,D), a vector for each coarse position."""
+        """What is known of the coarse grids, see above -> memory (B,M,D), a vector for each position of the coarse grid, or,
+        with context_dim, of the fine one."""
+        if self.context_dim:
+            return self.memory_norm(self.encoder(coarse).flatten(1, 2))  # (B,h,w,D) -> (B,N,D)
         x = self.coarse_embedding(coarse) + self.coarse_row[:, None] + self.coarse_column
         x = x.flatten(1, 2)  # (B,hc,wc,D) -> (B,M,D), M = hc * wc
         for layer in self.encoder:
@@ -126,7 +148,7 @@ class CascadeStage(FromNeighbours, Model):
         return layer.modulation(memory), self._by_position(F.linear(self.row, weight), F.linear(self.column, weight))
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict]:
-        """(coarse (B,hc,wc), fine (B,h,w)) -> (logits (B,h,w,K), {}). ValueError for grids of other sizes."""
+        """(coarse, fine (B,h,w)) -> (logits (B,h,w,K), {}). ValueError for grids of other sizes."""
         coarse, fine = batch
         B, h, w = fine.shape
         self.check_sizes(coarse, h, w)
@@ -154,8 +176,8 @@ class CascadeStage(FromNeighbours, Model):
     @ordinary_tensors
     def generate(self, coarse: Tensor, h: int, w: int, device: str | torch.device = "cpu",
                  **sampling_options: Any) -> Tensor:  # fmt: skip
-        """Fine grids (B,h,w) int64 given coarse ones (B,hc,wc), see :meth:`homework.priors.base.Prior.generate`. ValueError
-        for a grid of another size or a token out of range."""
+        """Fine grids (B,h,w) int64 given what is known of coarse ones, see :meth:`homework.priors.base.Prior.generate`.
+        ValueError for a grid of another size or a token out of range."""
         with evaluating(self):
             return sampling.generate(self.steps(coarse, h, w, device), len(coarse), h, w, **sampling_options).to(device)
 
@@ -167,14 +189,15 @@ class CascadeStage(FromNeighbours, Model):
 
 
 class CascadeSteps(RasterSteps):
-    """A stage fed token by token. All that depends only on the coarse grids (B,hc,wc) is computed once, in the constructor.
+    """A stage fed token by token. All that depends only on the coarse grids is computed once, in the constructor.
     ValueError for a grid of another size or a token out of range."""
 
     given = "fine grid"
 
     def __init__(self, model: CascadeStage, coarse: Tensor, h: int, w: int, device: str | torch.device = "cpu"):
         model.check_sizes(coarse, h, w)
-        coarse = check_tokens(coarse, model.config["coarse_tokens"], "coarse grid")
+        if not model.context_dim:
+            coarse = check_tokens(coarse, model.config["coarse_tokens"], "coarse grid")
         super().__init__(model, len(coarse), h, w, device, model.config["in_dim"], model.prefix)
         self.image = torch.arange(len(coarse), device=device)  # which coarse grid each grid of the batch refines
         memory = model.encode(coarse.to(device))
@@ -206,7 +229,7 @@ class CascadeSteps(RasterSteps):
 def check_config(config: dict) -> None:
     """ValueError if an argument of :class:`CascadeStage` is not allowed."""
     checks.integer(1, **{name: config[name] for name in POSITIVE})
-    checks.integer(0, num_enc_layers=config["num_enc_layers"])
+    checks.integer(0, num_enc_layers=config["num_enc_layers"], context_dim=config["context_dim"])
     checks.integer(1, len(NEIGHBOURS), neighbours=config["neighbours"])
     checks.boolean(use_sliding_window=config["use_sliding_window"], recompute=config["recompute"])
     checks.choice(ACTIVATIONS, hidden_activation=config["hidden_activation"])
@@ -217,7 +240,7 @@ def check_config(config: dict) -> None:
         if D % config[name]:
             raise ValueError(f"in_dim is {D}, but must be a multiple of {name} = {config[name]}; change either.")
     if config["use_sliding_window"]:
-        if not config["num_enc_layers"]:
+        if not config["num_enc_layers"] and not config["context_dim"]:
             raise ValueError("use_sliding_window is true, but with num_enc_layers = 0 every position has to see back to "
                              "the coarse grid, which comes first; leave it out, or set num_enc_layers.")  # fmt: skip
         if window > h * w:

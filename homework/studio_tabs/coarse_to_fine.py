@@ -70,7 +70,7 @@ def refine(view: View, seed: int) -> Iterator[View]:
     that is none."""
     cli.check_seed(seed)
     kept = view.grids[: view.level + 1]
-    for grid in view.cascade.refine(kept[-1][None], view.level, torch.Generator().manual_seed(seed)):
+    for grid in view.cascade.refine([grid[None] for grid in kept], torch.Generator().manual_seed(seed)):
         kept = *kept, grid[0].cpu()
         yield dataclasses.replace(view, grids=kept)
 
@@ -78,9 +78,7 @@ def refine(view: View, seed: int) -> Iterator[View]:
 @ordinary_tensors
 def pictures(view: View) -> list[np.ndarray]:
     """(H,W,3) uint8: what each grid decodes to."""
-    books = list(view.cascade.codebooks)[: len(view.grids)]
-    return [to_uint8(book.decode_index(grid.to(view.cascade.device))).cpu().numpy()
-            for book, grid in zip(books, view.grids, strict=True)]  # fmt: skip
+    return [to_uint8(x[0]).cpu().numpy() for x in view.cascade.decode([grid[None] for grid in view.grids])]
 
 
 def names(cascade: Cascade) -> list[str]:

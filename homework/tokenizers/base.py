@@ -1,6 +1,7 @@
 """What tokenizers share: the contract, the auto-encoder of images, the rate predictor, and how often codes are used."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,15 @@ class Tokenizer(Model):
     def decode_index(self, index: Tensor) -> Tensor:
         """(...,h,w) integers in [0,K) -> (...,h*P,w*Q,3)."""
         return self.decode(self.code_vectors(index))  # type: ignore[operator]
+
+    def decode_grids(self, grids: Sequence[Tensor]) -> Tensor:
+        """Grids (...,h,w) of all codebooks of a cascade from the coarsest to this one -> (...,h*P,w*Q,3). By default that of
+        its own grid; a residual codebook needs them all."""
+        return self.decode_index(grids[-1])
+
+    def follows(self, before: "Tokenizer | None") -> bool:
+        """Whether its grids can follow those of the coarser tokenizer ``before``, None for none, in a cascade."""
+        return True
 
     def check_single(self, code: Tensor) -> None:
         """For a tokenizer with one code for an image: ValueError if ``code``, (...,h,w,d), has more."""

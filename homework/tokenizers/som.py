@@ -1,6 +1,8 @@
 """Self-organizing maps (Kohonen, Self-Organizing Maps, 2001) as tokenizers."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from homework.core import checks
 from homework.core.model import Model
 from homework.core.registry import build, model_class
 from homework.datasets.features import FeatureModel
-from homework.nn.blocks import pad_to_patches, unpatch
+from homework.nn.blocks import pad_to_patches, to_patches, unpatch
 from homework.tokenizers.base import AutoEncoder, Tokenizer, figures_of_usage, to_pictures, usage
 from homework.tokenizers.lattice import Lattice, neighbourhood, u_matrix
 from homework.tokenizers.vector_quantizer import chunked_distances, nearest
@@ -32,6 +34,24 @@ def parse_patch(patch: int | str, height: int, width: int) -> tuple[int, int]:
         raise ValueError(f"patch is {patch}, which does not divide the map of {height}x{width}; squares that do have sides "
                          f"of {sides}.")  # fmt: skip
     return ph, pw
+
+
+def check_coarser(coarser: list[list] | None, height: int, width: int) -> list[tuple[int, int]]:
+    """The patches of coarser codebooks, [n_codes, patch] of each. ValueError if they are something else."""
+    pairs = [] if coarser is None else coarser
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise ValueError(f"coarser is {coarser!r}, but must be a list of [n_codes, patch].")
+    for n, _ in pairs:
+        checks.integer(1, MOST_CODES, **{"n_codes of coarser": n})
+    return [parse_patch(patch, height, width) for _, patch in pairs]
+
+
+def cut(z: Tensor, patch: tuple[int, int]) -> Tensor:
+    """Features (...,h*P,w*Q,C) -> (...,h,w,P*Q*C). ValueError if the patch does not divide the map."""
+    (H, W), (ph, pw) = z.shape[-3:-1], patch
+    if H % ph or W % pw:
+        raise ValueError(f"The features are {H}x{W}, which patches of {ph}x{pw} do not divide.")
+    return to_patches(z, ph, pw)
 
 
 def build_autoencoder(spec: dict) -> AutoEncoder:
@@ -59,6 +79,14 @@ class SOM(FeatureModel, Tokenizer):
     ``python -m homework.som fit``, in batch steps, which put every w_k at once where that gradient is zero. The radius of
     the neighbourhood h shrinks exponentially.
 
+    With ``coarser`` it is residual: its units stand for what coarser codebooks together leave of the features (Tian et al.,
+    arXiv 2404.02905, section 3.2, here without interpolation: a unit covers its patch)::
+
+        z -> coarsest codebook -> its vectors z_0 -> next one, of z - z_0 -> z_1 -> ... -> own one, of z - z_0 - z_1 - ...
+
+    It bears those codebooks, so that it makes its tokens by itself; but only all grids together make an image
+    (:meth:`decode_grids`). In place of unknown coarser grids ``decode`` takes their units' mean.
+
     Args:
         n_codes: K, units, from 1 to 8192.
         patch: P, the side of a patch in positions of the feature map; or "HEIGHTxWIDTH"; or "map", all of it.
@@ -67,6 +95,7 @@ class SOM(FeatureModel, Tokenizer):
             the longer side if 0.
         autoencoder: {"model": name, "config": {...}} of the auto-encoder; its weights come with :meth:`set_autoencoder`.
         lattice, kept: see :class:`homework.tokenizers.lattice.Lattice`.
+        coarser: [n_codes, patch] of each coarser codebook, the coarsest first; their units come with :meth:`finer`.
     """
 
     architecture = "SOM 1"
@@ -78,7 +107,7 @@ class SOM(FeatureModel, Tokenizer):
 
     def __init__(self, n_codes: int = 1024, patch: int | str = 1, lattice: str = "plane", height: int = 20, width: int = 30,
                  radius_start: float = 0.0, radius_end: float = 1.0, autoencoder: dict | None = None,
-                 kept: list[int] | None = None):  # fmt: skip
+                 kept: list[int] | None = None, coarser: list[list] | None = None):  # fmt: skip
         super().__init__()
         checks.integer(1, MOST_CODES, n_codes=n_codes)
         checks.integer(1, 4096, height=height, width=width)
@@ -98,10 +127,14 @@ class SOM(FeatureModel, Tokenizer):
         with torch.no_grad():
             C = self.autoencoder.encode(torch.zeros(side, side, 3)).shape[-1]
         self.patch_size = (self.patch[0] * side, self.patch[1] * side)
-        if patch != "map":
+        if patch != "map" and not coarser:
             halos = self.autoencoder.encoder_halo, self.autoencoder.decoder_halo
             self.encoder_halo, self.decoder_halo = (halo and -(-halo // min(self.patch)) for halo in halos)
         self.codebook = nn.Parameter(torch.randn(n_codes, math.prod(self.patch) * C) * 0.1)
+        self.coarser_patches = check_coarser(coarser, height, width)
+        self.n_coarser, self.one_for_all = len(self.coarser_patches), "map" in (patch, *(p for _, p in coarser or ()))
+        for j, (n, sides) in enumerate(zip((n for n, _ in coarser or ()), self.coarser_patches, strict=True)):
+            self.register_buffer(f"coarser_{j}", torch.zeros(n, math.prod(sides) * C))
         self.register_buffer("placed", torch.zeros((), dtype=torch.bool))  # whether the units have been laid out over data
         self.register_buffer("positions", self.lattice.positions, persistent=False)
         self.first: list[Tensor] = []  # patches to lay them out over
@@ -114,26 +147,82 @@ class SOM(FeatureModel, Tokenizer):
                              "new one on them.")  # fmt: skip
         self.autoencoder.load_state_dict(model.state_dict())
 
+    def finer(self, **options: Any) -> "SOM":
+        """A new SOM of what this one, and all that are coarser, leave of the same features; ``options`` as of the
+        constructor."""
+        coarser = [*(self.config["coarser"] or []), [self.n_tokens, self.config["patch"]]]
+        shared = {name: self.config[name] for name in ("height", "width", "autoencoder")}
+        model = SOM(**shared | options, coarser=coarser)
+        model.autoencoder.load_state_dict(self.autoencoder.state_dict())
+        with torch.no_grad():
+            for (codebook, _), (own, _) in zip(model.scales, self.scales, strict=False):
+                codebook.copy_(own)
+        return model
+
+    @property
+    def scales(self) -> list[tuple[Tensor, tuple[int, int]]]:
+        """The units (K,d) and the patch of each codebook, the coarsest first, its own last."""
+        coarser = [(self.get_buffer(f"coarser_{j}"), patch) for j, patch in enumerate(self.coarser_patches)]
+        return [*coarser, (self.codebook, self.patch)]
+
+    def follows(self, before: Tokenizer | None) -> bool:
+        """Whether ``before`` is the codebook on whose residuals this one was fitted, up to float16. A SOM that is not
+        residual follows any."""
+        if not self.n_coarser:
+            return True
+        own = {f"scale {j}": codebook for j, (codebook, _) in enumerate(self.scales[:-1])} | self.autoencoder.state_dict()
+        if not isinstance(before, SOM) or [p for _, p in before.scales] != self.coarser_patches:
+            return False
+        other = {f"scale {j}": codebook for j, (codebook, _) in enumerate(before.scales)} | before.autoencoder.state_dict()
+        return own.keys() == other.keys() and all(torch.equal(own[k].half(), other[k].half()) for k in own)
+
+    def kept_by_coarser(self, z: Tensor) -> Tensor:
+        """Features (...,H,W,C) -> what the coarser codebooks together keep of them, (...,H,W,C): each quantizes what those
+        before it leave (Lee et al., arXiv 2203.01941, equation 3). ValueError if a patch does not divide the map."""
+        kept = torch.zeros_like(z)
+        for codebook, patch in self.scales[:-1]:
+            kept = kept + unpatch(codebook[nearest(cut(z - kept, patch), codebook)], *patch)
+        return kept
+
     def to_patches(self, z: Tensor) -> Tensor:
-        """(...,h*P,w*P,C) features -> (...,h,w,P*P*C). ValueError if the patch does not divide the map."""
-        (H, W), (ph, pw) = z.shape[-3:-1], self.patch
-        if H % ph or W % pw:
-            raise ValueError(f"The features are {H}x{W}, which patches of {ph}x{pw} do not divide.")
-        z = z.unflatten(-2, (-1, pw)).unflatten(-4, (-1, ph))  # (...,h*P,w*P,C) -> (...,h,P,w,P,C)
-        return z.transpose(-4, -3).flatten(-3)  # (...,h,w,P,P,C) -> (...,h,w,P*P*C)
+        """(...,h*P,w*P,C) features -> (...,h,w,P*P*C), what coarser codebooks leave of them. ValueError if the patch does
+        not divide the map."""
+        return cut(z - self.kept_by_coarser(z) if self.n_coarser else z, self.patch)
+
+    def sum_of(self, grids: Sequence[Tensor]) -> Tensor:
+        """Grids (...,h,w) of the first codebooks, the coarsest first -> the sum of their vectors as features (...,H,W,C).
+        ValueError for grids of other sizes, or with codes that a codebook does not have."""
+        scales = list(zip(self.scales, grids, strict=False))
+        sizes = {(grid.shape[-2] * patch[0], grid.shape[-1] * patch[1]) for (_, patch), grid in scales}
+        if len(sizes) > 1 or any(int(grid.max()) >= len(codebook) for (codebook, _), grid in scales):
+            raise ValueError("The grids are not of one image, or not of the codebooks of this SOM; give those of all "
+                             "coarser codebooks, the coarsest first.")  # fmt: skip
+        return torch.stack([unpatch(codebook[grid.long()], *patch) for (codebook, patch), grid in scales]).sum(dim=0)
+
+    def context(self, grids: Sequence[Tensor]) -> Tensor:
+        return cut(self.sum_of(grids), self.patch)
+
+    def decode_grids(self, grids: Sequence[Tensor]) -> Tensor:
+        return self.autoencoder.decode(self.sum_of(grids)) if self.n_coarser else self.decode_index(grids[-1])
 
     def to_features(self, code: Tensor) -> Tensor:
         """(...,h,w,P*P*C) -> (...,h*P,w*P,C)."""
         return unpatch(code, *self.patch)
 
+    def features(self, x: Tensor) -> Tensor:
+        """(...,H,W,3) float in [-0.5,0.5], edge-padded to complete patches -> its features (...,h*P,w*P,C). ValueError for
+        an image larger than the map, if that is one patch, of this codebook or of a coarser one."""
+        (H, W), side = x.shape[-3:-1], self.autoencoder.stride
+        most = self.config["height"] * side, self.config["width"] * side
+        if self.one_for_all and (H > most[0] or W > most[1]):
+            size = "x".join(map(str, most))
+            raise ValueError(f"The images are {H}x{W}, but this SOM has one code for images of up to {size}; use "
+                             f"--image_size {size}.")  # fmt: skip
+        return self.autoencoder.encode(pad_to_patches(x, *self.patch_shape))
+
     def latent(self, x: Tensor) -> Tensor:
-        """(...,H,W,3) float in [-0.5,0.5], edge-padded to complete patches -> patches of its features (...,h,w,P*P*C).
-        ValueError for an image larger than the map, if that is one patch."""
-        (H, W), (ph, pw) = x.shape[-3:-1], self.patch_shape
-        if self.config["patch"] == "map" and (H > ph or W > pw):
-            raise ValueError(f"The images are {H}x{W}, but this SOM has one code for images of up to {ph}x{pw}; use "
-                             f"--image_size {ph}x{pw}.")  # fmt: skip
-        return self.to_patches(self.autoencoder.encode(pad_to_patches(x, ph, pw)))
+        """(...,H,W,3) float in [-0.5,0.5] -> :meth:`to_patches` of its :meth:`features`, (...,h,w,P*P*C)."""
+        return self.to_patches(self.features(x))
 
     def encode_index(self, x: Tensor) -> Tensor:
         return nearest(self.latent(x), self.codebook)
@@ -152,11 +241,19 @@ class SOM(FeatureModel, Tokenizer):
         """(...,h,w,d) -> (...,H,W,3): complete patches. ValueError for several codes where one is for the entire map."""
         if self.config["patch"] == "map":
             self.check_single(code)
-        return self.autoencoder.decode(self.to_features(code))
+        C = self.codebook.shape[1] // math.prod(self.patch)
+        unknown = [codebook.unflatten(1, (-1, C)).mean(dim=(0, 1)) for codebook, _ in self.scales[:-1]]  # (C) each
+        return self.autoencoder.decode(sum(unknown, self.to_features(code)))
+
+    def reconstruct(self, z: Tensor) -> Tensor:
+        """Features (...,h*P,w*P,C) -> images (...,H,W,3): decoded from this codebook's vectors and all coarser ones'."""
+        own = self.to_features(self.code_vectors(self.encode_features(z)))
+        return self.autoencoder.decode(own + self.kept_by_coarser(z) if self.n_coarser else own)
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        index = self.encode_index(x)
-        return self.decode_index(index)[..., : x.shape[-3], : x.shape[-2], :], usage(index, self.n_tokens)
+        z = self.features(x)
+        measures = usage(self.encode_features(z), self.n_tokens)
+        return self.reconstruct(z)[..., : x.shape[-3], : x.shape[-2], :], measures
 
     def statistics(self, x: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
         """Of patches x (n,d) and their best units (n): how many patches each unit has (K), and their sums (K,d). A step
@@ -237,7 +334,7 @@ class SOM(FeatureModel, Tokenizer):
     def images(self, z: Tensor) -> dict[str, Tensor]:
         """Features (B,h*P,w*P,C) -> {"features", "reconstruction"}, decoded from them and from their codes: (B,3,H,W) in
         [0,1]; "codebook" and "u_matrix", (1,3,...) in [0,1], of the lattice."""
-        decoded = {"features": self.autoencoder.decode(z), "reconstruction": self.decode_index(self.encode_features(z))}
+        decoded = {"features": self.autoencoder.decode(z), "reconstruction": self.reconstruct(z)}
         maps = {"codebook": self.codebook_picture()[None], "u_matrix": self.u_matrix_picture()[None]}
         return {name: to_pictures(x) for name, x in decoded.items()} | maps
 

@@ -76,6 +76,8 @@ def open_data(cls: type[Model], settings: dict) -> tuple[Dataset, Dataset]:
     for k in options:
         if k not in inspect.signature(DATASETS[name]).parameters:
             raise ValueError(f"--{k} is not for the data set {name}; leave it out.")
+    if "tokenizer" in inspect.signature(DATASETS[name]).parameters:
+        options["tokenizer"] = settings["tokenizer"]
     if settings["limit"] and "limit" in inspect.signature(DATASETS[name]).parameters:
         options["limit"] = settings["limit"]  # so that nothing is decoded in vain; the loop sees to it anyway
     if "image_size" in options:

@@ -24,8 +24,12 @@ KINDS = {
     "class": {"num_enc_layers": 0, "coarse_height": 1, "coarse_width": 1},
     "odd": {"coarse_height": 3, "coarse_width": 4, "use_sliding_window": True, "sliding_window": 7, "neighbours": 1},
     "finer above": {"coarse_height": 5, "coarse_width": 7},
+    # those that read vectors in place of tokens
+    "context": {"context_dim": 3, "num_enc_layers": 1},
+    "windowed context": {"context_dim": 3, "num_enc_layers": 0, "use_sliding_window": True, "sliding_window": 5},
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
+every_kind_on_tokens = pytest.mark.parametrize("kind", [kind for kind in KINDS if "context" not in kind])
 
 
 def stage(kind: str = "whole", seed: int = 0, **options) -> CascadeStage:
@@ -54,7 +58,7 @@ def test_a_fine_token_moves_later_positions_alone(kind):
     coarse, fine = batch_for(model, 1)
     with torch.no_grad():
         before = model((coarse, fine))[0].flatten(1, 2)  # (1,N,K)
-        after = model((coarse.expand(N, -1, -1), changed(fine, K)))[0].flatten(1, 2)  # (N,N,K)
+        after = model((coarse.expand(N, *coarse.shape[1:]), changed(fine, K)))[0].flatten(1, 2)  # (N,N,K)
     moved = (after - before).abs().amax(dim=-1)  # [t, n]: how far the logits at n follow token t
     for t in range(N):
         assert moved[t, : t + 1].max() <= 1e-12, f"token {t} is seen at {int(moved[t, : t + 1].argmax())}"
@@ -62,7 +66,7 @@ def test_a_fine_token_moves_later_positions_alone(kind):
         assert "use_sliding_window" in KINDS[kind] or t + 1 == N or moved[t, t + 1 :].min() > 1e-9
 
 
-@every_kind
+@every_kind_on_tokens
 def test_a_coarse_token_moves_every_position(kind):
     model = stage(kind)
     coarse, fine = batch_for(model, 1)
@@ -94,7 +98,20 @@ def test_probabilities_of_all_grids_sum_to_one(kind):
     assert math.isclose(p.sum(), 1, rel_tol=1e-9) and p.min() > 0 and p.max() / p.min() > 1.2
 
 
-@every_kind
+@pytest.mark.parametrize("reach, layers", [(1, 0), (3, 1), (5, 2)])
+def test_a_position_sees_the_vectors_around_it(reach, layers):
+    """Of a convolution of 3x3, and 5x5 more by each block; here of the first position, which has no other to attend to."""
+    model = stage("context", num_enc_layers=layers, height=8, width=8)
+    context, fine = torch.zeros(1, 8, 8, 3, dtype=torch.float64), torch.zeros(1, 8, 8, dtype=torch.int64)
+    with torch.no_grad():
+        expected = model((context, fine))[0][0, 0, 0]
+        for i in range(8):
+            other = context.clone()
+            other[0, i, 0] = 1
+            assert torch.equal(model((other, fine))[0][0, 0, 0], expected) == (i > reach)
+
+
+@every_kind_on_tokens
 def test_the_coarse_position_over_a_fine_one_is_the_nearest_by_proportion(kind):
     model = stage(kind)
     hc, wc = model.config["coarse_height"], model.config["coarse_width"]
@@ -237,6 +254,7 @@ BAD = [
     ({"dropout": 1.0}, r"dropout is 1\.0.*below 1"),
     ({"model_lr": 0}, "model_lr is 0.*above 0"),
     ({"recompute": 1}, "recompute is 1.*True or False"),
+    ({"context_dim": -1}, "context_dim is -1.*at least 0"),
     ({"use_sliding_window": "yes"}, "use_sliding_window is 'yes'.*True or False"),
 ]
 
@@ -278,12 +296,12 @@ def test_an_untrained_model_is_about_as_good_as_guessing():
     assert math.log(256) - 0.1 < model.loss(batch_for(model, 4))["loss"] < 1.1 * math.log(256)
 
 
-@pytest.mark.parametrize("kind", ["window", "class"])
+@pytest.mark.parametrize("kind", ["window", "class", "context"])
 def test_one_batch_can_be_overfitted(kind):
     """Four grids, each with a coarse one of its own, which tells all of it: no bits are left."""
     model = build("CascadeStage", **{"in_dim": 16, "num_enc_layers": 1, "num_dec_layers": 1} | KINDS[kind])
     coarse, fine = batch_for(model, 4)
-    coarse[:, 0, 0] = torch.arange(4)
+    coarse[:, 0, 0] = torch.arange(4) if kind != "context" else torch.eye(4)[:, :3]
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
     for _ in range(60):
         optimizer.zero_grad()
