@@ -29,20 +29,21 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
              effort: int | None = None, quality: float = QUALITY, lmbda: float | None = None,
              target_bytes: float | None = None, target_psnr: float | None = None, on_average: bool = False,
              enhancement: str = "auto", append: bool = False, verify: bool = False, skip_bad: bool = False,
-             dry_run: bool = False, quiet: bool = False, batch_size: int = 64, threads: int | None = None,
-             device: str = "auto") -> None:  # fmt: skip
+             shards: bool = False, dry_run: bool = False, quiet: bool = False, batch_size: int = 64,
+             threads: int | None = None, device: str = "auto") -> None:  # fmt: skip
     """Compresses an image into a small file, or a folder of images into an archive.
 
     Examples:
         python -m homework.compress compress BSQPatchAutoEncoder AutoregressiveModel data/sample/temple.jpg temple.hwi
         python -m homework.compress compress BSQPatchAutoEncoder AutoregressiveModel data/sample sample.hwa --quality 70
+        python -m homework.compress compress BSQPatchAutoEncoder AutoregressiveModel 'a-{000..999}.tar' archives --shards
 
     Args:
         tokenizer: checkpoint of a tokenizer.
         autoregressive: checkpoint of a prior over that tokenizer's grids; or the JSON file of a cascade, whose finest
             codebook the tokenizer then is: its images have one size, see --image_size, and there is no search.
-        images_and_output: an image, a folder, or several images, folders or dataset.json files; last, the file to write. -
-            is standard input, for one image, and standard output.
+        images_and_output: an image, a folder, or several images, folders, dataset.json files or WebDataset shards; last, the
+            file to write. - is standard input, for one image, and standard output.
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped before; as they are by default.
         frame: of images with several frames or pages, the number of the one to compress, from 0.
         effort: from 0 to 9, how long to look for better tokens than the encoder's: fewer bytes and less error. 5, the
@@ -59,6 +60,8 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
         append: add the images to the archive that the file is, which the same models must have written.
         verify: decode what was written, and compare it with what was to be written; fails if they differ.
         skip_bad: leave out images that are damaged; otherwise they are an error.
+        shards: write one archive for each shard, into the folder that is named last; the same command, started again, makes
+            those that are missing, and several processes under torchrun share the shards out.
         dry_run: do everything, but leave no file.
         quiet: show neither progress nor the result; this saves the time of decoding for the PSNR.
         batch_size: images that go through the models at once.
@@ -69,6 +72,18 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
     cli.at_least(0, frame=frame)
     if not sources:
         raise ValueError("Name the image or the folder to compress and, after it, the file to write.")
+    scaled, aimed = cli.parse_image_size(image_size), target(target_bytes, target_psnr)
+    quality, names = quality if lmbda is None else quality_at(lmbda), (tokenizer, autoregressive, enhancement)
+    if shards:
+        if append or on_average or dry_run or "-" in images_and_output:
+            raise ValueError("--append, --on_average, --dry_run and - are for one file; leave them out, or --shards.")
+        if not output or (os.path.exists(output) and not os.path.isdir(output)):
+            raise ValueError(f"The last argument is {output!r}, but with --shards it must be a folder.")
+        job = {"image_size": scaled, "frame": frame, "effort": effort, "quality": quality, "batch_size": batch_size,
+               "target_bytes": target_bytes, "target_psnr": target_psnr}  # fmt: skip
+        options = {"scaled": scaled, "frame": frame, "skip_bad": skip_bad, "verify": verify, "quiet": quiet}
+        how = (names, batch_size, threads, device, effort, quality, aimed)
+        return _compress_shards(how, sources, output, job, options)
     if Path(output).is_dir() or _is_image(output) or Path(output).suffix.lower() in {".json", ".pth"}:
         raise ValueError(f"The last argument is the file to write, but {output} is a folder, an image or a checkpoint.")
     check_regular(Path(output))
@@ -80,15 +95,13 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
     from homework.codec.image_files import average_quality, compress_files
 
     with _standard_input(sources) as sources, _written(output, dry_run) as written:
-        scaled, paths = cli.parse_image_size(image_size), image_paths(sources)
+        paths = image_paths(sources)
         for folder in filter(os.path.isdir, sources):
             if others := not_read(Path(folder)):
                 print(f"Left out of {printable(folder)}: {others}.", file=sys.stderr)
         pack = append or len(sources) > 1 or paths != [str(Path(sources[0]))]
-        quality, aimed = quality if lmbda is None else quality_at(lmbda), target(target_bytes, target_psnr)
         if on_average and not aimed:
             raise ValueError("--on_average is about a target; add --target_bytes or --target_psnr.")
-        names = tokenizer, autoregressive, enhancement
         compressor = _load(names, batch_size, threads, device, effort, quality, aimed)
         options = {"pack": pack, "scaled": scaled, "frame": frame, "skip_bad": skip_bad}
         if on_average and aimed:
@@ -99,6 +112,16 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
     _say(f"{output}: {checks.count(n, 'image')}, {size:,} bytes, {size / n:,.1f} an image, "
          f"{original / size:.1f} times fewer than the {original:,} of the originals, {psnr:.2f} dB"
          f"{'; verified, all tokens come back' * verify}{'; not written' * dry_run}", output, quiet)  # fmt: skip
+
+
+def _compress_shards(how: tuple, sources: list[str], folder: str, job: dict, options: dict) -> None:
+    from homework.codec.image_files import compress_shards
+    from homework.training import distributed
+
+    try:
+        compress_shards(_load(*how), sources, folder, job, **options)
+    finally:
+        distributed.cleanup()
 
 
 def decompress(tokenizer: str, autoregressive: str, file: str, output: str, *, only: str | None = None,
@@ -297,10 +320,12 @@ def describe_checkpoint(path: str) -> dict[str, str]:
 def _load(names: tuple[str, str, str], batch_size: int, threads: int | None, device: str, *dial: Any):
     """The compressor of a tokenizer, a prior and an enhancement layer."""
     from homework.codec.loading import load_compressor
+    from homework.training import distributed
 
     cli.at_least(1, batch_size=batch_size)
     cli.at_least(1, threads=1 if threads is None else threads)
-    compressor = load_compressor(*names[:2], devices.pick_device(device), batch_size, *dial, enhancement=names[2])
+    compressor = load_compressor(*names[:2], distributed.setup(devices.pick_device(device)), batch_size, *dial,
+                                 enhancement=names[2])  # fmt: skip
     compressor.workers = threads or compressor.workers
     return compressor
 

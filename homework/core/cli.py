@@ -18,7 +18,8 @@ from types import FrameType
 from homework.core import arguments, checkpoint, checks, devices, files, registry
 from homework.core.files import printable
 
-EXTRAS = {"jinja2": "report", "matplotlib": "report", "scipy": "report", "torchinfo": "report", "gradio": "studio"}
+EXTRAS = {"jinja2": "report", "matplotlib": "report", "scipy": "report", "torchinfo": "report", "gradio": "studio",
+          "webdataset": "shards"}
 # packages, and the extra that has them; commands import them late
 
 

@@ -38,6 +38,13 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.float().add(0.5).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
+def mirrored(batch: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirrors each image of (B, H, W, 3) left-right, in place, with probability 1/2 from a CPU ``generator``."""
+    chosen = (torch.rand(len(batch), generator=generator) < 0.5).nonzero()[:, 0].to(batch.device)
+    batch[chosen] = batch[chosen].flip(2)
+    return batch
+
+
 class Images(Dataset):
     """Images of one size, ``images`` (N, H, W, 3) uint8; ``ds[i]`` is uint8 (H, W, 3)."""
 
@@ -72,10 +79,7 @@ class ImageDataset(Images):
         self.size = self.images.shape[1:3]
 
     def augment(self, batch: Tensor, generator: torch.Generator, indices: Tensor | None = None) -> Tensor:
-        """Mirrors each image of (B, H, W, 3) left-right, in place, with probability 1/2 from a CPU ``generator``."""
-        mirrored = (torch.rand(len(batch), generator=generator) < 0.5).nonzero()[:, 0].to(batch.device)
-        batch[mirrored] = batch[mirrored].flip(2)
-        return batch
+        return mirrored(batch, generator)
 
 
 def cache_folder() -> Path:

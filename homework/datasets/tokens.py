@@ -33,7 +33,8 @@ class Grids(Dataset):
 def write_tokens(path: str | Path, grids: dict[str, np.ndarray], n_tokens: int, fields: dict[str, Any]) -> np.ndarray:
     """Writes grids (h, w) by name, and more ``fields``, as :class:`TokenDataset` reads them; returns them as (N, h, w)."""
     tokens = np.stack(list(grids.values()))
-    files.write({"tokens": torch.from_numpy(tokens), "n_tokens": n_tokens, "names": list(grids)} | fields, path)
+    names = [str(name) for name in grids]  # of a plain type
+    files.write({"tokens": torch.from_numpy(tokens), "n_tokens": n_tokens, "names": names} | fields, path)
     return tokens
 
 

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from homework.core import checkpoint, checks, cli, devices, files
 from homework.core.processes import say
+from homework.datasets.base import Sliceable
 from homework.training import distributed, resume
 from homework.training.settings import set_up
 
@@ -79,7 +80,7 @@ class Run:
         self.update, self.seconds = 0, 0.0
         self.measures: dict[str, float] = {}
         self.sums: dict[str, Tensor] = {}
-        self.epoch, self.order = -1, torch.empty(0)  # the permutation of the training data in this epoch
+        self.epoch, self.order = -1, cast(Sliceable, torch.empty(0))  # the permutation of the training data in this epoch
         self.stopped, self.saved_at = False, time.perf_counter()
         if state:
             resume.restore(self, state)
@@ -211,7 +212,8 @@ class Run:
         """The samples of this update (group), from the epoch's permutation; the same on every process."""
         epoch, i = divmod(self.update, self.per_epoch)
         if epoch != self.epoch:
-            self.epoch, self.order = epoch, torch.randperm(self.n_train, generator=generator(self.settings["seed"], epoch))
+            seeded = functools.partial(generator, self.settings["seed"], epoch)
+            self.epoch, self.order = epoch, self.train_data.order(self.n_train, seeded)
         return self.order[i * self.group : (i + 1) * self.group]
 
     def learning_rate(self) -> float:
