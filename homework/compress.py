@@ -1,13 +1,13 @@
 """Images to small files and back: ``python -m homework.compress compress|decompress|info``. See ``--help``."""
 
 import contextlib
-import fnmatch
+import functools
 import io
 import json as json_format
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +15,7 @@ from PIL import Image
 
 from homework.codec import archive, format
 from homework.codec.dial import QUALITY, quality_at, target
+from homework.codec.finding import find, find_in_folder, read_folder
 from homework.core import checkpoint, checks, cli, devices, fingerprint
 from homework.core.files import check_regular, printable
 from homework.datasets.image_files import image_paths, not_read
@@ -137,11 +138,11 @@ def decompress(tokenizer: str, autoregressive: str, file: str, output: str, *, o
     Args:
         tokenizer: checkpoint of the tokenizer that the file was written with.
         autoregressive: checkpoint of the prior, or the JSON file of the cascade, that it was written with.
-        file: what to decompress; - is standard input.
-        output: the image to write (.png, .bmp, .ppm, .tif), or for an archive the folder; - is standard output, for one
-            image as PNG.
-        only: names of images in an archive, with commas between them, or shell patterns such as "*.jpg"; a single image may
-            be written as one. All images by default.
+        file: what to decompress; - is standard input. Or a folder of archives, see compress --shards.
+        output: the image to write (.png, .bmp, .ppm, .tif), or for an archive the folder, in which those of several archives
+            have a folder each; - is standard output, for one image as PNG.
+        only: names of images in an archive, or ARCHIVE/NAME in a folder of them, with commas between them, or shell patterns
+            such as "*.jpg"; a single image may be written as one. All images by default.
         enhancement: checkpoint of the enhancement layer that it was written with, if it was; auto for the one that belongs
             to the tokenizer.
         preview: decode the tokens alone, without what an enhancement layer added.
@@ -152,16 +153,33 @@ def decompress(tokenizer: str, autoregressive: str, file: str, output: str, *, o
         threads: of the CPU; as many as it has cores by default.
         device: auto, cpu, cuda or mps.
     """
-    from homework.codec.image_files import LOSSLESS, check_free, decompress_file, targets
-
     if preview and enhancement != "auto":
         raise ValueError("A preview needs no enhancement layer; leave --enhancement or --preview out.")
+    names = tokenizer, autoregressive, "none" if preview else enhancement
+    load = functools.cache(lambda: _load(names, batch_size, threads, device))  # once, and not before it is needed
+    how = {"preview": preview, "overwrite": overwrite, "dry_run": dry_run, "quiet": quiet}
+    if not os.path.isdir(file):
+        _decompress(load, file, output, lambda reader: None if only is None else find(reader, only), **how)
+        return
+    found = find_in_folder(file, only)
+    alone = only is not None and sum(map(len, found.values())) == 1 and not os.path.isdir(output)
+    for path, wanted in found.items():
+        own = output if alone else os.path.join(output, Path(path).stem)
+        _decompress(load, path, own, lambda reader, wanted=wanted: None if only is None else wanted, **how)
+
+
+def _decompress(load: Callable, file: str, output: str, choose: Callable, *, preview: bool, overwrite: bool, dry_run: bool,
+                quiet: bool) -> None:  # fmt: skip
+    """Decompresses the images of a file that ``choose(reader)`` names by their numbers; all if it is None."""
+    from homework.codec.image_files import LOSSLESS, check_free, decompress_file, targets
+
     suffix = Path(output).suffix.lower()
     is_image, target = suffix in LOSSLESS or output == "-", Path(os.path.abspath(output))
     with _opened(file) as (stream, name):
         reader = archive.Reader(stream, name, preview)
-        wanted = range(len(reader.names)) if only is None else _find(reader, only)
-        folder = reader.kind == format.ARCHIVE and (only is None or len(wanted) > 1 or not is_image)
+        found = choose(reader)
+        wanted = range(len(reader.names)) if found is None else found
+        folder = reader.kind == format.ARCHIVE and (found is None or len(wanted) > 1 or not is_image)
         if folder and (target.is_file() or is_image or (_is_image(output) and not target.is_dir())):
             raise ValueError(f"{name} is an archive: name a folder, not {output}, or one of its images by --only NAME, and "
                              f"a file that ends in {', '.join(LOSSLESS)}.")  # fmt: skip
@@ -170,9 +188,7 @@ def decompress(tokenizer: str, autoregressive: str, file: str, output: str, *, o
         if output != "-" and not overwrite:
             check_free(targets(reader, wanted, target, folder))
         with _written(output if output == "-" else str(target), dry_run, suffix or ".png") as written:
-            names = tokenizer, autoregressive, "none" if preview else enhancement
-            compressor = _load(names, batch_size, threads, device)
-            decompress_file(compressor, reader, wanted, Path(written), folder, quiet)
+            decompress_file(load(), reader, wanted, Path(written), folder, quiet)
     _say(f"{output}: {checks.count(len(wanted), 'image')}{'; not written' * dry_run}", output, quiet)
 
 
@@ -229,21 +245,6 @@ def _say(text: str, output: str, quiet: bool) -> None:
         print(printable(text), file=sys.stderr if output == "-" else sys.stdout)
 
 
-def _find(reader: archive.Reader, only: str) -> list[int]:
-    """Which images are meant by a name, or by names and shell patterns with commas between them."""
-    if reader.kind == format.IMAGE:
-        raise ValueError(f"{reader.name} is one image, not an archive of several; leave --only out.")
-    wanted: set[int] = set()
-    for part in [only] if only in reader.names else only.split(","):
-        found = {i for i, name in enumerate(reader.names) if name == part}
-        found = found or {i for i, name in enumerate(reader.names) if fnmatch.fnmatchcase(name, part)}
-        if not found:
-            known = ", ".join([*map(printable, reader.names[:3]), *["..."] * (len(reader.names) > 3)])
-            raise ValueError(f"{reader.name} holds no image {part or repr(part)}; it holds {known} (see the command info).")
-        wanted |= found
-    return sorted(wanted)
-
-
 def info(file: str, *, json: bool = False) -> None:
     """Prints what a file that `compress` wrote says about itself, for which it needs no models; or by which fingerprint
     files know a tokenizer or a prior.
@@ -253,19 +254,31 @@ def info(file: str, *, json: bool = False) -> None:
         python -m homework.compress info homework/AutoregressiveModel.pth
 
     Args:
-        file: one image's file or an archive; or a checkpoint, or the JSON file of a cascade. - is standard input.
-        json: print one JSON object.
+        file: one image's file, an archive or a folder of archives; or a checkpoint, or the JSON file of a cascade. - is
+            standard input.
+        json: print one JSON object, or a list of those of several archives.
     """
     if Path(file).suffix == ".pth" or is_cascade(file):
         facts = describe_checkpoint(file)
         sentence = f"{printable(file)}: {facts['role']} {facts['fingerprint']}, {facts['model']}"
         print(json_format.dumps(facts) if json else sentence)
         return
-    with _opened(file) as (stream, name):
-        reader = archive.Reader(stream, name)
+    if os.path.isdir(file):
+        readers = list(read_folder(file).values())
+    else:
+        with _opened(file) as (stream, name):
+            readers = [archive.Reader(stream, name)]
     if json:
-        print(json_format.dumps(_facts(reader)))
+        print(json_format.dumps(_facts(readers[0]) if not os.path.isdir(file) else [*map(_facts, readers)]))
         return
+    for reader in readers:
+        _describe(reader)
+    if len(readers) > 1:
+        n, size = sum(len(reader.names) for reader in readers), sum(reader.length for reader in readers)
+        print(f"{printable(file)}: {n:,} images in {len(readers)} archives, {size:,} bytes, {size / n:,.1f} an image")
+
+
+def _describe(reader: archive.Reader) -> None:
     n, h, w = len(reader.names), *reader.grid(0)
     (H, W), pixels, payload = reader.sizes[0], sum(H * W for H, W in reader.sizes), sum(reader.lengths)
     one = f"one image of {W}x{H} pixels (width x height), {w}x{h} tokens"

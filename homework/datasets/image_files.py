@@ -230,6 +230,23 @@ def report_bad_images(bad: list[str], n: int, skip_bad: bool, hint: str = "", le
         say(f"Left out {len(bad)} of {checks.count(n, 'image')}:{named}")
 
 
+def without_bad_images(paths: list[str], image_size: tuple[int, int] | None = None, frame: int = 0) -> list[str]:
+    """Those of the images that can be read, and are of the most frequent size; says which others there are. Decodes all of
+    them. ValueError if none can be used."""
+    sizes: dict[str, tuple[int, ...]] = {}
+    bad: list[str] = []
+    for batch, images in decoded(batches_of(paths, 128), image_size, frame):
+        for path, image in zip(batch, images, strict=True):
+            if isinstance(image, str):
+                bad.append(image)
+            else:
+                sizes[path] = image.shape[:2]
+    most = next((size for size, _ in collections.Counter(sizes.values()).most_common(1)), ())
+    bad += ["{} is {}x{}, most are {}x{}".format(path, *size, *most) for path, size in sizes.items() if size != most]
+    report_bad_images(bad, len(paths), skip_bad=True)
+    return [path for path in paths if sizes.get(path) == most]
+
+
 def decoded(batches: Iterable[list[str]], image_size: tuple[int, int] | None = None, frame: int = 0,
             facts: dict[str, FileFacts] | None = None) -> Iterator[tuple[list[str], list[np.ndarray | str]]]:  # fmt: skip
     """Every batch of paths with its images, as :func:`read_image` returns them; instead of one that cannot be read, a

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import os
 import random
 import shutil
@@ -19,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from homework.compress import compress
+from homework.compress import compress, decompress, info
 from homework.core import checkpoint, files
 from homework.datasets.bulk import shard_name
 from homework.datasets.image_files import image_paths, read_image
@@ -27,6 +28,7 @@ from homework.datasets.images import ImageDataset
 from homework.datasets.shard_dataset import ShardDataset, WindowOrder, split_shards
 from homework.datasets.sharding import parse_bytes, shard
 from homework.datasets.shards import MANIFEST, Shard, shards_in
+from homework.datasets.tokens import TokenDataset
 from homework.tokenize import tokenize
 from homework.training.loop import generator
 
@@ -351,3 +353,42 @@ def test_an_empty_shard_is_named(tmp_path, tokenizer):
         tar.addfile(tarfile.TarInfo("a.txt"), io.BytesIO())
     with pytest.raises(ValueError, match="There are no images in .*a.tar"):
         tokenize(tokenizer, tmp_path / "out", str(tmp_path / "a.tar"), shards=True)
+
+
+def test_a_prior_is_trained_on_a_folder_of_token_files(made, tmp_path, tokenizer):
+    for split in "train", "valid":
+        tokenize(tokenizer, tmp_path / f"whole/tokenized_{split}.pth", str(made / "shards" / split))
+        tokenize(tokenizer, tmp_path / f"parts/tokenized_{split}", str(made / "shards" / split), shards=True)
+    whole, parts = (TokenDataset("train", tmp_path / name) for name in ("whole", "parts"))
+    assert np.array_equal(whole.tokens, parts.tokens) and whole.names == parts.names and whole.meta == parts.meta
+    other = tmp_path / "parts/tokenized_train/train-000001.pth"
+    files.write(files.read(other) | {"tokenizer": "another"}, other)
+    with pytest.raises(ValueError, match="train-000001.pth holds grids of another .* than .*train-000000.pth"):
+        TokenDataset("train", tmp_path / "parts")
+
+
+def test_a_folder_of_archives_is_read_as_one(made, tmp_path, tokenizer, capsys):
+    checkpoint.save(build("AutoregressiveModel"), tmp_path / "prior.pth")
+    models, options = (tokenizer, tmp_path / "prior.pth"), {"effort": 0, "device": "cpu", "quiet": True}
+    compress(*models, str(made / "shards/train"), str(tmp_path / "many"), shards=True, **options)
+    compress(*models, str(made / "train"), str(tmp_path / "one.hwa"), **options)
+    capsys.readouterr()
+    info(str(tmp_path / "many"))
+    assert "23 images in 5 archives" in capsys.readouterr().out.splitlines()[-1]
+    info(str(tmp_path / "many"), json=True)
+    found = [image["name"] for one in json.loads(capsys.readouterr().out) for image in one["images"]]
+    assert found == [f"{i:03}.png" for i in range(23)]
+    del options["effort"]
+    decompress(*models, str(tmp_path / "one.hwa"), str(tmp_path / "one"), **options)
+    decompress(*models, str(tmp_path / "many"), str(tmp_path / "all"), **options)
+    paths = sorted((tmp_path / "all").glob("*/*.png"))
+    assert [path.parent.name for path in paths[::5]] == [f"train-{i:06}" for i in range(5)]
+    assert len(paths) == 23
+    assert all(np.array_equal(read_image(path), read_image(tmp_path / "one" / path.name)) for path in paths)
+    for only in "011.png", "train-000002/011.png":
+        decompress(*models, str(tmp_path / "many"), str(tmp_path / "x.png"), only=only, overwrite=True, **options)
+        assert np.array_equal(read_image(tmp_path / "x.png"), read_image(tmp_path / "one/011.png"))
+    decompress(*models, str(tmp_path / "many"), str(tmp_path / "some"), only="*4.png,020.png", **options)
+    assert sorted(path.name for path in (tmp_path / "some").rglob("*.png")) == ["004.png", "014.png", "020.png"]
+    with pytest.raises(ValueError, match="many holds no image 99.png; it holds train-000000/000.png"):
+        decompress(*models, str(tmp_path / "many"), str(tmp_path / "y.png"), only="99.png", **options)
