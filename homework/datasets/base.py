@@ -43,6 +43,9 @@ class Dataset:
         are taken. ``seeded()``, and ``seeded(k)`` for any integers k, are CPU generators to draw it by."""
         return torch.randperm(n, generator=seeded())
 
+    def prefetch(self, indices: Indices) -> None:
+        """Says of which samples the next batches will be, so that they can be read meanwhile."""
+
     def augment(self, batch: Any, generator: torch.Generator, indices: Tensor | None = None) -> Any:
         """A batch of the samples at ``indices``, changed by draws from a CPU ``generator``; unchanged by default."""
         return batch

@@ -20,7 +20,7 @@ from homework.core import checks
 from homework.core.files import printable
 from homework.core.processes import say
 from homework.datasets.decoding import decode, missing_plugin, readable_suffixes
-from homework.datasets.shards import Member, is_image, members_of, open_image, shards_in
+from homework.datasets.shards import Member, as_member, is_image, members_of, open_image, shards_in
 
 SPLITS = ("train", "valid")
 DATA = "data"  # where data are by default
@@ -65,25 +65,28 @@ def image_paths(source: Source, root: str | Path = DATA) -> list[str]:
     sources = [source] if isinstance(source, str | Path) else list(source)
     if "" in sources:  # as of a variable that the shell does not know; Path would take it for the current folder
         raise ValueError("The path of an image or a folder is empty; name one, as in data/train, or . for this folder.")
-    found: set[str] = set()
-    for one in sources:
-        path = Path(one)
-        if isinstance(one, Member):
-            found.add(one)
-        elif (shards := shards_in(one)) is not None:
-            found.update(member for shard in shards for member in members_of(shard))
-        elif path.is_dir():
-            found.update(map(str, images_in(path)))
-        elif not path.is_file():
-            what = f"{path} is neither a file nor a folder." if path.exists() else f"There is no file or folder {path}."
-            raise FileNotFoundError(what)
-        elif path.suffix.lower() != ".json":
-            found.add(str(path))
-        elif not path.name.endswith("_info.json"):  # notes among the course's images
-            found.update(read_dataset_json(path))
-    if not found:
+    if not (found := set[str]().union(*map(_named_by, sources))):
         raise ValueError(f"There are no images in {', '.join(map(str, sources[:3])) or 'an empty list'}.")
     return sorted(found)
+
+
+def _named_by(source: str | Path) -> Iterable[str]:
+    """The image files that one source names; FileNotFoundError if it does not exist."""
+    path = Path(source)
+    if isinstance(source, Member):
+        return [source]
+    if (shards := shards_in(source)) is not None:
+        return (member for shard in shards for member in members_of(shard))
+    if path.is_dir():
+        return map(str, images_in(path))
+    if (member := as_member(source)) is not None:
+        return [member]
+    if not path.is_file():
+        what = f"{path} is neither a file nor a folder." if path.exists() else f"There is no file or folder {path}."
+        raise FileNotFoundError(what)
+    if path.suffix.lower() != ".json":
+        return [str(path)]
+    return [] if path.name.endswith("_info.json") else read_dataset_json(path)  # those are notes among the course's images
 
 
 def _holds_images(root: Path) -> bool:

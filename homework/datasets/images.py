@@ -19,6 +19,7 @@ from tqdm import tqdm
 from homework.core import files
 from homework.datasets.base import Dataset, Indices
 from homework.datasets.image_files import Source, batches_of, check_size, decoded, image_paths, without_bad_images
+from homework.datasets.shards import file_version
 
 KEPT = 30 * 24 * 3600  # seconds that a cache is kept without being used
 
@@ -107,8 +108,9 @@ def _cache(names: list[str], origin: tuple, image_size: tuple[int, int] | None) 
     """The .npy file (N, H, W, 3) uint8 of the images ``names``, made if need be; it replaces others of ``origin``."""
     prefix = hashlib.sha256(repr((os.getcwd(), origin, image_size)).encode()).hexdigest()[:8]
     content = hashlib.sha256()
-    for name, info in zip(names, map(os.stat, names), strict=True):
-        content.update(os.fsencode(f"{os.path.abspath(name)}\0{info.st_size}\0{info.st_mtime_ns}\0"))
+    for name in names:
+        size, changed = file_version(name)
+        content.update(os.fsencode(f"{os.path.abspath(name)}\0{size}\0{changed}\0"))
     path = cache_folder() / f"{prefix}-{content.hexdigest()[:24]}.npy"
     if path.is_file():
         os.utime(path)  # it is in use

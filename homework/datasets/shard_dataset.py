@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +49,9 @@ class WindowOrder:
 
     def __getitem__(self, places: slice) -> Tensor:
         start, stop, _ = places.indices(int(self.ends[-1]))
-        first, last = np.searchsorted(self.ends, [start, max(start, stop - 1)], side="right")
+        if start >= stop:
+            return torch.empty(0, dtype=torch.int64)
+        first, last = np.searchsorted(self.ends, [start, stop - 1], side="right").tolist()
         begin = int(self.ends[first] - len(self.samples(first)))  # the position at which the first window begins
         windows = torch.cat([self.samples(w) for w in range(first, last + 1)])
         return windows[start - begin : stop - begin]
@@ -84,6 +86,7 @@ class ShardDataset(Images):
         self.ends, self.image_size, self.skip_bad, self.window = np.cumsum(self.counts), image_size, skip_bad, shuffle_shards
         keep_open(2 * shuffle_shards)
         self.pool, self.left_out = ThreadPoolExecutor(os.cpu_count()), set[str]()
+        self.ahead: dict[int, Future] = {}  # images that are being decoded, by index
         self.size, self.first = image_size or (0, 0), None if image_size is None else ""  # the path of what has that size
         self._image(0)
 
@@ -94,8 +97,14 @@ class ShardDataset(Images):
         return torch.from_numpy(self._image(range(len(self))[i]))
 
     def batch(self, indices: Indices, device: torch.device | str = "cpu") -> Tensor:
-        images = list(self.pool.map(self._image, np.asarray(indices).tolist()))
+        own = [(i, self.ahead.pop(i, None)) for i in np.asarray(indices).tolist()]
+        images = [future.result() for future in [future or self.pool.submit(self._image, i) for i, future in own]]
         return to_float(torch.from_numpy(np.stack(images)).to(device))
+
+    def prefetch(self, indices: Indices) -> None:
+        for future in self.ahead.values():  # of what was not asked for
+            future.cancel()
+        self.ahead = {i: self.pool.submit(self._image, i) for i in np.asarray(indices).tolist()}
 
     def order(self, n: int, seeded: Callable[..., torch.Generator]) -> WindowOrder:
         used = np.diff(self.ends.clip(max=n), prepend=0)  # of each shard; none of those after the first n samples

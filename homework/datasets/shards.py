@@ -169,6 +169,20 @@ def file_size(path: str | Path) -> int:
     return open_shard(path.shard).places[path.name][1] if isinstance(path, Member) else os.path.getsize(path)
 
 
+def file_version(path: str | Path) -> tuple[int, int]:
+    """By what an image's file is told from another of its path: its bytes, and when it, or its shard, was changed."""
+    where = path.shard if isinstance(path, Member) else path
+    return file_size(path), 0 if REMOTE.match(str(where)) else os.stat(where).st_mtime_ns
+
+
+def as_member(path: str | Path) -> Member | None:
+    """The image in a local shard that a plain path names, as in ``a.tar/NAME``; None if it names none."""
+    found = re.fullmatch(r"(.+?\.(?:tar|tgz|tar\.\w+))/(.+)", str(path))
+    if not found or not Path(found[1]).is_file() or found[2] not in open_shard(found[1]).places:
+        return None
+    return Member.of(found[1], found[2])
+
+
 def members_of(url: str) -> list[str]:
     """The paths of the images in a shard, in its order."""
     return [Member.of(url, name) for name in open_shard(url).names]

@@ -186,6 +186,8 @@ class Run:
             draws, others = (generator(s["seed"], self.update, a, self.rank, i) for i in range(2))
             devices.seed_generators(others.initial_seed(), self.device)  # of dropout and the like
             batch = self.train_data.batch(indices, self.device)
+            if a == s["accumulate"] - 1:
+                self.train_data.prefetch(self.samples_ahead())
             if s["augment"]:
                 batch = self.train_data.augment(batch, draws, indices)
             with torch.autocast(self.device.type, torch.bfloat16, s["bf16"] and self.device.type == "cuda"):
@@ -215,6 +217,13 @@ class Run:
             seeded = functools.partial(generator, self.settings["seed"], epoch)
             self.epoch, self.order = epoch, self.train_data.order(self.n_train, seeded)
         return self.order[i * self.group : (i + 1) * self.group]
+
+    def samples_ahead(self) -> Tensor:
+        """This process's samples of the next update, if it is of the same epoch."""
+        i, s = self.update % self.per_epoch + 1, self.settings
+        n = self.group if i < self.per_epoch else 0
+        ahead = self.order[i * self.group : i * self.group + n]
+        return ahead.view(s["accumulate"], -1, s["batch_size"])[:, self.rank].flatten() if n else ahead
 
     def learning_rate(self) -> float:
         """Linear warm-up, then a cosine from the peak to a hundredth of it (Loshchilov and Hutter, arXiv 1608.03983), or
