@@ -333,7 +333,7 @@ def test_two_processes_make_what_one_makes(made, tmp_path, tokenizer, monkeypatc
     monkeypatch.chdir(tmp_path)
     shutil.copytree(made / "shards/train", "shards")
     tokenize(tokenizer, tmp_path / "one", "shards", shards=True, device="cpu")
-    done = run("-m", "homework.tokenize", tokenizer, "two", "shards", "--shards", "--device", "cpu", cwd=tmp_path, processes=2)
+    done = run("-m", "homework.tokenize", tokenizer, "two", "shards", "--shards", cwd=tmp_path, processes=2)
     assert done.returncode == 0 and "5 of 5 shards done" in done.stdout, done.stderr
     assert content(tmp_path / "one") == content(tmp_path / "two")
 
