@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from homework.core import checks
 from homework.core.files import printable
 from homework.core.processes import rank
 from homework.datasets.base import Indices
@@ -68,10 +69,10 @@ class ShardDataset(Images):
     Args:
         split: "train" or "valid".
         root: a folder that holds a folder of shards for each split; or shards, of which those with ``valid`` in their names
-            are for validation, or, where there are none, every 20th from the first one on.
+            or those of their folders are for validation, or, where there are none, every 20th from the first one on.
         image_size: (H, W) to scale and crop to; None requires that all images have one size.
-        skip_bad: in place of an image that is damaged or of another size, or in a damaged shard, take the next one that is
-            not; they are errors by default.
+        skip_bad: in place of an image that is damaged or of another size take the next one that is not, and in place of one
+            in a damaged shard that at the same position of the next shard; they are errors by default.
         shuffle_shards: how many shards are shuffled together.
     """
 
@@ -85,7 +86,7 @@ class ShardDataset(Images):
             raise ValueError(f"There are no images in the shards of {root} for {split}.")
         self.ends, self.image_size, self.skip_bad, self.window = np.cumsum(self.counts), image_size, skip_bad, shuffle_shards
         keep_open(2 * shuffle_shards)
-        self.pool, self.left_out = ThreadPoolExecutor(os.cpu_count()), set[str]()
+        self.pool, self.left_out, self.damaged = ThreadPoolExecutor(os.cpu_count()), set[str](), set[int]()
         self.ahead: dict[int, Future] = {}  # images that are being decoded, by index
         self.size, self.first = image_size or (0, 0), None if image_size is None else ""  # the path of what has that size
         self._image(0)
@@ -119,8 +120,13 @@ class ShardDataset(Images):
         return s, i - int(self.ends[s] - self.counts[s])
 
     def _names(self, s: int) -> list[str]:
-        names = open_shard(self.names[s]).names
+        try:
+            names = open_shard(self.names[s]).names
+        except ValueError:
+            self.damaged.add(s)
+            raise
         if len(names) != self.counts[s]:
+            self.damaged.add(s)
             raise ValueError(f"{self.names[s]} holds {len(names)} images, but {self.counts[s]} by {MANIFEST}, or when "
                              "it was counted; make the shards again with python -m homework.data shard.")  # fmt: skip
         return names
@@ -129,10 +135,11 @@ class ShardDataset(Images):
         """Sample ``i``, (H,W,3) uint8; with ``skip_bad`` the next one that is good."""
         for _ in range(len(self)):
             s, k = self._place(i)
-            names: list[str] = []
+            if s in self.damaged:
+                i = (int(self.ends[s]) + k) % len(self)
+                continue
             try:
-                names = self._names(s)
-                path = Member.of(self.names[s], names[k])
+                path = Member.of(self.names[s], self._names(s)[k])
                 image = read_image(path, self.image_size)
                 if self.first is None:
                     self.first, self.size = path, image.shape[:2]
@@ -144,7 +151,7 @@ class ShardDataset(Images):
                 if str(error) not in self.left_out:
                     self.left_out.add(str(error))
                     tqdm.write(f"Left out: {printable(str(error))}", file=sys.stderr)  # by any process
-                i = (i + 1 if names else int(self.ends[s])) % len(self)
+                i = (i + 1) % len(self) if s not in self.damaged else i
         raise ValueError(f"None of the images in {self.names[0]} and the shards after it can be used.")
 
 
@@ -162,13 +169,13 @@ def split_shards(split: str, root: str | Path) -> list[str]:
     if urls is None:
         raise FileNotFoundError(f"{Path(root) / split} is not a folder of shards; make it with python -m homework.data "
                                 f"shard IMAGES {Path(root) / split}.")  # fmt: skip
-    valid = [url for url in urls if re.search(r"(?<![a-z])valid(?![a-z])", url)]
+    valid = [url for url in urls if re.search(r"(?<![a-z])valid(?![a-z])", "/".join(url.split("/")[-2:]))]
     if not valid:
         valid = urls[::HELD_OUT]
         say_once(f"No shards of {root} are named valid; every {HELD_OUT}th of {len(urls)} validates.")
     if len(valid) == len(urls):
-        raise ValueError(f"{root} names {len(urls)} shards for validation and none for training; name both, with :: between "
-                         "them, as in train-{000..999}.tar::valid-000.tar.")  # fmt: skip
+        raise ValueError(f"{root} names {checks.count(len(urls), 'shard')} for validation and none for training; name both, "
+                         "with :: between them, as in train-{000..999}.tar::valid-000.tar.")  # fmt: skip
     return valid if split == "valid" else [url for url in urls if url not in {*valid}]
 
 

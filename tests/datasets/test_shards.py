@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from homework.codec.archive import Reader
 from homework.compress import compress, decompress, info
 from homework.core import checkpoint, files
 from homework.datasets.bulk import shard_name
@@ -113,6 +114,18 @@ def test_shards_of_shards_hold_the_same_images(made, tmp_path):
     (path,) = shards_in(tmp_path / "more")
     old = [read_image(p) for p in image_paths(str(made / "train"))]
     assert all(np.array_equal(a, read_image(b)) for a, b in zip(old, image_paths(path), strict=True))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+@pytest.mark.parametrize("name", ["a" * 250, "ä" * 120, "a b'c", "deep/" * 60 + "x", "1.2.3", os.fsdecode(b"\xff")])
+def test_any_name_survives(tmp_path, name):
+    for i, stem in enumerate((name, "z")):
+        path = tmp_path / "images" / f"{stem}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((2, 2, 3), i, np.uint8)).save(path)
+    shard(str(tmp_path / "images"), str(tmp_path / "out"))
+    levels = {path.name: int(read_image(path).max()) for path in image_paths(str(tmp_path / "out"))}
+    assert levels == {f"{name}.png": 0, "z.png": 1}
 
 
 @pytest.mark.parametrize("text, n", [("1GB", 10**9), ("1.5 kb", 1500), ("7", 7), ("0MB", None), ("x", None), ("-1", None)])
@@ -236,7 +249,7 @@ def test_splits(made, tmp_path):
     assert [len(split_shards(split, train)) for split in ("train", "valid")] == [4, 1]
     both = f"{train}::{made}/shards/valid/valid-000000.tar"
     assert split_shards("valid", both) == [f"{made}/shards/valid/valid-000000.tar"] and len(split_shards("train", both)) == 5
-    with pytest.raises(ValueError, match="names 1 shards for validation and none for training"):
+    with pytest.raises(ValueError, match="names 1 shard for validation and none for training"):
         split_shards("train", f"{made}/shards/train/train-000000.tar")
 
 
@@ -275,6 +288,9 @@ def test_a_damaged_image_ends_a_training_or_is_left_out(made, tmp_path, command,
     assert "train-000001.tar is not a tar file, or damaged or cut short" in sentence(command(*train))
     done = command(*train, "--skip_bad")
     assert done.returncode == 0 and "Left out: data/train/train-000001.tar is not a tar file" in done.stderr
+    data, whole = ShardDataset("train", "data", skip_bad=True), ImageDataset("train", root=made)
+    others = [11, 11, 12, 13, 14, 11, 11]  # for samples 5 to 11: the same position of the next shard, or the next sample
+    assert torch.equal(data.batch(range(5, 12)), whole.batch(others))
 
 
 # --- bulk jobs ------------------------------------------------------------------------------------------------------------
@@ -390,6 +406,9 @@ def test_a_folder_of_archives_is_read_as_one(made, tmp_path, tokenizer, capsys):
     models, options = (tokenizer, tmp_path / "prior.pth"), {"effort": 0, "device": "cpu", "quiet": True}
     compress(*models, str(made / "shards/train"), str(tmp_path / "many"), shards=True, **options)
     compress(*models, str(made / "train"), str(tmp_path / "one.hwa"), **options)
+    compress(*models, str(made / "shards/valid"), str(tmp_path / "valid.hwa"), **options)  # or into a single one
+    with open(tmp_path / "valid.hwa", "rb") as file:
+        assert Reader(file).names[4:6] == ["valid-000000.tar/004.png", "valid-000001.tar/005.png"]
     capsys.readouterr()
     info(str(tmp_path / "many"))
     assert "23 images in 5 archives" in capsys.readouterr().out.splitlines()[-1]
