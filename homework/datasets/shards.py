@@ -208,7 +208,7 @@ def _copied(url: str) -> BinaryIO:
     try:
         with contextlib.closing(gopen(url)) as stream:
             return _in_temporary(stream)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # some addresses need more packages
         code = re.search(r"exit (\d+)", str(error))  # of the program; all that it was given may hold a password
         why = f"its program ended with exit code {code[1]}" if code else str(error)
         raise OSError(f"{printable(url)} cannot be read ({why}).") from error
