@@ -54,8 +54,9 @@ class PatchAutoEncoder(AutoEncoder):
             self.encoder.pca.fit(lambda: self.some_images(data))
 
     def some_images(self, data: Dataset) -> Iterator[Tensor]:
-        """Batches (B,H,W,3) of complete patches, evenly spread over the ``data``: about PATCHES patches."""
+        """Batches (B,H,W,3) of complete patches, evenly spread over the ``data``, or its first: about PATCHES patches."""
         H, W = data.batch([0]).shape[1:3]
         n = max(256, PATCHES // (-(-H // self.stride) * -(-W // self.stride)))
-        for some in torch.arange(0, len(data), max(1, len(data) // n)).split(64):
+        of = len(data) if data.random_access else min(n, len(data))
+        for some in torch.arange(0, of, max(1, of // n)).split(64):
             yield pad_to_patches(data.batch(some, self.device), self.stride)

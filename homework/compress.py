@@ -1,13 +1,13 @@
 """Images to small files and back: ``python -m homework.compress compress|decompress|info``. See ``--help``."""
 
 import contextlib
-import fnmatch
+import functools
 import io
 import json as json_format
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +15,7 @@ from PIL import Image
 
 from homework.codec import archive, format
 from homework.codec.dial import QUALITY, quality_at, target
+from homework.codec.finding import find, find_in_folder, read_folder
 from homework.core import checkpoint, checks, cli, devices, fingerprint
 from homework.core.files import check_regular, printable
 from homework.datasets.image_files import image_paths, not_read
@@ -29,20 +30,21 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
              effort: int | None = None, quality: float = QUALITY, lmbda: float | None = None,
              target_bytes: float | None = None, target_psnr: float | None = None, on_average: bool = False,
              enhancement: str = "auto", append: bool = False, verify: bool = False, skip_bad: bool = False,
-             dry_run: bool = False, quiet: bool = False, batch_size: int = 64, threads: int | None = None,
-             device: str = "auto") -> None:  # fmt: skip
+             shards: bool = False, dry_run: bool = False, quiet: bool = False, batch_size: int = 64,
+             threads: int | None = None, device: str = "auto") -> None:  # fmt: skip
     """Compresses an image into a small file, or a folder of images into an archive.
 
     Examples:
         python -m homework.compress compress BSQPatchAutoEncoder AutoregressiveModel data/sample/temple.jpg temple.hwi
         python -m homework.compress compress BSQPatchAutoEncoder AutoregressiveModel data/sample sample.hwa --quality 70
+        python -m homework.compress compress BSQPatchAutoEncoder AutoregressiveModel 'a-{000..999}.tar' archives --shards
 
     Args:
         tokenizer: checkpoint of a tokenizer.
         autoregressive: checkpoint of a prior over that tokenizer's grids; or the JSON file of a cascade, whose finest
             codebook the tokenizer then is: its images have one size, see --image_size, and there is no search.
-        images_and_output: an image, a folder, or several images, folders or dataset.json files; last, the file to write. -
-            is standard input, for one image, and standard output.
+        images_and_output: an image, a folder, or several images, folders, dataset.json files or WebDataset shards; last, the
+            file to write. - is standard input, for one image, and standard output.
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped before; as they are by default.
         frame: of images with several frames or pages, the number of the one to compress, from 0.
         effort: from 0 to 9, how long to look for better tokens than the encoder's: fewer bytes and less error. 5, the
@@ -59,6 +61,8 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
         append: add the images to the archive that the file is, which the same models must have written.
         verify: decode what was written, and compare it with what was to be written; fails if they differ.
         skip_bad: leave out images that are damaged; otherwise they are an error.
+        shards: write one archive for each shard, into the folder that is named last; the same command, started again, makes
+            those that are missing, and several processes under torchrun share the shards out.
         dry_run: do everything, but leave no file.
         quiet: show neither progress nor the result; this saves the time of decoding for the PSNR.
         batch_size: images that go through the models at once.
@@ -69,6 +73,18 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
     cli.at_least(0, frame=frame)
     if not sources:
         raise ValueError("Name the image or the folder to compress and, after it, the file to write.")
+    scaled, aimed = cli.parse_image_size(image_size), target(target_bytes, target_psnr)
+    quality, names = quality if lmbda is None else quality_at(lmbda), (tokenizer, autoregressive, enhancement)
+    if shards:
+        if append or on_average or dry_run or "-" in images_and_output:
+            raise ValueError("--append, --on_average, --dry_run and - are for one file; leave them out, or --shards.")
+        if not output or (os.path.exists(output) and not os.path.isdir(output)):
+            raise ValueError(f"The last argument is {output!r}, but with --shards it must be a folder.")
+        job = {"image_size": scaled, "frame": frame, "effort": effort, "quality": quality, "batch_size": batch_size,
+               "target_bytes": target_bytes, "target_psnr": target_psnr}  # fmt: skip
+        options = {"scaled": scaled, "frame": frame, "skip_bad": skip_bad, "verify": verify, "quiet": quiet}
+        how = (names, batch_size, threads, device, effort, quality, aimed)
+        return _compress_shards(how, sources, output, job, options)
     if Path(output).is_dir() or _is_image(output) or Path(output).suffix.lower() in {".json", ".pth"}:
         raise ValueError(f"The last argument is the file to write, but {output} is a folder, an image or a checkpoint.")
     check_regular(Path(output))
@@ -80,15 +96,13 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
     from homework.codec.image_files import average_quality, compress_files
 
     with _standard_input(sources) as sources, _written(output, dry_run) as written:
-        scaled, paths = cli.parse_image_size(image_size), image_paths(sources)
+        paths = image_paths(sources)
         for folder in filter(os.path.isdir, sources):
             if others := not_read(Path(folder)):
                 print(f"Left out of {printable(folder)}: {others}.", file=sys.stderr)
         pack = append or len(sources) > 1 or paths != [str(Path(sources[0]))]
-        quality, aimed = quality if lmbda is None else quality_at(lmbda), target(target_bytes, target_psnr)
         if on_average and not aimed:
             raise ValueError("--on_average is about a target; add --target_bytes or --target_psnr.")
-        names = tokenizer, autoregressive, enhancement
         compressor = _load(names, batch_size, threads, device, effort, quality, aimed)
         options = {"pack": pack, "scaled": scaled, "frame": frame, "skip_bad": skip_bad}
         if on_average and aimed:
@@ -99,6 +113,16 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
     _say(f"{output}: {checks.count(n, 'image')}, {size:,} bytes, {size / n:,.1f} an image, "
          f"{original / size:.1f} times fewer than the {original:,} of the originals, {psnr:.2f} dB"
          f"{'; verified, all tokens come back' * verify}{'; not written' * dry_run}", output, quiet)  # fmt: skip
+
+
+def _compress_shards(how: tuple, sources: list[str], folder: str, job: dict, options: dict) -> None:
+    from homework.codec.image_files import compress_shards
+    from homework.training import distributed
+
+    try:
+        compress_shards(_load(*how), sources, folder, job, **options)
+    finally:
+        distributed.cleanup()
 
 
 def decompress(tokenizer: str, autoregressive: str, file: str, output: str, *, only: str | None = None,
@@ -114,11 +138,11 @@ def decompress(tokenizer: str, autoregressive: str, file: str, output: str, *, o
     Args:
         tokenizer: checkpoint of the tokenizer that the file was written with.
         autoregressive: checkpoint of the prior, or the JSON file of the cascade, that it was written with.
-        file: what to decompress; - is standard input.
-        output: the image to write (.png, .bmp, .ppm, .tif), or for an archive the folder; - is standard output, for one
-            image as PNG.
-        only: names of images in an archive, with commas between them, or shell patterns such as "*.jpg"; a single image may
-            be written as one. All images by default.
+        file: what to decompress; - is standard input. Or a folder of archives, see compress --shards.
+        output: the image to write (.png, .bmp, .ppm, .tif), or for an archive the folder, in which those of several archives
+            have a folder each; - is standard output, for one image as PNG.
+        only: names of images in an archive, or ARCHIVE/NAME in a folder of them, with commas between them, or shell patterns
+            such as "*.jpg"; a single image may be written as one. All images by default.
         enhancement: checkpoint of the enhancement layer that it was written with, if it was; auto for the one that belongs
             to the tokenizer.
         preview: decode the tokens alone, without what an enhancement layer added.
@@ -129,16 +153,33 @@ def decompress(tokenizer: str, autoregressive: str, file: str, output: str, *, o
         threads: of the CPU; as many as it has cores by default.
         device: auto, cpu, cuda or mps.
     """
-    from homework.codec.image_files import LOSSLESS, check_free, decompress_file, targets
-
     if preview and enhancement != "auto":
         raise ValueError("A preview needs no enhancement layer; leave --enhancement or --preview out.")
+    names = tokenizer, autoregressive, "none" if preview else enhancement
+    load = functools.cache(lambda: _load(names, batch_size, threads, device))  # once, and not before it is needed
+    how = {"preview": preview, "overwrite": overwrite, "dry_run": dry_run, "quiet": quiet}
+    if not os.path.isdir(file):
+        _decompress(load, file, output, lambda reader: None if only is None else find(reader, only), **how)
+        return
+    found = find_in_folder(file, only)
+    alone = only is not None and sum(map(len, found.values())) == 1 and not os.path.isdir(output)
+    for path, wanted in found.items():
+        own = output if alone else os.path.join(output, Path(path).stem)
+        _decompress(load, path, own, lambda reader, wanted=wanted: None if only is None else wanted, **how)
+
+
+def _decompress(load: Callable, file: str, output: str, choose: Callable, *, preview: bool, overwrite: bool, dry_run: bool,
+                quiet: bool) -> None:  # fmt: skip
+    """Decompresses the images of a file that ``choose(reader)`` names by their numbers; all if it is None."""
+    from homework.codec.image_files import LOSSLESS, check_free, decompress_file, targets
+
     suffix = Path(output).suffix.lower()
     is_image, target = suffix in LOSSLESS or output == "-", Path(os.path.abspath(output))
     with _opened(file) as (stream, name):
         reader = archive.Reader(stream, name, preview)
-        wanted = range(len(reader.names)) if only is None else _find(reader, only)
-        folder = reader.kind == format.ARCHIVE and (only is None or len(wanted) > 1 or not is_image)
+        found = choose(reader)
+        wanted = range(len(reader.names)) if found is None else found
+        folder = reader.kind == format.ARCHIVE and (found is None or len(wanted) > 1 or not is_image)
         if folder and (target.is_file() or is_image or (_is_image(output) and not target.is_dir())):
             raise ValueError(f"{name} is an archive: name a folder, not {output}, or one of its images by --only NAME, and "
                              f"a file that ends in {', '.join(LOSSLESS)}.")  # fmt: skip
@@ -147,9 +188,7 @@ def decompress(tokenizer: str, autoregressive: str, file: str, output: str, *, o
         if output != "-" and not overwrite:
             check_free(targets(reader, wanted, target, folder))
         with _written(output if output == "-" else str(target), dry_run, suffix or ".png") as written:
-            names = tokenizer, autoregressive, "none" if preview else enhancement
-            compressor = _load(names, batch_size, threads, device)
-            decompress_file(compressor, reader, wanted, Path(written), folder, quiet)
+            decompress_file(load(), reader, wanted, Path(written), folder, quiet)
     _say(f"{output}: {checks.count(len(wanted), 'image')}{'; not written' * dry_run}", output, quiet)
 
 
@@ -206,21 +245,6 @@ def _say(text: str, output: str, quiet: bool) -> None:
         print(printable(text), file=sys.stderr if output == "-" else sys.stdout)
 
 
-def _find(reader: archive.Reader, only: str) -> list[int]:
-    """Which images are meant by a name, or by names and shell patterns with commas between them."""
-    if reader.kind == format.IMAGE:
-        raise ValueError(f"{reader.name} is one image, not an archive of several; leave --only out.")
-    wanted: set[int] = set()
-    for part in [only] if only in reader.names else only.split(","):
-        found = {i for i, name in enumerate(reader.names) if name == part}
-        found = found or {i for i, name in enumerate(reader.names) if fnmatch.fnmatchcase(name, part)}
-        if not found:
-            known = ", ".join([*map(printable, reader.names[:3]), *["..."] * (len(reader.names) > 3)])
-            raise ValueError(f"{reader.name} holds no image {part or repr(part)}; it holds {known} (see the command info).")
-        wanted |= found
-    return sorted(wanted)
-
-
 def info(file: str, *, json: bool = False) -> None:
     """Prints what a file that `compress` wrote says about itself, for which it needs no models; or by which fingerprint
     files know a tokenizer or a prior.
@@ -230,19 +254,31 @@ def info(file: str, *, json: bool = False) -> None:
         python -m homework.compress info homework/AutoregressiveModel.pth
 
     Args:
-        file: one image's file or an archive; or a checkpoint, or the JSON file of a cascade. - is standard input.
-        json: print one JSON object.
+        file: one image's file, an archive or a folder of archives; or a checkpoint, or the JSON file of a cascade. - is
+            standard input.
+        json: print one JSON object, or a list of those of several archives.
     """
     if Path(file).suffix == ".pth" or is_cascade(file):
         facts = describe_checkpoint(file)
         sentence = f"{printable(file)}: {facts['role']} {facts['fingerprint']}, {facts['model']}"
         print(json_format.dumps(facts) if json else sentence)
         return
-    with _opened(file) as (stream, name):
-        reader = archive.Reader(stream, name)
+    if os.path.isdir(file):
+        readers = list(read_folder(file).values())
+    else:
+        with _opened(file) as (stream, name):
+            readers = [archive.Reader(stream, name)]
     if json:
-        print(json_format.dumps(_facts(reader)))
+        print(json_format.dumps(_facts(readers[0]) if not os.path.isdir(file) else [*map(_facts, readers)]))
         return
+    for reader in readers:
+        _describe(reader)
+    if len(readers) > 1:
+        n, size = sum(len(reader.names) for reader in readers), sum(reader.length for reader in readers)
+        print(f"{printable(file)}: {n:,} images in {len(readers)} archives, {size:,} bytes, {size / n:,.1f} an image")
+
+
+def _describe(reader: archive.Reader) -> None:
     n, h, w = len(reader.names), *reader.grid(0)
     (H, W), pixels, payload = reader.sizes[0], sum(H * W for H, W in reader.sizes), sum(reader.lengths)
     one = f"one image of {W}x{H} pixels (width x height), {w}x{h} tokens"
@@ -297,10 +333,12 @@ def describe_checkpoint(path: str) -> dict[str, str]:
 def _load(names: tuple[str, str, str], batch_size: int, threads: int | None, device: str, *dial: Any):
     """The compressor of a tokenizer, a prior and an enhancement layer."""
     from homework.codec.loading import load_compressor
+    from homework.training import distributed
 
     cli.at_least(1, batch_size=batch_size)
     cli.at_least(1, threads=1 if threads is None else threads)
-    compressor = load_compressor(*names[:2], devices.pick_device(device), batch_size, *dial, enhancement=names[2])
+    compressor = load_compressor(*names[:2], distributed.setup(devices.pick_device(device)), batch_size, *dial,
+                                 enhancement=names[2])  # fmt: skip
     compressor.workers = threads or compressor.workers
     return compressor
 

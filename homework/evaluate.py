@@ -3,7 +3,6 @@ homework.evaluate``. See ``--help``."""
 
 import json
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from homework.codec import dial
 from homework.codec.loading import load_compressor
 from homework.core import checkpoint, checks, cli, devices, files
 from homework.datasets.image_files import image_paths, spread
+from homework.datasets.shards import file_size
 from homework.evaluation import codecs, curves, measure, pages, report
 from homework.evaluation import samples as sets
 from homework.evaluation.extractors import load_extractors
@@ -39,7 +39,7 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *,
         autoregressive: checkpoint or name of a prior over its grids, or the JSON file of a cascade whose finest codebook it
             is; or one for each tokenizer. Several pairs are several operating points, which Bjontegaard's measure needs;
             pictures are of the first pair.
-        images: a folder of images, an image, or a dataset.json.
+        images: a folder of images, an image, a dataset.json, or WebDataset shards.
         limit: use only so many images, spread evenly over all of them; all by default. Most of the time goes into AVIF at
             its slowest, 4 to 5 seconds of one core for an image of 150x100.
         effort: of our search for tokens, from 0 to 9; 5 by default, and none for a cascade.
@@ -70,7 +70,7 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *,
     points |= measure.measure_codecs(rivals, paths, size, measured)
     shown = tqdm(spread(paths, n_pictures), "pictures", unit="img")
     first, threads = compressors[0], torch.get_num_threads()
-    original = float(np.mean([os.path.getsize(path) for path in paths]))
+    original = float(np.mean([file_size(path) for path in paths]))
     results = {
         "pictures": [measure.show(first, rivals, path, size, i, folder) for i, path in enumerate(shown)],
         "original": original,

@@ -6,14 +6,14 @@ import torch
 
 from homework.core import checkpoint, checks, cli, devices, fingerprint
 from homework.datasets.features import AUTOENCODER, FORMAT, VERSION, prepare_folder, shard_path, write_index, write_shard
-from homework.datasets.image_files import batches_of, image_paths, read_image, spread
+from homework.datasets.image_files import batches_of, image_paths, read_image, spread, without_bad_images
 from homework.tokenizers.base import AutoEncoder, Tokenizer
 from homework.tokenizers.encoding import encode_shards
 
 
 def features(autoencoder: str, images: str, output: str, *, image_size: str | None = None, batch_size: int = 64,
              shard: int = 1024, frame: int = 0, limit: int | None = None, replace: bool = False,
-             device: str = "auto") -> None:  # fmt: skip
+             skip_bad: bool = False, device: str = "auto") -> None:  # fmt: skip
     """Writes the feature maps of images, sorted by path, into a folder that FeatureDataset reads. The same command
     resumes an unfinished run: complete shards that are there are kept.
 
@@ -23,7 +23,7 @@ def features(autoencoder: str, images: str, output: str, *, image_size: str | No
 
     Args:
         autoencoder: checkpoint of a model that makes maps of numbers, as homework/ConvAutoEncoder.pth.
-        images: a file, a folder or a dataset.json.
+        images: a file, a folder, a dataset.json or WebDataset shards.
         output: the folder to write: features_00000.npy ..., float16 (n,h,w,C), index.json, and autoencoder.pth, a copy.
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped; as they are by default.
         batch_size: images that go through the model at once.
@@ -31,6 +31,8 @@ def features(autoencoder: str, images: str, output: str, *, image_size: str | No
         frame: the frame or page to take of files with several, from 0.
         limit: how many images to use at most, evenly spread over the sorted ones; all by default.
         replace: remove other feature maps that are in the output folder; they are an error by default.
+        skip_bad: leave out images that are damaged or of another size than most, for which all are decoded twice; they are
+            an error by default.
         device: auto, cpu, cuda or mps.
     """
     if not str(output):
@@ -47,6 +49,7 @@ def features(autoencoder: str, images: str, output: str, *, image_size: str | No
         found = checks.article(type(model).__name__)
         raise ValueError(f"{autoencoder} holds {found}, which makes {made}; name an auto-encoder.")
     names = spread(image_paths(images), limit)
+    names = without_bad_images(names, size, frame) if skip_bad else names
     H, W = size or read_image(names[0], frame=frame).shape[:2]
     with torch.inference_mode():
         h, w, C = model.encode(torch.zeros(1, H, W, 3)).shape[1:]

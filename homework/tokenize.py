@@ -14,6 +14,7 @@ from homework.codec import dial
 from homework.codec.parallel import in_parallel
 from homework.codec.search import search
 from homework.core import checks, cli, devices, fingerprint
+from homework.datasets.bulk import for_each_shard
 from homework.datasets.features import INDEX, FeatureDataset
 from homework.datasets.image_files import image_paths, report_frames, spread
 from homework.datasets.mnist import FILES, MnistImages, find
@@ -21,7 +22,7 @@ from homework.datasets.tokens import write_tokens
 from homework.priors.base import Prior
 from homework.priors.pairs import load_pair, load_tokenizer
 from homework.tokenizers.base import Tokenizer
-from homework.tokenizers.encoding import Encoded, encode_dataset, encode_files, images_fingerprint, of_one_size
+from homework.tokenizers.encoding import Encoded, Results, encode_dataset, encode_files, images_fingerprint, of_one_size
 from homework.training import distributed
 
 MOST = 16  # copies are moved by fewer pixels than these
@@ -29,18 +30,20 @@ MOST = 16  # copies are moved by fewer pixels than these
 
 def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, image_size: str | None = None, copies: int = 0,
              shift: int | None = None, frame: int = 0, limit: int | None = None, split: str | None = None,
-             skip_bad: bool = False, codes: bool = False, prior: str | None = None, effort: int = dial.EFFORT,
-             quality: str = str(dial.QUALITY), device: str = "auto") -> None:  # fmt: skip
+             skip_bad: bool = False, shards: bool = False, codes: bool = False, prior: str | None = None,
+             effort: int = dial.EFFORT, quality: str = str(dial.QUALITY), device: str = "auto") -> None:  # fmt: skip
     """Writes the tokens of images, sorted by path, to a file that TokenDataset reads.
 
     Examples:
         python -m homework.tokenize BSQPatchAutoEncoder data/tokenized_train.pth data/train --copies 3
         python -m homework.tokenize mine/bsq.pth mine/tokenized_valid.pth mine/valid --prior mine/prior.pth --quality 20,60
+        python -m homework.tokenize BSQPatchAutoEncoder tokens/tokenized_train 'data/train-{000..999}.tar' --shards
 
     Args:
         tokenizer: checkpoint of a model that makes tokens, as homework/BSQPatchAutoEncoder.pth.
-        output: the .pth file to write.
-        images: files, folders or dataset.json files; or MNIST's folder; or, for a SOM, one that homework.features wrote.
+        output: the .pth file to write; with --shards the folder.
+        images: files, folders, dataset.json files or WebDataset shards; or MNIST's folder; or, for a SOM, one that
+            homework.features wrote.
         batch_size: images that go through the model at once.
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped; as they are by default.
         copies: also as many randomly mirrored and shifted copies of each image, from which a prior learns more.
@@ -49,6 +52,8 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
         limit: how many images to use at most, evenly spread over the sorted ones; all by default.
         split: of MNIST: train, valid or test.
         skip_bad: leave out images that are damaged or of another size than most; they are an error by default.
+        shards: write one file for each shard, however many there are; the same command, started again, makes those that are
+            missing, and several processes under torchrun share the shards out.
         codes: also write the table (K,d) of the vectors of all codes, under "codes".
         prior: of that tokenizer's tokens: those are written that compress would find under it, in place of the encoder's.
         effort: with a prior, how long to look for them, from 1 to 9; a second or two of a core for 600 tokens by default.
@@ -60,7 +65,10 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
     checks.integer(0, 99999, **{"--shift": 0 if shift is None else shift})
     if not images:
         raise ValueError("Name the images to tokenize: files, folders or dataset.json files, after the output.")
-    cli.check_output(output, field="tokens")
+    if shards:
+        check_bulk(output, limit, split)
+    else:
+        cli.check_output(output, field="tokens")
     size, qualities = cli.parse_image_size(image_size), dial.parse_qualities(quality)
     checks.integer(1, 9, **{"--effort": effort})
     if prior is None and (effort != dial.EFFORT or qualities != [dial.QUALITY]):
@@ -71,33 +79,54 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
     fields = {"tokenizer": known["identity"], fingerprint.CODES_OF: known, "shift": shift if copies else 0}
     if codes:
         fields["codes"] = model.code_table().clone()  # a clone, for a view would be saved with all that it views
-    data = open_folder(images[0], split) if len(images) == 1 else None
+    data = open_folder(images[0], split) if len(images) == 1 and not shards else None
     if data and (copies or size or frame or judge):
         raise ValueError("--copies, --image_size, --frame and --prior are for files of images; digits and feature maps stay "
                          "as they are.")  # fmt: skip
     if split is not None and not data:
         raise ValueError("--split is for MNIST's folder alone, named mnist; leave it out, and name a folder of images.")
-    paths = [] if data else spread(image_paths(images), limit)
+    paths = [] if data or shards else spread(image_paths(images), limit)
+    moved = (shift, size) if copies else ()
     try:
         model.to(distributed.setup(devices.pick_device(device)))
         improve = searcher(model, judge.to(model.device), effort, qualities) if judge else None
-        if data:
-            own = encode_dataset(model, data, batch_size, limit)
-        else:
-            own = encode_files(model, paths, batch_size, size, copies, shift, frame, improve)
+        how = (batch_size, size, copies, shift, frame, improve)
+        if shards:
+            job = {"command": "tokenize", "tokenizer": known["identity"], "prior": judge and fingerprint.identity(judge),
+                   "batch_size": batch_size, "image_size": size, "copies": copies, "shift": shift, "frame": frame,
+                   "codes": codes, "effort": effort, "quality": qualities}  # fmt: skip
+
+            def make(members: list[str], path: Path, bad: list[str]) -> None:
+                write(encode_files(model, members, *how, shared=False), path, model, fields, frame, moved, skip_bad, bad)
+
+            return for_each_shard(images, output, ".pth", job, skip_bad, make)
+        own = encode_dataset(model, data, batch_size, limit) if data else encode_files(model, paths, *how)
         parts = distributed.gather(own)
     finally:
         distributed.cleanup()
     if parts is not None:
         results = dict(item for part in parts for item in part.items())
-        report_frames({path: one.n_frames for path, one in sorted(results.items()) if isinstance(one, Encoded)}, frame)
-        encoded = of_one_size(results, skip_bad)
-        moved = (shift, size) if copies else ()
-        if images_known := images_fingerprint(encoded.values(), frame, *moved):
-            fields["images"] = images_known
-        tokens = write_tokens(output, {name: one.grid for name, one in encoded.items()}, model.n_tokens, fields)
+        tokens = write(results, output, model, fields, frame, moved, skip_bad)
         written = f"{checks.count(len(tokens), 'grid')} of {tokens.shape[1]}x{tokens.shape[2]} tokens"
         print(f"{output}: {written}, {len(np.unique(tokens))} of {model.n_tokens} codes used")
+
+
+def write(results: Results, output: str | Path, model: Tokenizer, fields: dict, frame: int, moved: tuple, skip_bad: bool,
+          left_out: list[str] | None = None) -> np.ndarray:  # fmt: skip
+    """Writes the grids of images of one size, and returns them, (N,h,w); ``moved`` says how copies were made. ValueError if
+    some cannot be used, unless ``skip_bad``, see :func:`homework.datasets.image_files.report_bad_images`."""
+    report_frames({path: one.n_frames for path, one in sorted(results.items()) if isinstance(one, Encoded)}, frame)
+    encoded = of_one_size(results, skip_bad, left_out)
+    images_known = images_fingerprint(encoded.values(), frame, *moved)
+    fields = fields | ({"images": images_known} if images_known else {})
+    return write_tokens(output, {name: one.grid for name, one in encoded.items()}, model.n_tokens, fields)
+
+
+def check_bulk(output: str, limit: int | None, split: str | None) -> None:
+    if not output or Path(output).suffix == ".pth" or (Path(output).exists() and not Path(output).is_dir()):
+        raise ValueError(f"The output is {output!r}, but with --shards it must be a folder.")
+    if limit is not None or split is not None:
+        raise ValueError("--limit and --split are not for --shards; name fewer shards.")
 
 
 def searcher(model: Tokenizer, prior: Prior, effort: int, qualities: list[float]) -> Callable:

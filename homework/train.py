@@ -10,6 +10,7 @@ from homework.tokenizers.pictures import grid_decoder
 from homework.training import distributed, loop
 
 MOST_EPOCHS = 1e9
+MOST_SHARDS = 64  # each is an open file, or a copy on disk
 
 
 @arguments.configured  # inside, config is all that was given, by name
@@ -17,8 +18,9 @@ def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumul
           lr_step: int | None = None, lr_factor: float = 0.5, warmup: int | None = None, weight_decay: float = 0.01,
           clip: float = 1.0, ema: float = 0.999, seed: int = 0, augment: bool = True, data: str | Path = "data",
           dataset: str | None = None, binarize: float | str | None = None, coarse: str | Path | None = None,
-          image_size: str | None = None, limit: int | None = None, validate_every: int | None = None, save_every: float = 10,
-          keep_every: int | None = None, resume: bool = False, config: str | Path | None = None,
+          image_size: str | None = None, limit: int | None = None, skip_bad: bool = False, shuffle_shards: int | None = None,
+          validate_every: int | None = None, save_every: float = 10, keep_every: int | None = None, resume: bool = False,
+          config: str | Path | None = None,
           init: str | Path | None = None, inputs: str = "embedding", output: str | Path | None = None,
           tokenizer: str | Path = "homework/BSQPatchAutoEncoder.pth", device: str = "auto", bf16: bool = True,
           compile: bool = False, name: str | None = None, timeout: float = distributed.TIMEOUT,
@@ -47,7 +49,8 @@ def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumul
         ema: decay of the moving average of the weights, which is what is evaluated and saved; 0 for none.
         seed: of the weights, the order of the data and all random draws.
         augment: mirror images at random; token grids stay as they are, except with --binarize sample.
-        data: folder with train/ and valid/, with tokenized_train.pth and tokenized_valid.pth, or with mnist/.
+        data: folder with train/ and valid/, with tokenized_train.pth and tokenized_valid.pth, or with mnist/; or WebDataset
+            shards, as in 'data/train-{000..999}.tar::data/valid-000.tar', which are read as they are trained on.
         dataset: images, tokens, mnist (grids of binary pixels), mnist_images, or tokenized_images (tokens that tokenize
             --prior found, and their images, for the checkpoint of their tokenizer); by default the model's own kind.
         binarize: of mnist: how bright a pixel must be to count as ink, at least 0 (by default: not quite black) and below 1;
@@ -56,6 +59,8 @@ def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumul
             --tokenizer, which made the finer ones, is residual: the folders of all coarser grids, with commas.
         image_size: HEIGHTxWIDTH in pixels, to resize and crop images to.
         limit: how many training and validation samples to use at most; all by default.
+        skip_bad: leave out images that are damaged or of another size than the first; they are an error by default.
+        shuffle_shards: of shards, how many are open at a time, whose images are shuffled together; 4 by default.
         validate_every: updates between validations; once an epoch by default.
         save_every: minutes between saves of all that --resume needs.
         keep_every: keep a checkpoint of every so many updates, checkpoints/{name}_{update}.pth.
@@ -91,17 +96,18 @@ def check(settings: dict) -> None:
     """ValueError, naming the option and what it may be, for settings that make no sense."""
 
     def given(*names: str) -> dict:  # these settings as options, except those that were left out and have no default
-        may_lack = ("limit", "warmup", "lr", "lr_step", "keep_every", "validate_every")
+        may_lack = ("limit", "warmup", "lr", "lr_step", "keep_every", "validate_every", "shuffle_shards")
         return {f"--{name}": settings[name] for name in names if settings[name] is not None or name not in may_lack}
 
     checks.integer(1, **given("batch_size", "accumulate", "limit", "validate_every", "lr_step", "keep_every"))
     checks.integer(0, **given("warmup"))
+    checks.integer(1, MOST_SHARDS, **given("shuffle_shards"))
     cli.check_seed(settings["seed"])
     checks.require(f"a number above 0 and at most {MOST_EPOCHS:.0e}", lambda v: checks.is_number(v) and 0 < v <= MOST_EPOCHS,
                    given("epochs"))  # fmt: skip
     checks.positive(**given("lr", "clip", "save_every", "timeout"))
     checks.fraction(**given("ema", "weight_decay"))
-    checks.boolean(**given("augment", "resume", "bf16", "compile"))
+    checks.boolean(**given("augment", "skip_bad", "resume", "bf16", "compile"))
     checks.require("above 0 and at most 1", lambda v: checks.is_number(v) and 0 < v <= 1, given("lr_factor"))
     checks.require("embedding or codes", lambda v: v in ("embedding", "codes"), given("inputs"))
     if settings["name"] is not None and not re.fullmatch(r"\w[\w.-]*(?<!\.state)", settings["name"]):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from homework import FeatureDataset, ImageDataset
 from homework.core import checkpoint, files, fingerprint
 from homework.datasets.features import FeatureModel, shard_path, write_index, write_shard
 from homework.datasets.kinds import DATASETS
+from homework.datasets.sharding import shard
 from homework.features import features
 from homework.tokenizers import encoding
 
@@ -44,6 +46,25 @@ def folder(autoencoder, data, tmp_path) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_bad_images_are_left_out_where_that_is_asked_for(autoencoder, data, tmp_path, capsys):
+    source = shutil.copytree(data / "train", tmp_path / "images")
+    (source / "003.jpg").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="003.jpg cannot be read"):
+        features(autoencoder, source, tmp_path / "out", device="cpu")
+    for _ in range(2):  # the second time it resumes
+        features(autoencoder, source, tmp_path / "new", skip_bad=True, device="cpu")
+        assert "Left out 1 of 24 images: " in capsys.readouterr().err
+    assert len(FeatureDataset(tmp_path / "new")) == 23
+
+
+def test_maps_of_shards_are_those_of_the_folder(folder, autoencoder, data, tmp_path):
+    shard(str(data / "train"), str(tmp_path / "shards"), size="20KB")
+    features(autoencoder, tmp_path / "shards", tmp_path / "new", batch_size=4, shard=10, device="cpu")
+    one, other = FeatureDataset(folder), FeatureDataset(tmp_path / "new")
+    assert torch.equal(one.batch(torch.arange(N)), other.batch(torch.arange(N)))
+    assert [Path(name).name for name in one.names] == [Path(name).name for name in other.names]
 
 
 def test_maps_are_those_of_the_model(folder, autoencoder, data):

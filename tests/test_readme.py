@@ -125,7 +125,7 @@ def _unrolled(loop: re.Match) -> str:
 def python_command(command: str) -> str | None:
     """What a command runs as ``python ...``, with one process in place of torchrun's; None if it is another program."""
     command = re.sub(r"^[A-Z_]+=\S+ ", "", command)
-    command = re.sub(r"^(torchrun --nproc-per-node \d+|systemd-run [^\n]*? python) ", "python ", command)
+    command = re.sub(r"^(torchrun --nproc-per-node \d+( --max-restarts \d+)?|systemd-run .*? python) ", "python ", command)
     return command if command.startswith("python ") else None
 
 
@@ -146,7 +146,7 @@ def test_the_readme_is_short_and_shows_python_early():
     assert TEXT["README.md"].count("![") == 1
 
 
-PARTS = ("samples", "fit", "prune", "cascade", "compress", "decompress", "info", "import", "download", "mnist")
+PARTS = ("samples", "fit", "prune", "cascade", "compress", "decompress", "info", "import", "download", "mnist", "shard")
 
 
 def help_page(command: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,10 @@ from homework.codec.archive import ArchiveWriter, Reader, target_names
 from homework.codec.compressor import PIXELS_AT_ONCE, Compressor
 from homework.codec.parallel import groups, in_parallel
 from homework.core import devices, files
-from homework.datasets.image_files import batches_of, decoded, n_pixels, report_bad_images
+from homework.datasets.bulk import for_each_shard
+from homework.datasets.image_files import batches_of, decoded, n_pixels, names_below, report_bad_images
 from homework.datasets.images import to_uint8
+from homework.datasets.shards import file_size
 
 PIXELS_READ_AT_ONCE = 2**24  # of image files that are read ahead
 LOSSLESS = {".png": "PNG", ".bmp": "BMP", ".ppm": "PPM", ".tif": "TIFF", ".tiff": "TIFF"}
@@ -29,7 +32,7 @@ Chunk = tuple[list[str], tuple[int, int], Sequence]  # paths, (H,W), and images 
 
 def compress_files(compressor: Compressor, paths: list[str], output: str, *, pack: bool, scaled: tuple[int, int] | None,
                    frame: int = 0, skip_bad: bool, verify: bool, old: str | None = None,
-                   quiet: bool = False) -> tuple[int, int, float]:  # fmt: skip
+                   quiet: bool = False, left_out: list[str] | None = None) -> tuple[int, int, float]:  # fmt: skip
     """Compresses image files, ``scaled`` to that (H,W) if it is given, or the ``frame`` of those with several, to
     ``output``: an archive if ``pack``, else the one image's file. ``skip_bad`` leaves out those that are damaged; ``verify``
     decodes what was written and compares tokens; an ``old`` archive's images come first. Returns how many images were
@@ -37,13 +40,14 @@ def compress_files(compressor: Compressor, paths: list[str], output: str, *, pac
     have one path, or the file does not decode; then nothing is written."""
     names, kept, original, psnrs = dict(zip(paths, names_below(paths), strict=True)), [], 0, []
     with files.replacing(output) as temporary, open(temporary, "wb") as file:
+        shared = left_out is None  # one of many archives, which are the same with any number of threads, is not
         bad, writer = [], ArchiveWriter(file, compressor.models) if pack else None
         n_old, read = _copy(old, writer) if old and writer else (0, None)
         if writer and not skip_bad:  # what is bound to fail fails before the work
             writer.check_targets([*names.values()])
         with (
             tqdm(total=len(paths), desc="compressing", unit="img", disable=quiet) as bar,
-            closing(_same_size(compressor, paths, bad, bar, scaled, frame)) as chunks,
+            closing(_same_size(compressor, paths, bad, bar, scaled, frame, shared)) as chunks,
             closing(in_parallel(partial(_encode, compressor, quiet, bar), chunks, compressor.workers)) as encoded,
         ):
             for (part, size, grids), payloads, quality in encoded:
@@ -54,11 +58,11 @@ def compress_files(compressor: Compressor, paths: list[str], output: str, *, pac
                 else:
                     file.write(format.image_file(compressor.models, size, payloads[0], crcs[0]))
                 kept += list(grids.astype(np.int32)) if verify else []
-                original += sum(map(os.path.getsize, part))
+                original += sum(map(file_size, part))
                 if not compressor.effort:
                     bar.update(len(part))
                 bar.set_postfix_str(f"{file.tell():,} bytes")
-        report_bad_images(bad, len(paths), skip_bad)
+        report_bad_images(bad, len(paths), skip_bad, left_out=left_out)
         if writer:
             writer.close()
         file.flush()
@@ -73,6 +77,17 @@ def compress_files(compressor: Compressor, paths: list[str], output: str, *, pac
             raise ValueError(f"{old} was changed by another program meanwhile, and stays as that left it; run the same "
                              "command again.")  # fmt: skip
     return len(paths) - len(bad), original, sum(psnrs) / max(1, len(psnrs))
+
+
+def compress_shards(compressor: Compressor, sources: list[str], folder: str, job: dict, **options: Any) -> None:
+    """An archive for each shard, in ``folder``; ``job`` and ``skip_bad`` as of
+    :func:`homework.datasets.bulk.for_each_shard`, ``options`` as of :func:`compress_files`."""
+
+    def make(paths: list[str], output: Path, bad: list[str]) -> None:
+        compress_files(compressor, paths, str(output), pack=True, **options, left_out=bad)
+
+    job = {"command": "compress", "models": compressor.models.head(format.ARCHIVE).hex()} | job
+    for_each_shard(sources, folder, ".hwa", job, options["skip_bad"], make)
 
 
 def _version(info: os.stat_result) -> tuple[int, int, int]:
@@ -94,15 +109,6 @@ def _copy(old: str, writer: ArchiveWriter) -> tuple[int, tuple[int, int, int]]:
             writer.add(*zip(*((reader.names[i], reader.sizes[i], reader.stored(i), reader.crcs[i]) for i in chunk),
                             strict=True))  # fmt: skip
         return len(reader.names), _version(os.fstat(file.fileno()))
-
-
-def names_below(paths: list[str]) -> list[str]:
-    """The paths relative to the folder that holds all of them. ValueError if two are of the same file."""
-    full = [os.path.abspath(path) for path in paths]
-    base = os.path.commonpath(map(os.path.dirname, full))
-    if len(set(full)) < len(full):
-        raise ValueError("Some image is named twice, by different paths.")
-    return [Path(os.path.relpath(path, base)).as_posix() for path in full]
 
 
 def average_quality(compressor: Compressor, paths: list[str], aimed: dial.Target, options: dict) -> float:
@@ -136,9 +142,10 @@ def _encode(compressor: Compressor, quiet: bool, bar: tqdm, chunk: Chunk) -> tup
 
 
 def _same_size(compressor: Compressor, paths: list[str], bad: list[str], bar: tqdm,
-               scaled: tuple[int, int] | None, frame: int) -> Iterator[Chunk]:  # fmt: skip
-    """As many images of one size as are coded together; ``bad`` gets a sentence about each that cannot be one."""
-    at_once = min(compressor.batch_size, -(-len(paths) // compressor.workers))
+               scaled: tuple[int, int] | None, frame: int, shared: bool = True) -> Iterator[Chunk]:  # fmt: skip
+    """As many images of one size as are coded together, or as all threads ``shared`` have some of; ``bad`` gets a sentence
+    about each that cannot be one."""
+    at_once = min(compressor.batch_size, -(-len(paths) // compressor.workers) if shared else compressor.batch_size)
     for batch, images in decoded(_read_ahead(paths, at_once), scaled, frame):
         found = dict(zip(batch, images, strict=True))
         images.clear()  # so that nothing keeps an image after it was yielded

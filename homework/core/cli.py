@@ -19,7 +19,7 @@ from homework.core import arguments, checkpoint, checks, devices, files, registr
 from homework.core.files import printable
 
 EXTRAS = {"jinja2": "report", "matplotlib": "report", "scipy": "report", "torchinfo": "report", "gradio": "studio",
-          "torch_fidelity": "fid"}
+          "torch_fidelity": "fid", "webdataset": "shards"}
 # packages, and the extra that has them; commands import them late
 
 

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from homework.core import checks, cli
 from homework.datasets import mnist as idx
-from homework.datasets.image_files import SPLITS, images_in, is_hidden, is_image, read_dataset_json
+from homework.datasets.decoding import decode
+from homework.datasets.image_files import SPLITS, images_in, is_hidden, is_image, read_dataset_json, report_bad_images
 
 URL = "https://utexas.box.com/shared/static/qubjm5isldqvyimfj9rsmbnvnbezwcv4.zip"
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist"
@@ -76,7 +77,8 @@ def mnist(dir: str = "data", url: str = MNIST_URL, *, replace: bool = False) -> 
             part.unlink()
 
 
-def import_(zip_or_folder: str | Path, dir: str | Path = "data", *, valid_every: int = 20, replace: bool = False) -> None:
+def import_(zip_or_folder: str | Path, dir: str | Path = "data", *, valid_every: int = 20, skip_bad: bool = False,
+            replace: bool = False) -> None:  # fmt: skip
     """Puts images that you already have into DIR/train and DIR/valid, and MNIST's files into DIR/mnist.
 
     Examples:
@@ -89,6 +91,7 @@ def import_(zip_or_folder: str | Path, dir: str | Path = "data", *, valid_every:
             MNIST's files.
         dir: the folder to put them into.
         valid_every: one image in so many goes into valid, where the source itself does not say.
+        skip_bad: leave out images that are damaged; by default they are copied like the others, and nothing is decoded.
         replace: replace the folders train and valid if they exist.
     """
     source, folder = Path(zip_or_folder), Path(dir)
@@ -102,14 +105,14 @@ def import_(zip_or_folder: str | Path, dir: str | Path = "data", *, valid_every:
             _put_idx(digits, folder, replace)
         if not digits or images:
             entries: Entries = [(path.relative_to(source), partial(FileIO, path)) for path in images]
-            _put(_by_split(entries, source, valid_every), folder, replace)
+            _put(_by_split(entries, source, valid_every), folder, replace, skip_bad)
     elif source.suffix.lower() == ".json":
         entries = [(Path(path), partial(FileIO, path)) for path in read_dataset_json(source)]
-        _put(_share_out(entries, source, valid_every), folder, replace)
+        _put(_share_out(entries, source, valid_every), folder, replace, skip_bad)
     else:
         try:
             with zipfile.ZipFile(source) as archive:
-                _put(_by_split(_zip_entries(archive, source), source, valid_every), folder, replace)
+                _put(_by_split(_zip_entries(archive, source), source, valid_every), folder, replace, skip_bad)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
             raise ValueError(f"{source} is not a zip, or a damaged one ({error}).") from error
 
@@ -197,16 +200,32 @@ def _share_out(entries: Entries, source: Path, valid_every: int) -> dict[str, Op
     return {f"{SPLITS[i % every == 0]}/{i:06d}_{path.name}": opener for i, (path, opener) in numbered}
 
 
-def _put(members: dict[str, Opener], folder: Path, replace: bool) -> None:
-    """Writes ``{"train/name.jpg": opener}`` into ``folder``; after an error, nothing."""
+def _put(members: dict[str, Opener], folder: Path, replace: bool, skip_bad: bool) -> None:
+    """Writes ``{"train/name.jpg": opener}`` into ``folder``, damaged images unless ``skip_bad``; after an error, nothing."""
+    bad: dict[str, str] = {}  # what is wrong, by name
     splits = sorted({name.split("/")[0] for name in members})
     with _new_folders(folder, splits, replace) as new:
         for name, opener in tqdm(members.items(), desc="copying", unit="img"):
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             with opener() as read, open(new / name, "wb") as written:
                 shutil.copyfileobj(read, written)
+            if skip_bad and (why := _damage(new / name, name)):
+                bad[name] = why
+                (new / name).unlink()
+        report_bad_images([*bad.values()], len(members), skip_bad)
+    members = {name: opener for name, opener in members.items() if name not in bad}
     for split in splits:
         print(f"{folder / split}: {checks.count(sum(name.startswith(split) for name in members), 'image')}")
+
+
+def _damage(path: Path, name: str) -> str:
+    """Why an image called ``name`` cannot be read; "" if it can."""
+    try:
+        with open(path, "rb") as stream:
+            decode(stream, name)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from homework.core import checks
 from homework.core.files import printable
 from homework.core.processes import say
 from homework.datasets.decoding import decode, missing_plugin, readable_suffixes
+from homework.datasets.shards import Member, as_member, is_image, members_of, open_image, shards_in
 
 SPLITS = ("train", "valid")
 DATA = "data"  # where data are by default
@@ -43,7 +44,7 @@ def image_paths(source: Source, root: str | Path = DATA) -> list[str]:
 
     Args:
         source: a split ("train", "valid"), a folder (all images in it and below it, but for hidden ones), an image file,
-            a dataset.json, or several of these.
+            a dataset.json, shards (see :func:`homework.datasets.shards.shards_in`), or several of these.
         root: of the splits: a folder with folders of their names; or a folder of images, or a dataset.json, of whose sorted
             images every 20th, from the first one on, is for validation.
     """
@@ -64,30 +65,42 @@ def image_paths(source: Source, root: str | Path = DATA) -> list[str]:
     sources = [source] if isinstance(source, str | Path) else list(source)
     if "" in sources:  # as of a variable that the shell does not know; Path would take it for the current folder
         raise ValueError("The path of an image or a folder is empty; name one, as in data/train, or . for this folder.")
-    found: set[str] = set()
-    for path in map(Path, sources):
-        if path.is_dir():
-            found.update(map(str, images_in(path)))
-        elif not path.is_file():
-            what = f"{path} is neither a file nor a folder." if path.exists() else f"There is no file or folder {path}."
-            raise FileNotFoundError(what)
-        elif path.suffix.lower() != ".json":
-            found.add(str(path))
-        elif not path.name.endswith("_info.json"):  # notes among the course's images
-            found.update(read_dataset_json(path))
-    if not found:
+    if not (found := set[str]().union(*map(_named_by, sources))):
         raise ValueError(f"There are no images in {', '.join(map(str, sources[:3])) or 'an empty list'}.")
     return sorted(found)
 
 
-def is_image(path: PurePath) -> bool:
-    """Whether the name is one of an image file that is not hidden."""
-    return path.suffix.lower() in readable_suffixes() and not path.name.startswith(".")
+def _named_by(source: str | Path) -> Iterable[str]:
+    """The image files that one source names; FileNotFoundError if it does not exist."""
+    path = Path(source)
+    if isinstance(source, Member):
+        return [source]
+    if (shards := shards_in(source)) is not None:
+        return (member for shard in shards for member in members_of(shard))
+    if path.is_dir():
+        return map(str, images_in(path))
+    if (member := as_member(source)) is not None:
+        return [member]
+    if not path.is_file():
+        what = f"{path} is neither a file nor a folder." if path.exists() else f"There is no file or folder {path}."
+        raise FileNotFoundError(what)
+    if path.suffix.lower() != ".json":
+        return [str(path)]
+    return [] if path.name.endswith("_info.json") else read_dataset_json(path)  # those are notes among the course's images
 
 
 def _holds_images(root: Path) -> bool:
     """Whether there are images to be split; those in folders of the default one, such as data/sample, were not meant."""
     return any(map(is_image, root.iterdir())) or (root != Path(DATA) and any(images_in(root)))
+
+
+def names_below(paths: list[str]) -> list[str]:
+    """The paths relative to the folder that holds all of them. ValueError if two are of the same file."""
+    full = [os.path.abspath(path) for path in paths]
+    base = os.path.commonpath(map(os.path.dirname, full))
+    if len(set(full)) < len(full):
+        raise ValueError("Some image is named twice, by different paths.")
+    return [Path(os.path.relpath(path, base)).as_posix() for path in full]
 
 
 def is_hidden(path: PurePath) -> bool:
@@ -148,7 +161,7 @@ def n_pixels(path: str) -> int:
     """The number of pixels of an image, as its file's header says; 0 if that cannot be read."""
     readable_suffixes()  # registers plugins
     try:
-        with Image.open(path) as file:
+        with open_image(path) as stream, Image.open(stream) as file:
             return math.prod(file.size)
     except Exception:  # as in read_image, whose error says what is wrong
         return 0
@@ -172,7 +185,7 @@ def read_image(path: str | Path, image_size: tuple[int, int] | None = None, fram
     """(H, W, 3) uint8 sRGB of an image file, see :func:`decode`; if it has several frames or pages, that is said on stderr.
     With an ``image_size`` (H, W), the image is scaled until it covers this, and its centre cut out. ValueError if the file
     is not an image, or one that cannot be read; OSError if it may not be read."""
-    with open(path, "rb") as stream:
+    with open_image(path) as stream:
         image, n_frames = _read(stream, path, image_size, frame)
     report_frames({str(path): n_frames}, frame)
     return image
@@ -205,17 +218,36 @@ def check_size(path: str, image: np.ndarray, first_path: str, size: tuple[int, i
                          "width): sizes differ; pass --image_size HxW to scale and crop all of them.")  # fmt: skip
 
 
-def report_bad_images(bad: list[str], n: int, skip_bad: bool, hint: str = "") -> None:
-    """Prints up to 10 sentences about ``bad`` ones of ``n`` images. ValueError, with a ``hint`` of what helps, unless
-    ``skip_bad`` and some are left."""
+def report_bad_images(bad: list[str], n: int, skip_bad: bool, hint: str = "", left_out: list[str] | None = None) -> None:
+    """Prints up to 10 sentences about ``bad`` ones of ``n`` images, or adds all to ``left_out`` if there is such a list.
+    ValueError, with a ``hint`` of what helps, unless ``skip_bad`` and some are left."""
     bad = [printable(sentence) for sentence in bad]
     lines = bad[:10] + [f"and {len(bad) - 10} more"] * (len(bad) > 10)
     named = f" {bad[0]}" if len(bad) == 1 else "".join(f"\n  {line}" for line in lines)
     if bad and (len(bad) == n or not skip_bad):
         remedy = "there are no others" if len(bad) == n else "pass --skip_bad to leave them out"
         raise ValueError(f"{len(bad)} of {checks.count(n, 'image')} cannot be used; {remedy}{hint}:{named}")
-    if bad:
+    if left_out is not None:
+        left_out += bad
+    elif bad:
         say(f"Left out {len(bad)} of {checks.count(n, 'image')}:{named}")
+
+
+def without_bad_images(paths: list[str], image_size: tuple[int, int] | None = None, frame: int = 0) -> list[str]:
+    """Those of the images that can be read, and are of the most frequent size; says which others there are. Decodes all of
+    them. ValueError if none can be used."""
+    sizes: dict[str, tuple[int, ...]] = {}
+    bad: list[str] = []
+    for batch, images in decoded(batches_of(paths, 128), image_size, frame):
+        for path, image in zip(batch, images, strict=True):
+            if isinstance(image, str):
+                bad.append(image)
+            else:
+                sizes[path] = image.shape[:2]
+    most = next((size for size, _ in collections.Counter(sizes.values()).most_common(1)), ())
+    bad += ["{} is {}x{}, most are {}x{}".format(path, *size, *most) for path, size in sizes.items() if size != most]
+    report_bad_images(bad, len(paths), skip_bad=True)
+    return [path for path in paths if sizes.get(path) == most]
 
 
 def decoded(batches: Iterable[list[str]], image_size: tuple[int, int] | None = None, frame: int = 0,
@@ -227,7 +259,7 @@ def decoded(batches: Iterable[list[str]], image_size: tuple[int, int] | None = N
 
     def read(path: str) -> np.ndarray | str:
         try:
-            with open(path, "rb") as file:
+            with open_image(path) as file:
                 if facts is None:
                     image, n_frames[path] = _read(file, path, image_size, frame)
                 else:  # the bytes that are decoded are those of the checksum, read once

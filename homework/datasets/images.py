@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from homework.core import files
 from homework.datasets.base import Dataset, Indices
-from homework.datasets.image_files import Source, batches_of, check_size, decoded, image_paths
+from homework.datasets.image_files import Source, batches_of, check_size, decoded, image_paths, without_bad_images
+from homework.datasets.shards import file_version
 
 KEPT = 30 * 24 * 3600  # seconds that a cache is kept without being used
 
@@ -36,6 +37,13 @@ def as_float(pixels: Tensor) -> Tensor:
 def to_uint8(images: Tensor) -> Tensor:
     """Float in [-0.5, 0.5] (clamped to it) -> uint8, rounded to the nearest."""
     return images.float().add(0.5).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def mirrored(batch: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirrors each image of (B, H, W, 3) left-right, in place, with probability 1/2 from a CPU ``generator``."""
+    chosen = (torch.rand(len(batch), generator=generator) < 0.5).nonzero()[:, 0].to(batch.device)
+    batch[chosen] = batch[chosen].flip(2)
+    return batch
 
 
 class Images(Dataset):
@@ -61,21 +69,21 @@ class ImageDataset(Images):
 
     The file (N*H*W*3 bytes) is in :func:`cache_folder`. It is made again when an image's name, size or time changes.
     ``image_size`` is (H, W) to scale and crop to; None requires that all images have one size: a ValueError names the first
-    that is of another, or damaged. ``limit`` takes the first so many images.
+    that is of another, or damaged; ``skip_bad`` leaves these out, for which all are decoded each time. ``limit`` takes the
+    first so many images.
     """
 
     def __init__(self, source: Source = "train", image_size: tuple[int, int] | None = None, root: str | Path = "data",
-                 limit: int | None = None):  # fmt: skip
+                 limit: int | None = None, skip_bad: bool = False):  # fmt: skip
         self.names = image_paths(source, root)[:limit]
+        if skip_bad:
+            self.names = without_bad_images(self.names, image_size)
         origin = str(root), str(source) if isinstance(source, str | Path) else self.names, limit
         self.images = np.load(_cache(self.names, origin, image_size), mmap_mode="r")
         self.size = self.images.shape[1:3]
 
     def augment(self, batch: Tensor, generator: torch.Generator, indices: Tensor | None = None) -> Tensor:
-        """Mirrors each image of (B, H, W, 3) left-right, in place, with probability 1/2 from a CPU ``generator``."""
-        mirrored = (torch.rand(len(batch), generator=generator) < 0.5).nonzero()[:, 0].to(batch.device)
-        batch[mirrored] = batch[mirrored].flip(2)
-        return batch
+        return mirrored(batch, generator)
 
 
 def cache_folder() -> Path:
@@ -100,8 +108,9 @@ def _cache(names: list[str], origin: tuple, image_size: tuple[int, int] | None) 
     """The .npy file (N, H, W, 3) uint8 of the images ``names``, made if need be; it replaces others of ``origin``."""
     prefix = hashlib.sha256(repr((os.getcwd(), origin, image_size)).encode()).hexdigest()[:8]
     content = hashlib.sha256()
-    for name, info in zip(names, map(os.stat, names), strict=True):
-        content.update(os.fsencode(f"{os.path.abspath(name)}\0{info.st_size}\0{info.st_mtime_ns}\0"))
+    for name in names:
+        size, changed = file_version(name)
+        content.update(os.fsencode(f"{os.path.abspath(name)}\0{size}\0{changed}\0"))
     path = cache_folder() / f"{prefix}-{content.hexdigest()[:24]}.npy"
     if path.is_file():
         os.utime(path)  # it is in use

@@ -1,5 +1,6 @@
 """Grids of tokens on disk."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +35,26 @@ class Grids(Dataset):
 def write_tokens(path: str | Path, grids: dict[str, np.ndarray], n_tokens: int, fields: dict[str, Any]) -> np.ndarray:
     """Writes grids (h, w) by name, and more ``fields``, as :class:`TokenDataset` reads them; returns them as (N, h, w)."""
     tokens = np.stack(list(grids.values()))
-    files.write({"tokens": torch.from_numpy(tokens), "n_tokens": n_tokens, "names": list(grids)} | fields, path)
+    names = [str(name) for name in grids]  # of a plain type
+    files.write({"tokens": torch.from_numpy(tokens), "n_tokens": n_tokens, "names": names} | fields, path)
     return tokens
 
 
 class TokenDataset(Grids):
     """Grids of tokens that ``homework.tokenize`` wrote, from a file or from that of a split, ``root/tokenized_{split}.pth``:
     ``{"tokens": (N, h, w), "n_tokens": int, "names": the images' paths, "codes": (n_tokens, d) float32 or missing}``, or a
-    plain tensor (N, h, w). FileNotFoundError if there is no such file, ValueError if it holds something else."""
+    plain tensor (N, h, w); or from the files in a folder, ``root/tokenized_{split}``, that ``tokenize --shards`` wrote.
+    FileNotFoundError if there is no such file, ValueError if it holds something else."""
 
     def __init__(self, source: str | Path = "train", root: str | Path = "data"):
         path = Path(root) / f"tokenized_{source}.pth" if source in SPLITS else Path(source)
-        if not path.is_file():
+        if source in SPLITS and path.with_suffix("").is_dir() and not path.is_file():
+            path = path.with_suffix("")
+        if not path.is_file() and not path.is_dir():
             images = Path(root) / source if source in SPLITS else "IMAGES"
             raise FileNotFoundError(f"There are no tokens {path}; make them with python -m homework.tokenize TOKENIZER "
                                     f"{path} {images}.")  # fmt: skip
-        data = files.read(path)
+        data = _joined(path) if path.is_dir() else files.read(path)
         tokens = data.get("tokens") if isinstance(data, dict) else data
         if not isinstance(tokens, Tensor) or tokens.ndim != 3 or tokens.is_floating_point() or not tokens.numel():
             raise ValueError(f"{path} holds no grids of tokens (N, h, w); make it with python -m homework.tokenize.")
@@ -72,6 +77,26 @@ class TokenDataset(Grids):
         self.codes = codes = fields.get("codes")
         if codes is not None and (not isinstance(codes, Tensor) or codes.ndim != 2 or len(codes) != self.n_tokens):
             raise ValueError(f"{path} holds code vectors that are not a table of {self.n_tokens} rows; make it again.")
+
+
+def _joined(folder: Path) -> dict[str, Any]:
+    """What the files of a folder hold, as if they were one. FileNotFoundError if there are none; ValueError if they do not
+    go together."""
+    parts = {path: files.read(path) for path in sorted(folder.glob("*.pth"))}
+    if not parts:
+        raise FileNotFoundError(f"There are no files of tokens in {folder}; make them with python -m homework.tokenize "
+                                f"TOKENIZER {folder} SHARDS --shards.")  # fmt: skip
+    (first, one), alike = next(iter(parts.items())), ("n_tokens", "tokenizer", "shift", fingerprint.CODES_OF)
+    for path, part in parts.items():
+        tokens = part.get("tokens") if isinstance(part, dict) else None
+        if not isinstance(tokens, Tensor) or tokens.ndim != 3 or not isinstance(part.get("names"), list):
+            raise ValueError(f"{path} holds no grids of tokens (N, h, w); make it with python -m homework.tokenize.")
+        if tokens.shape[1:] != one["tokens"].shape[1:] or any(part.get(key) != one.get(key) for key in alike):
+            raise ValueError(f"{path} holds grids of another size or tokenizer than {first}; make all of them in one "
+                             "python -m homework.tokenize ... --shards, with --image_size.")  # fmt: skip
+    images = hashlib.sha256(repr([part.get("images") for part in parts.values()]).encode()).hexdigest()[:16]
+    tokens = torch.from_numpy(np.concatenate([part["tokens"].numpy() for part in parts.values()]))
+    return one | {"tokens": tokens, "names": [name for part in parts.values() for name in part["names"]], "images": images}
 
 
 class MultiscaleDataset(Dataset):

@@ -20,6 +20,7 @@ from homework.codec.compressor import Compressor
 from homework.codec.parallel import groups
 from homework.datasets.image_files import batches_of, decoded, read_image
 from homework.datasets.images import to_uint8
+from homework.datasets.shards import file_size
 from homework.evaluation import metrics, pages
 from homework.evaluation.codecs import Codec
 from homework.evaluation.curves import Point
@@ -132,7 +133,7 @@ def show(compressor: Compressor, rivals: list[Codec], path: str, size: tuple[int
     with ThreadPool(os.cpu_count()) as pool:
         near = pool.map(lambda codec: codec.nearest(image, len(data)), rivals)
     pictures = {"original": image, "ours": to_uint8(compressor.decompress(data)).cpu().numpy()}
-    captions = {"original": [f"{os.path.getsize(path):,} bytes"], "ours": [f"{len(data):,} bytes"]}
+    captions = {"original": [f"{file_size(path):,} bytes"], "ours": [f"{len(data):,} bytes"]}
     for codec, (quality, file) in zip(rivals, near, strict=True):
         pictures[codec.name] = codec.decode(file)
         captions[codec.name] = [f"{len(file):,} bytes, quality {quality}"]

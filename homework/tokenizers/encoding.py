@@ -67,12 +67,14 @@ def encode_dataset(model: Tokenizer, data: FeatureDataset | MnistImages, batch_s
 @torch.inference_mode()
 def encode_files(model: Tokenizer, paths: list[str], batch_size: int, image_size: tuple[int, int] | None = None,
                  copies: int = 0, shift: int = 0, frame: int = 0,
-                 improve: Callable[[Tensor, Tensor, list[int]], Tensor] | None = None) -> Results:  # fmt: skip
-    """The grids of this process's share of ``paths``, by path, of number ``frame`` of files with several. Copy k of an image
-    is called PATH#k, and mirrored and moved by at most ``shift`` pixels as k and its file's content say: whatever the
-    tokenizer and the batch, the same copies are made. ``improve`` makes better grids of images (B,H,W,3) uint8, their grids
-    (B,h,w), and a number for each image that follows from its file's content and k."""
-    batches, results, facts = own_share(batches_of(paths, batch_size)), Results(), dict[str, FileFacts]()
+                 improve: Callable[[Tensor, Tensor, list[int]], Tensor] | None = None,
+                 shared: bool = True) -> Results:  # fmt: skip
+    """The grids of this process's share of ``paths``, or of all if they are not ``shared`` out, by path, of number ``frame``
+    of files with several. Copy k of an image is called PATH#k, and mirrored and moved by at most ``shift`` pixels as k and
+    its file's content say: whatever the tokenizer and the batch, the same copies are made. ``improve`` makes better grids of
+    images (B,H,W,3) uint8, their grids (B,h,w), and a number for each image that follows from its file's content and k."""
+    batches, results, facts = batches_of(paths, batch_size), Results(), dict[str, FileFacts]()
+    batches = own_share(batches) if shared else batches
     with progress(batches, "tokenizing") as bar:
         for batch, images in decoded(batches, image_size, frame, facts):
             by_size: dict[tuple[int, ...], dict[str, np.ndarray]] = collections.defaultdict(dict)
@@ -126,9 +128,9 @@ def smallest_type(n_tokens: int) -> type:
     return next(t for bits, t in types.items() if n_tokens <= 2**bits)
 
 
-def of_one_size(results: Results, skip_bad: bool) -> dict[str, Encoded]:
+def of_one_size(results: Results, skip_bad: bool, left_out: list[str] | None = None) -> dict[str, Encoded]:
     """The results, sorted by name, of the images of the most frequent size; ValueError if there are others, unless
-    ``skip_bad``."""
+    ``skip_bad``; see :func:`report_bad_images`."""
     sizes = collections.Counter(r.size for r in results.values() if not isinstance(r, str))
     size, n = next(iter(sizes.most_common(1)), ((0, 0), 0))
     bad, good = [], {}
@@ -140,7 +142,7 @@ def of_one_size(results: Results, skip_bad: bool) -> dict[str, Encoded]:
         else:
             good[path] = result
     hint = "; sizes differ; pass --image_size HxW to scale and crop all of them" * (n < sizes.total())
-    report_bad_images(bad, len(results), skip_bad, hint)
+    report_bad_images(bad, len(results), skip_bad, hint, left_out)
     return good
 
 

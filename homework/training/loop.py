@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from homework.core import checkpoint, checks, cli, devices, files
 from homework.core.processes import say
+from homework.datasets.base import Sliceable
 from homework.training import distributed, resume
 from homework.training.settings import set_up
 from homework.training.validation import measure
@@ -82,7 +83,7 @@ class Run:
         self.update, self.seconds = 0, 0.0
         self.measures: dict[str, float] = {}
         self.sums: dict[str, Tensor] = {}
-        self.epoch, self.order = -1, torch.empty(0)  # the permutation of the training data in this epoch
+        self.epoch, self.order = -1, cast(Sliceable, torch.empty(0))  # the permutation of the training data in this epoch
         self.stopped, self.saved_at = False, time.perf_counter()
         if state:
             resume.restore(self, state)
@@ -191,6 +192,8 @@ class Run:
             draws, others = (devices.generator(s["seed"], self.update, number, 0, i) for i in range(2))
             devices.seed_generators(others.initial_seed(), self.device)  # of dropout and the like
             batch = self.train_data.batch(indices, self.device)
+            if a == s["accumulate"] - 1:
+                self.train_data.prefetch(self.samples_ahead())
             if s["augment"]:
                 batch = self.train_data.augment(batch, draws, indices)
             with torch.autocast(self.device.type, torch.bfloat16, s["bf16"] and self.device.type == "cuda"):
@@ -217,9 +220,16 @@ class Run:
         """The samples of this update (group), from the epoch's permutation; the same on every process."""
         epoch, i = divmod(self.update, self.per_epoch)
         if epoch != self.epoch:
-            draws = devices.generator(self.settings["seed"], epoch)
-            self.epoch, self.order = epoch, torch.randperm(self.n_train, generator=draws)
+            draws = functools.partial(devices.generator, self.settings["seed"], epoch)
+            self.epoch, self.order = epoch, self.train_data.order(self.n_train, draws)
         return self.order[i * self.group : (i + 1) * self.group]
+
+    def samples_ahead(self) -> Tensor:
+        """This process's samples of the next update, if it is of the same epoch."""
+        i, s = self.update % self.per_epoch + 1, self.settings
+        n = self.group if i < self.per_epoch else 0
+        ahead = self.order[i * self.group : i * self.group + n]
+        return ahead.view(s["accumulate"], -1, s["batch_size"])[:, self.rank].flatten() if n else ahead
 
     def learning_rate(self) -> float:
         """Linear warm-up, then a cosine from the peak to a hundredth of it (Loshchilov and Hutter, arXiv 1608.03983), or

@@ -11,6 +11,7 @@ from homework.core.model import Model
 from homework.core.processes import say
 from homework.datasets.base import Dataset
 from homework.datasets.kinds import DATASETS
+from homework.datasets.shard_dataset import has_shards
 from homework.training import distributed
 
 
@@ -72,7 +73,10 @@ def open_data(cls: type[Model], settings: dict) -> tuple[Dataset, Dataset]:
     if name not in fitting:
         on = " or ".join(kinds)
         raise ValueError(f"--dataset is {name!r}, but {cls.__name__} is trained on {on}: {', '.join(fitting)}.")
-    options = {k: settings[k] for k in ("image_size", "binarize", "coarse") if settings[k] is not None}
+    if name == "images" and has_shards(settings["data"]):
+        name = "shards"
+    names = ("image_size", "binarize", "coarse", "skip_bad", "shuffle_shards")
+    options = {k: settings[k] for k in names if settings[k] not in (None, False)}
     for k in options:
         if k not in inspect.signature(DATASETS[name]).parameters:
             raise ValueError(f"--{k} is not for the data set {name}; leave it out.")

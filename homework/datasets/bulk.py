@@ -1,0 +1,92 @@
+"""Bulk jobs: one output for each shard, made once, by any number of processes, whatever ends them meanwhile."""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from homework.core import checks, files
+from homework.core.files import printable
+from homework.core.processes import rank, world_size
+from homework.datasets.shards import members_of, shards_in
+
+JOB = "job.json"  # in the folder of the outputs: by what options they are made
+
+
+def for_each_shard(sources: Sequence[str], folder: str | Path, suffix: str, job: dict[str, Any], skip_bad: bool,
+                   make: Callable[[list[str], Path, list[str]], None]) -> None:  # fmt: skip
+    """Calls ``make(paths, output, bad)`` for each shard whose output is not there: the sorted paths of its images, the file
+    to write, whole or not at all, and a list that takes a sentence about each image that was left out. Under torchrun, each
+    process takes every n-th shard. They exchange nothing, so that none waits, and a group that is started again, with as
+    many or fewer, does what is missing.
+
+    Args:
+        sources: of shards, see :func:`homework.datasets.shards.shards_in`.
+        folder: of the outputs, each named like its shard, with ``suffix``.
+        job: plain data that the outputs depend on. ValueError if the folder's outputs were made by other data.
+        skip_bad: goes on after a shard that cannot be read; all that was left out is said at the end.
+    """
+    targets, bad = begin(sources, Path(folder), suffix, job), list[str]()
+    for url, output in list(targets.items())[rank() :: world_size()]:
+        if output.exists():
+            continue
+        try:
+            make(sorted(_paths(url)), output, bad)
+        except ValueError as error:
+            if not skip_bad:
+                raise
+            bad.append(str(error))
+    if bad:
+        lines = "".join(f"\n  {printable(sentence)}" for sentence in bad)
+        tqdm.write(f"Left out:{lines}", file=sys.stderr)  # by every process, of its own
+    done = sum(output.exists() for output in targets.values())
+    print(f"{folder}: {done} of {checks.count(len(targets), 'shard')} done")
+
+
+def begin(sources: Sequence[str], folder: Path, suffix: str, job: dict[str, Any]) -> dict[str, Path]:
+    """Makes the folder; returns the output for each shard."""
+    urls: list[str] = []
+    for source in sources:
+        if (found := shards_in(source)) is None:
+            raise ValueError(f"{source} names no shards, but --shards is about these; leave it out, or write as in "
+                             "'data/train-{000000..000999}.tar'.")  # fmt: skip
+        urls += found
+    targets = {url: folder / f"{shard_name(url, i)}{suffix}" for i, url in enumerate(urls)}
+    by_output: dict[Path, str] = {}
+    for url, output in targets.items():
+        if output in by_output:
+            raise ValueError(f"{url} and {by_output[output]} would both become {output}; name them in two commands, with a "
+                             "folder each.")  # fmt: skip
+        by_output[output] = url
+    job = json.loads(json.dumps(job))
+    if (folder / JOB).is_file():
+        try:
+            before = dict(json.loads((folder / JOB).read_text("utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{folder / JOB} is damaged; name another folder.") from error
+        if other := [key for key in before | job if before.get(key) != job.get(key)]:
+            raise ValueError(f"{folder} has outputs made by another {', '.join(other)}; name another folder, or remove it.")
+    else:
+        with files.replacing(folder / JOB) as temporary:
+            temporary.write_text(json.dumps(job, indent=1), "utf-8")
+    return targets
+
+
+def shard_name(url: str, i: int) -> str:
+    """The name of shard ``i`` without its folder and suffix; its number, if a pipe's command has none."""
+    names = re.findall(r"([^\s/\\'\"]+?)\.(?:tar|tgz)\b", url)
+    return names[-1] if names else f"{i:06}"
+
+
+def _paths(url: str) -> list[str]:
+    try:
+        paths = members_of(url)
+    except OSError as error:  # of what is read, not of a full disk
+        raise ValueError(str(error)) from error
+    if not paths:
+        raise ValueError(f"There are no images in {url}.")
+    return paths
