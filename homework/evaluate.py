@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from homework.codec import dial
+from homework.codec.compressor import Compressor
 from homework.codec.loading import load_compressor
 from homework.core import checkpoint, checks, cli, devices, files
 from homework.datasets.image_files import image_paths, spread
@@ -20,6 +21,7 @@ from homework.evaluation import samples as sets
 from homework.evaluation.extractors import load_extractors
 from homework.priors import sampling
 from homework.priors.pairs import model_files
+from homework.training import distributed
 
 
 def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *, limit: int | None = None,
@@ -28,7 +30,8 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *,
              device: str = "auto") -> None:  # fmt: skip
     """Compresses images with our models and with the common codecs, and writes a page, a plot and tables about it.
 
-    (For generated samples, see ``python -m homework.evaluate samples --help``.)
+    Under torchrun, images are shared out among the processes. (For generated samples, see
+    ``python -m homework.evaluate samples --help``.)
 
     Examples:
         python -m homework.evaluate BSQPatchAutoEncoder AutoregressiveModel --quality 20,35,50,65,80 --limit 64
@@ -64,7 +67,9 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *,
 
     names = [" + ".join(Path(path).stem for path in pair) * (len(pairs) > 1) for pair in pairs]
     settings = [f"{name} {f'quality {q:g}' * (len(qualities) > 1)}".strip() for name in names for q in qualities]
-    measured = measure.Measured(folder / "measured.jsonl", resume)
+    measured = measure_together(folder, resume, compressors, rivals, paths, size)
+    if measured is None:  # not the first process
+        return
     ours = [measure.measure_ours(compressor, paths, size, measured) for compressor in compressors]
     points = {"ours": [curves.Point("ours", s, rows) for s, rows in zip(settings, ours, strict=True)]}
     points |= measure.measure_codecs(rivals, paths, size, measured)
@@ -84,6 +89,31 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *,
     report.write_report(folder, points, paths, results)
     print(*curves.verdict(points, original), sep="\n")
     print(f"{folder / 'index.html'}: {checks.count(len(paths), 'image')}; open it in a browser.")
+
+
+def measure_together(folder: Path, resume: bool, compressors: list[Compressor], rivals: list[codecs.Codec], paths: list[str],
+                     size: tuple[int, int] | None) -> measure.Measured | None:  # fmt: skip
+    """Of several processes each measures its share of the images, and the first one, which gets what all have measured,
+    goes on; None on the others. One process by itself goes on at once."""
+    rank, n = distributed.rank(), distributed.world_size()
+    measured = measure.Measured(folder / f"measured{f'_{rank}' if rank else ''}.jsonl", resume)
+    if n == 1:
+        return measured
+    try:
+        distributed.join()
+        if own := paths[rank::n]:
+            for compressor in compressors:
+                measure.measure_ours(compressor, own, size, measured)
+            measure.measure_codecs(rivals, own, size, measured)
+        every = distributed.gather(measured.rows)
+    finally:
+        distributed.cleanup()
+    if every is None:
+        measured.path.unlink(missing_ok=True)
+        return None
+    for key, row in (item for rows in every for item in rows.items() if item[0] not in measured.rows):
+        measured.keep(key, row)
+    return measured
 
 
 def list_pairs(tokenizer: str, autoregressive: str) -> list[tuple[str, str]]:

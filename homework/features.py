@@ -9,13 +9,14 @@ from homework.datasets.features import AUTOENCODER, FORMAT, VERSION, prepare_fol
 from homework.datasets.image_files import batches_of, image_paths, read_image, spread, without_bad_images
 from homework.tokenizers.base import AutoEncoder, Tokenizer
 from homework.tokenizers.encoding import encode_shards
+from homework.training import distributed
 
 
 def features(autoencoder: str, images: str, output: str, *, image_size: str | None = None, batch_size: int = 64,
              shard: int = 1024, frame: int = 0, limit: int | None = None, replace: bool = False,
              skip_bad: bool = False, device: str = "auto") -> None:  # fmt: skip
     """Writes the feature maps of images, sorted by path, into a folder that FeatureDataset reads. The same command
-    resumes an unfinished run: complete shards that are there are kept.
+    resumes an unfinished run: complete shards that are there are kept. Under torchrun they are shared out.
 
     Examples:
         python -m homework.features homework/ConvAutoEncoder.pth data/train features/train
@@ -56,13 +57,24 @@ def features(autoencoder: str, images: str, output: str, *, image_size: str | No
     index = {"format": FORMAT, "version": VERSION, "size": [h, w, C], "image_size": [H, W],
              "shards": [len(part) for part in batches_of(names, shard)], "autoencoder": fingerprint.identity(model),
              "names": names} | ({"frame": frame} if frame else {})  # fmt: skip
-    missing = prepare_folder(output, index, replace)
-    checkpoint.save(model, output / AUTOENCODER, model.meta)
-    if missing:
-        write_index(output, index, finished=False)
-    model.to(devices.pick_device(device))
-    for i, maps in encode_shards(model, index, missing, batch_size, size, frame):
-        write_shard(shard_path(output, i), maps)
+
+    def prepare() -> list[int]:
+        missing = prepare_folder(output, index, replace)
+        checkpoint.save(model, output / AUTOENCODER, model.meta)
+        if missing:
+            write_index(output, index, finished=False)
+        return missing
+
+    try:
+        place = distributed.setup(devices.pick_device(device))
+        missing = distributed.of_first(prepare)[distributed.rank() :: distributed.world_size()]
+        for i, maps in encode_shards(model.to(place), index, missing, batch_size, size, frame):
+            write_shard(shard_path(output, i), maps)
+        every = distributed.gather(None)  # waits until all are done
+    finally:
+        distributed.cleanup()
+    if every is None:  # not the first process
+        return
     write_index(output, index, finished=True)
     written = checks.count(len(index["shards"]), "file")
     print(f"{output}: {checks.count(len(names), 'feature map')} of {h}x{w}x{C} in {written}")

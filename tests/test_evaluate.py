@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SIZE, TINY, K, build, files, sentence
+from conftest import ROOT, SIZE, TINY, K, build, files, run, sentence
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, features
@@ -244,6 +244,17 @@ def folder(tmp_path, monkeypatch, frame):
     return tmp_path
 
 
+QUICKLY = """
+import dataclasses
+from homework.core import cli
+from homework.evaluate import evaluate
+from homework.evaluation import codecs
+
+codecs.CODECS = (dataclasses.replace(codecs.CODECS[0], qualities=(10, 40, 80)),)
+cli.main("evaluate", evaluate)
+"""
+
+
 def read_csv(path: Path) -> list[dict]:
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -348,6 +359,18 @@ def test_an_interrupted_evaluation_goes_on(command, folder, monkeypatch, cut):
 
     other = command("evaluate", "t.pth", "p.pth", "pictures", "--limit", 3, "--n_pictures", 1, "--effort", 1, "--resume")
     assert other.returncode == 0 and len(measured.read_bytes().splitlines()) == len(whole.splitlines()) + 3
+
+
+def test_two_processes_measure_what_one_does(command, folder):
+    options = ["t.pth", "p.pth", "pictures", "--limit", 3, "--n_pictures", 1, "--effort", 0, "--device", "cpu"]
+    (folder / "quick.py").write_text(QUICKLY)
+    done = run("quick.py", *options, "--out", "two", cwd=folder, processes=2)
+    assert done.returncode == 0 and done.stdout.count("open it in a browser") == 1, done.stderr
+    assert command("evaluate", *options, "--out", "one").returncode == 0
+    one, two = ([{k: v for k, v in row.items() if not k.endswith("_s")} for row in read_csv(folder / out / "images.csv")]
+                for out in ("one", "two"))  # fmt: skip
+    assert [row for row in one if row["codec"] in ("ours", "JPEG")] == two
+    assert files(folder / "two") >= {"measured.jsonl", "index.html"} and "measured_1.jsonl" not in files(folder / "two")
 
 
 def test_under_the_uniform_prior_each_token_costs_the_bits_of_a_code(command, folder):

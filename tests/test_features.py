@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import GRID, ROOT, build, sentence
+from conftest import GRID, ROOT, build, run, sentence
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -46,6 +46,13 @@ def folder(autoencoder, data, tmp_path) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_two_processes_write_what_one_does(autoencoder, data, folder, tmp_path):
+    options = ["--batch_size", 4, "--shard", 10, "--device", "cpu"]
+    done = run("-m", "homework.features", autoencoder, data / "train", "two", *options, cwd=tmp_path, processes=2)
+    assert done.returncode == 0 and done.stdout.count("24 feature maps") == 1, done.stderr
+    assert contents(tmp_path / "two") == contents(folder)
 
 
 def test_bad_images_are_left_out_where_that_is_asked_for(autoencoder, data, tmp_path, capsys):
