@@ -9,7 +9,7 @@ from homework.core import checks, cli, devices
 from homework.datasets.image_files import image_paths
 from homework.evaluation import pages
 from homework.priors.pairs import load_pair
-from homework.studio_tabs import models
+from homework.studio_tabs import models, stubs
 
 DEFAULT, MOST_SAMPLES = "data/sample", 18
 
@@ -40,6 +40,7 @@ def studio(*, tokenizer: str = "BSQPatchAutoEncoder", autoregressive: str = "Aut
     with tempfile.TemporaryDirectory(prefix="homework-studio-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # uploads and pictures are gone afterwards
         shared = models.load(names, *load_pair(*names, devices.pick_device(device)), samples, Path(folder))
+        stubs.leave_out()
         from homework.studio_tabs import page
 
         served, address = page.launch(shared, host, port)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import GRID, SIZE, K, build, sentence
+from conftest import GRID, SIZE, K, build, run, sentence
 from PIL import Image
 
 from homework.codec.compressor import Compressor
@@ -179,6 +179,25 @@ def test_the_units_of_a_map_can_be_looked_at_and_put_in(folder, source):
     chosen = tokens.replace_by_unit(mapped, view, 19, 7)  # row 1, column 3
     assert chosen.grid[view.position] == 5 and (tokens.draw_lattice(mapped, chosen)[5, 15:] == tokens.FRAME).all()
     assert torch.equal(tokens.replace_by_unit(mapped, view, 7, 7).grid, view.grid)  # a unit that was pruned
+
+
+def test_gradio_is_imported_without_its_type_stubs(tmp_path):
+    pytest.importorskip("gradio", reason='there is no gradio; pip install "homework[studio]"')
+    (tmp_path / "a.py").write_text("""
+import sys
+from homework.studio_tabs import stubs
+stubs.leave_out()
+import gradio, gradio.component_meta as module
+assert module.create_or_modify_pyi(None) is None and not any(type(f).__name__ == "WithoutStubs" for f in sys.meta_path)
+with gradio.Blocks() as page:
+    text = gradio.Textbox(label="a", value="b")
+    text.change(print)
+assert text.get_config()["label"] == "a" and len(page.fns) == 1
+stubs.leave_out()  # does nothing now
+assert not any(type(f).__name__ == "WithoutStubs" for f in sys.meta_path)
+""")
+    done = run("a.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_gradio_a_sentence_says_what_to_install(command, monkeypatch):
