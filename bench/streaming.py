@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from homework.core import checkpoint, cli
+from homework.core.devices import generator
 from homework.core.registry import model_class
 from homework.datasets.shard_dataset import ShardDataset
 from homework.datasets.sharding import write_shard
 from homework.tokenize import tokenize
-from homework.training.loop import generator
 
 SIDE, IN_SHARD, BATCH = 8, 10_000, 64  # pixels of an image, images in a shard, images at a time
 

@@ -37,7 +37,6 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
     Examples:
         python -m homework.compress compress BSQPatchAutoEncoder AutoregressiveModel data/sample/temple.jpg temple.hwi
         python -m homework.compress compress BSQPatchAutoEncoder AutoregressiveModel data/sample sample.hwa --quality 70
-        python -m homework.compress compress BSQPatchAutoEncoder AutoregressiveModel 'a-{000..999}.tar' archives --shards
 
     Args:
         tokenizer: checkpoint of a tokenizer.

@@ -22,7 +22,6 @@ def fit(features: str, output: str, *, n_codes: int = 1024, patch: int | str = 1
 
     Examples:
         python -m homework.som fit features homework/SOM.pth
-        python -m homework.som fit features line.pth --n_codes 64 --lattice line --patch map
         python -m homework.som fit features fine.pth --coarser coarse.pth
 
     Args:

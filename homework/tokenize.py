@@ -37,7 +37,6 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
     Examples:
         python -m homework.tokenize BSQPatchAutoEncoder data/tokenized_train.pth data/train --copies 3
         python -m homework.tokenize mine/bsq.pth mine/tokenized_valid.pth mine/valid --prior mine/prior.pth --quality 20,60
-        python -m homework.tokenize BSQPatchAutoEncoder tokens/tokenized_train 'data/train-{000..999}.tar' --shards
 
     Args:
         tokenizer: checkpoint of a model that makes tokens, as homework/BSQPatchAutoEncoder.pth.

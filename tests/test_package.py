@@ -91,7 +91,7 @@ def test_the_metadata(wheel):
     lines = [line for line in metadata.get_all("Requires-Dist") if ";" not in line]  # of no extra
     required = {line.rstrip("0123456789.,<>= ") for line in lines}
     assert required == {"torch", "numpy", "pillow", "constriction", "tensorboard", "fire", "tqdm"}
-    assert set(metadata.get_all("Provides-Extra")) == {"report", "studio", "fid", "docs", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == {"report", "studio", "fid", "shards", "docs", "dev"}
 
 
 def test_the_pinned_versions_are_in_the_ranges_of_the_metadata(wheel):
@@ -101,7 +101,7 @@ def test_the_pinned_versions_are_in_the_ranges_of_the_metadata(wheel):
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         lines = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist")
     ranges = {r.name: r.specifier for r in map(requirements.Requirement, lines)
-              if r.marker is None or r.marker.evaluate({"extra": "report"})}  # fmt: skip
+              if r.marker is None or any(r.marker.evaluate({"extra": extra}) for extra in ("report", "shards"))}  # fmt: skip
     assert pins.keys() == ranges.keys()
     assert all(version in ranges[name] for name, version in pins.items())
 

@@ -23,7 +23,7 @@ class Dataset:
 
     holds: ClassVar[str]  # "images", "grids", "pairs of grids" or "features"; a model takes all that hold what its kind does
     random_access: ClassVar[bool] = True  # False if samples that are far from each other take long to read
-    names: Sequence[str] = ()  # what the samples are called, as the paths of images
+    names: Sequence[str] = ()  # what the samples are called, as the paths of images; or, of streams, the shards with them
     meta: dict[str, Any] = {}  # what a checkpoint keeps of the data, such as the identity of the tokenizer that made it
     codes: Tensor | None = None  # the tokenizer's code vectors (K,d), if they came with the data
 

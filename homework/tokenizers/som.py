@@ -38,12 +38,14 @@ def parse_patch(patch: int | str, height: int, width: int) -> tuple[int, int]:
 
 def check_coarser(coarser: list[list] | None, height: int, width: int) -> list[tuple[int, int]]:
     """The patches of coarser codebooks, [n_codes, patch] of each. ValueError if they are something else."""
-    pairs = [] if coarser is None else coarser
-    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        raise ValueError(f"coarser is {coarser!r}, but must be a list of [n_codes, patch].")
-    for n, _ in pairs:
+    if coarser is None:
+        return []
+    pairs = isinstance(coarser, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in coarser)
+    if not pairs or not coarser:
+        raise ValueError(f"coarser is {coarser!r}, but must be a list of [n_codes, patch], or None.")
+    for n, _ in coarser:
         checks.integer(1, MOST_CODES, **{"n_codes of coarser": n})
-    return [parse_patch(patch, height, width) for _, patch in pairs]
+    return [parse_patch(patch, height, width) for _, patch in coarser]
 
 
 def cut(z: Tensor, patch: tuple[int, int]) -> Tensor:
