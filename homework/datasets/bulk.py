@@ -28,10 +28,12 @@ def for_each_shard(sources: Sequence[str], folder: str | Path, suffix: str, job:
         sources: of shards, see :func:`homework.datasets.shards.shards_in`.
         folder: of the outputs, each named like its shard, with ``suffix``.
         job: plain data that the outputs depend on. ValueError if the folder's outputs were made by other data.
-        skip_bad: goes on after a shard that cannot be read; all that was left out is said at the end.
+        skip_bad: goes on after a shard that cannot be read; all that was left out is said at the end. ValueError if nothing
+            could be made.
     """
     targets, bad = begin(sources, Path(folder), suffix, job), list[str]()
-    for url, output in list(targets.items())[rank() :: world_size()]:
+    own = list(targets.items())[rank() :: world_size()]
+    for url, output in own:
         if output.exists():
             continue
         try:
@@ -45,6 +47,8 @@ def for_each_shard(sources: Sequence[str], folder: str | Path, suffix: str, job:
         tqdm.write(f"Left out:{lines}", file=sys.stderr)  # by every process, of its own
     done = sum(output.exists() for output in targets.values())
     print(f"{folder}: {done} of {checks.count(len(targets), 'shard')} done")
+    if bad and not any(output.exists() for _, output in own):
+        raise ValueError("No shard was done, for all were left out.")
 
 
 def begin(sources: Sequence[str], folder: Path, suffix: str, job: dict[str, Any]) -> dict[str, Path]:

@@ -366,6 +366,8 @@ def test_bad_images_and_shards_are_named_at_the_end(made, tmp_path, tokenizer, c
     end = done.stderr[done.stderr.index("Left out:") :]
     assert f"train-000001.tar/{name} cannot be read" in end and "train-000002.tar is not a tar file, or damaged" in end
     assert len(files.read("out/train-000001.pth")["tokens"]) == 4
+    alone = ["tokenize", tokenizer, "none", "data/train/train-000002.tar", "--shards", "--skip_bad", "--device", "cpu"]
+    assert "No shard was done" in sentence(command(*alone))
 
 
 def test_wrong_arguments_of_a_job(made, tmp_path, tokenizer):
