@@ -162,6 +162,8 @@ def decompress(tokenizer: str, autoregressive: str, file: str, output: str, *, o
         return
     found = find_in_folder(file, only)
     alone = only is not None and sum(map(len, found.values())) == 1 and not os.path.isdir(output)
+    if not alone and (output == "-" or _is_image(output)):
+        raise ValueError(f"{file} holds several such images; name a folder for them, not {output}.")
     for path, wanted in found.items():
         own = output if alone else os.path.join(output, Path(path).stem)
         _decompress(load, path, own, lambda reader, wanted=wanted: None if only is None else wanted, **how)

@@ -159,6 +159,8 @@ def samples(source: str, reference: str = "data/valid", *, n: int | None = None,
     cli.check_seed(seed)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     sampling.check(**options)
+    if Path(out).suffix != ".json":
+        raise ValueError(f"--out is {out!r}, but must be a .json file.")
     files.check_writable(Path(out))
     place, size = devices.pick_device(device), cli.parse_image_size(image_size)
     extractors = load_extractors(features, place)

@@ -105,7 +105,9 @@ def check(settings: dict) -> None:
     cli.check_seed(settings["seed"])
     checks.require(f"a number above 0 and at most {MOST_EPOCHS:.0e}", lambda v: checks.is_number(v) and 0 < v <= MOST_EPOCHS,
                    given("epochs"))  # fmt: skip
-    checks.positive(**given("lr", "clip", "save_every", "timeout"))
+    checks.positive(**given("lr", "clip", "save_every"))
+    checks.require("a number of seconds above 0 and at most 1e6", lambda v: checks.is_number(v) and 0 < v <= 1e6,
+                   given("timeout"))  # fmt: skip
     checks.fraction(**given("ema", "weight_decay"))
     checks.boolean(**given("augment", "skip_bad", "resume", "bf16", "compile"))
     checks.require("above 0 and at most 1", lambda v: checks.is_number(v) and 0 < v <= 1, given("lr_factor"))

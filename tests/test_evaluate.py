@@ -361,6 +361,17 @@ def test_an_interrupted_evaluation_goes_on(command, folder, monkeypatch, cut):
     assert other.returncode == 0 and len(measured.read_bytes().splitlines()) == len(whole.splitlines()) + 3
 
 
+@pytest.mark.parametrize("line", ["{}", "[]", '{"of": [1], "row": 3}', '{"of": "a", "row": [1]}', "x", "", "[" * 10**5])
+def test_measurements_that_are_damaged_are_named(command, folder, line):
+    options = ["t.pth", "p.pth", "pictures", "--limit", 1, "--n_pictures", 1, "--effort", 0]
+    Path("report").mkdir()
+    Path("report/measured.jsonl").write_text(f"{line}\n")
+    assert "measured.jsonl is damaged; leave --resume out" in sentence(command("evaluate", *options, "--resume"))
+    Path("pictures/0.png").write_bytes(b"no picture")
+    sentence(command("evaluate", *options))
+    assert Path("report/measured.jsonl").read_text() == f"{line}\n"  # until there is something else to keep
+
+
 def test_two_processes_measure_what_one_does(command, folder):
     options = ["t.pth", "p.pth", "pictures", "--limit", 3, "--n_pictures", 1, "--effort", 0, "--device", "cpu"]
     (folder / "quick.py").write_text(QUICKLY)

@@ -32,7 +32,7 @@ def _matches(images: list[tuple[str, ...]], only: str, where: str) -> list[int]:
 def read_folder(folder: str) -> dict[str, Reader]:
     """The headers of the archives in a folder, by path. FileNotFoundError if there are none."""
     readers = {}
-    for path in map(str, sorted(Path(folder).glob("*.hwa"))):
+    for path in (str(path) for path in sorted(Path(folder).glob("*.hwa")) if path.is_file()):  # no pipes
         with open(path, "rb") as file:
             readers[path] = Reader(file, path)
     if not readers:

@@ -1,6 +1,7 @@
 """Bulk jobs: one output for each shard, made once, by any number of processes, whatever ends them meanwhile."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -12,9 +13,9 @@ from tqdm import tqdm
 from homework.core import checks, files
 from homework.core.files import printable
 from homework.core.processes import rank, world_size
-from homework.datasets.shards import members_of, shards_in
+from homework.datasets.shards import REMOTE, members_of, shards_in
 
-JOB = "job.json"  # in the folder of the outputs: by what options they are made
+JOB = "job.json"  # in the folder of the outputs: by what options they are made, and of which shards
 
 
 def for_each_shard(sources: Sequence[str], folder: str | Path, suffix: str, job: dict[str, Any], skip_bad: bool,
@@ -66,15 +67,24 @@ def begin(sources: Sequence[str], folder: Path, suffix: str, job: dict[str, Any]
             raise ValueError(f"{url} and {by_output[output]} would both become {output}; name them in two commands, with a "
                              "folder each.")  # fmt: skip
         by_output[output] = url
-    job = json.loads(json.dumps(job))
+    shards = {output.name: url if REMOTE.match(url) else os.path.abspath(url) for url, output in targets.items()}
+    job, before = json.loads(json.dumps(job)) | {"shards": shards}, {"shards": dict[str, str]()}
     if (folder / JOB).is_file():
         try:
             before = dict(json.loads((folder / JOB).read_text("utf-8")))
-        except (ValueError, TypeError) as error:
+            before["shards"] = dict(before["shards"])
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(f"{folder / JOB} is damaged; name another folder.") from error
-        if other := [key for key in before | job if before.get(key) != job.get(key)]:
-            raise ValueError(f"{folder} has outputs made by another {', '.join(other)}; name another folder, or remove it.")
-    else:
+        if changed := [key for key in before | job if key != "shards" and before.get(key) != job.get(key)]:
+            what = ", ".join(changed)
+            raise ValueError(f"{folder} has outputs made by another {what}; name another folder, or remove it.")
+    for output in targets.values():
+        if output.name in before["shards"]:
+            if (other := before["shards"][output.name]) != shards[output.name]:
+                raise ValueError(f"{output} is of the shard {other}, not of {shards[output.name]}; name another folder.")
+        elif output.exists():
+            raise ValueError(f"{output} is there, but no earlier run of this command made it; name another folder.")
+    if before != (job := job | {"shards": before["shards"] | shards}):
         with files.replacing(folder / JOB) as temporary:
             temporary.write_text(json.dumps(job, indent=1), "utf-8")
     return targets

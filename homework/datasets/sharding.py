@@ -37,6 +37,8 @@ def shard(images: str, output: str, *, size: str = "1GB", limit: int | None = No
     if not output or (folder.exists() and not folder.is_dir()):
         raise ValueError(f"The output is {output!r}, but must be a folder.")
     paths = image_paths(images)[:limit]
+    if inside := [path for path in paths if folder.resolve() in Path(path).resolve().parents]:
+        raise ValueError(f"{inside[0]} is in the output folder {folder}; name another folder.")
     names = names_below(paths)
     order = sorted(range(len(paths)), key=lambda i: names[i])
     plan = share_out([(paths[i], names[i], file_size(paths[i])) for i in order], most, folder.resolve().name)
@@ -59,9 +61,10 @@ def shard(images: str, output: str, *, size: str = "1GB", limit: int | None = No
 def parse_bytes(text: str) -> int:
     """"1.5GB" -> 1500000000. ValueError for anything else, and for none."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", str(text), re.IGNORECASE)
-    if not found or not (n := int(float(found[1]) * UNITS[found[2].upper()])):
+    n = float(found[1]) * UNITS[found[2].upper()] if found else 0.0
+    if not 1 <= n < 2**60:
         raise ValueError(f"--size is {text!r}, but must be a number of bytes above 0, as in 500MB or 1GB.")
-    return n
+    return int(n)
 
 
 def share_out(images: list[tuple[str, str, int]], most: int, name: str) -> Plan:

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import math
 import os
 import re
 import shutil
@@ -15,13 +16,14 @@ import threading
 import weakref
 import zlib
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from homework.core.files import printable
 from homework.datasets.decoding import readable_suffixes
 
 MANIFEST = "shards.json"  # in a folder of shards
 FORMAT, VERSION = "homework shards", 1
+MOST_SHARDS = 10**6  # that braces may name
 REMOTE = re.compile(r"(pipe:|[a-z][a-z0-9]*://)")  # how what webdataset's gopen opens begins
 NAMED = re.compile(REMOTE.pattern + r"|.*\.(tar|tgz|tar\.(gz|bz2|xz))(\}*$|::)", re.IGNORECASE | re.DOTALL)
 PACKED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}  # by a file's first two bytes
@@ -80,6 +82,9 @@ def _expanded(text: str) -> list[str]:
         return [text]
     from webdataset.shardlists import expand_urls
 
+    ranges = [(int(a), int(b)) for a, b in re.findall(r"\{(\d{1,18})\.\.(\d{1,18})\}", text)]
+    if (n := math.prod(max(1, b - a + 1) for a, b in ranges)) > MOST_SHARDS:
+        raise ValueError(f"{text} names {n:,} shards, but at most {MOST_SHARDS:,} can be used at once.")
     try:
         return list(expand_urls(text))
     except (ValueError, AssertionError) as error:
@@ -98,13 +103,25 @@ def parse_manifest(content: bytes, path: str | Path) -> dict[str, dict[str, int]
         found = {str(shard["name"]): {key: int(shard[key]) for key in ("images", "bytes")} for shard in manifest["shards"]}
         if (manifest["format"], manifest["version"]) != (FORMAT, VERSION) or not found:
             raise ValueError("another format, or no shards")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if any(n < 0 for shard in found.values() for n in shard.values()):
+            raise ValueError("negative numbers")
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path} is damaged, or not of this version; make it again with python -m homework.data shard.") \
             from error  # fmt: skip
     return found
 
 
 # --- what is in a shard ----------------------------------------------------------------------------------------------------
+
+
+class Bounded:
+    """A file of ``length`` bytes for tarfile, which would get memory for as many as a header claims before it reads."""
+
+    def __init__(self, file: BinaryIO, length: int):
+        self.file, self.length, self.seek, self.tell = file, length, file.seek, file.tell
+
+    def read(self, n: int) -> bytes:
+        return self.file.read(max(0, min(n, self.length - self.file.tell())))
 
 
 class Shard:
@@ -119,15 +136,19 @@ class Shard:
         weakref.finalize(self, self.file.close)
         self.places = {}  # start and length in bytes, by name; of two of a name the last counts, as in any tar
         try:
-            with tarfile.open(fileobj=self.file, mode="r:") as tar:
+            length = self.file.seek(0, io.SEEK_END)
+            self.file.seek(0)
+            with tarfile.open(fileobj=cast(BinaryIO, Bounded(self.file, length)), mode="r:") as tar:
                 for member in tar:
+                    if member.size < 0 or member.issparse() or member.isreg() and member.offset_data + member.size > length:
+                        raise tarfile.ReadError("a file has more bytes than there are, or is sparse")
                     if member.isreg() and is_image(PurePath(member.name)):
                         self.places[member.name] = member.offset_data, member.size
                     tar.members = []  # type: ignore[attr-defined]  # which would hold every header
                 self.file.seek(tar.offset)
                 if self.file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                     raise tarfile.ReadError("it has no end")
-        except (tarfile.TarError, EOFError, UnicodeError, OverflowError) as error:
+        except (tarfile.TarError, EOFError, OSError, OverflowError, RecursionError, ValueError) as error:
             raise ValueError(f"{printable(url)} is not a tar file, or damaged or cut short ({error}).") from error
         self.names = list(self.places)
 

@@ -9,6 +9,7 @@ import threading
 import time
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +19,13 @@ from tqdm import tqdm
 from homework.codec import archive, range_coder
 from homework.codec.compressor import Compressor
 from homework.codec.parallel import groups
+from homework.core import checks
 from homework.datasets.image_files import batches_of, decoded, read_image
 from homework.datasets.images import to_uint8
 from homework.datasets.shards import file_size
 from homework.evaluation import metrics, pages
 from homework.evaluation.codecs import Codec
-from homework.evaluation.curves import Point
+from homework.evaluation.curves import COLUMNS, Point
 from homework.evaluation.pictures import float_image, heat, save_picture
 
 
@@ -33,13 +35,16 @@ class Measured:
 
     def __init__(self, path: Path, resumes: bool = False):
         self.path, self.rows, self.lock = path, {}, threading.Lock()
-        if not resumes:
-            path.unlink(missing_ok=True)
-        elif path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            lines = [line for line in lines if line.endswith("\n")]  # the last one may have been cut short
-            self.rows = {line["of"]: line["row"] for line in map(json.loads, lines)}
-            path.write_text("".join(lines), encoding="utf-8")
+        self.mode = "w"  # when the first row is kept, and not before, so that a mistake costs nothing
+        if resumes and path.is_file():
+            lines = path.read_bytes().splitlines(keepends=True)
+            lines = [line for line in lines if line.endswith(b"\n")]  # the last one may have been cut short
+            try:
+                self.rows = {str(line["of"]): as_row(line["row"]) for line in map(json.loads, lines)}
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                raise ValueError(f"{path} is damaged; leave --resume out to measure anew.") from error
+            path.write_bytes(b"".join(lines))
+            self.mode = "a"
 
     @staticmethod
     def key(image: np.ndarray, *setting: object) -> str:
@@ -47,9 +52,16 @@ class Measured:
         return hashlib.sha256(repr((image.shape, *setting)).encode() + image.tobytes()).hexdigest()
 
     def keep(self, key: str, row: list[float]) -> None:
-        with self.lock, open(self.path, "a", encoding="utf-8") as file:  # several threads measure other codecs
-            self.rows[key] = row
+        with self.lock, open(self.path, self.mode, encoding="utf-8") as file:  # several threads measure other codecs
+            self.rows[key], self.mode = row, "a"
             file.write(json.dumps({"of": key, "row": row}) + "\n")
+
+
+def as_row(row: Any) -> list[float]:
+    """ValueError unless it has a finite number for each of COLUMNS."""
+    if not isinstance(row, list) or len(row) != len(COLUMNS) or not all(map(checks.is_number, row)):
+        raise ValueError("no row")
+    return row
 
 
 def measure_ours(compressor: Compressor, paths: list[str], size: tuple[int, int] | None, measured: Measured) -> np.ndarray:

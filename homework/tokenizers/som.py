@@ -18,6 +18,7 @@ from homework.tokenizers.vector_quantizer import chunked_distances, nearest
 from homework.training import distributed
 
 MOST_CODES = 8192  # a neighbourhood has the square of this many weights
+MOST_SCALES = 16  # of a residual codebook
 SHEET = 1024  # pixels of a side of the codebook's picture, at most
 
 
@@ -41,8 +42,8 @@ def check_coarser(coarser: list[list] | None, height: int, width: int) -> list[t
     if coarser is None:
         return []
     pairs = isinstance(coarser, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in coarser)
-    if not pairs or not coarser:
-        raise ValueError(f"coarser is {coarser!r}, but must be a list of [n_codes, patch], or None.")
+    if not pairs or not 1 <= len(coarser) <= MOST_SCALES:
+        raise ValueError(f"coarser is {coarser!r}, but must be a list of 1 to {MOST_SCALES} [n_codes, patch], or None.")
     for n, _ in coarser:
         checks.integer(1, MOST_CODES, **{"n_codes of coarser": n})
     return [parse_patch(patch, height, width) for _, patch in coarser]

@@ -29,7 +29,7 @@ from homework.datasets.image_files import image_paths, read_image
 from homework.datasets.images import ImageDataset
 from homework.datasets.shard_dataset import ShardDataset, WindowOrder, split_shards
 from homework.datasets.sharding import parse_bytes, shard
-from homework.datasets.shards import MANIFEST, Shard, shards_in
+from homework.datasets.shards import MANIFEST, Shard, open_shard, shards_in
 from homework.datasets.tokens import TokenDataset
 from homework.tokenize import tokenize
 
@@ -431,3 +431,57 @@ def test_a_folder_of_archives_is_read_as_one(made, tmp_path, tokenizer, capsys):
     assert sorted(path.name for path in (tmp_path / "some").rglob("*.png")) == ["004.png", "014.png", "020.png"]
     with pytest.raises(ValueError, match="many holds no image 99.png; it holds train-000000/000.png"):
         decompress(*models, str(tmp_path / "many"), str(tmp_path / "y.png"), only="99.png", **options)
+
+
+def header(name: str, size: int, kind: bytes = b"0") -> bytes:
+    """Of a tar, whose size may be anything, in base 256."""
+    block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT))
+    block[124:136] = (b"\xff" if size < 0 else b"\x80") + (size % 2**88).to_bytes(11)
+    block[156:157] = kind
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize("what", [
+    header("b.jpg", -512), header("b.jpg", -1), header("b.jpg", 2**50), header("b.jpg", 2**80), header("x", 2**34, b"x"),
+    header("x", 2**34, b"L"), (header("x", 2, b"L") + b"q\0" + bytes(510)) * 3000,
+    header("x", 38, b"x") + b"38 GNU.sparse.size=1000000000000000000\n" + bytes(474), header("b.jpg", 0, b"S"),
+])  # fmt: skip
+def test_headers_that_lie_are_damage(what, tmp_path):
+    """Sizes below 0, on which tarfile goes round in circles, above what there is, and files that are read recursively."""
+    image = header("a.jpg", 100) + bytes(512)
+    (tmp_path / "a.tar").write_bytes(image + what + image + bytes(1024))
+    with pytest.raises(ValueError, match="a.tar is not a tar file, or damaged or cut short"):
+        open_shard(str(tmp_path / "a.tar"))
+
+
+def test_a_job_knows_its_shards(made, tmp_path, tokenizer, monkeypatch):
+    """Of a shard of the same name elsewhere, and of a file that was there before, there is no output yet."""
+    monkeypatch.chdir(tmp_path)
+    for folder in "one", "two":
+        shutil.copytree(made / "shards/train", folder)
+    tokenize(tokenizer, "out", "one/train-000001.tar", shards=True, device="cpu")
+    tokenize(tokenizer, "out", "one/train-000002.tar", shards=True, device="cpu")
+    with pytest.raises(ValueError, match="out/train-000001.pth is of the shard .*one/train-000001.tar, not of .*two/"):
+        tokenize(tokenizer, "out", "two/train-000001.tar", shards=True, device="cpu")
+    Path("out/train-000003.pth").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="train-000003.pth is there, but no earlier run"):
+        tokenize(tokenizer, "out", "one", shards=True, device="cpu")
+    Path("out/job.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="job.json is damaged"):
+        tokenize(tokenizer, "out", "one", shards=True, device="cpu")
+
+
+def test_shards_of_shards_go_elsewhere(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made / "shards/train", "x")
+    before = content(tmp_path / "x")
+    for source in "x", "x/../x", "x/train-000000.tar":
+        with pytest.raises(ValueError, match="is in the output folder x; name another"):
+            shard(source, "x", replace=True)
+    assert content(tmp_path / "x") == before
+    with pytest.raises(ValueError, match="--size is '9"):
+        shard("x", "y", size="9" * 400)
+    with pytest.raises(ValueError, match="names 100,000,000 shards, but at most 1,000,000"):
+        shards_in("a-{000000..99999999}.tar")

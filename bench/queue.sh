@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# The trainings of the models, one after another: bash bench/queue.sh digits|cascade|quantizers ...
+# The same command goes on where an earlier one stopped, by a signal, by the limit below or by the end of the machine.
+#   DATA=data        the folder with train/, valid/ and mnist/
+#   PYTHON=python    OMP_NUM_THREADS=1    one core; on a GPU this does not matter
+#   LIMIT=64         so many images, for a trial
+#   MINUTES=9        stops what trains then, and saves; start again for the next piece
+set -euo pipefail
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+python=${PYTHON:-python} data=${DATA:-data} limit=${LIMIT:+--limit $LIMIT} end=$((SECONDS + 60 * ${MINUTES:-100000}))
+
+train() { # NAME MODEL OPTIONS...: a run of that name, resumed if it was stopped, left alone if it has ended
+    local name=$1 model=$2
+    shift 2
+    if [ -e "checkpoints/$name.state.pth" ]; then
+        set -- --resume
+    elif [ -e "checkpoints/$name.pth" ]; then
+        return
+    else
+        rm -rf "logs/$name"
+        set -- "$@" ${limit} --save_every 3
+    fi
+    timeout --signal TERM $((end > SECONDS ? end - SECONDS : 1)) "$python" -m homework.train "$model" --name "$name" "$@"
+}
+
+step() { # FILE COMMAND...: makes the file, unless it is there
+    [ -e "$1" ] || "$python" -m "${@:2}"
+}
+
+digits() { # PixelCNN for 15 epochs, and the gated one; 749 760 and 700 000 digits, 6 hours of a core each
+    train queue_pixelcnn PixelCNN --data "$data" --epochs 15 --batch_size 32 --accumulate 2 --ema 0.98 --validate_every 3000 \
+        --output queue/PixelCNN.pth
+    train queue_gated GatedPixelCNN --dataset mnist --data "$data" --epochs 15 --batch_size 32 --accumulate 2 --ema 0.98 \
+        --n_tokens 2 --height 28 --width 28 --c_hidden 32 --output queue/MnistGatedPixelCNN.pth
+}
+
+quantizers() { # VQ from nothing, on 6 000 frames for an epoch: what options of the quantizer change is measured against this
+    train queue_vq VQPatchAutoEncoder --data "$data" --epochs 1 --batch_size 3 --lr 1.2e-3 --output queue/vq.pth
+}
+
+cascade() { # residual codebooks of 1x1, 2x3, 5x5 and 10x15 codes, their stages, and a plain prior; two and a half hours of a core
+    local coarser=() name codes patch
+    train queue_ae PatchAutoEncoder --data "$data" --epochs 5 --pca 1 --patch_size 10 --bottleneck 12 --latent_dim 64 \
+        --detail 8 --encoder_blocks 1 --decoder_blocks 2 --batch_size 8 --lr 2e-3 --output queue/ae.pth
+    for split in train valid; do # resumes by itself
+        "$python" -m homework.features checkpoints/queue_ae.pth "$data/$split" queue/features/$split ${limit}
+    done
+    for codebook in "map 64 map" "coarse 256 5" "middle 512 2x3" "fine 1024 1" "alone 1024 1"; do
+        read -r name codes patch <<< "$codebook"
+        if [ "$name" = alone ]; then coarser=(); fi # for the plain prior
+        step queue/$name.pth homework.som fit queue/features queue/$name.pth --n_codes "$codes" --patch "$patch" --passes 12 \
+            --radius_end 0.4 "${coarser[@]}"
+        coarser=(--coarser queue/$name.pth)
+        step queue/$name/tokenized_train.pth homework.tokenize queue/$name.pth queue/$name/tokenized_train.pth "$data/train" \
+            --copies 1 --shift 9 ${limit}
+        step queue/$name/tokenized_valid.pth homework.tokenize queue/$name.pth queue/$name/tokenized_valid.pth "$data/valid" ${limit}
+    done
+    train queue_stage0 CascadeStage --data queue/coarse --coarse queue/map --tokenizer queue/coarse.pth --epochs 6 \
+        --batch_size 64 --model_lr 2e-3 --in_dim 48 --hidden_dim 192 --num_enc_layers 1 --num_dec_layers 2 --neighbours 2 \
+        --dropout 0.1 --output queue/stage0.pth
+    train queue_stage1 CascadeStage --data queue/middle --coarse queue/map,queue/coarse --tokenizer queue/middle.pth --epochs 4 \
+        --batch_size 32 --model_lr 2e-3 --in_dim 64 --hidden_dim 256 --num_enc_layers 1 --num_dec_layers 2 --neighbours 4 \
+        --output queue/stage1.pth
+    train queue_stage2 CascadeStage --data queue/fine --coarse queue/map,queue/coarse,queue/middle --tokenizer queue/fine.pth \
+        --epochs 3 --batch_size 16 --model_lr 2e-3 --in_dim 96 --hidden_dim 384 --num_enc_layers 2 --num_dec_layers 2 \
+        --neighbours 4 --output queue/stage2.pth
+    train queue_plain AutoregressiveModel --data queue/alone --tokenizer queue/alone.pth --epochs 3 --batch_size 16 --lr 2e-3 \
+        --d_latent 112 --n_layers 3 --output queue/plain.pth
+}
+
+[ $# -gt 0 ] || { sed -n '2,7s/^# //p' "$0" && exit 1; }
+mkdir -p queue
+for part in "$@"; do "$part"; done
