@@ -27,14 +27,14 @@ step() { # FILE COMMAND...: makes the file, unless it is there
     [ -e "$1" ] || "$python" -m "${@:2}"
 }
 
-digits() { # PixelCNN for 15 epochs, and the gated one; 749 760 and 700 000 digits, 6 hours of a core each
+digits() { # PixelCNN for 15 epochs, 6 hours of a core, and the gated one
     train queue_pixelcnn PixelCNN --data "$data" --epochs 15 --batch_size 32 --accumulate 2 --ema 0.98 --validate_every 3000 \
         --output queue/PixelCNN.pth
-    train queue_gated GatedPixelCNN --dataset mnist --data "$data" --epochs 15 --batch_size 32 --accumulate 2 --ema 0.98 \
-        --n_tokens 2 --height 28 --width 28 --c_hidden 32 --output queue/MnistGatedPixelCNN.pth
+    train queue_gated GatedPixelCNN --dataset mnist --data "$data" --c_hidden 32 --n_layers 5 --embedding_dim 4 --epochs 15 \
+        --batch_size 16 --lr 3e-3 --validate_every 3125 --output queue/MnistGatedPixelCNN.pth
 }
 
-quantizers() { # VQ from nothing, on 6 000 frames for an epoch: what options of the quantizer change is measured against this
+quantizers() { # VQ from nothing, for an epoch: what options of the quantizer change is measured against this
     train queue_vq VQPatchAutoEncoder --data "$data" --epochs 1 --batch_size 3 --lr 1.2e-3 --output queue/vq.pth
 }
 
