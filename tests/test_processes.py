@@ -231,15 +231,15 @@ def test_a_som_is_laid_out_over_the_whole_update():
 @pytest.mark.parametrize("victim", [0, 2])
 def test_who_is_gone_is_named(monkeypatch, how, victim):
     """Killed, or stopped, after which the others wait for it until their patience ends. The first one holds the store."""
-    monkeypatch.setattr(distributed, "BEAT", 0.2)
+    monkeypatch.setattr(distributed, "BEAT", 0.4)
 
     def interrupted():
-        distributed.join(timeout=3.0)
+        distributed.join(timeout=5.0)
         for i in range(100):
             if i == 5 and rank() == victim:
                 if how == signal.SIGSTOP and os.fork() == 0:  # who wakes it in the end
                     parent = os.getppid()
-                    time.sleep(12)
+                    time.sleep(20)
                     os.kill(parent, signal.SIGKILL)
                     os._exit(0)
                 os.kill(os.getpid(), how)
