@@ -98,8 +98,9 @@ def names_below(paths: list[str]) -> list[str]:
     """The paths relative to the folder that holds all of them. ValueError if two are of the same file."""
     full = [os.path.abspath(path) for path in paths]
     base = os.path.commonpath(map(os.path.dirname, full))
-    if len(set(full)) < len(full):
-        raise ValueError("Some image is named twice, by different paths.")
+    if twice := [path for path, n in collections.Counter(full).items() if n > 1]:
+        both = [paths[i] for i, path in enumerate(full) if path == twice[0]][:2]
+        raise ValueError(f"Some image is named twice, by different paths: {both[0]} and {both[1]}.")
     return [Path(os.path.relpath(path, base)).as_posix() for path in full]
 
 
