@@ -152,7 +152,7 @@ def test_a_pruned_codebook_is_another_one_to_follow(books):
 
 
 @pytest.mark.parametrize("coarser, words", [
-    (3, r"coarser is 3, but must be a list of \[n_codes, patch\]"),
+    (3, r"coarser is 3, but must be a list of 1 to 16 \[n_codes, patch\]"),
     ([[4]], r"coarser is \[\[4\]\]"),
     ([[0, 1]], "n_codes of coarser is 0"),
     ([[4, 5]], "patch is 5, which does not divide the map of 4x6"),
