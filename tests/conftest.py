@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import importlib
+import json
 import os
 import shutil
 import struct
@@ -24,6 +25,7 @@ from homework.core import cli
 from homework.core.files import write
 from homework.core.registry import model_class
 from homework.datasets import mnist
+from homework.priors.cascade import Cascade
 
 ROOT = Path(__file__).parents[1]
 SIZE = (20, 30)  # of the frames here, in pixels
@@ -77,9 +79,11 @@ def batch_for(model: torch.nn.Module, B: int = 3, seed: int = 0) -> torch.Tensor
     return grids
 
 
-def run(*arguments: object, cwd: Path, processes: int = 1, **env: str) -> subprocess.CompletedProcess:
-    """``python ARGUMENTS`` in a process of its own; with ``processes``, ``torchrun ARGUMENTS``."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] * (processes > 1)
+def run(*arguments: object, cwd: Path, processes: int = 1, options: tuple[str, ...] = (),
+        **env: str) -> subprocess.CompletedProcess:  # fmt: skip
+    """``python ARGUMENTS`` in a process of its own; with ``processes``, ``torchrun OPTIONS ARGUMENTS``."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *options]
+    launcher = torchrun if processes > 1 else []
     command = [sys.executable, *launcher, *map(str, arguments)]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | env
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=900)
@@ -277,3 +281,15 @@ def small(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(mnist, "N_TRAIN", 24)
     write_mnist(tmp_path / "data" / "mnist")
     return tmp_path / "data"
+
+
+@pytest.fixture
+def stages(folder, monkeypatch):
+    """Those of the cascade in the module's ``folder``, which becomes the current one."""
+    monkeypatch.chdir(folder)
+    return json.loads((folder / "cascade.json").read_text())["stages"]
+
+
+@pytest.fixture
+def cascade(stages):
+    return Cascade(stages)

@@ -5,7 +5,6 @@ import pickle
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import GRID, ROOT, TINY, batch_for, build, sentence
+from conftest import GRID, TINY, batch_for, build, run, sentence
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,18 +54,12 @@ def typed(data: Path, **options) -> list[str]:
     return [BSQ, *(f"--{k}={v}" for k, v in (common | TINY[BSQ] | options).items())]
 
 
-def torchrun(cwd: Path, *arguments: object, options: tuple = (), **env: str) -> subprocess.CompletedProcess:
-    """Two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | env
-    return subprocess.run([*command, *map(str, arguments)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+def torchrun(cwd: Path, *arguments: object, **options) -> subprocess.CompletedProcess:
+    return run(*arguments, cwd=cwd, processes=2, **options)
 
 
 def alone(cwd: Path, *arguments: object) -> subprocess.CompletedProcess:
-    """One process that trains."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "homework.train", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    return run("-m", "homework.train", *arguments, cwd=cwd)
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:

@@ -56,17 +56,6 @@ def folder(data, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def stages(folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    return json.loads((folder / "cascade.json").read_text())["stages"]
-
-
-@pytest.fixture
-def cascade(stages):
-    return Cascade(stages)
-
-
 def frames(data, n=4):
     return ImageDataset("valid", root=data).batch(range(n))
 

@@ -56,17 +56,6 @@ def folder(data, tmp_path_factory):
 
 
 @pytest.fixture
-def stages(folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    return json.loads((folder / "cascade.json").read_text())["stages"]
-
-
-@pytest.fixture
-def cascade(stages):
-    return Cascade(stages)
-
-
-@pytest.fixture
 def books(cascade) -> list[SOM]:
     return list(cascade.codebooks)
 
