@@ -192,8 +192,10 @@ def file_size(path: str | Path) -> int:
 
 def file_version(path: str | Path) -> tuple[int, int]:
     """By what an image's file is told from another of its path: its bytes, and when it, or its shard, was changed."""
-    where = path.shard if isinstance(path, Member) else path
-    return file_size(path), 0 if REMOTE.match(str(where)) else os.stat(where).st_mtime_ns
+    if isinstance(path, Member):
+        return file_size(path), 0 if REMOTE.match(path.shard) else os.stat(path.shard).st_mtime_ns
+    info = os.stat(path)
+    return info.st_size, info.st_mtime_ns
 
 
 def as_member(path: str | Path) -> Member | None:

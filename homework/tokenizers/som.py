@@ -248,15 +248,17 @@ class SOM(FeatureModel, Tokenizer):
         unknown = [codebook.unflatten(1, (-1, C)).mean(dim=(0, 1)) for codebook, _ in self.scales[:-1]]  # (C) each
         return self.autoencoder.decode(sum(unknown, self.to_features(code)))
 
-    def reconstruct(self, z: Tensor) -> Tensor:
-        """Features (...,h*P,w*P,C) -> images (...,H,W,3): decoded from this codebook's vectors and all coarser ones'."""
-        own = self.to_features(self.code_vectors(self.encode_features(z)))
-        return self.autoencoder.decode(own + self.kept_by_coarser(z) if self.n_coarser else own)
+    def reconstruct(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (...,h*P,w*P,C) -> images (...,H,W,3), decoded from this codebook's vectors and all coarser ones', and
+        this one's codes (...,h,w)."""
+        kept = self.kept_by_coarser(z) if self.n_coarser else None
+        index = nearest(cut(z if kept is None else z - kept, self.patch), self.codebook)
+        own = self.to_features(self.code_vectors(index))
+        return self.autoencoder.decode(own if kept is None else own + kept), index
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        z = self.features(x)
-        measures = usage(self.encode_features(z), self.n_tokens)
-        return self.reconstruct(z)[..., : x.shape[-3], : x.shape[-2], :], measures
+        x_hat, index = self.reconstruct(self.features(x))
+        return x_hat[..., : x.shape[-3], : x.shape[-2], :], usage(index, self.n_tokens)
 
     def statistics(self, x: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
         """Of patches x (n,d) and their best units (n): how many patches each unit has (K), and their sums (K,d). A step
@@ -337,7 +339,7 @@ class SOM(FeatureModel, Tokenizer):
     def images(self, z: Tensor) -> dict[str, Tensor]:
         """Features (B,h*P,w*P,C) -> {"features", "reconstruction"}, decoded from them and from their codes: (B,3,H,W) in
         [0,1]; "codebook" and "u_matrix", (1,3,...) in [0,1], of the lattice."""
-        decoded = {"features": self.autoencoder.decode(z), "reconstruction": self.reconstruct(z)}
+        decoded = {"features": self.autoencoder.decode(z), "reconstruction": self.reconstruct(z)[0]}
         maps = {"codebook": self.codebook_picture()[None], "u_matrix": self.u_matrix_picture()[None]}
         return {name: to_pictures(x) for name, x in decoded.items()} | maps
 
