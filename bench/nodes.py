@@ -93,7 +93,7 @@ def nodes(folder: Path) -> Iterator[tuple[Node, Node]]:
                 ip("netns del", node.name)
 
 
-def updates(log: Path) -> int:
+def samples_done(log: Path) -> int:
     """How many samples the training has said to be done with."""
     found = re.findall(r"\| (\d+)/\d+ \[", log.read_text(errors="replace")) if log.is_file() else []
     return int(found[-1]) if found else 0
@@ -101,7 +101,7 @@ def updates(log: Path) -> int:
 
 def wait(log: Path, samples: int) -> float:
     """Waits until as many samples are done; the time then."""
-    while updates(log) < samples:
+    while samples_done(log) < samples:
         time.sleep(0.05)
     return time.perf_counter()
 
@@ -117,7 +117,7 @@ def measure(model: str = "AutoregressiveModel", data: str = "data") -> None:
         with open(log, "w") as file:
             one = subprocess.Popen([sys.executable, *command], cwd=alone, env=os.environ | ENVIRONMENT, stderr=file)
         begin = wait(log, 100)
-        first = updates(log)
+        first = samples_done(log)
         speed = (n - first) / (wait(log, n) - begin)
         one.kill()
         one.wait()
@@ -125,9 +125,9 @@ def measure(model: str = "AutoregressiveModel", data: str = "data") -> None:
         with nodes(folder) as (a, b):
             for node in a, b:
                 node.start(*command, "--save_every", "0.05")
-            begin, sent, first = wait(a.log, 200), a.sent(), updates(a.log)
+            begin, sent, first = wait(a.log, 200), a.sent(), samples_done(a.log)
             end = wait(a.log, 2 * n)
-            done = updates(a.log) - first
+            done = samples_done(a.log) - first
             print(f"two nodes: {done / (end - begin):.2f} images/s, {done / (end - begin) / speed:.2f} times as many; "
                   f"{(a.sent() - sent) / (done / 16) / 1e6:.2f} MB sent by each in an update")  # fmt: skip
             b.kill()

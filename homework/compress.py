@@ -82,8 +82,10 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
         job = {"image_size": scaled, "frame": frame, "effort": effort, "quality": quality, "batch_size": batch_size,
                "target_bytes": target_bytes, "target_psnr": target_psnr}  # fmt: skip
         options = {"scaled": scaled, "frame": frame, "skip_bad": skip_bad, "verify": verify, "quiet": quiet}
-        how = (names, batch_size, threads, device, effort, quality, aimed)
-        return _compress_shards(how, sources, output, job, options)
+        from homework.codec.image_files import compress_shards
+
+        compressor = _load(names, batch_size, threads, device, effort, quality, aimed)
+        return compress_shards(compressor, sources, output, job, **options)
     if Path(output).is_dir() or _is_image(output) or Path(output).suffix.lower() in {".json", ".pth"}:
         raise ValueError(f"The last argument is the file to write, but {output} is a folder, an image or a checkpoint.")
     check_regular(Path(output))
@@ -112,16 +114,6 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
     _say(f"{output}: {checks.count(n, 'image')}, {size:,} bytes, {size / n:,.1f} an image, "
          f"{original / size:.1f} times fewer than the {original:,} of the originals, {psnr:.2f} dB"
          f"{'; verified, all tokens come back' * verify}{'; not written' * dry_run}", output, quiet)  # fmt: skip
-
-
-def _compress_shards(how: tuple, sources: list[str], folder: str, job: dict, options: dict) -> None:
-    from homework.codec.image_files import compress_shards
-    from homework.training import distributed
-
-    try:
-        compress_shards(_load(*how), sources, folder, job, **options)
-    finally:
-        distributed.cleanup()
 
 
 def decompress(tokenizer: str, autoregressive: str, file: str, output: str, *, only: str | None = None,
@@ -338,7 +330,7 @@ def _load(names: tuple[str, str, str], batch_size: int, threads: int | None, dev
 
     cli.at_least(1, batch_size=batch_size)
     cli.at_least(1, threads=1 if threads is None else threads)
-    compressor = load_compressor(*names[:2], distributed.setup(devices.pick_device(device)), batch_size, *dial,
+    compressor = load_compressor(*names[:2], distributed.own_device(devices.pick_device(device)), batch_size, *dial,
                                  enhancement=names[2])  # fmt: skip
     compressor.workers = threads or compressor.workers
     return compressor

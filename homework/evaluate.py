@@ -14,6 +14,7 @@ from homework.codec import dial
 from homework.codec.compressor import Compressor
 from homework.codec.loading import load_compressor
 from homework.core import checkpoint, checks, cli, devices, files
+from homework.core.processes import own_share
 from homework.datasets.image_files import image_paths, spread
 from homework.datasets.shards import file_size
 from homework.evaluation import codecs, curves, measure, pages, report
@@ -95,19 +96,16 @@ def measure_together(folder: Path, resume: bool, compressors: list[Compressor], 
                      size: tuple[int, int] | None) -> measure.Measured | None:  # fmt: skip
     """Of several processes each measures its share of the images, and the first one, which gets what all have measured,
     goes on; None on the others. One process by itself goes on at once."""
-    rank, n = distributed.rank(), distributed.world_size()
+    rank = distributed.rank()
     measured = measure.Measured(folder / f"measured{f'_{rank}' if rank else ''}.jsonl", resume)
-    if n == 1:
+    if distributed.world_size() == 1:
         return measured
-    try:
-        distributed.join()
-        if own := paths[rank::n]:
+    with distributed.group():
+        if own := own_share(paths):
             for compressor in compressors:
                 measure.measure_ours(compressor, own, size, measured)
             measure.measure_codecs(rivals, own, size, measured)
         every = distributed.gather(measured.rows)
-    finally:
-        distributed.cleanup()
     if every is None:
         measured.path.unlink(missing_ok=True)
         return None

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from homework.core import checkpoint, checks, cli, devices, fingerprint
+from homework.core.processes import own_share
 from homework.datasets.features import AUTOENCODER, FORMAT, VERSION, prepare_folder, shard_path, write_index, write_shard
 from homework.datasets.image_files import batches_of, image_paths, read_image, spread, without_bad_images
 from homework.tokenizers.base import AutoEncoder, Tokenizer
@@ -65,14 +66,12 @@ def features(autoencoder: str, images: str, output: str, *, image_size: str | No
             write_index(output, index, finished=False)
         return missing
 
-    try:
-        place = distributed.setup(devices.pick_device(device))
-        missing = distributed.of_first(prepare)[distributed.rank() :: distributed.world_size()]
+    with distributed.group():
+        place = distributed.own_device(devices.pick_device(device))
+        missing = own_share(distributed.of_first(prepare))
         for i, maps in encode_shards(model.to(place), index, missing, batch_size, size, frame):
             write_shard(shard_path(output, i), maps)
         every = distributed.gather(None)  # waits until all are done
-    finally:
-        distributed.cleanup()
     if every is None:  # not the first process
         return
     write_index(output, index, finished=True)

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from homework.core import checkpoint, checks, cli, devices, files
 from homework.core.arguments import read_json
 from homework.core.model import ordinary_tensors
+from homework.core.processes import own_share
 from homework.datasets.image_files import batches_of, read_image
 from homework.datasets.images import to_uint8
 from homework.evaluation.pictures import float_image, in_rows, on_sheet, remove_stale, save_picture
@@ -72,19 +73,16 @@ def generate(tokenizer: str, prior: str, n_images: int, output_path: str, *, see
     folder.mkdir(parents=True, exist_ok=True)
     share = distributed.rank(), distributed.world_size()
     shown: dict[int, Tensor] = {}
-    try:
-        distributed.join()
+    with distributed.group():
         with tqdm(total=n_images, desc="generating", unit="img", disable=distributed.rank() > 0) as bar:
             args = coder, prior, n_images, size, batch_size, kept, candidates, seed, share
-            own = batches_of(range(n_images), batch_size)[share[0] :: share[1]]
+            own = own_share(batches_of(range(n_images), batch_size))
             for numbers, (_, images) in zip(own, generate_images(*args, **options), strict=True):
                 for i, image in zip(numbers, images, strict=True):
                     save_picture(image, folder / f"generation_{i}.png")
                     shown |= {i: image} if i < ON_SHEET else {}
                 bar.update(len(numbers))
         parts = distributed.gather(shown)
-    finally:
-        distributed.cleanup()
     if parts is None:  # not the first process
         return
     shown = dict(sorted(item for part in parts for item in part.items()))

@@ -86,23 +86,21 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
         raise ValueError("--split is for MNIST's folder alone, named mnist; leave it out, and name a folder of images.")
     paths = [] if data or shards else spread(image_paths(images), limit)
     moved = (shift, size) if copies else ()
-    try:
-        model.to(distributed.setup(devices.pick_device(device)))
-        improve = searcher(model, judge.to(model.device), effort, qualities) if judge else None
-        how = (batch_size, size, copies, shift, frame, improve)
-        if shards:
-            job = {"command": "tokenize", "tokenizer": known["identity"], "prior": judge and fingerprint.identity(judge),
-                   "batch_size": batch_size, "image_size": size, "copies": copies, "shift": shift, "frame": frame,
-                   "codes": codes, "effort": effort, "quality": qualities}  # fmt: skip
+    model.to(distributed.own_device(devices.pick_device(device)))
+    improve = searcher(model, judge.to(model.device), effort, qualities) if judge else None
+    how = (batch_size, size, copies, shift, frame, improve)
+    if shards:
+        job = {"command": "tokenize", "tokenizer": known["identity"], "prior": judge and fingerprint.identity(judge),
+               "batch_size": batch_size, "image_size": size, "copies": copies, "shift": shift, "frame": frame,
+               "codes": codes, "effort": effort, "quality": qualities}  # fmt: skip
 
-            def make(members: list[str], path: Path, bad: list[str]) -> None:
-                write(encode_files(model, members, *how, shared=False), path, model, fields, frame, moved, skip_bad, bad)
+        def make(members: list[str], path: Path, bad: list[str]) -> None:
+            write(encode_files(model, members, *how, shared=False), path, model, fields, frame, moved, skip_bad, bad)
 
-            return for_each_shard(images, output, ".pth", job, skip_bad, make)
+        return for_each_shard(images, output, ".pth", job, skip_bad, make)
+    with distributed.group():
         own = encode_dataset(model, data, batch_size, limit) if data else encode_files(model, paths, *how)
         parts = distributed.gather(own)
-    finally:
-        distributed.cleanup()
     if parts is not None:
         results = dict(item for part in parts for item in part.items())
         tokens = write(results, output, model, fields, frame, moved, skip_bad)

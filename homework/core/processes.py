@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import Any
 
 from tqdm import tqdm
 
@@ -14,6 +15,11 @@ def rank() -> int:
 def world_size() -> int:
     """The number of processes that work together; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def own_share(items: Any) -> Any:
+    """Every n-th of the ``items``, a list or a tensor, for this one of n processes, from its own number on."""
+    return items[rank() :: world_size()]
 
 
 def say(sentence: str) -> None:

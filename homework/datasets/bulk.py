@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from homework.core import checks, files
 from homework.core.files import printable
-from homework.core.processes import rank, world_size
+from homework.core.processes import own_share
 from homework.datasets.shards import REMOTE, members_of, shards_in
 
 JOB = "job.json"  # in the folder of the outputs: by what options they are made, and of which shards
@@ -33,7 +33,7 @@ def for_each_shard(sources: Sequence[str], folder: str | Path, suffix: str, job:
             could be made.
     """
     targets, bad = begin(sources, Path(folder), suffix, job), list[str]()
-    own = list(targets.items())[rank() :: world_size()]
+    own = own_share(list(targets.items()))
     for url, output in own:
         if output.exists():
             continue

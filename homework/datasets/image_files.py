@@ -234,6 +234,15 @@ def report_bad_images(bad: list[str], n: int, skip_bad: bool, hint: str = "", le
         say(f"Left out {len(bad)} of {checks.count(n, 'image')}:{named}")
 
 
+def most_frequent(sizes: Iterable[tuple[int, ...]]) -> tuple[tuple[int, ...], int]:
+    """The most frequent of the sizes (H, W), the first of equals, and how often it occurs; (0, 0) and 0 of none."""
+    return next(iter(collections.Counter(sizes).most_common(1)), ((0, 0), 0))
+
+
+def other_size(path: str, size: tuple[int, ...], most: tuple[int, ...]) -> str:
+    return "{} is {}x{}, most are {}x{}".format(path, *size, *most)
+
+
 def without_bad_images(paths: list[str], image_size: tuple[int, int] | None = None, frame: int = 0) -> list[str]:
     """Those of the images that can be read, and are of the most frequent size; says which others there are. Decodes all of
     them. ValueError if none can be used."""
@@ -245,8 +254,8 @@ def without_bad_images(paths: list[str], image_size: tuple[int, int] | None = No
                 bad.append(image)
             else:
                 sizes[path] = image.shape[:2]
-    most = next((size for size, _ in collections.Counter(sizes.values()).most_common(1)), ())
-    bad += ["{} is {}x{}, most are {}x{}".format(path, *size, *most) for path, size in sizes.items() if size != most]
+    most, _ = most_frequent(sizes.values())
+    bad += [other_size(path, size, most) for path, size in sizes.items() if size != most]
     report_bad_images(bad, len(paths), skip_bad=True)
     return [path for path in paths if sizes.get(path) == most]
 

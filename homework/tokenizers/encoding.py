@@ -12,12 +12,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from homework.core import fingerprint
+from homework.core.processes import own_share, rank
 from homework.datasets.features import FeatureDataset, FeatureModel
-from homework.datasets.image_files import FileFacts, batches_of, check_size, decoded, report_bad_images, spread
+from homework.datasets.image_files import (
+    FileFacts,
+    batches_of,
+    check_size,
+    decoded,
+    most_frequent,
+    other_size,
+    report_bad_images,
+    spread,
+)
 from homework.datasets.images import to_float
 from homework.datasets.mnist import MnistImages
 from homework.tokenizers.base import AutoEncoder, Tokenizer
-from homework.training import distributed
 
 
 class Encoded(NamedTuple):
@@ -34,12 +43,7 @@ Results = dict[str, Encoded | str]  # by name; instead of an image that cannot b
 
 def progress(batches: list[list], what: str) -> tqdm:
     """A bar over all items of the batches, which only the first process shows."""
-    return tqdm(total=sum(map(len, batches)), desc=what, unit="img", disable=distributed.rank() > 0)
-
-
-def own_share(batches: list[list]) -> list[list]:
-    """This process's batches: complete ones, so that several processes get exactly what one would."""
-    return batches[distributed.rank() :: distributed.world_size()]
+    return tqdm(total=sum(map(len, batches)), desc=what, unit="img", disable=rank() > 0)
 
 
 # --- grids of tokens ------------------------------------------------------------------------------------------------------
@@ -74,7 +78,7 @@ def encode_files(model: Tokenizer, paths: list[str], batch_size: int, image_size
     its file's content say: whatever the tokenizer and the batch, the same copies are made. ``improve`` makes better grids of
     images (B,H,W,3) uint8, their grids (B,h,w), and a number for each image that follows from its file's content and k."""
     batches, results, facts = batches_of(paths, batch_size), Results(), dict[str, FileFacts]()
-    batches = own_share(batches) if shared else batches
+    batches = own_share(batches) if shared else batches  # complete ones, so that several processes get what one would
     with progress(batches, "tokenizing") as bar:
         for batch, images in decoded(batches, image_size, frame, facts):
             by_size: dict[tuple[int, ...], dict[str, np.ndarray]] = collections.defaultdict(dict)
@@ -131,17 +135,17 @@ def smallest_type(n_tokens: int) -> type:
 def of_one_size(results: Results, skip_bad: bool, left_out: list[str] | None = None) -> dict[str, Encoded]:
     """The results, sorted by name, of the images of the most frequent size; ValueError if there are others, unless
     ``skip_bad``; see :func:`report_bad_images`."""
-    sizes = collections.Counter(r.size for r in results.values() if not isinstance(r, str))
-    size, n = next(iter(sizes.most_common(1)), ((0, 0), 0))
+    sizes = [r.size for r in results.values() if not isinstance(r, str)]
+    size, n = most_frequent(sizes)
     bad, good = [], {}
     for path, result in sorted(results.items()):
         if isinstance(result, str):
             bad.append(result)
         elif result.size != size:
-            bad.append("{} is {}x{}, most are {}x{}".format(path, *result.size, *size))
+            bad.append(other_size(path, result.size, size))
         else:
             good[path] = result
-    hint = "; sizes differ; pass --image_size HxW to scale and crop all of them" * (n < sizes.total())
+    hint = "; sizes differ; pass --image_size HxW to scale and crop all of them" * (n < len(sizes))
     report_bad_images(bad, len(results), skip_bad, hint, left_out)
     return good
 

@@ -70,9 +70,24 @@ def _together() -> Iterator[None]:
                               "process 0 is the one that saves, and --resume continues from there.") from error  # fmt: skip
 
 
+@contextlib.contextmanager
+def group(timeout: float = TIMEOUT) -> Iterator[None]:
+    """Joins the other processes, as :func:`join`, and leaves them at the end of the block."""
+    try:
+        join(timeout)
+        yield
+    finally:
+        cleanup()
+
+
 def setup(device: torch.device) -> torch.device:
-    """Joins the other processes and returns this one's device, one GPU a process."""
+    """Joins the other processes and returns this one's device."""
     join()
+    return own_device(device)
+
+
+def own_device(device: torch.device) -> torch.device:
+    """This process's device, one GPU a process."""
     if world_size() > 1 and device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
@@ -121,14 +136,20 @@ def restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
-@_together()
 def gather(value: object) -> list | None:
     """Every process's ``value`` (any picklable object) in the order of their ranks, on rank 0; None on the others."""
+    values = gather_everywhere(value)
+    return values if rank() == 0 else None
+
+
+@_together()
+def gather_everywhere(value: Any) -> list:
+    """As :func:`gather`, on all."""
     if world_size() == 1:
         return [value]
     values = [None] * world_size()
     dist.all_gather_object(values, value)  # gather_object does not exist for nccl
-    return values if rank() == 0 else None
+    return values
 
 
 @_together()
@@ -178,14 +199,12 @@ def add_up(x: Tensor) -> Tensor:
     return x
 
 
-@_together()
 def collect(batches: list[Tensor]) -> Tensor:
     """The batches (n,d) of an update, of all processes: one (m,d), in the order in which the training loop shares them out,
     so that it is the same as one process would have."""
     if world_size() == 1:
         return torch.cat(batches)
-    every: list[list[Tensor]] = [[]] * world_size()
-    dist.all_gather_object(every, [x.cpu() for x in batches])
+    every = gather_everywhere([x.cpu() for x in batches])
     return torch.cat([x for one in zip(*every, strict=True) for x in one]).to(batches[0].device)
 
 

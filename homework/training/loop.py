@@ -36,14 +36,11 @@ def train(settings: dict, given: dict | None, grid_decoder: Callable) -> None:
     """Fits a :class:`Run` of these ``settings``; or, where the user's options are ``given``, the unfinished run that these
     choose. Leaves the global generators as they were."""
     state = None
-    try:
-        distributed.join(settings["timeout"])
+    with distributed.group(settings["timeout"]):
         if given is not None:  # the first process alone needs to have the file
             settings, state = distributed.of_first(lambda: resume.resume_settings(settings, given))
         with devices.keeping_generators(devices.pick_device(settings["device"])):
             Run(settings, state, grid_decoder).fit()
-    finally:
-        distributed.cleanup()
 
 
 class Run:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from homework.core.model import Model
+from homework.core.processes import own_share
 from homework.datasets.base import Dataset
 from homework.training import distributed
 
@@ -16,7 +17,7 @@ def measure(model: Model, data: Dataset, n: int, batch_size: int, device: torch.
     rounding for any ``batch_size`` and number of processes, each of which takes its share; None on all but the first."""
     sums: dict[str, Tensor] = {}
     found: list[tuple[Tensor, Tensor]] = [(torch.empty(0, dtype=torch.int64),) * 2]  # tokens that occur, and how often
-    for indices in torch.arange(n)[distributed.rank() :: distributed.world_size()].split(batch_size):
+    for indices in own_share(torch.arange(n)).split(batch_size):
         for k, v in model.loss(data.batch(indices, device)).items() if len(indices) else ():
             if v.is_floating_point():
                 sums[k] = sums.get(k, 0) + v * len(indices)
