@@ -1,6 +1,7 @@
 """A prior over token grids: a decoder-only transformer that reads the grid in raster order."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +85,9 @@ class AutoregressiveModel(FromNeighbours, Prior):
         self.norm, self.head = nn.RMSNorm(D, eps=1e-6), nn.Linear(D, n_tokens)
         nn.init.normal_(self.head.weight, std=0.5 * D**-0.5)
         nn.init.zeros_(self.head.bias)
+
+    def modules_in_turn(self) -> Iterable[nn.Module]:
+        return self.layers
 
     def stored_codes(self) -> Tensor | None:
         K, code_dim = self.n_tokens, self.config["code_dim"]

@@ -23,7 +23,7 @@ def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumul
           config: str | Path | None = None,
           init: str | Path | None = None, inputs: str = "embedding", output: str | Path | None = None,
           tokenizer: str | Path = "homework/BSQPatchAutoEncoder.pth", device: str = "auto", bf16: bool = True,
-          compile: bool = False, name: str | None = None, timeout: float = distributed.TIMEOUT,
+          compile: bool = False, fsdp: bool = False, name: str | None = None, timeout: float = distributed.TIMEOUT,
           **options: Any) -> None:  # fmt: skip
     """Trains a model. Writes logs/{name}/, checkpoints/{name}.pth and, after every validation, a copy
     homework/{Model}.pth, which all commands prefer to the pretrained model of the same name.
@@ -65,8 +65,8 @@ def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumul
         save_every: minutes between saves of all that --resume needs.
         keep_every: keep a checkpoint of every so many updates, checkpoints/{name}_{update}.pth.
         resume: continue exactly where this model's latest unfinished run, or the run of this checkpoint, stopped, with its
-            options, of which only save_every, output, device, tokenizer and timeout may be overridden; its data must be the
-            same, but the number of processes need not be. torchrun --max-restarts resumes by itself.
+            options, of which only save_every, output, device, tokenizer, timeout and fsdp may be overridden; its data must
+            be the same, but the number of processes need not be. torchrun --max-restarts resumes by itself.
         config: a JSON file with any of these options by name; those on the command line win.
         init: a checkpoint of any model, from which to take all weights whose name and shape fit the new model's.
         inputs: of priors: "embedding" learns a vector for each token; "codes" reads the tokenizer's (tokenize --codes).
@@ -76,6 +76,7 @@ def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumul
         device: auto, cpu, cuda or mps.
         bf16: bfloat16 autocast, on CUDA alone.
         compile: torch.compile the loss, for CUDA.
+        fsdp: share weights, gradients and optimizer out among the processes, for a model that fits none of them whole.
         name: of the run, by default {date}_{Model}; --resume finds a run with a name of its own by that.
         timeout: seconds that a process waits for the others, under torchrun, before it gives up.
         options: arguments of the model's constructor.
@@ -109,7 +110,7 @@ def check(settings: dict) -> None:
     checks.require("a number of seconds above 0 and at most 1e6", lambda v: checks.is_number(v) and 0 < v <= 1e6,
                    given("timeout"))  # fmt: skip
     checks.fraction(**given("ema", "weight_decay"))
-    checks.boolean(**given("augment", "skip_bad", "resume", "bf16", "compile"))
+    checks.boolean(**given("augment", "skip_bad", "resume", "bf16", "compile", "fsdp"))
     checks.require("above 0 and at most 1", lambda v: checks.is_number(v) and 0 < v <= 1, given("lr_factor"))
     checks.require("embedding or codes", lambda v: v in ("embedding", "codes"), given("inputs"))
     if settings["name"] is not None and not re.fullmatch(r"\w[\w.-]*(?<!\.state)", settings["name"]):

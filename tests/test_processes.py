@@ -20,7 +20,7 @@ from homework.core import checkpoint, registry
 from homework.core.processes import rank, world_size
 from homework.datasets.kinds import DATASETS
 from homework.tokenizers.vector_quantizer import VectorQuantizer
-from homework.training import distributed, validation
+from homework.training import distributed, sharded, validation
 
 BSQ = "BSQPatchAutoEncoder"
 # 12 updates an epoch on one process, 6 on two; the process number VICTIM does something in its update AT, once
@@ -49,9 +49,9 @@ cli.main("train", train)
 """
 
 
-def typed(data: Path, **options) -> list[str]:
+def typed(data: Path, model: str = BSQ, **options) -> list[str]:
     common = {"data": data, "batch_size": 2, "epochs": 2, "device": "cpu", "warmup": 4, "ema": 0.9, "augment": False}
-    return [BSQ, *(f"--{k}={v}" for k, v in (common | TINY[BSQ] | options).items())]
+    return [model, *(f"--{k}={v}" for k, v in (common | TINY[model] | options).items())]
 
 
 def torchrun(cwd: Path, *arguments: object, **options) -> subprocess.CompletedProcess:
@@ -278,6 +278,67 @@ def test_a_run_is_stopped_at_once_and_goes_on_with_other_processes_and_disks(dat
     found = weights(tmp_path / "disk0" / "checkpoints" / "a.pth")
     for k, v in expected.items():
         assert (found[k] - v).abs().max() < 1e-5, k
+
+
+# --- models that are shared out -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model, ema",
+                         [("AutoregressiveModel", 0.9), ("AutoregressiveModel", 0), (BSQ, 0.9), ("PatchAutoEncoder", 0.9)])
+def test_a_model_that_is_shared_out_trains_as_a_whole_one(data, tmp_path, model, ema):
+    """Stopped, it goes on shared out, and then whole on one process."""
+    (tmp_path / "victim.py").write_text(VICTIM)
+    (tmp_path / "one").mkdir()
+    options = typed(data, model, ema=ema, name="a", batch_size=1, epochs=1, clip=0.01)
+    whole = alone(tmp_path / "one", *options, "--accumulate=4")
+    assert whole.returncode == 0, whole.stderr
+    expected = weights(tmp_path / "one" / "checkpoints" / "a.pth")
+
+    stopped = torchrun(tmp_path, "victim.py", 2, 1, "SIGTERM", *options, "--accumulate=2", "--fsdp")
+    assert "Saved at update 3 of 6" in stopped.stderr, stopped.stderr
+    assert weights(tmp_path / "checkpoints" / "a.pth").keys() == expected.keys()
+    (tmp_path / "done").unlink()
+    again = torchrun(tmp_path, "victim.py", 4, 0, "SIGTERM", model, "--name", "a", "--resume")
+    assert "Saved at update 5 of 6" in again.stderr, again.stderr
+    last = alone(tmp_path, model, "--name", "a", "--resume", "--nofsdp")
+    assert last.returncode == 0, last.stderr
+    for k, v in weights(tmp_path / "checkpoints" / "a.pth").items():
+        assert (expected[k].float() - v.float()).abs().max() < 1e-5, k
+
+
+def test_a_part_of_each_weight_is_here():
+    def parts():
+        distributed.join()
+        model = build("AutoregressiveModel")
+        n, state = sum(p.numel() for p in model.parameters()), {k: v.clone() for k, v in model.state_dict().items()}
+        sharded.share_out(model, torch.device("cpu"))
+        here = sum(p.to_local().numel() for p in model.parameters())
+        loss = model.loss(batch_for(model, 2))["loss"]
+        again = sum(p.to_local().numel() for p in model.parameters())  # after the forward pass, too
+        whole = sharded.whole(model)
+        same = whole is model or all(torch.equal(v, state[k]) for k, v in whole.state_dict().items())
+        result = n, here, again, loss.item(), same
+        distributed.cleanup()
+        return result
+
+    first, second = forked(parts)
+    assert not first.error and not second.error, (first.error, second.error)
+    (n, here, again, loss, same), (_, there, *_) = first.result, second.result
+    model = build("AutoregressiveModel")
+    assert here + there == n and 0.4 * n < there <= here == again and same
+    assert loss == pytest.approx(model.loss(batch_for(model, 2))["loss"].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("model, options, processes, message", [
+    (BSQ, {}, 1, "--fsdp shares a model out among several processes, but there is one"),
+    ("VQPatchAutoEncoder", {}, 2, "--fsdp is not for VQPatchAutoEncoder, whose weights also move between updates"),
+    (BSQ, {"compile": True}, 2, "--fsdp and --compile do not go together"),
+])  # fmt: skip
+def test_what_cannot_be_shared_out_is_refused(model, options, processes, message, data, command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sharded, "world_size", lambda: processes)
+    assert message in sentence(command("train", *typed(data, model, **options), "--fsdp"))
+    assert not Path("checkpoints").exists() and not Path("logs").exists()
 
 
 def test_torchrun_starts_a_killed_process_again(data, tmp_path):

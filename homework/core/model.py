@@ -3,7 +3,7 @@
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Self
 
 import torch
@@ -70,6 +70,11 @@ class Model(nn.Module):
     def images(self, batch: Any) -> dict[str, Tensor]:
         """Pictures of a batch for TensorBoard: (n,3,H,W) float in [0,1], or token grids (n,h,w) int64 to be decoded."""
         return {}
+
+    def modules_in_turn(self) -> Iterable[nn.Module]:
+        """Those of its modules that it calls one after another and whose weights nothing else reads, the largest ones; with
+        --fsdp one of them at a time is whole. By default all of it is."""
+        return ()
 
     def set_progress(self, f: float) -> None:
         """Called before each update with the fraction f in [0,1] of the training that is done, for what anneals."""

@@ -17,9 +17,10 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from homework.core import checkpoint, checks, cli, devices, files
+from homework.core.model import Model
 from homework.core.processes import say
 from homework.datasets.base import Sliceable
-from homework.training import distributed, resume
+from homework.training import distributed, resume, sharded
 from homework.training.settings import set_up
 from homework.training.validation import measure
 
@@ -58,7 +59,7 @@ class Run:
         self.settings = s = dict(settings)
         self.device = distributed.setup(devices.pick_device(s["device"]))
         self.rank, self.world = distributed.rank(), distributed.world_size()
-        self.model, self.train_data, self.valid_data = set_up(s, state, self.device)
+        self.model, self.train_data, self.valid_data = set_up(s, state, torch.device("cpu") if s["fsdp"] else self.device)
         self.data = [resume.fingerprint(data) for data in (self.train_data, self.valid_data)]
         if state:
             resume.check_data(state, self.data)
@@ -74,9 +75,17 @@ class Run:
         self.updates = max(1, round(s["epochs"] * self.per_epoch))
 
         self.average = copy.deepcopy(self.model).requires_grad_(False) if s["ema"] else self.model
+        if s["fsdp"]:
+            sharded.check(self.model, s["compile"])
+            for model in dict.fromkeys((self.model, self.average)):
+                sharded.share_out(model, self.device)
         self.optimizer = self.build_optimizer()
         loss = torch.compile(self.model.loss) if s["compile"] else self.model.loss
-        self.gradients = distributed.Gradients(self.model, loss, overlap=self.device.type == "cuda")
+        self.gradients: distributed.Gradients | sharded.Gradients
+        if s["fsdp"]:
+            self.gradients = sharded.Gradients(self.model)
+        else:
+            self.gradients = distributed.Gradients(self.model, loss, overlap=self.device.type == "cuda")
         self.update, self.seconds = 0, 0.0
         self.measures: dict[str, float] = {}
         self.sums: dict[str, Tensor] = {}
@@ -128,7 +137,7 @@ class Run:
         """Trains to the end, or until Ctrl-C. ValueError if the loss is not a finite number any more."""
         validate_every, keep_every = self.settings["validate_every"] or self.per_epoch, self.settings["keep_every"]
         started = time.perf_counter() - self.seconds
-        if self.world > 1 and not self.rank and not self.update:  # so that torchrun can start again at any time
+        if self.world > 1 and not self.update:  # so that torchrun can start again at any time
             resume.write_state(self, self.state_path)
         try:
             with cli.on_signals(self.ask_to_stop, signal.SIGINT, signal.SIGTERM):
@@ -145,9 +154,9 @@ class Run:
                         self.validate()
                     keeps = bool(keep_every) and self.update % keep_every == 0
                     if validates or keeps or stops or time.perf_counter() - self.saved_at > 60 * self.settings["save_every"]:
-                        self.save(last, validates, keeps)
-                    if validates and self.writer:
-                        self.draw(self.writer)
+                        saved = self.save(last, validates, keeps)
+                        if validates and self.writer:
+                            self.draw(saved, self.writer)
                     if stops or last:
                         self.leave(last)
         finally:
@@ -198,7 +207,7 @@ class Run:
             (losses["loss"] / s["accumulate"]).backward()
             measures = {k: measures.get(k, 0) + v.detach() / s["accumulate"] for k, v in losses.items()}
         self.gradients.average()
-        measures["gradient_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), s["clip"]).detach()
+        measures["gradient_norm"] = sharded.summed(nn.utils.clip_grad_norm_(self.model.parameters(), s["clip"]).detach())
         self.optimizer.step()
         self.model.after_update()
         if s["ema"]:
@@ -270,14 +279,14 @@ class Run:
         for k, figure in self.measures.items():
             self.writer.add_scalar(f"valid/{k}", figure, self.update)
 
-    def first_samples(self) -> Any:
-        """A few samples of the validation data, always the same."""
-        return self.valid_data.batch(torch.arange(min(8, self.n_valid)), self.device)
+    def first_samples(self, device: torch.device | None = None) -> Any:
+        """A few samples of the validation data, always the same, on the run's device or another one."""
+        return self.valid_data.batch(torch.arange(min(8, self.n_valid)), device or self.device)
 
     @torch.no_grad()
-    def draw(self, writer: SummaryWriter) -> None:
-        """Logs pictures, by the averaged weights."""
-        for k, v in self.average.eval().images(self.first_samples()).items():
+    def draw(self, model: Model, writer: SummaryWriter) -> None:
+        """Logs pictures, by the averaged ``model``."""
+        for k, v in model.images(self.first_samples(model.device)).items():
             writer.add_images(k, v if v.is_floating_point() else self.decode_grids(v), self.update)
 
     def meta(self) -> dict:
@@ -285,22 +294,23 @@ class Run:
                 "minutes": self.seconds / 60, "valid": self.measures} | self.train_data.meta  # fmt: skip
 
     @torch.no_grad()
-    def save(self, finished: bool, validated: bool, kept: bool) -> None:
+    def save(self, finished: bool, validated: bool, kept: bool) -> Model:
         """Writes the averaged model, a second time if it is to be ``kept``, and until the run is ``finished`` what --resume
         needs. The copy in float16 is written if the model has just been ``validated``: a run that was stopped early spoils
-        no good copy. ValueError if the loss is not finite."""
+        no good copy. Returns the averaged model, whole on the first process. ValueError if the loss is not finite."""
         self.check_finite(self.sums)
         self.saved_at = time.perf_counter()
-        if self.rank:
-            return
         if not validated:  # the last loss is that of the weights before their last update
             self.check_finite(self.average.eval().loss(self.first_samples()))
-        checkpoint.save(self.average, self.path, self.meta())
-        if kept:
-            checkpoint.save(self.average, self.path.with_stem(f"{self.name}_{self.update}"), self.meta())
+        model = sharded.whole(self.average.eval())
+        if self.rank == 0:
+            checkpoint.save(model, self.path, self.meta())
+            if kept:
+                checkpoint.save(model, self.path.with_stem(f"{self.name}_{self.update}"), self.meta())
         if not finished:
             resume.write_state(self, self.state_path)
-        if validated:
-            checkpoint.save(self.average, self.copy_path, self.meta(), torch.float16)
-        if finished:
+        if validated and self.rank == 0:
+            checkpoint.save(model, self.copy_path, self.meta(), torch.float16)
+        if finished and self.rank == 0:
             self.state_path.unlink(missing_ok=True)
+        return model

@@ -12,9 +12,10 @@ from torch import Tensor
 from homework.core import devices, files, registry
 from homework.core.processes import say
 from homework.datasets.base import Dataset
+from homework.training import sharded
 
 # the options that may differ when a run is resumed
-RESUME_OVERRIDES = ("save_every", "output", "device", "tokenizer", "timeout")
+RESUME_OVERRIDES = ("save_every", "output", "device", "tokenizer", "timeout", "fsdp")
 STATE_FIELDS = ("name", "update", "seconds", "measures", "sums")  # what describes a run besides its tensors
 MODULES = ("model", "average", "optimizer")
 
@@ -92,10 +93,13 @@ def device_here(name: str) -> str:
 
 
 def write_state(run: Any, path: Path) -> None:
-    """Writes all that the ``run`` (:class:`homework.training.loop.Run`) needs to continue exactly."""
+    """Writes all that the ``run`` (:class:`homework.training.loop.Run`) needs to continue exactly; to be called by all
+    processes, of which the first writes."""
     state = {name: getattr(run, name) for name in ("settings", "group", "data", *STATE_FIELDS)}
     state |= {"class": type(run.model).__name__, "config": run.model.config}
-    files.write(state | {name: getattr(run, name).state_dict() for name in MODULES}, path)
+    state |= {name: sharded.gathered(getattr(run, name).state_dict()) for name in MODULES}
+    if run.rank == 0:
+        files.write(state, path)
 
 
 def fingerprint(data: Dataset) -> list:
@@ -137,7 +141,8 @@ def restore(run: Any, state: dict) -> None:
     for name in STATE_FIELDS:
         setattr(run, name, state[name])
     try:
-        for name in MODULES:
-            getattr(run, name).load_state_dict(state[name])
+        for name in ("model", "average"):
+            sharded.load(getattr(run, name), state[name])
+        sharded.load_optimizer(run.optimizer, state["optimizer"])
     except (RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f"checkpoints/{run.name}.state.pth does not fit this version's {state['class']}.") from error

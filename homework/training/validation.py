@@ -17,8 +17,11 @@ def measure(model: Model, data: Dataset, n: int, batch_size: int, device: torch.
     rounding for any ``batch_size`` and number of processes, each of which takes its share; None on all but the first."""
     sums: dict[str, Tensor] = {}
     found: list[tuple[Tensor, Tensor]] = [(torch.empty(0, dtype=torch.int64),) * 2]  # tokens that occur, and how often
-    for indices in own_share(torch.arange(n)).split(batch_size):
-        for k, v in model.loss(data.batch(indices, device)).items() if len(indices) else ():
+    share = own_share(torch.arange(n))
+    for start in range(0, -(-n // distributed.world_size()), batch_size):  # as often on all, which --fsdp needs
+        indices = share[start : start + batch_size]
+        losses = model.loss(data.batch(indices if len(indices) else torch.arange(1), device))
+        for k, v in losses.items() if len(indices) else ():
             if v.is_floating_point():
                 sums[k] = sums.get(k, 0) + v * len(indices)
             else:
