@@ -99,9 +99,12 @@ def samples_done(log: Path) -> int:
     return int(found[-1]) if found else 0
 
 
-def wait(log: Path, samples: int) -> float:
-    """Waits until as many samples are done; the time then."""
+def wait(log: Path, samples: int, process: subprocess.Popen | None) -> float:
+    """Waits until the training that ``process`` runs is done with as many samples; the time then. ValueError, with what it
+    said last, if it has ended before."""
     while samples_done(log) < samples:
+        if process is None or process.poll() is not None:
+            raise ValueError(f"the training has ended: {' '.join(log.read_text(errors='replace').splitlines()[-1:])}")
         time.sleep(0.05)
     return time.perf_counter()
 
@@ -116,17 +119,17 @@ def measure(model: str = "AutoregressiveModel", data: str = "data") -> None:
         alone.mkdir()
         with open(log, "w") as file:
             one = subprocess.Popen([sys.executable, *command], cwd=alone, env=os.environ | ENVIRONMENT, stderr=file)
-        begin = wait(log, 100)
+        begin = wait(log, 100, one)
         first = samples_done(log)
-        speed = (n - first) / (wait(log, n) - begin)
+        speed = (n - first) / (wait(log, n, one) - begin)
         one.kill()
         one.wait()
         print(f"one process: {speed:.2f} images/s")
         with nodes(folder) as (a, b):
             for node in a, b:
                 node.start(*command, "--save_every", "0.05")
-            begin, sent, first = wait(a.log, 200), a.sent(), samples_done(a.log)
-            end = wait(a.log, 2 * n)
+            begin, sent, first = wait(a.log, 200, a.running), a.sent(), samples_done(a.log)
+            end = wait(a.log, 2 * n, a.running)
             done = samples_done(a.log) - first
             print(f"two nodes: {done / (end - begin):.2f} images/s, {done / (end - begin) / speed:.2f} times as many; "
                   f"{(a.sent() - sent) / (done / 16) / 1e6:.2f} MB sent by each in an update")  # fmt: skip
@@ -134,7 +137,7 @@ def measure(model: str = "AutoregressiveModel", data: str = "data") -> None:
             begin = time.perf_counter()
             a.log.write_text("")
             b.start(*command, "--save_every", "0.05")
-            print(f"a node that dies and is started again: {wait(a.log, 1) - begin:.0f} s until the next update")
+            print(f"a node that dies and is started again: {wait(a.log, 1, a.running) - begin:.0f} s until the next update")
 
 
 if __name__ == "__main__":

@@ -57,6 +57,8 @@ TINY = {  # options that make a new model small, or a search short, by the begin
     "train VQPatchAutoEncoder": _SMALL,
     "train VQVAE": f"{_SMALL} --height 28 --width 28",
     "train SOM": "--n_codes 4",
+    # a single process
+    "train AutoregressiveModel --d_latent 256 --n_layers 8 --fsdp": "--d_latent 8 --n_layers 1 --n_heads 1 --nofsdp",
     "train AutoregressiveModel": "--d_latent 8 --n_layers 1 --n_heads 1",
     "train PixelCNN": "--c_hidden 4 --num_res_block 1",
     "train GatedPixelCNN": "--c_hidden 4 --n_layers 1",
