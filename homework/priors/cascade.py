@@ -13,6 +13,7 @@ from homework.datasets.features import FeatureModel
 from homework.priors import sampling
 from homework.priors.cascade_stage import CascadeStage
 from homework.tokenizers.base import Tokenizer
+from homework.tokenizers.som import SOM
 
 PATHS = ("model_path", "lr_codebook_path", "hr_codebook_path")
 OPTIONS = ("temperature", "top_k", "top_p", "num_beam", "beam_width", "beams")
@@ -34,7 +35,8 @@ class Cascade(nn.Module):
     Args:
         stages: from coarse to fine, {"model_path": of the stage, "lr_codebook_path" and "hr_codebook_path": of the
             tokenizers of the coarser grid, which it reads, and of the finer one, which it makes}; and any of OPTIONS for
-            sampling, see :func:`homework.priors.sampling.generate`.
+            sampling, see :func:`homework.priors.sampling.generate`. If the last stage's hr_codebook_path is the only path of
+            a codebook, it is residual, and the others are those that it bears.
         device: where the models compute.
     Raises:
         FileNotFoundError: a checkpoint does not exist.
@@ -47,8 +49,9 @@ class Cascade(nn.Module):
     def __init__(self, stages: list[dict], device: str | torch.device = "cpu"):
         super().__init__()
         self.options = read_options(stages)
+        borne, stages = borne_codebooks(stages)
         paths = dict.fromkeys(str(stage[p]) for stage in stages for p in PATHS)
-        loaded = {path: checkpoint.load(path).to(device) for path in paths}
+        loaded = {path: (borne.get(path) or checkpoint.load(path)).to(device) for path in paths}
         identities = {path: fingerprint.identity(model) for path, model in loaded.items()}
         for k, stage in enumerate(stages):
             check_stage(k, stage, loaded, identities)
@@ -132,8 +135,9 @@ def read_options(stages: list[dict]) -> list[dict]:
     if not isinstance(stages, list | tuple) or not stages or not all(isinstance(stage, dict) for stage in stages):
         raise ValueError('A cascade is {"stages": [{"model_path": ..., ...}, ...]}, with one object for each stage.')
     options = [{o: stage[o] for o in OPTIONS if o in stage} for stage in stages]
+    needed = [(PATHS[0],)] * (len(stages) - 1) + [(PATHS[0], PATHS[2])] if one_codebook(stages) else [PATHS] * len(stages)
     for k, stage in enumerate(stages):
-        missing, unknown = [p for p in PATHS if p not in stage], [p for p in stage if p not in PATHS + OPTIONS]
+        missing, unknown = [p for p in needed[k] if p not in stage], [p for p in stage if p not in PATHS + OPTIONS]
         if missing or unknown:
             what = f"has no {missing[0]}" if missing else f"has an unknown entry {unknown[0]!r}"
             raise ValueError(f"Stage {k} {what}; it needs {', '.join(PATHS)}, and may have {', '.join(OPTIONS)}.")
@@ -142,6 +146,27 @@ def read_options(stages: list[dict]) -> list[dict]:
         except ValueError as error:
             raise ValueError(f"Stage {k}: {error}") from error
     return options
+
+
+def one_codebook(stages: list[dict]) -> bool:
+    """Whether only the last stage's hr_codebook_path names a codebook."""
+    return "hr_codebook_path" in stages[-1] and sum(path in stage for stage in stages for path in PATHS[1:]) == 1
+
+
+def borne_codebooks(stages: list[dict]) -> tuple[dict[str, Tokenizer], list[dict]]:
+    """The codebooks that the only one named by the ``stages`` bears, by names made up for them; and the stages with these
+    for paths. Nothing, and the stages, if they name more. ValueError if it bears not as many as the stages need."""
+    if not one_codebook(stages):
+        return {}, stages
+    path = str(stages[-1]["hr_codebook_path"])
+    finest = checkpoint.load(path)
+    if not isinstance(finest, SOM) or finest.n_coarser != len(stages):
+        raise ValueError(f"Only {path} is named as a codebook, but it does not bear the {len(stages)} coarser ones of this "
+                         "cascade, as a residual one would; name all by lr_codebook_path and hr_codebook_path.")  # fmt: skip
+    names = [*(f"scale {k} of {path}" for k in range(len(stages))), path]
+    codebooks = {name: finest.coarser_codebook(k) for k, name in enumerate(names[:-1])} | {path: finest}
+    paths = [dict(zip(PATHS[1:], pair, strict=True)) for pair in zip(names[:-1], names[1:], strict=True)]
+    return codebooks, [stage | own for stage, own in zip(stages, paths, strict=True)]
 
 
 def check_stage(k: int, stage: dict, loaded: dict[str, Model], identities: dict[str, str]) -> None:

@@ -77,7 +77,7 @@ def model_files(tokenizer: str, autoregressive: str) -> set[Path]:
     """The checkpoints of a tokenizer and a prior, or of all models of a cascade."""
     if not is_cascade(autoregressive):
         return {Path(tokenizer), Path(autoregressive)}
-    return {Path(stage[path]) for stage in read_json(autoregressive)["stages"] for path in PATHS}
+    return {Path(stage[path]) for stage in read_json(autoregressive)["stages"] for path in PATHS if path in stage}
 
 
 def reads_codes_of(prior: Prior, coder: Tokenizer) -> bool:

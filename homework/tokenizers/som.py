@@ -162,6 +162,19 @@ class SOM(FeatureModel, Tokenizer):
                 codebook.copy_(own)
         return model
 
+    def coarser_codebook(self, j: int) -> "SOM":
+        """Codebook ``j`` of the coarser ones that this one bears, as a SOM of its own, on a plane without gaps: what
+        :meth:`finer` began with."""
+        n_codes, patch = self.config["coarser"][j]
+        shared = {name: self.config[name] for name in ("height", "width", "autoencoder")}
+        model = SOM(n_codes, patch, **shared, coarser=self.config["coarser"][:j] or None)
+        model.autoencoder.load_state_dict(self.autoencoder.state_dict())
+        with torch.no_grad():
+            for (codebook, _), (own, _) in zip(model.scales, self.scales, strict=False):
+                codebook.copy_(own)
+            model.placed.fill_(True)
+        return model.eval()
+
     @property
     def scales(self) -> list[tuple[Tensor, tuple[int, int]]]:
         """The units (K,d) and the patch of each codebook, the coarsest first, its own last."""

@@ -226,6 +226,36 @@ def test_a_cascade_refuses_codebooks_that_do_not_follow_each_other(stages, folde
         Cascade(changed(stages[:1], 0, hr_codebook_path="plain.pth", model_path="stage0_of_any.pth"))
 
 
+def short(stages):
+    """The stages, with the finest codebook alone."""
+    last = {"hr_codebook_path": stages[-1]["hr_codebook_path"]}
+    return [{"model_path": stage["model_path"]} | (last if stage is stages[-1] else {}) for stage in stages]
+
+
+def test_the_finest_codebook_bears_the_others(stages, cascade, folder, data):
+    same = Cascade(short(stages))
+    for pair in zip(same.codebooks, cascade.codebooks, strict=True):
+        for known_by in fingerprint.fingerprint, fingerprint.identity:
+            assert len(set(map(known_by, pair))) == 1
+    for grids in zip(same.encode(frames(data)), cascade.encode(frames(data)), strict=True):
+        assert torch.equal(*grids)
+    (folder / "short.json").write_text(json.dumps({"stages": short(stages)}))
+    Image.fromarray(np.asarray(frames(data)[0] * 255 + 127.5, dtype=np.uint8)).save("one.png")
+    for config, file in ("cascade.json", "long.hwi"), ("short.json", "short.hwi"):
+        done = run("-m", "homework.compress", "compress", "fine.pth", config, "one.png", file, "--device", "cpu", cwd=folder)
+        assert done.returncode == 0, done.stderr
+    assert (folder / "long.hwi").read_bytes() == (folder / "short.hwi").read_bytes()
+
+
+def test_a_codebook_that_bears_other_ones_is_refused(stages, cascade):
+    with pytest.raises(ValueError, match="Only coarse.pth is named as a codebook, but it does not bear the 2 coarser ones"):
+        Cascade(changed(short(stages), 1, hr_codebook_path="coarse.pth"))
+    with pytest.raises(ValueError, match="Stage 0 has no lr_codebook_path"):
+        Cascade(changed(short(stages), 0, hr_codebook_path="coarse.pth"))
+    with pytest.raises(ValueError, match="Stage 0 has no model_path"):
+        Cascade([{}, short(stages)[1]])
+
+
 def test_samples_and_files_come_back(cascade, folder, data, tmp_path):
     grids = cascade.generate(torch.tensor([[[1]], [[3]]]), torch.Generator().manual_seed(0))
     assert [grid.shape[1:] for grid in grids] == SIZES
