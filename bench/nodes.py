@@ -39,9 +39,9 @@ class Node:
         self.log = self.folder / "log"
         self.running: subprocess.Popen | None = None
 
-    def start(self, *arguments: object) -> subprocess.Popen:
-        """Starts ``torchrun ARGUMENTS`` with one process here, and two in all."""
-        torchrun = f"""-m torch.distributed.run --nnodes 2 --nproc-per-node 1 --max-restarts 3 --rdzv-backend c10d
+    def start(self, *arguments: object, processes: int = 1) -> subprocess.Popen:
+        """Starts ``torchrun ARGUMENTS`` with so many processes here, and as many on the other node."""
+        torchrun = f"""-m torch.distributed.run --nnodes 2 --nproc-per-node {processes} --max-restarts 3 --rdzv-backend c10d
             --rdzv-id x --rdzv-endpoint {ADDRESS}1:29400 --local-addr {ADDRESS}{self.i + 1}
             --rdzv-conf is_host={self.i == 0},keep_alive_interval=1,keep_alive_max_attempt=3""".split()
         command = ["ip", "netns", "exec", self.name, sys.executable, *torchrun, *map(str, arguments)]
