@@ -1,6 +1,5 @@
-"""A cascade scale by scale: what each codebook keeps of images, and what each stage's tokens cost:
-``python -m bench.cascade --config cascade.json``. Prints tables in Markdown; the command that made the README's.
-"""
+"""A cascade scale by scale: what each codebook keeps of images, and what each stage's tokens cost: ``python -m
+bench.cascade``. Prints tables in Markdown; the command that made the documents'."""
 
 import math
 from pathlib import Path
@@ -18,7 +17,7 @@ from homework.evaluation.metrics import errors, psnr
 from homework.evaluation.pictures import on_sheet, save_picture
 from homework.priors.base import Prior
 from homework.priors.cascade import Cascade
-from homework.priors.pairs import load_cascade, load_pair
+from homework.priors.pairs import SHIPPED, load_cascade, load_pair, read_cascade
 from homework.tokenizers.base import Tokenizer, usage
 
 BATCH, SAMPLES = 16, 6
@@ -26,11 +25,11 @@ HERE = Path(__file__).parent / "figures"
 
 
 def table(
-    stages: list[dict],
+    stages: list[dict] | None = None,
     other: str | None = None,
     plain: str | None = None,
     data: str = "data/valid",
-    image_size: str = "80x120",
+    image_size: str | None = None,
     limit: int | None = None,
     coded: int = 64,
     figures: bool = False,
@@ -39,11 +38,12 @@ def table(
     the error of the finest picture, of each cascade and of a plain prior.
 
     Args:
-        stages: best given as --config FILE, see ``python -m homework.generation cascade --help``.
+        stages: best given as --config FILE, see ``python -m homework.generation cascade --help``; by default the pretrained
+            cascade.
         other: the JSON file of another cascade to compare with, as one of the other kind, residual or independent.
         plain: a prior over the finest grids alone, to compare with; or TOKENIZER,PRIOR, over the grids of another codebook.
         data: a folder of images.
-        image_size: HEIGHTxWIDTH, to which they are scaled.
+        image_size: HEIGHTxWIDTH, to which they are scaled; by default the size that the cascade knows.
         limit: how many of them to use at most, the first ones by name; all by default.
         coded: how many of these to code to bytes, and back again.
         figures: also draws bench/figures/cascade.png and codebook.png.
@@ -51,7 +51,9 @@ def table(
     cli.at_least(1, coded=coded)
     if limit is not None:
         cli.at_least(1, limit=limit)
-    cascade, images = Cascade(stages), ImageDataset(str(data), cli.parse_image_size(image_size))
+    stages = read_cascade(SHIPPED) if stages is None else stages
+    cascade = Cascade(stages)
+    images = ImageDataset(str(data), cli.parse_image_size(image_size) or cascade.image_size)
     n = min(len(images), limit or len(images))
     names = str(plain).split(",") if plain else []
     pair = load_pair(*[str(stages[-1]["hr_codebook_path"]), *names][-2:], cascade.device) if names else None
@@ -130,7 +132,7 @@ def draw(cascade: Cascade, images: ImageDataset, plain: tuple[Tokenizer, Prior] 
     parts = cascade.decode(cascade.generate(condition, draws))
     if plain:
         tokenizer, prior = plain
-        parts.append(tokenizer.decode_index(prior.generate(SAMPLES, *cascade.sizes[-1], generator=draws, temperature=0.9)))
+        parts.append(tokenizer.decode_index(prior.generate(SAMPLES, *cascade.sizes[-1], generator=draws)))
     else:
         parts.append(torch.full_like(parts[0], 0.5))
     rows += zip(*(to_uint8(part).numpy() for part in parts), strict=True)

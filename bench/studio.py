@@ -67,6 +67,11 @@ def screenshots(folder: Path) -> None:
                 window.get_by_role("button", name="End it in eight ways").click()
                 window.locator("#endings img").wait_for()
                 shoot(window, folder / f"studio_digits_{width}.png")
+                show_tab(window, "Coarse to fine")
+                window.locator("#codes img").wait_for()
+                window.get_by_role("button", name="Sample the finer grids").click()
+                window.locator("#stages img").nth(3).wait_for()
+                shoot(window, folder / f"studio_coarse_{width}.png")
                 train(window, folder / f"studio_train_{width}.png")
                 window.close()
         finally:

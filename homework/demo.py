@@ -8,13 +8,13 @@ from homework.core import checkpoint, checks, cli, devices, files
 from homework.datasets.image_files import image_paths
 from homework.datasets.images import ImageDataset
 from homework.evaluation import pages, pictures, walkthrough
-from homework.priors.pairs import load_pair
+from homework.priors.pairs import SHIPPED, load_cascade, load_pair
 from homework.tokenizers.base import AutoEncoder
 
 
 def demo(*, out: str = "demo", images: str = "data/sample", n_generate: int = 8, seed: int = 0, limit: int = 32,
          image_size: str | None = None, autoencoder: str = "PatchAutoEncoder", tokenizer: str = "BSQPatchAutoEncoder",
-         autoregressive: str = "AutoregressiveModel", device: str = "auto") -> None:  # fmt: skip
+         autoregressive: str = "AutoregressiveModel", cascade: str = SHIPPED, device: str = "auto") -> None:  # fmt: skip
     """Reconstructs images, tokenizes, compresses and decompresses them, generates new ones, and writes a page about it.
 
     Examples:
@@ -31,6 +31,7 @@ def demo(*, out: str = "demo", images: str = "data/sample", n_generate: int = 8,
         autoencoder: checkpoint or name of an auto-encoder.
         tokenizer: checkpoint or name of a tokenizer.
         autoregressive: checkpoint or name of a prior over that tokenizer's grids.
+        cascade: the JSON file of a cascade, which generates images from coarse to fine; by default the pretrained one.
         device: auto, cpu, cuda or mps.
     """
     cli.at_least(1, n_generate=n_generate, limit=limit)
@@ -46,11 +47,14 @@ def demo(*, out: str = "demo", images: str = "data/sample", n_generate: int = 8,
         ae = checkpoint.load(autoencoder).to(device)
         if not isinstance(ae, AutoEncoder):
             raise checkpoint.wrong_model(autoencoder, type(ae).__name__, "an auto-encoder")
-        return ae, coder, prior, ImageDataset(image_paths(images)[:limit], cli.parse_image_size(image_size))
+        data = ImageDataset(image_paths(images)[:limit], cli.parse_image_size(image_size))
+        return ae, coder, prior, load_cascade(cascade, device), data
 
-    *models, data = timed("load models and images", load)
+    *models, scales, data = timed("load models and images", load)
     x = data.batch(np.arange(len(data)), device)  # (B,H,W,3)
     results, shown, compressed = walkthrough.walk_through(*models, x, n_generate, seed, timed)
+    refined, pictures_of_scales = walkthrough.refine(scales, seed, timed)
+    results, shown = results | refined, shown | pictures_of_scales
     for name, several in shown.items():
         for i, picture in enumerate(several.cpu()):
             pictures.save_picture(picture, folder / f"{name}_{i}.png")

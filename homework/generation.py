@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from homework.core import checkpoint, checks, cli, devices, files
-from homework.core.arguments import read_json
+from homework.core import checks, cli, devices, files
 from homework.core.model import ordinary_tensors
 from homework.core.processes import own_share
 from homework.datasets.image_files import batches_of, read_image
@@ -17,7 +16,7 @@ from homework.evaluation.pictures import float_image, in_rows, on_sheet, remove_
 from homework.priors import sampling
 from homework.priors.cascade import Cascade
 from homework.priors.images import generate_images, trained_size
-from homework.priors.pairs import load_pair
+from homework.priors.pairs import SHIPPED, load_cascade, load_pair
 from homework.tokenizers.base import Tokenizer
 from homework.training import distributed
 
@@ -108,13 +107,13 @@ def cascade(stages: list[dict] | None = None, *, num_images: int = 5, out_dir: s
     """Samples images from coarse to fine: i_condition.png, i_stage0.png, i_stage1.png and so on, and all on sheet.png.
 
     Examples:
-        python -m homework.generation cascade --config cascade.json
+        python -m homework.generation cascade
         python -m homework.generation cascade --config cascade.json --condition 7 --num_images 3 --out_dir sevens
 
     Args:
         stages: best given by --config FILE, {"stages": a list from coarse to fine}; each has model_path, lr_codebook_path
             and hr_codebook_path, and may have temperature, top_k, top_p, num_beam, beam_width and beams. By default those of
-            the pretrained models' cascade.json.
+            the pretrained cascade.
         num_images: how many to sample.
         out_dir: the folder; made if it is not there. Files of the same names are replaced.
         seed: of the draws; the same seed, batch size and options give the same images.
@@ -128,18 +127,15 @@ def cascade(stages: list[dict] | None = None, *, num_images: int = 5, out_dir: s
     cli.check_seed(seed)
     folder = Path(out_dir)
     files.check_writable(folder / "sheet.png")
-    if stages is None:
-        if not (shipped := checkpoint.PRETRAINED / "cascade.json").is_file():
-            raise FileNotFoundError("No cascade comes along; name the JSON file of yours by --config FILE.")
-        stages = read_json(shipped).get("stages", [])
-    model, generator = Cascade(stages, devices.pick_device(device)), torch.Generator().manual_seed(seed)
+    device_, generator = devices.pick_device(device), torch.Generator().manual_seed(seed)
+    model = load_cascade(SHIPPED, device_) if stages is None else Cascade(stages, device_)
     conditions, rows = starting_codes(model, condition, num_images, generator), []
     with tqdm(total=num_images, desc="generating", unit="img") as bar:
         for some in conditions.split(batch_size):
             pictures = model.decode(model.generate(some, generator))
             rows += zip(*(to_uint8(x).cpu().numpy() for x in pictures), strict=True)
             bar.update(len(some))
-    names = ["condition", *(f"stage{k}" for k in range(len(stages)))]
+    names = ["condition", *(f"stage{k}" for k in range(len(model.stages)))]
     written = {f"{i}_{name}.png": picture for i, row in enumerate(rows) for name, picture in zip(names, row, strict=True)}
     for name, picture in written.items():
         save_picture(picture, folder / name)

@@ -85,7 +85,8 @@ def test_nodes_share_the_work_on_shards(data, tmp_path, two):
     jobs = {"tokens": ("tokenize", [models[0]], [shards]), "archives": ("compress", ["compress", *models, shards], [])}
     for name, (module, before, after) in jobs.items():
         for folder in "alone", "together":
-            arguments = ["-m", f"homework.{module}", *before, tmp_path / folder / name, *after, "--shards", "--device", "cpu"]
+            words = [*before, tmp_path / folder / name, *after, "--shards", "--device", "cpu"]
+            arguments = ["-m", f"homework.{module}", *words]
             if folder == "alone":
                 assert (done := run(*arguments, cwd=tmp_path)).returncode == 0, done.stderr
                 continue

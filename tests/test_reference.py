@@ -8,13 +8,16 @@ import torch
 from conftest import ROOT
 
 import homework
+from homework.codec.cascade_compressor import CascadeCompressor
 from homework.core import registry
 from homework.datasets.image_files import read_image
 from homework.datasets.images import to_float
+from homework.priors.pairs import load_cascade
 
 NAMES = ["PatchAutoEncoder", "BSQPatchAutoEncoder", "AutoregressiveModel"]
 PAIRS = [("VQPatchAutoEncoder", "VQAutoregressiveModel"), ("BSQPatchAutoEncoder", "GatedPixelCNN"),
          ("VQPatchAutoEncoder", "VQGatedPixelCNN")]  # fmt: skip
+CASCADE = ["CascadeFine", "CascadeStage0", "CascadeStage1", "CascadeStage2"]
 PRETRAINED = ROOT / "homework" / "pretrained"
 SHIPPED = sorted(PRETRAINED.glob("*.pth"))
 
@@ -33,9 +36,9 @@ def frames(real_frames) -> torch.Tensor:
     return to_float(torch.from_numpy(np.stack([read_image(p) for p in real_frames[::2]])))
 
 
-def test_they_load_in_eval_mode_and_stay_under_18_megabytes(models):
+def test_they_load_in_eval_mode_and_stay_under_20_megabytes(models):
     assert all(type(m).__name__ == name and not m.training for name, m in models.items())
-    assert sum(path.stat().st_size for path in SHIPPED) < 18e6
+    assert sum(path.stat().st_size for path in SHIPPED) < 20e6
 
 
 def test_they_go_together(models):
@@ -82,6 +85,22 @@ def test_the_other_pairs_work_too(names, frames):
     compressor = homework.Compressor(tokenizer, prior)
     (file,) = compressor.compress_tokens(grids[:1], (100, 150))
     assert np.array_equal(compressor.decompress_tokens([file])[0], grids[0].numpy())
+
+
+@torch.inference_mode()
+def test_the_cascade_goes_from_coarse_to_fine(frames):
+    """Each grid brings the frames nearer, each stage expects what it sees, and files come back."""
+    cascade = load_cascade("cascade.json")
+    assert sum((PRETRAINED / f"{name}.pth").stat().st_size for name in CASCADE) < 6e6
+    grids = cascade.encode(frames)
+    mse = [float((x_hat - frames).square().mean()) for x_hat in cascade.decode(grids)]
+    assert mse == sorted(mse, reverse=True) and mse[0] < 0.03 and mse[-1] < 0.007
+    bits = cascade.bits(grids)
+    other = cascade.bits([grids[0].roll(8, 0), *grids[1:]])  # of another frame
+    assert bits[0] == 6 and bits[1] < other[1] - 3 and sum(bits) < 1450
+    compressor = CascadeCompressor(cascade)
+    (payload,) = compressor.compress_batch(list(frames[:1]))
+    assert torch.allclose(compressor.decompress(payload), cascade.decode(grids)[-1][0], atol=1e-4)
 
 
 @torch.inference_mode()

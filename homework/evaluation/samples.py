@@ -13,11 +13,12 @@ from homework.core import checks
 from homework.core.arguments import read_json
 from homework.core.model import ordinary_tensors
 from homework.datasets.image_files import batches_of, check_size, decoded, image_paths, read_image
+from homework.datasets.images import to_uint8
 from homework.evaluation import distances
 from homework.evaluation.extractors import Extractor
 from homework.priors.cascade import Cascade
-from homework.priors.images import decode, generate_images, trained_size
-from homework.priors.pairs import is_cascade, load_cascade, load_pair
+from homework.priors.images import generate_images, trained_size
+from homework.priors.pairs import SHIPPED, is_cascade, load_cascade, load_pair
 
 SHEET = "sheet.png"  # what homework.generation writes beside the samples, to look at
 LEGEND = """Distances are 0 for sets that are alike; ± is a standard error, if all images are independent. The features of
@@ -50,7 +51,7 @@ def file_batches(paths: list[str], like: str, size: tuple[int, int] | None, batc
 
 def is_cascade_file(source: str) -> bool:
     """Whether it is the JSON file of a cascade, and not one that lists images."""
-    return is_cascade(source) and Path(source).is_file() and "stages" in read_json(source)
+    return source == SHIPPED or (is_cascade(source) and Path(source).is_file() and "stages" in read_json(source))
 
 
 def is_pair(source: str) -> bool:
@@ -79,7 +80,7 @@ def sample(source: str, n: int, size: tuple[int, int] | None, batch_size: int, s
 def sample_cascade(cascade: Cascade, n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
     codes = torch.randint(cascade.codebooks[0].n_tokens, (n, *cascade.sizes[0]), generator=generator)
     for some in codes.split(batch_size):
-        yield decode(cascade.codebooks[-1], cascade.generate(some, generator)[-1])
+        yield to_uint8(cascade.decode(cascade.generate(some, generator))[-1]).cpu()
 
 
 @ordinary_tensors

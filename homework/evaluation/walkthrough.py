@@ -21,12 +21,14 @@ from homework.evaluation import codecs
 from homework.evaluation.metrics import errors
 from homework.evaluation.pictures import heat
 from homework.priors.base import Prior
+from homework.priors.cascade import Cascade
 from homework.priors.images import generate_images
 from homework.tokenizers.base import AutoEncoder, Tokenizer, usage_of
 
 BATCH = 16  # images that go through a model at once; with many more, a processor's caches overflow
 RIVALS = tuple(codec for codec in codecs.CODECS if codec.name in ("JPEG", "WebP"))
 QUALITIES = (10, 30, 50, 70, 90)
+REFINED = 4  # images that are shown from coarse to fine
 TURNED = (128, 192)  # pixels of an image at which the dial is shown, at most: each quality takes a search
 
 
@@ -83,6 +85,17 @@ def walk_through(ae: AutoEncoder, coder: Tokenizer, prior: Prior, x: Tensor, n_g
     pictures = {name: to_uint8(images) for name, images in (("original", x), ("plain", plain), ("coded", coded))}
     pictures |= {"tokens": code_colours(grids, coder.n_tokens), "bits": heat(bits / math.log2(coder.n_tokens))}
     return results, pictures | {"generation": drawn} | beside, files
+
+
+@ordinary_tensors
+def refine(cascade: Cascade, seed: int, timed: Stopwatch, n: int = REFINED) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Samples ``n`` images from coarse to fine. Returns {"scales": (h,w) of each grid, "size_of_scales": (H,W) of the
+    pictures, "refined": n}; and pictures, uint8 (n,H,W,3), "scale_K" of grid K."""
+    draws = torch.Generator().manual_seed(seed)
+    condition = torch.randint(cascade.codebooks[0].n_tokens, (n, *cascade.sizes[0]), generator=draws)
+    parts = timed("images from coarse to fine", lambda: cascade.decode(cascade.generate(condition, draws)))
+    shown = {"scales": cascade.sizes, "size_of_scales": cascade.image_size, "refined": n}
+    return shown, {f"scale_{k}": to_uint8(part) for k, part in enumerate(parts)}
 
 
 def turn_dial(compressor: Compressor, x: Tensor, timed: Stopwatch, qualities: Sequence[int] = QUALITIES,

@@ -13,6 +13,8 @@ from homework.priors.cascade import PATHS, Cascade
 from homework.priors.uniform import Uniform
 from homework.tokenizers.base import Tokenizer
 
+SHIPPED = "cascade.json"
+
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer in a checkpoint, on the CPU. ValueError if it holds another model."""
@@ -55,9 +57,15 @@ def is_cascade(path: str | Path) -> bool:
     return Path(path).suffix.lower() == ".json"
 
 
+def read_cascade(path: str | Path) -> list[dict]:
+    """The stages of a cascade's file; "cascade.json" is the pretrained one's where there is no such file."""
+    shipped = checkpoint.PRETRAINED / SHIPPED
+    return read_json(shipped if str(path) == SHIPPED and not Path(path).exists() else path).get("stages", [])
+
+
 def load_cascade(path: str | Path, device: str | torch.device = "cpu") -> Cascade:
     """ValueError or FileNotFoundError, as of :class:`homework.priors.cascade.Cascade`, if a file has none."""
-    return Cascade(read_json(path).get("stages", []), device)
+    return Cascade(read_cascade(path), device)
 
 
 def load_models(tokenizer: str | Path, autoregressive: str | Path,
@@ -68,7 +76,7 @@ def load_models(tokenizer: str | Path, autoregressive: str | Path,
         return load_pair(tokenizer, autoregressive, device)
     coder, cascade = load_tokenizer(tokenizer), load_cascade(autoregressive, device)
     if not is_of(identity(coder), cascade.codebooks[-1]):
-        finest = read_json(autoregressive)["stages"][-1]["hr_codebook_path"]
+        finest = read_cascade(autoregressive)[-1]["hr_codebook_path"]
         raise ValueError(f"{tokenizer} is not the finest codebook of {autoregressive}; name {finest}, which is.")
     return cascade.codebooks[-1], cascade
 
@@ -77,7 +85,7 @@ def model_files(tokenizer: str, autoregressive: str) -> set[Path]:
     """The checkpoints of a tokenizer and a prior, or of all models of a cascade."""
     if not is_cascade(autoregressive):
         return {Path(tokenizer), Path(autoregressive)}
-    return {Path(stage[path]) for stage in read_json(autoregressive)["stages"] for path in PATHS if path in stage}
+    return {Path(stage[path]) for stage in read_cascade(autoregressive) for path in PATHS if path in stage}
 
 
 def reads_codes_of(prior: Prior, coder: Tokenizer) -> bool:

@@ -5,26 +5,25 @@ from pathlib import Path
 import gradio as gr
 
 from homework.priors.cascade import Cascade
-from homework.priors.pairs import load_cascade
+from homework.priors.pairs import SHIPPED, load_cascade
 from homework.studio_tabs import coarse_to_fine
 from homework.studio_tabs.coarse_to_fine import View
 from homework.studio_tabs.components import NO_IMAGE, PIXELS, command_box, picker, said
 from homework.studio_tabs.models import Models, Source, picture_file
 
-DEFAULT = "bench/configs/cascade.json"  # the one that the documents train
-NONE = """None of the models that come along is a cascade. Train one: the commands are in {docs}, and take some hours of two
-cores. Then name its JSON file here, relative to the folder in which the studio was started."""
+ABOUT = """The pretrained cascade is named cascade.json. To open one of your own, train it by the commands in {docs}, and
+name its JSON file, relative to the folder in which the studio was started."""
 DOCS = Path("docs/coarse_to_fine.md")
 
 
-def build(models: Models) -> None:
+def build(models: Models, tab: gr.Tab) -> None:
     """Lays out the tab in the block that is open."""
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
-            path = gr.Textbox(DEFAULT, label="The cascade's JSON file", max_lines=1)
+            path = gr.Textbox(SHIPPED, label="The cascade's JSON file", max_lines=1)
             load = gr.Button("Open", variant="primary")
             link = f"[{DOCS}](/gradio_api/file={DOCS})" if DOCS.is_file() else f"`{DOCS}`"
-            about = gr.Markdown(NONE.format(docs=link), elem_id="cascade")
+            about = gr.Markdown(ABOUT.format(docs=link), elem_id="cascade")
             with gr.Column(visible=False) as controls:
                 gr.Markdown("All grids of an image:")
                 source = picker(models)
@@ -60,6 +59,9 @@ def build(models: Models) -> None:
         return (cascade, text, gr.Column(visible=True), gr.Column(visible=True), radio,
                 *show(found, path, seed), sheet(found))  # fmt: skip
 
+    def open_first(cascade: Cascade | None, *chosen) -> tuple:
+        return open_file(*chosen) if cascade is None else tuple(gr.skip() for _ in everything)
+
     def encode(cascade: Cascade | None, source: Source | None, level: int, *chosen) -> tuple:
         if source is None:
             raise ValueError(NO_IMAGE)
@@ -84,6 +86,7 @@ def build(models: Models) -> None:
 
     everything = [opened, about, controls, results, level, *outputs, codes]
     load.click(said(open_file), chosen, everything, show_progress_on=about)
+    tab.select(said(open_first), [opened, *chosen], everything, show_progress_on=about)
     source.change(said(encode), [opened, source, level, *chosen], outputs, show_progress="hidden")
     level.input(said(look), [view, level, *chosen], [*outputs, codes], show_progress="hidden")
     picture.select(said(click), [view, *chosen], outputs, show_progress="hidden")

@@ -53,8 +53,8 @@ def build(models: Models) -> gr.Blocks:
             sampling_tabs.build_complete(models)
         with gr.Tab("Digits", id="digits") as tab:
             digits_tab.build(models, tab)
-        with gr.Tab("Coarse to fine", id="coarse_to_fine"):
-            coarse_to_fine_tab.build(models)
+        with gr.Tab("Coarse to fine", id="coarse_to_fine") as tab:
+            coarse_to_fine_tab.build(models, tab)
         with gr.Tab("Train", id="train"):
             train_tab.build(models, page, kept)
     return page.queue(default_concurrency_limit=4, api_open=False)

@@ -14,6 +14,10 @@ from homework.core.model import Model
 SHIPPED = {
     "AutoregressiveModel": ("8908d9bf43104b4b", "429386aba8938a7b", "245d64f1dcf398c6 aeedf5c82cdfe7c7"),
     "BSQPatchAutoEncoder": ("d6aad51f73102cc4", "53eb3aa4e86d2a14", "016ee18735b83792 beaede0e42fe8c14"),
+    "CascadeFine": ("7a358856e15facd1", "9e1036df84c1a238", "fa541d50d3914a13 4f00a981dc76eda3"),
+    "CascadeStage0": ("14ddf92334ae5b38", "116fcffc896f52ea", "f3662e3c9b7c3d81 9a7983333c2ece91"),
+    "CascadeStage1": ("5ee8c613bcef855c", "c55851427013bdb0", "3181fb9f91a4095d 54e096dae8d3858c"),
+    "CascadeStage2": ("6d5b029dc7bf9493", "b904b9f9632a2aa4", "6558bbc19688c660 f692504656488132"),
     "EnhancementLayer": ("44f27df58460eb42", "f69d1f4e64c502b6", "7192ee413f67a97c c49873f264e628cf"),
     "GatedPixelCNN": ("925cc23fd4863964", "a2f0fa73ff5ef90d", "9d4b6494e0db56b7 3e8e06a012b4dccb"),
     "MnistGatedPixelCNN": ("c2460bc342ee07e7", "44ec648dbcc38273", "b096ac6a25f8e07a 9572eb95b6e59aef"),

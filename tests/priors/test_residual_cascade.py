@@ -10,11 +10,13 @@ import torch
 from conftest import GRID, SIZE, TINY, K, build, run, sentence
 from PIL import Image
 
+from homework import generation
 from homework.codec.cascade_compressor import CascadeCompressor
 from homework.core import checkpoint, fingerprint
 from homework.datasets.features import FeatureDataset
 from homework.datasets.images import ImageDataset
 from homework.datasets.tokens import MultiscaleDataset, TokenDataset
+from homework.evaluation.samples import sample
 from homework.features import features as make_features
 from homework.priors.cascade import Cascade
 from homework.som import fit
@@ -256,6 +258,14 @@ def test_a_codebook_that_bears_other_ones_is_refused(stages, cascade):
         Cascade([{}, short(stages)[1]])
 
 
+def test_what_is_measured_is_what_generation_makes(stages, folder, tmp_path):
+    """All grids together, not the finest one alone."""
+    _, batches = sample("cascade.json", 3, None, 2, 5, torch.device("cpu"))
+    generation.cascade(stages, num_images=3, out_dir=str(tmp_path), seed=5, batch_size=2, device="cpu")
+    pictures = [np.asarray(Image.open(tmp_path / f"{i}_stage1.png")) for i in range(3)]
+    assert np.array_equal(torch.cat(list(batches)).numpy(), np.stack(pictures))
+
+
 def test_samples_and_files_come_back(cascade, folder, data, tmp_path):
     grids = cascade.generate(torch.tensor([[[1]], [[3]]]), torch.Generator().manual_seed(0))
     assert [grid.shape[1:] for grid in grids] == SIZES
@@ -283,12 +293,11 @@ def test_the_commands_in_a_fresh_process(stages, folder, data, tmp_path):
     assert (tmp_path / "new" / "sheet.png").is_file()
 
 
-def test_a_cascade_that_comes_along_needs_no_config(stages, folder, command, monkeypatch, tmp_path):
+def test_a_cascade_that_comes_along_needs_no_config(stages, folder, data, command, monkeypatch, tmp_path):
     """Its models are named as pretrained ones are, wherever the command is given."""
     monkeypatch.setattr(checkpoint, "PRETRAINED", tmp_path / "pretrained")
     monkeypatch.chdir(tmp_path)
     options = "--num_images", 1, "--out_dir", "new"
-    assert "name the JSON file of yours by --config" in sentence(command("generation", "cascade", *options))
     named = [{key: Path(path).stem.title() for key, path in stage.items()} for stage in stages]
     for name in {name for stage in named for name in stage.values()}:
         model = checkpoint.load(folder / f"{name.lower()}.pth")
@@ -297,3 +306,5 @@ def test_a_cascade_that_comes_along_needs_no_config(stages, folder, command, mon
     done = command("generation", "cascade", *options)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "new" / "0_stage1.png").is_file()
+    done = command("compress", "Fine", "cascade.json", data / "valid", "v.hwa")
+    assert done.returncode == 0 and Path("v.hwa").is_file(), done.stderr
