@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any, TextIO
 
 from homework.core import arguments, checkpoint, checks, devices, files, registry
 from homework.core.files import printable
@@ -87,6 +88,26 @@ def _prepare_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+class Lenient:
+    """A stream whose reader may leave, as of ``2>&1 | head``: what is written then is lost. For tqdm keeps its lock when it
+    cannot write, and the threads that count images would wait for that without end."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(BrokenPipeError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self.stream.flush()
+
+
 def sentence(error: Exception) -> str:
     """What an error says to a user; of an OSError, the system's own words, and the file that they are about."""
     if isinstance(error, OSError) and error.strerror:
@@ -105,6 +126,7 @@ def main(name: str, command: Command) -> None:
     debug, hook = os.environ.get("HOMEWORK_DEBUG"), threading.excepthook
     if not debug:  # no traceback for an OSError of a thread, such as TensorBoard's: who waits for it raises it again
         threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else hook(args)
+    stderr, sys.stderr = sys.stderr, Lenient(sys.stderr)  # type: ignore[assignment]
     try:
         with on_signals(_exit, signal.SIGTERM):
             run(name, command, sys.argv[1:])
@@ -133,7 +155,7 @@ def main(name: str, command: Command) -> None:
         print("error:", printable(sentence(error), but="\n"), file=sys.stderr)
         sys.exit(1)
     finally:
-        threading.excepthook = hook
+        threading.excepthook, sys.stderr = hook, stderr
 
 
 def run(name: str, command: Command, words: list[str]) -> None:

@@ -3,9 +3,12 @@
 import os
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT, build, run, sentence
+from PIL import Image
 from test_arguments import functions
 
 from homework.__main__ import COMMANDS
@@ -97,3 +100,20 @@ def test_a_command_called_by_its_file_says_how_to_call_it(name, cwd, file):
     remedy = f"in the folder that has homework/, call python -m homework.{name}."
     assert sentence(done) == f"{name}.py is part of a package: {remedy}" and not done.stdout
     assert done.stderr.count("\n") == 1
+
+
+def test_a_reader_that_leaves_stops_nothing(tmp_path):
+    """As in ``2> >(head -c 1)``: bars and messages have nowhere to go, and threads that move a bar go on."""
+    for name in "BSQPatchAutoEncoder", "AutoregressiveModel":
+        checkpoint.save(build(name), tmp_path / f"{name}.pth")
+    (tmp_path / "one").mkdir()
+    for name in "ab":
+        Image.new("RGB", (64, 40), "red").save(tmp_path / "one" / f"{name}.png")
+    words = "compress", "BSQPatchAutoEncoder.pth", "AutoregressiveModel.pth", "one", "a.hwa", "--device", "cpu"
+    read, write = os.pipe()
+    os.close(read)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": ""}
+    command = [sys.executable, "-m", "homework.compress", *words]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=write, timeout=120)
+    os.close(write)
+    assert done.returncode == 0 and b"2 images" in done.stdout and (tmp_path / "a.hwa").is_file()
