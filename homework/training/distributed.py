@@ -176,13 +176,13 @@ def of_first(function: Callable) -> Any:
 
 
 @_together()
-def any_of(flag: bool) -> bool:
-    """Whether the ``flag`` of one process or more is true."""
+def any_of(*flags: bool) -> list[bool]:
+    """Of each of the ``flags``, whether that of one process or more is true."""
     if world_size() == 1:
-        return flag
-    box = torch.tensor(int(flag))  # on the CPU: no GPU has to finish what it is doing
+        return list(flags)
+    box = torch.tensor(flags, dtype=torch.int64)  # on the CPU: no GPU has to finish what it is doing
     dist.all_reduce(box, dist.ReduceOp.MAX)
-    return bool(box)
+    return box.bool().tolist()
 
 
 def share(model: nn.Module) -> None:

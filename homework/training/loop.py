@@ -149,11 +149,11 @@ class Run:
                     logs, validates = (last or self.update % every == 0 for every in (LOG_EVERY, validate_every))
                     if logs:
                         self.log()
-                    stops = distributed.any_of(self.stopped)
+                    stops, due = distributed.any_of(self.stopped, self.is_save_due())  # for --fsdp saves together
                     if validates:
                         self.validate()
                     keeps = bool(keep_every) and self.update % keep_every == 0
-                    if validates or keeps or stops or time.perf_counter() - self.saved_at > 60 * self.settings["save_every"]:
+                    if validates or keeps or stops or due:
                         saved = self.save(last, validates, keeps)
                         if validates and self.writer:
                             self.draw(saved, self.writer)
@@ -169,6 +169,9 @@ class Run:
             n = checks.count(self.n_valid, "validation sample")
             print(f"{self.path}: {figures} on {n}, after {self.seconds / 60:.1f} minutes; "
                   f"in float16 as {self.copy_path}")  # fmt: skip
+
+    def is_save_due(self) -> bool:
+        return time.perf_counter() - self.saved_at > 60 * self.settings["save_every"]
 
     def ask_to_stop(self, *_: object) -> None:
         """A first Ctrl-C lets the update finish and saves; a second one stops at once."""
