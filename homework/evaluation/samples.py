@@ -18,7 +18,7 @@ from homework.evaluation import distances
 from homework.evaluation.extractors import Extractor
 from homework.priors.cascade import Cascade
 from homework.priors.images import generate_images, trained_size
-from homework.priors.pairs import SHIPPED, is_cascade, load_cascade, load_pair
+from homework.priors.pairs import is_cascade, is_shipped, load_cascade, load_pair
 
 SHEET = "sheet.png"  # what homework.generation writes beside the samples, to look at
 LEGEND = """Distances are 0 for sets that are alike; ± is a standard error, if all images are independent. The features of
@@ -51,7 +51,7 @@ def file_batches(paths: list[str], like: str, size: tuple[int, int] | None, batc
 
 def is_cascade_file(source: str) -> bool:
     """Whether it is the JSON file of a cascade, and not one that lists images."""
-    return source == SHIPPED or (is_cascade(source) and Path(source).is_file() and "stages" in read_json(source))
+    return is_shipped(source) or (is_cascade(source) and Path(source).is_file() and "stages" in read_json(source))
 
 
 def is_pair(source: str) -> bool:

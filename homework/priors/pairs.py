@@ -57,10 +57,14 @@ def is_cascade(path: str | Path) -> bool:
     return Path(path).suffix.lower() == ".json"
 
 
+def is_shipped(path: str | Path) -> bool:
+    """Whether it means the pretrained cascade: its name, where there is no such file."""
+    return str(path) == SHIPPED and not Path(path).exists()
+
+
 def read_cascade(path: str | Path) -> list[dict]:
-    """The stages of a cascade's file; "cascade.json" is the pretrained one's where there is no such file."""
-    shipped = checkpoint.PRETRAINED / SHIPPED
-    return read_json(shipped if str(path) == SHIPPED and not Path(path).exists() else path).get("stages", [])
+    """The stages of a cascade's file, or of the pretrained one."""
+    return read_json(checkpoint.PRETRAINED / SHIPPED if is_shipped(path) else path).get("stages", [])
 
 
 def load_cascade(path: str | Path, device: str | torch.device = "cpu") -> Cascade:

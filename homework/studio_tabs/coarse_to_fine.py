@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from homework.core.model import ordinary_tensors
 from homework.datasets.images import to_float, to_uint8
 from homework.evaluation.pictures import MARGIN, on_sheet
 from homework.priors.cascade import Cascade
-from homework.priors.pairs import SHIPPED
+from homework.priors.pairs import is_shipped
 from homework.studio_tabs.models import Source, command_line, fitted
 from homework.studio_tabs.tokens import SCALE, framed
 
@@ -129,6 +128,6 @@ def command(view: View, path: str, seed: int) -> str:
     if view.level:
         return f"# from a grid of {names(view.cascade)[view.level]}: on this page alone"
     condition = int(view.grids[0][0, 0])
-    config = None if path == SHIPPED and not Path(path).exists() else path
+    config = None if is_shipped(path) else path
     words = {"config": config, "num_images": 1, "condition": condition, "seed": seed, "out_dir": "cascade/generated"}
     return command_line("generation", "cascade", **words)
