@@ -138,7 +138,9 @@ class Run:
         validate_every, keep_every = self.settings["validate_every"] or self.per_epoch, self.settings["keep_every"]
         started = time.perf_counter() - self.seconds
         if self.world > 1 and not self.update:  # so that torchrun can start again at any time
-            resume.write_state(self, self.state_path)
+            state = resume.state_of(self)
+            if self.rank == 0:
+                files.write(state, self.state_path)
         try:
             with cli.on_signals(self.ask_to_stop, signal.SIGINT, signal.SIGTERM):
                 while self.update < self.updates:
@@ -305,15 +307,16 @@ class Run:
         self.saved_at = time.perf_counter()
         if not validated:  # the last loss is that of the weights before their last update
             self.check_finite(self.average.eval().loss(self.first_samples()))
-        model = sharded.whole(self.average.eval())
-        if self.rank == 0:
-            checkpoint.save(model, self.path, self.meta())
-            if kept:
-                checkpoint.save(model, self.path.with_stem(f"{self.name}_{self.update}"), self.meta())
-        if not finished:
-            resume.write_state(self, self.state_path)
-        if validated and self.rank == 0:
+        model, state = sharded.whole(self.average.eval()), None if finished else resume.state_of(self)
+        if self.rank:
+            return model
+        checkpoint.save(model, self.path, self.meta())
+        if kept:
+            checkpoint.save(model, self.path.with_stem(f"{self.name}_{self.update}"), self.meta())
+        if state:
+            files.write(state, self.state_path)
+        if validated:
             checkpoint.save(model, self.copy_path, self.meta(), torch.float16)
-        if finished and self.rank == 0:
+        if finished:
             self.state_path.unlink(missing_ok=True)
         return model

@@ -92,14 +92,12 @@ def device_here(name: str) -> str:
     return name
 
 
-def write_state(run: Any, path: Path) -> None:
-    """Writes all that the ``run`` (:class:`homework.training.loop.Run`) needs to continue exactly; to be called by all
-    processes, of which the first writes."""
+def state_of(run: Any) -> dict:
+    """All that the ``run`` (:class:`homework.training.loop.Run`) needs to continue exactly, whole on the first process; all
+    of them have to call it."""
     state = {name: getattr(run, name) for name in ("settings", "group", "data", *STATE_FIELDS)}
     state |= {"class": type(run.model).__name__, "config": run.model.config}
-    state |= {name: sharded.gathered(getattr(run, name).state_dict()) for name in MODULES}
-    if run.rank == 0:
-        files.write(state, path)
+    return state | {name: sharded.gathered(getattr(run, name).state_dict()) for name in MODULES}
 
 
 def fingerprint(data: Dataset) -> list:
