@@ -3,6 +3,5 @@
 FROM python:3.12-slim
 # PyTorch's own wheels bring the CUDA libraries; the host has the driver and the NVIDIA container toolkit
 RUN pip install --no-cache-dir torch
-COPY . /source
-RUN pip install --no-cache-dir "/source[report,shards]"
+RUN --mount=type=bind,target=/source,rw pip install --no-cache-dir "/source[report,shards]"
 ENTRYPOINT ["homework"]
