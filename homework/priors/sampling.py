@@ -55,7 +55,7 @@ def restrict(logits: Tensor, top_k: int | None = None, top_p: float | None = Non
         ordered, order = logits.sort(dim=-1, descending=True, stable=True)
         p = ordered.softmax(dim=-1)
         drop = p.cumsum(dim=-1) - p >= top_p  # the mass *before* a token: the first one always stays
-        logits = logits.masked_fill(drop.gather(-1, order.argsort(dim=-1)), -torch.inf)
+        logits = logits.masked_fill(drop.scatter(-1, order, drop), -torch.inf)
     return logits
 
 
