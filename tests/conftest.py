@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import programs
 import pytest
 import torch
 from hypothesis import settings
@@ -79,14 +80,16 @@ def batch_for(model: torch.nn.Module, B: int = 3, seed: int = 0) -> torch.Tensor
     return grids
 
 
-def run(*arguments: object, cwd: Path, processes: int = 1, options: tuple[str, ...] = (),
+def run(*arguments: object, cwd: Path, processes: int = 1, fresh: bool = False, options: tuple[str, ...] = (),
         **env: str) -> subprocess.CompletedProcess:  # fmt: skip
-    """``python ARGUMENTS`` in a process of its own; with ``processes``, ``torchrun OPTIONS ARGUMENTS``."""
+    """``python ARGUMENTS`` in a process of its own, forked off one that has imported PyTorch, unless it must be ``fresh``;
+    with ``processes`` in several, as torchrun starts them, or by ``torchrun OPTIONS ARGUMENTS`` if fresh or with options."""
+    words, environment = [*map(str, arguments)], os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | env
+    if not fresh and not options and (words[0] == "-m" or words[0].endswith(".py")):
+        return programs.run(words, cwd, environment, processes)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *options]
-    launcher = torchrun if processes > 1 else []
-    command = [sys.executable, *launcher, *map(str, arguments)]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | env
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=900)
+    command = [sys.executable, *(torchrun if processes > 1 else []), *words]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=programs.SECONDS)
 
 
 @pytest.fixture

@@ -232,7 +232,7 @@ def test_who_is_gone_is_named(monkeypatch, how, victim):
             if i == 5 and rank() == victim:
                 if how == signal.SIGSTOP and os.fork() == 0:  # who wakes it in the end
                     parent = os.getppid()
-                    time.sleep(20)
+                    time.sleep(10)
                     os.kill(parent, signal.SIGKILL)
                     os._exit(0)
                 os.kill(os.getpid(), how)
@@ -356,7 +356,7 @@ def test_torchrun_starts_a_killed_process_again(data, tmp_path):
 def test_a_killed_process_ends_the_training_in_a_sentence_that_says_how_to_go_on(data, tmp_path):
     (tmp_path / "victim.py").write_text(VICTIM)
     start = time.monotonic()
-    done = torchrun(tmp_path, "victim.py", 3, 1, "SIGKILL", *typed(data, epochs=1000, name="a"))
+    done = torchrun(tmp_path, "victim.py", 3, 1, "SIGKILL", *typed(data, epochs=1000, name="a"), fresh=True)
     assert done.returncode != 0 and time.monotonic() - start < 120  # torchrun's own patience alone would be 30 s
     assert "error: Process 1 of 2 has ended or hangs" in done.stderr and "--resume" in done.stderr
     assert "[rank" not in done.stderr and (tmp_path / "checkpoints" / "a.state.pth").is_file()

@@ -65,12 +65,14 @@ TINY = {  # options that make a new model small, or a search short, by the begin
     "train GatedPixelCNN": "--c_hidden 4 --n_layers 1",
     "train CascadeStage": "--in_dim 8 --hidden_dim 8 --num_dec_layers 1",
     "enhancement": "--n_components 4",
-    "evaluate samples BSQPatchAutoEncoder": "--n 6",
+    "evaluate samples BSQPatchAutoEncoder,AutoregressiveModel": "--n 6",
     "som fit": "--n_codes 4 --passes 1 --limit 8",
     "som prune": "--threshold 1",
     "sample": "--temperature 0.5",
     "receptive_field": "--layers 1",
 }
+QUICK = ("docs/generation.md",)  # with a small prior in the pretrained one's place, as if just trained
+SAMPLES = 4  # of the 18, temple.jpg and volcano_island.jpg among them, which documents name
 CHECKS = {  # of what a document's Python leaves
     "README.md": "assert again.shape == (100, 150, 3) and again.dtype == torch.uint8 and new.shape == (4, 20, 30)\n"
     "assert 0 < float(bits) < 6000 and isinstance(data, bytes) and len(data) < 1500",
@@ -229,7 +231,7 @@ def test_every_page_and_every_module_is_in_the_site():
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory) -> Path:
     """A folder as the documents assume it: frames in data/train and data/valid and their tokens, the same in a zip and in
-    my_images/, a few digits in data/mnist, the configurations in bench/."""
+    my_images/, a few digits in data/mnist, the configurations in bench/. And small.pth, a prior for QUICK."""
     folder = tmp_path_factory.mktemp("workplace")
     images = sorted((ROOT / "data/sample").glob("*.jpg"))
     for part in ("data/train", "data/valid", "my_images", "source/data/train", "source/data/valid"):
@@ -237,7 +239,7 @@ def workplace(tmp_path_factory) -> Path:
         for i in range(20 if part == "my_images" else 8):
             shutil.copy(images[i % len(images)], folder / part / f"{i:02}.jpg")
     shutil.make_archive(str(folder / "supertux_data"), "zip", folder / "source")
-    shutil.copytree(ROOT / "data/sample", folder / "data/sample")
+    shutil.copytree(ROOT / "data/sample", folder / "data/sample", ignore=lambda *_: [p.name for p in images[:-SAMPLES]])
     shutil.copytree(ROOT / "bench/configs", folder / "bench/configs")
     (folder / "data/mnist").mkdir()
     draw = np.random.default_rng(0)
@@ -246,8 +248,11 @@ def workplace(tmp_path_factory) -> Path:
         header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
         (folder / "data/mnist" / file).write_bytes(header + draw.integers(0, 10, shape, np.uint8).tobytes())
     tokens = [f"python -m homework.tokenize BSQPatchAutoEncoder data/tokenized_{s}.pth data/{s}" for s in ("train", "valid")]
-    done = execute(tokens, "", folder)
+    prior = small("python -m homework.train AutoregressiveModel --output small.pth --name small --lr 0.01 --warmup 0")
+    done = execute([*tokens, f"{prior} --epochs 20 --validate_every 40"], "", folder)
     assert done.returncode == 0, done.stderr
+    shutil.rmtree(folder / "checkpoints")
+    shutil.rmtree(folder / "logs")
     return folder
 
 
@@ -276,6 +281,9 @@ def test_the_commands_and_the_python_run(name, workplace, tmp_path):
         for split in ("train", "valid"):
             shutil.rmtree(folder / "data" / split)
             (folder / f"data/tokenized_{split}.pth").unlink()
+    if name in QUICK:
+        (folder / "homework").mkdir()
+        shutil.copy(folder / "small.pth", folder / "homework/AutoregressiveModel.pth")
     python = "\n".join(block for language, block in BLOCK.findall(TEXT[name]) if language == "python")
     before = files(folder)
     done = execute(to_run(TEXT[name]), python + "\n" + CHECKS.get(name, ""), folder)
@@ -301,7 +309,7 @@ def check_the_path(folder: Path) -> None:
     names = [*(f"generation_{i}.png" for i in range(8)), "sheet.png"]
     assert sorted(p.name for p in (folder / "generated").iterdir()) == names
     assert len(list((folder / "completed").iterdir())) == 5
-    assert len(list((folder / "again").iterdir())) == 18
+    assert len(list((folder / "again").iterdir())) == SAMPLES
     assert len(list((folder / "mine/generated").iterdir())) == 9
     assert len(list((folder / "checkpoints").glob("*.pth"))) == 5
     shutil.copy(ROOT / "bundle.py", folder)

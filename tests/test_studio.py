@@ -196,7 +196,7 @@ assert text.get_config()["label"] == "a" and len(page.fns) == 1
 stubs.leave_out()  # does nothing now
 assert not any(type(f).__name__ == "WithoutStubs" for f in sys.meta_path)
 """)
-    done = run("a.py", cwd=tmp_path)
+    done = run("a.py", cwd=tmp_path, fresh=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,9 +1,8 @@
 import io
-import os
 import subprocess
-import sys
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pytest
 import torch
@@ -27,11 +26,8 @@ needs_uint16 = pytest.mark.skipif(
 )
 
 
-def run(*arguments: object, cwd: Path, processes: int = 1) -> subprocess.CompletedProcess:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] * (processes > 1)
-    command = [sys.executable, *launcher, "-m", "homework.tokenize", *map(str, arguments)]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+def run(*arguments: object, **options) -> subprocess.CompletedProcess:
+    return conftest.run("-m", "homework.tokenize", *arguments, **options)
 
 
 @pytest.fixture

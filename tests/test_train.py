@@ -1043,7 +1043,7 @@ def test_token_files_with_fields_of_other_types_are_named(train, tmp_path, data,
 
 def test_one_process_that_fails_ends_the_others_in_a_sentence(arguments, tmp_path):
     checkpoint.save(build(AE), tmp_path / "t.pth")  # which the first process alone loads
-    done = run("-m", "homework.train", *arguments(PRIOR, tokenizer="t.pth"), cwd=tmp_path, processes=2)
+    done = run("-m", "homework.train", *arguments(PRIOR, tokenizer="t.pth"), cwd=tmp_path, processes=2, fresh=True)
     assert done.returncode != 0 and done.stderr.count("holds a PatchAutoEncoder, but no tokenizer") == 1
     assert "[rank" not in done.stderr  # how torch marks a traceback of one of its processes
     assert files(tmp_path) == {"t.pth"}

@@ -393,7 +393,7 @@ def test_a_file_of_slightly_other_floats_is_refused_before_anything_is_decoded(m
 def test_a_processor_without_the_instructions_of_this_one_is_another_machine(call, folder):
     checkpoint.save(build("GatedPixelCNN").eval(), "g.pth")
     arguments = "compress", "t.pth", "g.pth", "photos", "a.tok", "--effort", 0
-    done = run("-m", "homework.compress", *arguments, cwd=folder, ATEN_CPU_CAPABILITY="default")
+    done = run("-m", "homework.compress", *arguments, cwd=folder, fresh=True, ATEN_CPU_CAPABILITY="default")
     assert done.returncode == 0, done.stderr
     before = files(folder)
     for last in (("decompress", "t.pth", "g.pth", "a.tok", "back"), (*arguments, "--append")):
@@ -572,7 +572,8 @@ def test_pictures_are_scaled_before(call, folder, source):
 def test_it_works_in_fresh_processes(folder, models):
     done = run("-m", "homework.compress", "compress", "t.pth", "p.pth", "photos", "a.tok", "--effort", 0, cwd=folder)
     assert done.returncode == 0 and "bytes" in done.stderr, done.stderr  # the bar says how many so far
-    done = run("-m", "homework.compress", "decompress", "t.pth", "p.pth", "a.tok", "back", cwd=folder, OMP_NUM_THREADS="2")
+    done = run("-m", "homework.compress", "decompress", "t.pth", "p.pth", "a.tok", "back", cwd=folder, fresh=True,
+               OMP_NUM_THREADS="2")  # fmt: skip
     assert done.returncode == 0, done.stderr
     check_pictures(models, folder, {f"back/{i}.png": f"photos/{i}.png" for i in range(6)})
 
@@ -984,7 +985,7 @@ def test_closed_streams_stop_no_command(call, folder, closed):
 
 def test_names_that_the_terminal_cannot_show_are_escaped(call, folder):
     call("compress", "t.pth", "p.pth", picture(folder / "é.png"), "photos/1.png", "é.tok")
-    done = run("-m", "homework.compress", "info", "é.tok", cwd=folder, PYTHONIOENCODING="ascii")
+    done = run("-m", "homework.compress", "info", "é.tok", cwd=folder, fresh=True, PYTHONIOENCODING="ascii")
     assert done.returncode == 0 and "\\xe9.tok: 2 images" in done.stdout and "\\xe9.png" in done.stdout, done.stderr
 
 

@@ -96,7 +96,7 @@ def test_a_command_of_several_that_does_not_exist_gets_the_nearest(command):
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("cwd, file", [(".", "homework/{}.py"), ("homework", "{}.py")])
 def test_a_command_called_by_its_file_says_how_to_call_it(name, cwd, file):
-    done = run(file.format(name), cwd=ROOT / cwd, PYTHONPATH="")
+    done = run(file.format(name), cwd=ROOT / cwd, fresh=True, PYTHONPATH="")
     remedy = f"in the folder that has homework/, call python -m homework.{name}."
     assert sentence(done) == f"{name}.py is part of a package: {remedy}" and not done.stdout
     assert done.stderr.count("\n") == 1

@@ -6,6 +6,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pytest
 import torch
@@ -32,9 +33,7 @@ def picture(path: Path, size: tuple[int, int] = SIZE, seed: int = 0, **options) 
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    env = os.environ | {"PYTHONPATH": str(ROOT), "no_proxy": "127.0.0.1"}
-    command = [sys.executable, "-m", "homework.data", *arguments]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+    return conftest.run("-m", "homework.data", *arguments, cwd=cwd, no_proxy="127.0.0.1")
 
 
 @pytest.fixture
