@@ -18,6 +18,8 @@ from homework.codec.dial import QUALITY, quality_at, target
 from homework.codec.finding import find, find_in_folder, read_folder
 from homework.core import checkpoint, checks, cli, devices, fingerprint
 from homework.core.files import check_regular, printable
+from homework.core.processes import check_alone
+from homework.datasets.bulk import missing
 from homework.datasets.image_files import image_paths, not_read
 from homework.priors.cascade import Cascade
 from homework.priors.pairs import check_prior, is_cascade, load_cascade
@@ -93,6 +95,7 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
         raise ValueError(f"{output} exists, but is not a file of homework.compress: it stays; name another, or remove it.")
     if append and not os.path.isfile(output):
         raise FileNotFoundError(f"There is no archive {output} to append to; leave --append out.")
+    check_alone("One archive", "name shards and --shards, or leave torchrun out")
     before = os.path.getsize(output) if append else 0
     from homework.codec.image_files import average_quality, compress_files
 
@@ -266,6 +269,9 @@ def info(file: str, *, json: bool = False) -> None:
         return
     for reader in readers:
         _describe(reader)
+    if gone := missing(file):
+        shown = ", ".join(map(printable, gone[:3])) + ", ..." * (len(gone) > 3)
+        print(f"{printable(file)}: {checks.count(len(gone), 'archive')} missing, {shown}; compress --shards makes them")
     if len(readers) > 1:
         n, size = sum(len(reader.names) for reader in readers), sum(reader.length for reader in readers)
         print(f"{printable(file)}: {n:,} images in {len(readers)} archives, {size:,} bytes, {size / n:,.1f} an image")

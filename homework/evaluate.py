@@ -14,7 +14,7 @@ from homework.codec import dial
 from homework.codec.compressor import Compressor
 from homework.codec.loading import load_compressor
 from homework.core import checkpoint, checks, cli, devices, files
-from homework.core.processes import own_share
+from homework.core.processes import check_alone, own_share
 from homework.datasets.image_files import image_paths, spread
 from homework.datasets.shards import file_size
 from homework.evaluation import codecs, curves, measure, pages, report
@@ -100,7 +100,7 @@ def measure_together(folder: Path, resume: bool, compressors: list[Compressor], 
     measured = measure.Measured(folder / f"measured{f'_{rank}' if rank else ''}.jsonl", resume)
     if distributed.world_size() == 1:
         return measured
-    with distributed.group():
+    with distributed.group(distributed.LONG):
         if own := own_share(paths):
             for compressor in compressors:
                 measure.measure_ours(compressor, own, size, measured)
@@ -155,6 +155,7 @@ def samples(source: str, reference: str = "data/valid", *, n: int | None = None,
     """
     cli.at_least(1, batch_size=batch_size, n=1 if n is None else n, limit=1 if limit is None else limit)
     cli.check_seed(seed)
+    check_alone("The measuring of samples")
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     sampling.check(**options)
     if Path(out).suffix != ".json":

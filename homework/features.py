@@ -66,7 +66,7 @@ def features(autoencoder: str, images: str, output: str, *, image_size: str | No
             write_index(output, index, finished=False)
         return missing
 
-    with distributed.group():
+    with distributed.group(distributed.LONG):
         place = distributed.own_device(devices.pick_device(device))
         missing = own_share(distributed.of_first(prepare))
         for i, maps in encode_shards(model.to(place), index, missing, batch_size, size, frame):

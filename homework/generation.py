@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from homework.core import checks, cli, devices, files
 from homework.core.model import ordinary_tensors
-from homework.core.processes import own_share
+from homework.core.processes import check_alone, own_share
 from homework.datasets.image_files import batches_of, read_image
 from homework.datasets.images import to_uint8
 from homework.evaluation.pictures import float_image, in_rows, on_sheet, remove_stale, save_picture
@@ -72,7 +72,7 @@ def generate(tokenizer: str, prior: str, n_images: int, output_path: str, *, see
     folder.mkdir(parents=True, exist_ok=True)
     share = distributed.rank(), distributed.world_size()
     shown: dict[int, Tensor] = {}
-    with distributed.group():
+    with distributed.group(distributed.LONG):
         with tqdm(total=n_images, desc="generating", unit="img", disable=distributed.rank() > 0) as bar:
             args = coder, prior, n_images, size, batch_size, kept, candidates, seed, share
             own = own_share(batches_of(range(n_images), batch_size))
@@ -125,6 +125,7 @@ def cascade(stages: list[dict] | None = None, *, num_images: int = 5, out_dir: s
     """
     cli.at_least(1, num_images=num_images, batch_size=batch_size, scale=scale)
     cli.check_seed(seed)
+    check_alone("A cascade's sampling")
     folder = Path(out_dir)
     files.check_writable(folder / "sheet.png")
     device_, generator = devices.pick_device(device), torch.Generator().manual_seed(seed)

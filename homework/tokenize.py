@@ -98,7 +98,7 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
             write(encode_files(model, members, *how, shared=False), path, model, fields, frame, moved, skip_bad, bad)
 
         return for_each_shard(images, output, ".pth", job, skip_bad, make)
-    with distributed.group():
+    with distributed.group(distributed.LONG):
         own = encode_dataset(model, data, batch_size, limit) if data else encode_files(model, paths, *how)
         parts = distributed.gather(own)
     if parts is not None:

@@ -342,6 +342,16 @@ def test_what_cannot_be_shared_out_is_refused(model, options, processes, message
     assert not Path("checkpoints").exists() and not Path("logs").exists()
 
 
+@pytest.mark.parametrize("arguments, message", [
+    (["compress", "t.pth", "p.pth", "images", "a.hwa"], "One archive is not shared out among the 2 processes; name shards"),
+    (["generation", "cascade"], "A cascade's sampling is not shared out among the 2 processes; leave torchrun out"),
+    (["evaluate", "samples", "images"], "The measuring of samples is not shared out among the 2 processes"),
+])  # fmt: skip
+def test_what_each_process_would_do_is_refused(arguments, message, command, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert message in sentence(command(*arguments))
+
+
 def test_torchrun_starts_a_killed_process_again(data, tmp_path):
     (tmp_path / "victim.py").write_text(VICTIM)
     (tmp_path / "whole").mkdir()
@@ -353,10 +363,12 @@ def test_torchrun_starts_a_killed_process_again(data, tmp_path):
     assert all(torch.equal(v, theirs[k]) for k, v in mine.items())
 
 
-def test_a_killed_process_ends_the_training_in_a_sentence_that_says_how_to_go_on(data, tmp_path):
+@pytest.mark.parametrize("options, fresh", [([], True), (["--fsdp"], False)])
+def test_a_killed_process_ends_the_training_in_a_sentence_that_says_how_to_go_on(data, tmp_path, options, fresh):
     (tmp_path / "victim.py").write_text(VICTIM)
     start = time.monotonic()
-    done = torchrun(tmp_path, "victim.py", 3, 1, "SIGKILL", *typed(data, epochs=1000, name="a"), fresh=True)
+    typed_in = [*typed(data, epochs=1000, name="a"), *options]
+    done = torchrun(tmp_path, "victim.py", 3, 1, "SIGKILL", *typed_in, fresh=fresh)
     assert done.returncode != 0 and time.monotonic() - start < 120  # torchrun's own patience alone would be 30 s
     assert "error: Process 1 of 2 has ended or hangs" in done.stderr and "--resume" in done.stderr
     assert "[rank" not in done.stderr and (tmp_path / "checkpoints" / "a.state.pth").is_file()

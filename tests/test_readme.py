@@ -68,6 +68,7 @@ TINY = {  # options that make a new model small, or a search short, by the begin
     "evaluate samples BSQPatchAutoEncoder,AutoregressiveModel": "--n 6",
     "som fit": "--n_codes 4 --passes 1 --limit 8",
     "som prune": "--threshold 1",
+    "data shard mine/train": "--size 4KB",
     "sample": "--temperature 0.5",
     "receptive_field": "--layers 1",
 }
@@ -130,7 +131,7 @@ def _unrolled(loop: re.Match) -> str:
 def python_command(command: str) -> str | None:
     """What a command runs as ``python ...``, with one process in place of torchrun's; None if it is another program."""
     command = re.sub(r"^[A-Z_]+=\S+ ", "", command)
-    command = re.sub(r"^(torchrun --nproc-per-node \d+( --max-restarts \d+)?|systemd-run .*? python) ", "python ", command)
+    command = re.sub(r"^(torchrun( --[a-z-]+ (\d+|c10d|node1:\d+))+|systemd-run .*? python) ", "python ", command)
     return command if command.startswith("python ") else None
 
 
@@ -311,7 +312,7 @@ def check_the_path(folder: Path) -> None:
     assert len(list((folder / "completed").iterdir())) == 5
     assert len(list((folder / "again").iterdir())) == SAMPLES
     assert len(list((folder / "mine/generated").iterdir())) == 9
-    assert len(list((folder / "checkpoints").glob("*.pth"))) == 5
+    assert len(list((folder / "checkpoints").glob("*.pth"))) == 6
     shutil.copy(ROOT / "bundle.py", folder)
     for module in (ROOT / "homework").glob("*.py"):
         shutil.copy(module, folder / "homework")

@@ -133,7 +133,7 @@ def test_skip_bad_writes_the_rest_and_names_the_others(tmp_path, tokenizer, imag
     assert "Left out 2 of 9" in message and "0_odd.png" in message and "3_bad.jpg" in message
 
 
-def test_many_bad_images_are_counted(tmp_path, tokenizer, images):
+def test_many_bad_images_are_counted(tmp_path, tokenizer, images, capsys):
     for i in range(13):
         (images / f"bad{i:02}.jpg").touch()
     with pytest.raises(ValueError, match=r"13 of 20 images(?s:.*)bad09.jpg(?s:.*)and 3 more") as raised:
@@ -141,6 +141,10 @@ def test_many_bad_images_are_counted(tmp_path, tokenizer, images):
     assert "bad10" not in str(raised.value)
     with pytest.raises(ValueError, match="1 of 1 image "):
         tokenize(tokenizer, tmp_path / "out.pth", images / "bad00.jpg", skip_bad=True)
+    capsys.readouterr()
+    tokenize(tokenizer, tmp_path / "out.pth", images, skip_bad=True)
+    said = capsys.readouterr().err
+    assert all(f"bad{i:02}.jpg" in said for i in range(13))  # those that are left out are all named
 
 
 def test_image_size_fits_all(tmp_path, tokenizer, images):

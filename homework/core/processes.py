@@ -22,6 +22,12 @@ def own_share(items: Any) -> Any:
     return items[rank() :: world_size()]
 
 
+def check_alone(what: str, remedy: str = "leave torchrun out") -> None:
+    """ValueError if there are several processes, each of which would do all of the work."""
+    if world_size() > 1:
+        raise ValueError(f"{what} is not shared out among the {world_size()} processes; {remedy}.")
+
+
 def say(sentence: str) -> None:
     """Prints to stderr, above any progress bar, on the first process alone."""
     if rank() == 0:

@@ -16,6 +16,7 @@ from homework.core.processes import own_share
 from homework.datasets.shards import REMOTE, members_of, shards_in
 
 JOB = "job.json"  # in the folder of the outputs: by what options they are made, and of which shards
+LEFT_OUT = ".left_out.txt"  # beside an output, in place of its suffix: a line about each image that it lacks
 
 
 def for_each_shard(sources: Sequence[str], folder: str | Path, suffix: str, job: dict[str, Any], skip_bad: bool,
@@ -29,23 +30,29 @@ def for_each_shard(sources: Sequence[str], folder: str | Path, suffix: str, job:
         sources: of shards, see :func:`homework.datasets.shards.shards_in`.
         folder: of the outputs, each named like its shard, with ``suffix``.
         job: plain data that the outputs depend on. ValueError if the folder's outputs were made by other data.
-        skip_bad: goes on after a shard that cannot be read; all that was left out is said at the end. ValueError if nothing
-            could be made.
+        skip_bad: goes on after a shard that cannot be read; all that was left out, by earlier runs too, is said at the end.
+            ValueError if nothing could be made.
     """
     targets, bad = begin(sources, Path(folder), suffix, job), list[str]()
     own = own_share(list(targets.items()))
     for url, output in own:
+        beside, here = output.with_suffix(LEFT_OUT), list[str]()
         if output.exists():
+            bad += beside.read_text("utf-8").splitlines() if beside.exists() else []
             continue
         try:
-            make(sorted(_paths(url)), output, bad)
+            make(sorted(_paths(url)), output, here)
         except ValueError as error:
             if not skip_bad:
                 raise
-            bad.append(str(error))
+            here.append(str(error))
+        bad += (lines := [printable(sentence) for sentence in here])
+        if lines and output.exists():
+            with files.replacing(beside) as temporary:
+                temporary.write_text("\n".join(lines), "utf-8")
     if bad:
-        lines = "".join(f"\n  {printable(sentence)}" for sentence in bad)
-        tqdm.write(f"Left out:{lines}", file=sys.stderr)  # by every process, of its own
+        named = "".join(f"\n  {line}" for line in bad)
+        tqdm.write(f"Left out:{named}", file=sys.stderr)  # by every process, of its own
     done = sum(output.exists() for output in targets.values())
     print(f"{folder}: {done} of {checks.count(len(targets), 'shard')} done")
     if bad and not any(output.exists() for _, output in own):
@@ -88,6 +95,15 @@ def begin(sources: Sequence[str], folder: Path, suffix: str, job: dict[str, Any]
         with files.replacing(folder / JOB) as temporary:
             temporary.write_text(json.dumps(job, indent=1), "utf-8")
     return targets
+
+
+def missing(folder: str | Path) -> list[str]:
+    """The names of the outputs that the folder is to have, but has not yet; none if its job.json names none."""
+    try:
+        names = [*dict(json.loads((Path(folder) / JOB).read_text("utf-8")))["shards"]]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return []
+    return [name for name in names if not (Path(folder) / str(name)).exists()]
 
 
 def shard_name(url: str, i: int) -> str:

@@ -220,12 +220,13 @@ def check_size(path: str, image: np.ndarray, first_path: str, size: tuple[int, i
 
 
 def report_bad_images(bad: list[str], n: int, skip_bad: bool, hint: str = "", left_out: list[str] | None = None) -> None:
-    """Prints up to 10 sentences about ``bad`` ones of ``n`` images, or adds all to ``left_out`` if there is such a list.
-    ValueError, with a ``hint`` of what helps, unless ``skip_bad`` and some are left."""
+    """Prints the sentences about ``bad`` ones of ``n`` images, or adds them to ``left_out`` if there is such a list.
+    ValueError, with up to 10 of them and a ``hint`` of what helps, unless ``skip_bad`` and some are left."""
     bad = [printable(sentence) for sentence in bad]
-    lines = bad[:10] + [f"and {len(bad) - 10} more"] * (len(bad) > 10)
+    fails = bool(bad) and (len(bad) == n or not skip_bad)
+    lines = bad[:10] + [f"and {len(bad) - 10} more"] if fails and len(bad) > 10 else bad
     named = f" {bad[0]}" if len(bad) == 1 else "".join(f"\n  {line}" for line in lines)
-    if bad and (len(bad) == n or not skip_bad):
+    if fails:
         remedy = "there are no others" if len(bad) == n else "pass --skip_bad to leave them out"
         raise ValueError(f"{len(bad)} of {checks.count(n, 'image')} cannot be used; {remedy}{hint}:{named}")
     if left_out is not None:

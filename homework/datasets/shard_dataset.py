@@ -122,7 +122,7 @@ class ShardDataset(Images):
     def _names(self, s: int) -> list[str]:
         try:
             names = open_shard(self.names[s]).names
-        except ValueError:
+        except (ValueError, OSError):
             self.damaged.add(s)
             raise
         if len(names) != self.counts[s]:
@@ -145,7 +145,7 @@ class ShardDataset(Images):
                     self.first, self.size = path, image.shape[:2]
                 check_size(path, image, self.first, (self.size[0], self.size[1]))
                 return image
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 if not self.skip_bad:
                     raise
                 if str(error) not in self.left_out:
@@ -157,7 +157,8 @@ class ShardDataset(Images):
 
 def has_shards(root: str | Path) -> bool:
     """Whether ``root`` names shards for :class:`ShardDataset`."""
-    return shards_in(Path(root) / "train" if Path(root).is_dir() else root) is not None
+    folders = [Path(root) / "train", root] if Path(root).is_dir() else [root]
+    return any(shards_in(folder) is not None for folder in folders)
 
 
 def split_shards(split: str, root: str | Path) -> list[str]:
@@ -186,7 +187,7 @@ def n_images(urls: list[str], skip_bad: bool = False) -> dict[str, int]:
     def count(url: str) -> int:
         try:
             return len(open_shard(url))
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             if not skip_bad:
                 raise
             say_once(f"Left out: {error}")

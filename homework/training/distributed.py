@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from homework.core.processes import rank, world_size
 
 TIMEOUT = 1800  # seconds that a process waits for the others, by default
+LONG = 7 * 24 * 3600  # the same, where processes do not meet before the end of their shares of the work
 BEAT = 1.0  # seconds between two signs of life of a process
 
 
@@ -57,7 +58,7 @@ _pulse: Pulse | None = None  # as long as this process is in a group
 
 
 @contextlib.contextmanager
-def _together() -> Iterator[None]:
+def together() -> Iterator[None]:
     """Around what all processes do together: an OSError if another one has ended or keeps them waiting too long."""
     try:
         yield
@@ -67,7 +68,7 @@ def _together() -> Iterator[None]:
         silent = [str(i) for i in _pulse.silent() if i != rank()] if _pulse else []
         who = f"Process {', '.join(silent)}" if silent else "Another process"
         raise ConnectionError(f"{who} of {world_size()} has ended or hangs, and its own message says why if it could; "
-                              "process 0 is the one that saves, and --resume continues from there.") from error  # fmt: skip
+                              "start again, a training with --resume.") from error  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -102,7 +103,7 @@ def join(timeout: float = TIMEOUT) -> None:
         return
     wait = timedelta(seconds=timeout)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    with _together():
+    with together():
         store, number, size = next(dist.rendezvous("env://", timeout=wait))
         store = fresh_part(store, timeout)
         dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=wait)
@@ -142,7 +143,7 @@ def gather(value: object) -> list | None:
     return values if rank() == 0 else None
 
 
-@_together()
+@together()
 def gather_everywhere(value: Any) -> list:
     """As :func:`gather`, on all."""
     if world_size() == 1:
@@ -152,7 +153,7 @@ def gather_everywhere(value: Any) -> list:
     return values
 
 
-@_together()
+@together()
 def broadcast(value: Any) -> Any:
     """Rank 0's ``value`` on every process."""
     box = [value]
@@ -175,7 +176,7 @@ def of_first(function: Callable) -> Any:
     return result
 
 
-@_together()
+@together()
 def any_of(*flags: bool) -> list[bool]:
     """Of each of the ``flags``, whether that of one process or more is true."""
     if world_size() == 1:
@@ -191,7 +192,7 @@ def share(model: nn.Module) -> None:
         model.load_state_dict(broadcast({k: v.cpu() for k, v in model.state_dict().items()}))
 
 
-@_together()
+@together()
 def add_up(x: Tensor) -> Tensor:
     """Makes ``x`` the sum of all processes' ``x``, in-place, the same bits on each."""
     if world_size() > 1:
@@ -227,7 +228,7 @@ class Gradients:
         self.parameters, self.own_loss = list(model.parameters()), loss
         self.parallel = None
         if world_size() > 1 and overlap:
-            with _together():
+            with together():
                 self.parallel = DistributedDataParallel(Loss(model, loss), broadcast_buffers=False,
                                                         find_unused_parameters=True)  # fmt: skip
 

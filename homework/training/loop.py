@@ -142,7 +142,7 @@ class Run:
             if self.rank == 0:
                 files.write(state, self.state_path)
         try:
-            with cli.on_signals(self.ask_to_stop, signal.SIGINT, signal.SIGTERM):
+            with distributed.together(), cli.on_signals(self.ask_to_stop, signal.SIGINT, signal.SIGTERM):
                 while self.update < self.updates:
                     self.sums = {k: self.sums.get(k, 0) + v for k, v in self.step().items()}
                     self.update, self.seconds = self.update + 1, time.perf_counter() - started

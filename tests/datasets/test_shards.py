@@ -27,7 +27,7 @@ from homework.core.devices import generator
 from homework.datasets.bulk import shard_name
 from homework.datasets.image_files import image_paths, read_image
 from homework.datasets.images import ImageDataset
-from homework.datasets.shard_dataset import ShardDataset, WindowOrder, split_shards
+from homework.datasets.shard_dataset import ShardDataset, WindowOrder, has_shards, n_images, split_shards
 from homework.datasets.sharding import parse_bytes, shard
 from homework.datasets.shards import MANIFEST, Shard, open_shard, shards_in
 from homework.datasets.tokens import TokenDataset
@@ -247,6 +247,11 @@ def test_splits(made, tmp_path):
     pytest.importorskip("webdataset", reason="there is no webdataset; pip install webdataset")
     train = f"{made}/shards/train/train-{{000000..000004}}.tar"
     assert [len(split_shards(split, train)) for split in ("train", "valid")] == [4, 1]
+    assert has_shards(made / "shards") and has_shards(made / "shards/train") and not has_shards(made / "train")
+    assert [len(split_shards(split, made / "shards/train")) for split in ("train", "valid")] == [4, 1]
+    assert n_images(["pipe:false"], skip_bad=True) == {"pipe:false": 0}
+    with pytest.raises(OSError, match="exit code 1"):
+        n_images(["pipe:false"])
     both = f"{train}::{made}/shards/valid/valid-000000.tar"
     assert split_shards("valid", both) == [f"{made}/shards/valid/valid-000000.tar"] and len(split_shards("train", both)) == 5
     with pytest.raises(ValueError, match="names 1 shard for validation and none for training"):
@@ -366,6 +371,8 @@ def test_bad_images_and_shards_are_named_at_the_end(made, tmp_path, tokenizer, c
     end = done.stderr[done.stderr.index("Left out:") :]
     assert f"train-000001.tar/{name} cannot be read" in end and "train-000002.tar is not a tar file, or damaged" in end
     assert len(files.read("out/train-000001.pth")["tokens"]) == 4
+    again = command("tokenize", tokenizer, "out", "data/train", "--shards", "--skip_bad", "--device", "cpu")  # makes nothing
+    assert again.stderr[again.stderr.index("Left out:") :] == end
     alone = ["tokenize", tokenizer, "none", "data/train/train-000002.tar", "--shards", "--skip_bad", "--device", "cpu"]
     assert "No shard was done" in sentence(command(*alone))
 
@@ -431,6 +438,9 @@ def test_a_folder_of_archives_is_read_as_one(made, tmp_path, tokenizer, capsys):
     assert sorted(path.name for path in (tmp_path / "some").rglob("*.png")) == ["004.png", "014.png", "020.png"]
     with pytest.raises(ValueError, match="many holds no image 99.png; it holds train-000000/000.png"):
         decompress(*models, str(tmp_path / "many"), str(tmp_path / "y.png"), only="99.png", **options)
+    (tmp_path / "many/train-000003.hwa").unlink()
+    info(str(tmp_path / "many"))
+    assert "many: 1 archive missing, train-000003.hwa; compress --shards makes them" in capsys.readouterr().out
 
 
 def header(name: str, size: int, kind: bytes = b"0") -> bytes:
