@@ -114,7 +114,7 @@ def show(line: dict, verbose: int) -> None:
 
 def write(report: dict, path: str) -> None:
     """Writes the report as JSON, completely or not at all."""
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    temporary = Path(path).with_name(f".{os.getpid()}.tmp")  # short: names have a limit
     try:
         temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         temporary.replace(path)

@@ -95,6 +95,7 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
         raise ValueError(f"{output} exists, but is not a file of homework.compress: it stays; name another, or remove it.")
     if append and not os.path.isfile(output):
         raise FileNotFoundError(f"There is no archive {output} to append to; leave --append out.")
+    checkpoint.refuse_other(tokenizer)  # before the images, which would then be one argument too few
     check_alone("One archive", "name shards and --shards, or leave torchrun out")
     before = os.path.getsize(output) if append else 0
     from homework.codec.image_files import average_quality, compress_files
@@ -181,6 +182,8 @@ def _decompress(load: Callable, file: str, output: str, choose: Callable, *, pre
                              f"a file that ends in {', '.join(LOSSLESS)}.")  # fmt: skip
         if not folder and (output != "-" and target.is_dir() or not is_image):
             raise ValueError(f"The output is {output}, but must be an image: a file that ends in {', '.join(LOSSLESS)}.")
+        if output != "-" and not folder:
+            check_regular(target)
         if output != "-" and not overwrite:
             check_free(targets(reader, wanted, target, folder))
         with _written(output if output == "-" else str(target), dry_run, suffix or ".png") as written:

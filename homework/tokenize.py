@@ -13,7 +13,7 @@ from torch import Tensor
 from homework.codec import dial
 from homework.codec.parallel import in_parallel
 from homework.codec.search import search
-from homework.core import checks, cli, devices, fingerprint
+from homework.core import checkpoint, checks, cli, devices, fingerprint
 from homework.datasets.bulk import for_each_shard
 from homework.datasets.features import INDEX, FeatureDataset
 from homework.datasets.image_files import image_paths, report_frames, spread
@@ -64,6 +64,7 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
     checks.integer(0, 99999, **{"--shift": 0 if shift is None else shift})
     if not images:
         raise ValueError("Name the images to tokenize: files, folders or dataset.json files, after the output.")
+    checkpoint.refuse_other(tokenizer)  # before the output, which would then be one argument too early
     if shards:
         check_bulk(output, limit, split)
     else:

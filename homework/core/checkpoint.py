@@ -26,9 +26,7 @@ def load(path: str | Path, name: str | None = None) -> Model:
     FileNotFoundError if there is no such file; ValueError if it is damaged, holds code, or a model of another class than
     ``name`` (None for any)."""
     path = locate(path)
-    image = (mimetypes.guess_type(path.name)[0] or "").startswith("image/")
-    if path.is_dir() or (image and path.is_file()):
-        raise checks.Misplaced(f"{path} is {'an image' if image else 'a folder'}, but a checkpoint (.pth) is needed here.")
+    refuse_other(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}; train one with python -m homework.train.")
     data = files.read(path)
@@ -45,6 +43,14 @@ def load(path: str | Path, name: str | None = None) -> Model:
     return model.float().eval()  # whatever torch.set_default_dtype says
 
 
+def refuse_other(path: str | Path) -> None:
+    """ValueError if ``path``, where a checkpoint belongs, is a folder or an image."""
+    path = _find(path)
+    image = (mimetypes.guess_type(path.name)[0] or "").startswith("image/")
+    if path.is_dir() or (image and path.is_file()):
+        raise checks.Misplaced(f"{path} is {'an image' if image else 'a folder'}, but a checkpoint (.pth) is needed here.")
+
+
 def wrong_model(path: str | Path, found: str, needed: str) -> ValueError:
     """For a checkpoint that holds a model of another class than is ``needed``, as in "a tokenizer"."""
     return checks.Misplaced(f"{path} holds {checks.article(found)}, but {needed} is needed here.")
@@ -54,14 +60,18 @@ def locate(path: str | Path) -> Path:
     """The file that ``path`` means: itself if it exists. Otherwise NAME and homework/NAME.pth mean the first that exists of
     ./homework/NAME.pth, where a training leaves its copy, the same in the package's folder, and the pretrained model; a line
     on stderr says which. ``path`` itself if none exists."""
+    found = _find(path)
+    if found != Path(path):
+        say(f"{path}: using {found}")
+    return found
+
+
+def _find(path: str | Path) -> Path:
     path = Path(path)
     if path.is_file() or str(path) not in (path.stem, str(Path("homework", f"{path.stem}.pth"))):
         return path
-    for folder in (Path("homework"), PACKAGE, PRETRAINED):
-        if (found := folder / f"{path.stem}.pth").is_file():
-            say(f"{path}: using {found}")
-            return found
-    return path
+    places = (folder / f"{path.stem}.pth" for folder in (Path("homework"), PACKAGE, PRETRAINED))
+    return next((place for place in places if place.is_file()), path)
 
 
 def load_reference(name: str) -> Any:

@@ -88,15 +88,24 @@ def _prepare_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-class Lenient:
-    """A stream whose reader may leave, as of ``2>&1 | head``: what is written then is lost. For tqdm keeps its lock when it
-    cannot write, and the threads that count images would wait for that without end."""
+class Plain:
+    """A stream that shows control characters, as of a name that was typed, as escapes, so that they do not reach the
+    terminal."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        self.stream.write(printable(text, but="\n"))
+        return len(text)
+
+
+class Lenient(Plain):
+    """A stream whose reader may leave, as of ``2>&1 | head``: what is written then is lost. For tqdm keeps its lock when it
+    cannot write, and the threads that count images would wait for that without end. Tqdm's own control characters stay."""
 
     def write(self, text: str) -> int:
         with contextlib.suppress(BrokenPipeError):
@@ -126,7 +135,8 @@ def main(name: str, command: Command) -> None:
     debug, hook = os.environ.get("HOMEWORK_DEBUG"), threading.excepthook
     if not debug:  # no traceback for an OSError of a thread, such as TensorBoard's: who waits for it raises it again
         threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else hook(args)
-    stderr, sys.stderr = sys.stderr, Lenient(sys.stderr)  # type: ignore[assignment]
+    stdout, stderr = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = Plain(stdout), Lenient(stderr)  # type: ignore[assignment]
     try:
         with on_signals(_exit, signal.SIGTERM):
             run(name, command, sys.argv[1:])
@@ -155,7 +165,7 @@ def main(name: str, command: Command) -> None:
         print("error:", printable(sentence(error), but="\n"), file=sys.stderr)
         sys.exit(1)
     finally:
-        threading.excepthook, sys.stderr = hook, stderr
+        threading.excepthook, sys.stdout, sys.stderr = hook, stdout, stderr
 
 
 def run(name: str, command: Command, words: list[str]) -> None:

@@ -20,7 +20,7 @@ def grid_decoder(path: str | Path, made_by: str | None, n_tokens: int, grids: Te
     ``made_by`` (its identity, or None if that is not known). If it is ``required``, stderr says the first, and the second is
     a ValueError."""
     path = checkpoint.locate(path)
-    if not path.is_file():
+    if not path.is_file() and not (required and path.is_dir()):  # a folder is an error, below
         if required:
             say(f"There is no checkpoint {path}, so TensorBoard shows shades of grey.")
         return None

@@ -908,6 +908,9 @@ def test_hostile_archives_end_in_a_sentence(call, folder):
 def test_what_is_not_a_file_is_no_output(call, folder, output):
     os.mkfifo("pipe")
     assert "a pipe or a device" in sentence(call("compress", "t.pth", "p.pth", "photos", output))
+    assert call("compress", "t.pth", "p.pth", "photos/1.png", "one.tok").returncode == 0
+    os.mkfifo("pipe.png")
+    assert "a pipe or a device" in sentence(call("decompress", "t.pth", "p.pth", "one.tok", "pipe.png", "--overwrite"))
     assert stat.S_ISFIFO(os.stat("pipe").st_mode) and stat.S_ISCHR(os.stat("/dev/null").st_mode)
 
 

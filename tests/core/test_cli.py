@@ -67,6 +67,8 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("words, message", [
     (["tokenize", "pictures", "o.pth", "t.pth"], "pictures is a folder, but a checkpoint (.pth) is needed here."),
+    (["tokenize", "pictures", "t.pth", "o.pth"], "pictures is a folder, but a checkpoint (.pth) is needed here."),
+    (["compress", "pictures", "t.pth", "p.pth", "x.hwa"], "pictures is a folder, but a checkpoint (.pth) is needed here."),
     (["tokenize", "a.png", "o.pth", "t.pth"], "a.png is an image, but a checkpoint (.pth) is needed here."),
     (["tokenize", "p.pth", "o.pth", "pictures"], "p.pth holds an AutoregressiveModel, but a tokenizer is needed here."),
     (["generation", "p.pth", "t.pth", "1", "out"], "p.pth holds an AutoregressiveModel, but a tokenizer is needed here."),
@@ -74,9 +76,15 @@ def folder(tmp_path, monkeypatch):
     (["train", "notes.txt"], "notes.txt is a file, but no checkpoint (.pth); a model's name or a checkpoint belongs here."),
 ])  # fmt: skip
 def test_what_is_misplaced_is_named_with_the_order(command, folder, words, message):
-    order = {"tokenize": "TOKENIZER OUTPUT [IMAGES ...]", "generation": "TOKENIZER PRIOR N_IMAGES OUTPUT_PATH"}
+    order = {"tokenize": "TOKENIZER OUTPUT [IMAGES ...]", "generation": "TOKENIZER PRIOR N_IMAGES OUTPUT_PATH",
+             "compress": "TOKENIZER AUTOREGRESSIVE [IMAGES_AND_OUTPUT ...]"}  # fmt: skip
     usage = f"python -m homework.{words[0]} {order.get(words[0], 'MODEL')}"
     assert sentence(command(*words)) == f"{message} The order is: {usage}."
+
+
+def test_no_control_character_of_a_name_reaches_the_terminal(command, folder):
+    done = command("tokenize", "t.pth", "o\x1b[31m.pth", ROOT / "data/sample/temple.jpg")
+    assert done.returncode == 0 and "o\\x1b[31m.pth: 1 grid" in done.stdout and "\x1b" not in done.stdout
 
 
 @pytest.mark.parametrize("words", [["tokenize", "t.pth", "out.pth", "gone"], ["som", "fit", "gone", "out.pth"],
