@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 
+FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG  # of an OSError: there is no room for what is written
+
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -97,7 +99,7 @@ def relabel_errors(temporary: Path, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.filename is None and error.errno in FULL:
             error.filename = str(path)
         elif str(error.filename).startswith(str(temporary)):
             error.filename = str(path) + str(error.filename)[len(str(temporary)) :]

@@ -20,8 +20,9 @@ from homework.core.processes import rank
 from homework.datasets.base import Indices
 from homework.datasets.image_files import HELD_OUT, check_size, read_image, say_once
 from homework.datasets.images import Images, mirrored, to_float
-from homework.datasets.shards import MANIFEST, REMOTE, Member, keep_open, open_shard, parse_manifest, shards_in
+from homework.datasets.shards import MANIFEST, REMOTE, Member, Unreadable, keep_open, open_shard, parse_manifest, shards_in
 
+BAD = ValueError, Unreadable, FileNotFoundError  # of a shard that is left out with skip_bad, unlike a full disk's
 WINDOW = 4  # shards whose images are shuffled together; a batch may be of two windows
 
 
@@ -122,7 +123,7 @@ class ShardDataset(Images):
     def _names(self, s: int) -> list[str]:
         try:
             names = open_shard(self.names[s]).names
-        except (ValueError, OSError):
+        except BAD:
             self.damaged.add(s)
             raise
         if len(names) != self.counts[s]:
@@ -145,7 +146,7 @@ class ShardDataset(Images):
                     self.first, self.size = path, image.shape[:2]
                 check_size(path, image, self.first, (self.size[0], self.size[1]))
                 return image
-            except (ValueError, OSError) as error:
+            except BAD as error:
                 if not self.skip_bad:
                     raise
                 if str(error) not in self.left_out:
@@ -187,7 +188,7 @@ def n_images(urls: list[str], skip_bad: bool = False) -> dict[str, int]:
     def count(url: str) -> int:
         try:
             return len(open_shard(url))
-        except (ValueError, OSError) as error:
+        except BAD as error:
             if not skip_bad:
                 raise
             say_once(f"Left out: {error}")

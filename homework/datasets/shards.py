@@ -18,7 +18,7 @@ import zlib
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, cast
 
-from homework.core.files import printable
+from homework.core.files import FULL, printable
 from homework.datasets.decoding import readable_suffixes
 
 MANIFEST = "shards.json"  # in a folder of shards
@@ -168,8 +168,13 @@ def keep_open(n: int) -> None:
     _most_open = max(_most_open, n)
 
 
+class Unreadable(OSError):
+    """Of a shard at a URL, or from a program, that cannot be read, for whatever reason but a full disk here."""
+
+
 def open_shard(url: str) -> Shard:
-    """A shard; the last few stay open. ValueError if it is damaged; OSError if it cannot be read."""
+    """A shard; the last few stay open. ValueError if it is damaged; OSError, of which a remote one's is
+    :class:`Unreadable`, if it cannot be read."""
     info = None if REMOTE.match(url) else os.stat(url)
     key = url, info and (info.st_mtime_ns, info.st_size)
     with _LOCK:  # other threads want the same one
@@ -232,9 +237,11 @@ def _copied(url: str) -> BinaryIO:
         with contextlib.closing(gopen(url)) as stream:
             return _in_temporary(stream)
     except (OSError, ValueError, ImportError) as error:  # some addresses need more packages
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
         code = re.search(r"exit (\d+)", str(error))  # of the program; all that it was given may hold a password
         why = f"its program ended with exit code {code[1]}" if code else str(error)
-        raise OSError(f"{printable(url)} cannot be read ({why}).") from error
+        raise Unreadable(f"{printable(url)} cannot be read ({why}).") from error
 
 
 def _in_temporary(stream: BinaryIO) -> BinaryIO:

@@ -1,5 +1,6 @@
 """WebDataset shards: making them, reading them, training on them, and bulk jobs over them that are killed."""
 
+import errno
 import gzip
 import io
 import json
@@ -24,6 +25,7 @@ from homework.codec.archive import Reader
 from homework.compress import compress, decompress, info
 from homework.core import checkpoint, files
 from homework.core.devices import generator
+from homework.datasets import shards
 from homework.datasets.bulk import shard_name
 from homework.datasets.image_files import image_paths, read_image
 from homework.datasets.images import ImageDataset
@@ -256,6 +258,17 @@ def test_splits(made, tmp_path):
     assert split_shards("valid", both) == [f"{made}/shards/valid/valid-000000.tar"] and len(split_shards("train", both)) == 5
     with pytest.raises(ValueError, match="names 1 shard for validation and none for training"):
         split_shards("train", f"{made}/shards/train/train-000000.tar")
+
+
+def test_a_full_disk_is_no_fault_of_a_shard(made, monkeypatch):
+    pytest.importorskip("webdataset", reason="there is no webdataset; pip install webdataset")
+
+    def full(stream):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shards, "_in_temporary", full)
+    with pytest.raises(OSError, match="No space left"):
+        n_images([f"pipe:cat {made}/shards/train/train-000001.tar"], skip_bad=True)
 
 
 def test_a_run_on_shards_resumes_bit_for_bit(made, tmp_path, command, monkeypatch):  # noqa: F811
