@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import tarfile
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from conftest import build, command, run, sentence  # noqa: F401  a fixture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tqdm import tqdm
 
 from homework.codec.archive import Reader
 from homework.compress import compress, decompress, info
@@ -343,6 +345,7 @@ def test_a_job_that_is_killed_again_and_again_makes_what_an_uninterrupted_one_ma
     for _ in range(8):
         child, enough = os.fork(), len(there) + draw.randint(0, 2)
         if not child:
+            tqdm.set_lock(threading.RLock())  # its own, for one that is shared stays taken when who has it is killed
             job(tmp_path / "many")
             os._exit(0)
         while os.waitpid(child, os.WNOHANG) == (0, 0):
