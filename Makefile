@@ -40,8 +40,9 @@ demo: $(INSTALLED) ## show on one page, demo/index.html, what the shipped models
 studio: $(INSTALLED) ## open a page to play with the shipped models, until Ctrl-C
 	$(BIN)/python -m homework.studio
 
+# in the files' own order, for by their number of tests those of few long ones would come last
 test: $(INSTALLED) ## run every test
-	$(BIN)/python -m pytest tests -n auto --dist loadfile
+	$(BIN)/python -m pytest tests -n auto --dist loadfile --no-loadscope-reorder
 
 bench: $(INSTALLED) ## measure feeding, training, tokenizing, sampling, compressing and searching, against baselines
 	$(BIN)/python -m bench
