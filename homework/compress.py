@@ -272,7 +272,7 @@ def info(file: str, *, json: bool = False) -> None:
         return
     for reader in readers:
         _describe(reader)
-    if gone := missing(file):
+    if os.path.isdir(file) and (gone := missing(file)):
         shown = ", ".join(map(printable, gone[:3])) + ", ..." * (len(gone) > 3)
         print(f"{printable(file)}: {checks.count(len(gone), 'archive')} missing, {shown}; compress --shards makes them")
     if len(readers) > 1:

@@ -46,7 +46,9 @@ def for_each_shard(sources: Sequence[str], folder: str | Path, suffix: str, job:
             if not skip_bad:
                 raise
             here.append(str(error))
-        bad += (lines := [printable(sentence) for sentence in here])
+        lines = [printable(sentence) for sentence in here]
+        bad += lines
+        beside.unlink(missing_ok=True)  # of an output that was removed, to be made again
         if lines and output.exists():
             with files.replacing(beside) as temporary:
                 temporary.write_text("\n".join(lines), "utf-8")

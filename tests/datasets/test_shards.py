@@ -389,6 +389,10 @@ def test_bad_images_and_shards_are_named_at_the_end(made, tmp_path, tokenizer, c
     assert len(files.read("out/train-000001.pth")["tokens"]) == 4
     again = command("tokenize", tokenizer, "out", "data/train", "--shards", "--skip_bad", "--device", "cpu")  # makes nothing
     assert again.stderr[again.stderr.index("Left out:") :] == end
+    shutil.copy(made / "shards/train/train-000001.tar", "data/train/train-000001.tar")
+    Path("out/train-000001.pth").unlink()
+    done = command("tokenize", tokenizer, "out", "data/train", "--shards", "--skip_bad", "--device", "cpu")
+    assert "train-000001" not in done.stderr[done.stderr.index("Left out:") :] and not [*Path("out").glob("*.left_out.txt")]
     alone = ["tokenize", tokenizer, "none", "data/train/train-000002.tar", "--shards", "--skip_bad", "--device", "cpu"]
     assert "No shard was done" in sentence(command(*alone))
 
