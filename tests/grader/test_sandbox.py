@@ -120,6 +120,7 @@ def allowed():
     with open(os.devnull, "w") as null: null.write("x")
     os.makedirs(os.path.expanduser("~/.cache/deep"))
     open("here", "w").close(); shutil.copy("here", "copy"); os.rename("here", "there"); os.remove("there")
+    import mimetypes; mimetypes.init()  # reads files of /etc, where there are any
     return {"home": os.path.expanduser("~"), "secret": os.environ.get("SECRET"), "cwd": os.getcwd(), "path": sys.path}
 def metadata(path):
     v = path.encode()
