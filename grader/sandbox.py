@@ -35,7 +35,7 @@ SLACK = 16  # processes that a cgroup lets more start: the reason is then the gr
 PAUSE = 0.1  # seconds between two looks at what it uses
 # the last ones are what the standard library reads, and does not survive if it sees them but may not
 SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime",
-          "/sys/devices/system/cpu", *mimetypes.knownfiles)  # fmt: skip
+          "/sys/devices/system/cpu", *map(str, mimetypes.knownfiles))  # fmt: skip
 KEPT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 

@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -90,7 +91,7 @@ class Run:
         self.measures: dict[str, float] = {}
         self.sums: dict[str, Tensor] = {}
         self.epoch, self.order = -1, cast(Sliceable, torch.empty(0))  # the permutation of the training data in this epoch
-        self.stopped, self.saved_at = False, time.perf_counter()
+        self.stopped, self.saved_at = 0, time.perf_counter()  # the signal that asked to stop
         if state:
             resume.restore(self, state)
         # half the size, and no measure changes in its first three digits
@@ -151,7 +152,7 @@ class Run:
                     logs, validates = (last or self.update % every == 0 for every in (LOG_EVERY, validate_every))
                     if logs:
                         self.log()
-                    stops, due = distributed.any_of(self.stopped, self.is_save_due())  # for --fsdp saves together
+                    stops, due = distributed.any_of(bool(self.stopped), self.is_save_due())  # for --fsdp saves together
                     if validates:
                         self.validate()
                     keeps = bool(keep_every) and self.update % keep_every == 0
@@ -175,17 +176,19 @@ class Run:
     def is_save_due(self) -> bool:
         return time.perf_counter() - self.saved_at > 60 * self.settings["save_every"]
 
-    def ask_to_stop(self, *_: object) -> None:
+    def ask_to_stop(self, number: int = signal.SIGINT, _: object = None) -> None:
         """A first Ctrl-C lets the update finish and saves; a second one stops at once."""
         if self.stopped:
             raise KeyboardInterrupt
-        self.stopped = True
+        self.stopped = number
 
     def leave(self, finished: bool) -> None:
-        """KeyboardInterrupt unless the run has ``finished``."""
+        """KeyboardInterrupt, or after SIGTERM SystemExit (143), unless the run has ``finished``."""
         distributed.broadcast("saved")  # waits, since torchrun stops all processes as soon as one has left with an error
         if not finished:
             say(f"Saved at update {self.update} of {self.updates}; continue with --resume.")
+            if self.stopped == signal.SIGTERM:
+                sys.exit(128 + signal.SIGTERM)
             raise KeyboardInterrupt
 
     def step(self) -> dict[str, Tensor]:
