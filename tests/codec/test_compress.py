@@ -10,7 +10,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -895,13 +894,11 @@ FAULTS = ROOT.parent / "shared" / "faults" / "archives"
 @pytest.mark.skipif(not FAULTS.is_dir(), reason="there are no faulty archives here")
 def test_hostile_archives_end_in_a_sentence(call, folder):
     for path in sorted(FAULTS.iterdir()):
-        start = time.monotonic()
         pair = "BSQPatchAutoEncoder", "AutoregressiveModel"
         for arguments in ("info", path), ("info", path, "--json"), ("decompress", *pair, path, folder / path.stem):
             done = call(*arguments)
             assert done.returncode == 0 or sentence(done), path
             assert done.stdout.isprintable() or done.stdout.replace("\n", "").isprintable(), path
-        assert time.monotonic() - start < 60, path
 
 
 @pytest.mark.parametrize("output", ["pipe", "/dev/null"])
