@@ -22,7 +22,7 @@ def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumul
           validate_every: int | None = None, save_every: float = 10, keep_every: int | None = None, resume: bool = False,
           config: str | Path | None = None,
           init: str | Path | None = None, inputs: str = "embedding", output: str | Path | None = None,
-          tokenizer: str | Path = "homework/BSQPatchAutoEncoder.pth", device: str = "auto", bf16: bool = True,
+          tokenizer: str | Path = "homework/BSQPatchAutoEncoder.pth", device: str = "auto", precision: str = "auto",
           compile: bool = False, fsdp: bool = False, name: str | None = None, timeout: float = distributed.TIMEOUT,
           **options: Any) -> None:  # fmt: skip
     """Trains a model. Writes logs/{name}/, checkpoints/{name}.pth and, after every validation, a copy
@@ -74,7 +74,8 @@ def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumul
         tokenizer: a checkpoint, or a model's name, that decodes token grids for TensorBoard's pictures, if there is one; an
             error if it has another number of codes than there are tokens, or cannot decode such grids.
         device: auto, cpu, cuda or mps.
-        bf16: bfloat16 autocast, on CUDA alone.
+        precision: float32 or bfloat16 (by autocast); auto is bfloat16 on CUDA, else float32. CPUs with AVX-512 BF16 or AMX
+            take half the time in bfloat16 or less, others many times as long.
         compile: torch.compile the loss, for CUDA.
         fsdp: share weights, gradients and optimizer out among the processes, for a model that fits none of them whole.
         name: of the run, by default {date}_{Model}; --resume finds a run with a name of its own by that.
@@ -110,8 +111,9 @@ def check(settings: dict) -> None:
     checks.require("a number of seconds above 0 and at most 1e6", lambda v: checks.is_number(v) and 0 < v <= 1e6,
                    given("timeout"))  # fmt: skip
     checks.fraction(**given("ema", "weight_decay"))
-    checks.boolean(**given("augment", "skip_bad", "resume", "bf16", "compile", "fsdp"))
+    checks.boolean(**given("augment", "skip_bad", "resume", "compile", "fsdp"))
     checks.require("above 0 and at most 1", lambda v: checks.is_number(v) and 0 < v <= 1, given("lr_factor"))
+    checks.choice(("auto", "float32", "bfloat16"), **given("precision"))
     checks.require("embedding or codes", lambda v: v in ("embedding", "codes"), given("inputs"))
     if settings["name"] is not None and not re.fullmatch(r"\w[\w.-]*(?<!\.state)", settings["name"]):
         raise ValueError(f"--name is {settings['name']!r}, but must be of letters, digits, _, - and ., not ending in "

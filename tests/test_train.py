@@ -626,15 +626,37 @@ def test_mirroring_is_an_option(train, tmp_path):
 
 
 def test_flags_for_graphics_cards_do_no_harm_on_the_cpu(train, tmp_path, monkeypatch):
-    """bf16 changes nothing there; compile (here without a C++ compiler) gives the same training."""
+    """Without an option precision is float32; compile (here without a C++ compiler) gives the same training."""
     compiled, compile = [], torch.compile
     monkeypatch.setattr(torch, "compile", lambda m: (compiled.append(m), compile(m, backend="eager"))[1])
-    for name, options in ("a", {"bf16": False}), ("b", {"bf16": True}), ("c", {"compile": True}):
+    for name, options in ("a", {"precision": "float32"}), ("b", {}), ("c", {"compile": True}):
         done = train(BSQ, cwd=tmp_path / name, epochs=0.25, **options)
         assert done.returncode == 0, done.stderr
     assert same(weights(tmp_path / "a", BSQ), weights(tmp_path / "b", BSQ)) and len(compiled) == 1
     for k, v in weights(tmp_path / "c", BSQ).items():
         assert torch.allclose(v, weights(tmp_path / "a", BSQ)[k], atol=1e-4), k
+
+
+@pytest.mark.parametrize("model", [AE, BSQ, "VQPatchAutoEncoder", PRIOR])
+def test_bfloat16_trains_alike(train, tmp_path, model):
+    """Also where the CPU has no instructions for it; weights stay float32, and what is measured is measured in it."""
+    found = {}
+    for precision in "float32", "bfloat16":
+        done = train(model, cwd=tmp_path / precision, precision=precision)
+        assert done.returncode == 0, done.stderr
+        found[precision] = weights(tmp_path / precision, model), curves(tmp_path / precision)["valid/loss"][-1][1]
+    (exact, loss), (rough, rough_loss) = found.values()
+    assert not same(exact, rough) and all(v.dtype == exact[k].dtype for k, v in rough.items())
+    assert rough_loss == pytest.approx(loss, rel=0.05)
+
+
+@pytest.mark.parametrize("ratio, precision, said", [(3.0, "auto", "3.0 times as fast"), (3.0, "bfloat16", ""),
+                                                    (0.25, "bfloat16", "4.0 times as slowly"), (0.25, "auto", "")])  # fmt: skip
+def test_the_faster_precision_is_named(train, monkeypatch, ratio, precision, said):
+    monkeypatch.setattr("homework.core.devices.bfloat16_speedup", lambda: ratio)
+    monkeypatch.setattr("homework.training.loop.LONG", 0)
+    done = train(AE, epochs=8, precision=precision)
+    assert done.returncode == 0 and said in done.stderr and ("This CPU" in done.stderr) == bool(said)
 
 
 # --- continuing from a checkpoint -----------------------------------------------------------------------------------------

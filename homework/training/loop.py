@@ -26,6 +26,7 @@ from homework.training.settings import set_up
 from homework.training.validation import measure
 
 LOG_EVERY = 10  # updates between two points of the curves; losses stay on the device in between
+LONG = 600  # seconds: of a training that takes less, the user need not hear how it could be shorter
 FLUSH_EVERY = 2  # seconds until what was logged can be read; TensorBoard's own two minutes are too long to watch a training
 
 
@@ -59,6 +60,7 @@ class Run:
     def __init__(self, settings: dict, state: dict | None = None, grid_decoder: Callable | None = None):
         self.settings = s = dict(settings)
         self.device = distributed.setup(devices.pick_device(s["device"]))
+        self.autocast = s["precision"] == "bfloat16" or (s["precision"] == "auto" and self.device.type == "cuda")
         self.rank, self.world = distributed.rank(), distributed.world_size()
         self.model, self.train_data, self.valid_data = set_up(s, state, torch.device("cpu") if s["fsdp"] else self.device)
         self.data = [resume.fingerprint(data) for data in (self.train_data, self.valid_data)]
@@ -210,7 +212,7 @@ class Run:
                 self.train_data.prefetch(self.samples_ahead())
             if s["augment"]:
                 batch = self.train_data.augment(batch, draws, indices)
-            with torch.autocast(self.device.type, torch.bfloat16, s["bf16"] and self.device.type == "cuda"):
+            with torch.autocast(self.device.type, torch.bfloat16, self.autocast):
                 losses = self.gradients.loss(batch, last=a == s["accumulate"] - 1)
             (losses["loss"] / s["accumulate"]).backward()
             measures = {k: measures.get(k, 0) + v.detach() / s["accumulate"] for k, v in losses.items()}
@@ -267,6 +269,17 @@ class Run:
                 self.writer.add_scalar(f"train/{k}", v, self.update)
             self.writer.add_scalar("train/learning_rate", self.optimizer.param_groups[0]["lr"], self.update)
             self.writer.add_scalar("train/images_per_second", self.update * self.group / self.seconds, self.update)
+        left = (self.updates - self.update) / self.update * self.seconds
+        if self.update == LOG_EVERY and self.device.type == "cpu" and left > LONG and self.rank == 0:
+            self.compare_precisions()
+
+    def compare_precisions(self) -> None:
+        """Says if the other precision is much faster on this CPU, by its matrix products."""
+        ratio = devices.bfloat16_speedup()
+        if self.autocast and ratio < 1:
+            say(f"This CPU multiplies matrices in bfloat16 {1 / ratio:.1f} times as slowly as in float32; leave --precision out.")
+        elif not self.autocast and ratio > 1.5:
+            say(f"This CPU multiplies matrices in bfloat16 {ratio:.1f} times as fast; --precision bfloat16 makes use of it.")
 
     def check_finite(self, measures: Mapping[str, Tensor | float]) -> None:
         """ValueError if the loss or the gradient is not finite: nothing is logged or saved after it."""
