@@ -65,10 +65,11 @@ def test_bad_images_are_left_out_where_that_is_asked_for(autoencoder, data, tmp_
     (source / "003.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match="003.jpg cannot be read"):
         features(autoencoder, source, tmp_path / "out", device="cpu")
-    for _ in range(2):  # the second time it resumes
+    for made in range(2):  # the second time it resumes
         features(autoencoder, source, tmp_path / "new", skip_bad=True, device="cpu")
         work, _, said = capsys.readouterr().err.partition("Left out 1 of 24 images: ")
-        assert "encoding" in work and "003.jpg" not in work and "003.jpg cannot be read" in said
+        assert made or "encoding" in work
+        assert "003.jpg" not in work and "003.jpg cannot be read" in said
     assert len(FeatureDataset(tmp_path / "new")) == 23
 
 
