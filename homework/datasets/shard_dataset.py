@@ -74,7 +74,7 @@ class ShardDataset(Images):
     """
 
     random_access = False
-    left_out: set[str]  # of images that were used so far
+    left_out: set[str]  # grows with the images that are asked for
 
     def __init__(self, split: str = "train", root: str | Path = "data", image_size: tuple[int, int] | None = None,
                  skip_bad: bool = False, shuffle_shards: int = WINDOW):  # fmt: skip
