@@ -1,6 +1,8 @@
 """How much memory streams of images take, by their number: ``python -m bench.streaming``."""
 
+import contextlib
 import io
+import json
 import multiprocessing
 import resource
 import sys
@@ -19,9 +21,13 @@ from homework.core.devices import generator
 from homework.core.registry import model_class
 from homework.datasets.shard_dataset import ShardDataset
 from homework.datasets.sharding import write_shard
+from homework.datasets.shards import FORMAT, MANIFEST, VERSION
+from homework.evaluate import evaluate
+from homework.features import features
 from homework.tokenize import tokenize
 
 SIDE, IN_SHARD, BATCH = 8, 10_000, 64  # pixels of an image, images in a shard, images at a time
+LIMIT = 20  # images that are compared with other codecs
 
 
 def nothing(folder: Path) -> None:
@@ -30,8 +36,7 @@ def nothing(folder: Path) -> None:
 
 def train(folder: Path) -> None:
     """One epoch, as the training loop reads it."""
-    shards = [folder / f"train-{i:06}.tar" for i in range(len(list(folder.glob("train-*"))))]
-    data = ShardDataset("train", "::".join(map(str, [*shards, folder / "valid-000000.tar"])))
+    data = ShardDataset("train", folder)
     order = data.order(len(data), partial(generator, 0, 0))
     for start in range(0, len(data), BATCH):
         data.batch(order[start : start + BATCH])
@@ -39,23 +44,37 @@ def train(folder: Path) -> None:
 
 def tokens(folder: Path) -> None:
     """A file of tokens for each shard, by a very small tokenizer."""
-    shards = [str(path) for path in sorted(folder.glob("train-*"))]
-    tokenize(str(folder / "t.pth"), str(folder / "out"), *shards, shards=True, batch_size=BATCH, device="cpu")
+    tokenize(str(folder / "t.pth"), str(folder / "out"), str(folder / "train"), shards=True, batch_size=BATCH, device="cpu")
+
+
+def maps(folder: Path) -> None:
+    """A file of feature maps for each shard, by a very small auto-encoder."""
+    features(str(folder / "a.pth"), str(folder / "train"), str(folder / "maps"), shards=True, batch_size=BATCH, device="cpu")
+
+
+def report(folder: Path) -> None:
+    """An evaluation of a few of all images."""
+    evaluate(str(folder / "t.pth"), "uniform", str(folder / "train"), limit=LIMIT, out=str(folder / "report"), device="cpu")
+
+
+PARTS = {"nothing": nothing, "train": train, "tokenize": tokens, "features": maps, "evaluate": report}
 
 
 def measured(part: str, folder: Path) -> tuple[float, float]:
     """The seconds that a part takes in this process, and the largest resident set of the process, in MB."""
     torch.set_num_threads(1)
     start = time.perf_counter()
-    {"nothing": nothing, "train": train, "tokenize": tokens}[part](folder)
+    with contextlib.redirect_stdout(io.StringIO()):
+        PARTS[part](folder)
     seconds = time.perf_counter() - start
     unit = 1 if sys.platform == "darwin" else 1024
     return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def streaming(*n: int) -> None:
-    """Prints the largest memory, and the images per second, of a process that reads N images as a training does, and of one
-    that tokenizes them; and, for comparison, the memory of one that only imports the same.
+    """Prints the largest memory, and the images per second, of a process that reads N images as a training does, of one that
+    tokenizes them, one that makes their feature maps, and one that compares 20 of them with other codecs; and, for
+    comparison, the memory of one that only imports the same.
 
     Examples:
         python -m bench.streaming 10000 100000 1000000
@@ -69,15 +88,15 @@ def streaming(*n: int) -> None:
     for images in numbers:
         with tempfile.TemporaryDirectory() as name:
             make_shards(Path(name), images)
-            for part in "nothing", "train", "tokenize":
+            for part in PARTS:
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # a new process for each
                     seconds, peak = pool.submit(measured, part, Path(name)).result()
-                rate = "" if part == "nothing" else f"{images / seconds:,.0f}"
+                rate = "" if part in ("nothing", "evaluate") else f"{images / seconds:,.0f}"
                 print(f"{images:>10,}  {part:<10}{peak:>8,.0f}{rate:>10}", flush=True)
 
 
 def make_shards(folder: Path, n: int) -> None:
-    """Shards of ``n`` images for training, one for validation, and a tokenizer."""
+    """Folders train, with shards of ``n`` images, and valid, with one image; a tokenizer, and an auto-encoder."""
     draw, pictures = np.random.default_rng(0), []
     for i in range(256):  # each is there many times
         path, file = folder / f"{i}.png", io.BytesIO()
@@ -85,13 +104,17 @@ def make_shards(folder: Path, n: int) -> None:
         path.write_bytes(file.getvalue())
         pictures.append((str(path), len(file.getvalue())))
     for split, count in ("train", n), ("valid", 1):
+        shards = []
         for start in range(0, count, IN_SHARD):
             some = ((pictures[i % 256], i) for i in range(start, min(count, start + IN_SHARD)))
             members = [(path, f"{i:09}.png", size) for (path, size), i in some]
-            write_shard(folder / f"{split}-{start // IN_SHARD:06}.tar", members)
+            shards.append({"name": f"{split}-{start // IN_SHARD:06}.tar", "images": len(members), "bytes": 0})
+            write_shard(folder / split / shards[-1]["name"], members)
+        (folder / split / MANIFEST).write_text(json.dumps({"format": FORMAT, "version": VERSION, "shards": shards}))
     torch.manual_seed(0)
     options = {"patch_size": SIDE, "latent_dim": 8, "encoder_blocks": 1, "decoder_blocks": 1, "detail": 2}
     checkpoint.save(model_class("BSQPatchAutoEncoder")(**options), folder / "t.pth")
+    checkpoint.save(model_class("PatchAutoEncoder")(**options), folder / "a.pth")
 
 
 if __name__ == "__main__":

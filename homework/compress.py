@@ -101,7 +101,7 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
     from homework.codec.image_files import average_quality, compress_files
 
     with _standard_input(sources) as sources, _written(output, dry_run) as written:
-        paths = image_paths(sources)
+        paths = list(image_paths(sources))
         for folder in filter(os.path.isdir, sources):
             if others := not_read(Path(folder)):
                 print(f"Left out of {printable(folder)}: {others}.", file=sys.stderr)

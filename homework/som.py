@@ -8,7 +8,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from homework.core import checkpoint, checks, cli, devices
-from homework.datasets.features import INDEX, FeatureDataset
+from homework.datasets.features import FeatureDataset, has_features
 from homework.tokenizers.som import SOM
 from homework.tokenizers.som_fit import evaluate_codebook, fit_in_passes, pruned
 from homework.training import resume
@@ -100,7 +100,7 @@ def prune(model: str, features: str, threshold: float, *, output: str | None = N
     target = Path(output) if output else path.with_name(f"{path.stem}_pruned.pth")
     cli.check_output(target)
     som = checkpoint.load(path, "SOM").to(device)
-    data = FeatureDataset(features if (features / INDEX).is_file() else "train", root=features)
+    data = FeatureDataset(features if has_features(features) else "train", root=features)
     counts, before = evaluate_codebook(som, data, batch_size)
     n_patches = int(counts.long().sum())  # beyond 2^24 float32 would round
     fewest, most = threshold if threshold >= 1 else threshold * counts.mean().item(), int(counts.max())

@@ -35,7 +35,7 @@ def studio(*, tokenizer: str = "BSQPatchAutoEncoder", autoregressive: str = "Aut
     """
     checks.integer(1, 65535, **{"--port": 7860 if port is None else port})
     pages.require("gradio")
-    samples = image_paths(images)[:MOST_SAMPLES] if os.path.exists(images) or images != DEFAULT else []
+    samples = list(image_paths(images)[:MOST_SAMPLES]) if os.path.exists(images) or images != DEFAULT else []
     names = tokenizer, autoregressive
     with tempfile.TemporaryDirectory(prefix="homework-studio-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # uploads and pictures are gone afterwards

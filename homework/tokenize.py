@@ -15,7 +15,7 @@ from homework.codec.parallel import in_parallel
 from homework.codec.search import search
 from homework.core import checkpoint, checks, cli, devices, fingerprint
 from homework.datasets.bulk import for_each_shard
-from homework.datasets.features import INDEX, FeatureDataset
+from homework.datasets.features import FeatureDataset, has_features
 from homework.datasets.image_files import image_paths, report_frames, spread
 from homework.datasets.mnist import FILES, MnistImages, find
 from homework.datasets.tokens import write_tokens
@@ -143,7 +143,7 @@ def searcher(model: Tokenizer, prior: Prior, effort: int, qualities: list[float]
 
 def open_folder(folder: str, split: str | None) -> FeatureDataset | MnistImages | None:
     """The feature maps, or the digits of MNIST's ``split``, in ``folder``; None if it holds neither."""
-    if Path(folder, INDEX).is_file():
+    if has_features(Path(folder)):
         return FeatureDataset(folder)
     folder = Path(folder).resolve()
     if folder.name != "mnist" or not any(find(folder, name) for name in FILES):

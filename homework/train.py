@@ -59,7 +59,8 @@ def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumul
             --tokenizer, which made the finer ones, is residual: the folders of all coarser grids, with commas.
         image_size: HEIGHTxWIDTH in pixels, to resize and crop images to.
         limit: how many training and validation samples to use at most; all by default.
-        skip_bad: leave out images that are damaged or of another size than the first; they are an error by default.
+        skip_bad: leave out images that are damaged or of another size than most, of shards than the first, and name them at
+            the end; they are an error by default.
         shuffle_shards: of shards, how many are open at a time, whose images are shuffled together; 4 by default.
         validate_every: updates between validations; once an epoch by default.
         save_every: minutes between saves of all that --resume needs.

@@ -21,6 +21,7 @@ from homework.codec.compressor import Compressor
 from homework.core import checkpoint, registry
 from homework.datasets.image_files import read_image
 from homework.datasets.images import to_uint8
+from homework.datasets.sharding import shard
 from homework.evaluate import list_pairs, spread
 from homework.evaluation import codecs, curves, metrics
 from homework.evaluation.measure import bit_map, float_image, payload
@@ -382,6 +383,21 @@ def test_two_processes_measure_what_one_does(command, folder):
                 for out in ("one", "two"))  # fmt: skip
     assert [row for row in one if row["codec"] in ("ours", "JPEG")] == two
     assert files(folder / "two") >= {"measured.jsonl", "index.html"} and "measured_1.jsonl" not in files(folder / "two")
+
+
+def test_images_of_shards_are_those_of_the_folder_and_no_others_are_read(command, folder):
+    """Of one image each, of which one that is not among the limit's is spoiled."""
+    shard("pictures", "shards", size="1KB")
+    urls, options = sorted(Path("shards").glob("*.tar")), ["--limit", 2, "--n_pictures", 1, "--effort", 0]
+    for source in "pictures", "shards":
+        if source == "shards":
+            for url in set(urls) - {urls[0], urls[2]}:  # numbers 0 and 2 of five
+                url.write_bytes(b"")
+        assert command("evaluate", "t.pth", "p.pth", source, *options, "--out", f"of_{source}").returncode == 0
+    one, other = (read_csv(Path(f"of_{source}/images.csv")) for source in ("pictures", "shards"))
+    times = "encode_s", "decode_s"
+    assert len(urls) == 5 and [row | dict.fromkeys(times) for row in one] == [row | dict.fromkeys(times) for row in other]
+    assert "not a tar file" in sentence(command("evaluate", "t.pth", "p.pth", "shards", "--n_pictures", 1))
 
 
 def test_under_the_uniform_prior_each_token_costs_the_bits_of_a_code(command, folder):

@@ -1,5 +1,6 @@
 """Feature maps on disk: what is written is what the auto-encoder says, whole or not at all, and is read without copies."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,13 +18,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from homework import FeatureDataset, ImageDataset
+from homework import FeatureDataset, ImageDataset, som
 from homework.core import checkpoint, files, fingerprint
+from homework.datasets import features as feature_maps
 from homework.datasets.features import FeatureModel, shard_path, write_index, write_shard
+from homework.datasets.image_files import image_paths
 from homework.datasets.kinds import DATASETS
 from homework.datasets.sharding import shard
+from homework.datasets.shards import Shard
 from homework.features import features
+from homework.tokenize import tokenize
 from homework.tokenizers import encoding
+from homework.training import resume
 
 N, C = 24, 3  # images in train/, numbers at a position
 
@@ -60,9 +66,11 @@ def test_bad_images_are_left_out_where_that_is_asked_for(autoencoder, data, tmp_
     (source / "003.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match="003.jpg cannot be read"):
         features(autoencoder, source, tmp_path / "out", device="cpu")
-    for _ in range(2):  # the second time it resumes
+    for made in range(2):  # the second time it resumes
         features(autoencoder, source, tmp_path / "new", skip_bad=True, device="cpu")
-        assert "Left out 1 of 24 images: " in capsys.readouterr().err
+        work, _, said = capsys.readouterr().err.partition("Left out 1 of 24 images: ")
+        assert made or "encoding" in work
+        assert "003.jpg" not in work and "003.jpg cannot be read" in said
     assert len(FeatureDataset(tmp_path / "new")) == 23
 
 
@@ -90,7 +98,7 @@ def test_maps_are_those_of_the_model(folder, autoencoder, data):
 
 
 def test_shards_are_memory_mapped_half_precision(folder):
-    shards = FeatureDataset(folder).shards
+    shards = [FeatureDataset(folder).maps(i) for i in range(3)]
     assert all(isinstance(shard, np.memmap) and shard.dtype == np.float16 for shard in shards)
     assert [shard.shape for shard in shards] == [(n, *GRID, C) for n in (10, 10, 4)]
 
@@ -103,7 +111,7 @@ def test_batches_over_shards_of_any_sizes(tmp_path_factory, drawn, sizes):
     index = {"format": "homework features", "version": 1, "size": [1, 2, 2], "image_size": [4, 8], "shards": sizes}
     write_index(folder, index | {"autoencoder": "0", "names": [f"{i}" for i in range(n)]}, finished=True)
     for i, end in enumerate(np.cumsum(sizes)):
-        write_shard(shard_path(folder, i), maps[end - sizes[i] : end])
+        write_shard(shard_path(folder, i), sizes[i], np.split(maps[end - sizes[i] : end], [1]))
     wanted = np.array(drawn, dtype=np.int64) % n
     batch = FeatureDataset(folder).batch(torch.from_numpy(wanted))
     assert batch.dtype == torch.float32 and np.array_equal(batch.numpy(), maps[wanted])
@@ -307,3 +315,141 @@ def test_wrong_arguments_end_in_one_sentence(autoencoder, data, tmp_path, comman
         ((autoencoder, images, out, "--image_size", 7), "--image_size is '7'"),
     ]:
         assert words in sentence(command("features", *arguments)), arguments
+
+
+# --- a file for each WebDataset shard --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sharded(data, tmp_path_factory) -> Path:
+    """Folders train and valid of shards, the 24 images of train/ in four."""
+    folder = tmp_path_factory.mktemp("sharded")
+    for split in "train", "valid":
+        size = sum(path.stat().st_size + 1024 for path in (data / split).iterdir()) // 4
+        shard(str(data / split), str(folder / split), size=str(size))
+    assert len(list((folder / "train").glob("*.tar"))) == 4
+    return folder
+
+
+@pytest.fixture
+def both(sharded, autoencoder, tmp_path, monkeypatch) -> tuple[Path, Path]:
+    """Features of both splits, without and with --shards, in batches of one, as else these would be others."""
+    monkeypatch.chdir(tmp_path)
+    for split in "train", "valid":
+        features(autoencoder, sharded / split, tmp_path / "whole" / split, batch_size=1, device="cpu")
+        features(autoencoder, sharded / split, tmp_path / "parts" / split, batch_size=1, shards=True, device="cpu")
+    return tmp_path / "whole", tmp_path / "parts"
+
+
+def spoil(path: Path) -> str:
+    """Damages the last image of a shard, and returns its name."""
+    name, (start, length) = [*Shard(str(path)).places.items()][-1]
+    content = path.read_bytes()
+    path.write_bytes(content[:start] + bytes(length) + content[start + length :])
+    return name
+
+
+def test_maps_of_each_shard_are_those_of_all_bit_for_bit(both, monkeypatch):
+    monkeypatch.setattr(feature_maps, "MOST_OPEN", 2)
+    whole, parts = (FeatureDataset("train", root) for root in both)
+    for order in torch.arange(N), torch.randperm(N, generator=torch.Generator().manual_seed(0)):
+        assert torch.equal(whole.batch(order), parts.batch(order))
+    assert len(parts) == N and parts.maps.cache_info().currsize == 2  # which are open
+    assert whole.size == parts.size and [*parts.names] == whole.names and not isinstance(parts.names, list)
+    assert whole.model_defaults() == parts.model_defaults() and whole.fingerprint == parts.fingerprint
+    stems = [f"train-{i:06}" for i in range(4)]
+    assert {*contents(both[1] / "train")} == {"autoencoder.pth", "job.json", *(f"{s}.npy" for s in stems),
+                                              *(f"{s}.names.json" for s in stems)}  # fmt: skip
+    found = resume.fingerprint(parts)
+    assert found == resume.fingerprint(whole)  # and what it was when all names were taken at once
+    maps = hashlib.sha256(repr((whole.names, [])).encode() + whole.batch(torch.arange(N)).numpy().tobytes())
+    assert found == [N, maps.hexdigest()]
+
+
+def test_what_reads_maps_reads_those_of_each_shard(both, command):
+    for root in both:
+        som.fit(str(root), f"{root.name}.pth", n_codes=6, passes=3, batch_size=5, device="cpu")
+        tokenize(f"{root.name}.pth", f"{root.name}_tokens.pth", str(root / "train"), device="cpu")
+    one, other = (files.read(f"{root.name}.pth")["state_dict"] for root in both)
+    assert all(torch.equal(one[k], other[k]) for k in one)
+    one, other = (files.read(f"{root.name}_tokens.pth") for root in both)
+    assert torch.equal(one["tokens"], other["tokens"]) and one["names"] == other["names"]
+    folders = [folder for root in both for folder in (root, root / "train")]
+    said = [command("som", "prune", "whole.pth", folder, 1, "--output", "x.pth") for folder in folders]
+    assert all(done.returncode == 0 for done in said) and len({done.stdout.splitlines()[1] for done in said}) == 1
+
+
+def test_what_is_missing_is_made_and_no_more(both, sharded, autoencoder, capsys):
+    folder = both[1] / "train"
+    before, ages = contents(folder), {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    for name in "train-000003.npy", "train-000001.npy", "train-000001.names.json":
+        (folder / name).unlink()
+    capsys.readouterr()
+    assert len(FeatureDataset(folder)) < N
+    assert "2 files missing; the same python -m homework.features" in capsys.readouterr().err
+    features(autoencoder, sharded / "train", folder, batch_size=1, shards=True, device="cpu")
+    assert contents(folder) == before and "4 of 4 shards done" in capsys.readouterr().out
+    made = {path.name for path in folder.iterdir() if path.stat().st_mtime_ns != ages[path.name]}
+    assert made == {f"train-{i:06}{end}" for i in (1, 3) for end in (".npy", ".names.json")}
+    (folder / "train-000002.names.json").write_text('["a"]')
+    with pytest.raises(ValueError, match="train-000002.names.json is missing or damaged; remove .*train-000002.npy, and"):
+        [*FeatureDataset(folder).names]
+    (folder / "train-000002.npy").write_bytes(before["train-000002.npy"][:-9])
+    with pytest.raises(ValueError, match="train-000002.npy is damaged; remove it, and the same"):
+        FeatureDataset(folder)
+
+
+def test_two_processes_share_shards_out(both, sharded, autoencoder, tmp_path):
+    arguments = autoencoder, sharded / "train", "two", "--shards", "--batch_size", 1, "--device", "cpu"
+    done = run("-m", "homework.features", *arguments, cwd=tmp_path, processes=2)
+    assert done.returncode == 0 and "4 of 4 shards done" in done.stdout, done.stderr
+    assert contents(tmp_path / "two") == contents(both[1] / "train")
+
+
+def test_bad_images_and_shards_of_maps_are_named_at_the_end(sharded, autoencoder, tmp_path, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(sharded / "train", "x")
+    name, cut = spoil(Path("x/train-000001.tar")), Path("x/train-000002.tar")
+    cut.write_bytes(cut.read_bytes()[:-3000])
+    job = "features", autoencoder, "x", "out", "--shards", "--device", "cpu"
+    assert f"train-000001.tar/{name} cannot be read" in sentence(command(*job))
+    for _ in range(2):  # the second time it makes nothing
+        done = command(*job, "--skip_bad")
+        assert done.returncode == 0 and "out: 3 of 4 shards done" in done.stdout
+        end = done.stderr[done.stderr.index("Left out:") :]
+        assert f"train-000001.tar/{name} cannot be read" in end and "train-000002.tar is not a tar file" in end
+        assert done.stderr.count(name) == 1
+    left = [path for path in image_paths(sharded / "train") if "000002" not in path and Path(path).name != name]
+    assert [Path(path).name for path in FeatureDataset("out").names] == [Path(path).name for path in left]
+    alone = "features", autoencoder, "x/train-000002.tar", "none", "--shards", "--skip_bad"
+    assert "No shard was done" in sentence(command(*alone))
+
+
+def test_maps_of_several_sizes_are_no_data_set(both, autoencoder, tmp_path, command, monkeypatch):
+    for i, size in enumerate([(30, 20), (30, 20), (30, 40), (30, 20)]):
+        (tmp_path / f"images/{i // 2}").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size).save(tmp_path / f"images/{i // 2}/{i}.png")
+    for i in range(2):
+        shard(f"images/{i}", f"shards/{i}")
+    url = "shards/0/0-000000.tar::shards/1/1-000000.tar"
+    pytest.importorskip("webdataset", reason="there is no webdataset; pip install webdataset")
+    assert "3.png is 20x30 but" in sentence(command("features", autoencoder, url, "out", "--shards"))
+    assert command("features", autoencoder, url, "out", "--shards", "--skip_bad").returncode == 0
+    with pytest.raises(ValueError, match="1-000000.npy has maps of another size than .*0-000000.npy; .* with --image_size"):
+        FeatureDataset("out")
+
+
+def test_folders_of_the_two_kinds_do_not_mix(both, sharded, autoencoder, data, command):
+    whole, parts = (root / "train" for root in both)
+    before = contents(whole), contents(parts)
+    for message, *arguments in [
+        ("made without --shards; name another folder", sharded / "train", whole, "--shards"),
+        ("has outputs made with --shards; name another", sharded / "train", parts),
+        ("has outputs made with --shards; name another", sharded / "train", parts, "--replace"),
+        ("made by another batch_size", sharded / "train", parts, "--shards"),
+        ("names no shards", data / "train", "new", "--shards"),
+        ("--limit, --replace and --shard are not for --shards", sharded / "train", "new", "--shards", "--limit", 3),
+        ("--limit, --replace and --shard are not for --shards", sharded / "train", "new", "--shards", "--shard", 3),
+    ]:
+        assert message in sentence(command("features", autoencoder, *arguments))
+    assert (contents(whole), contents(parts)) == before and not list(Path().glob("new/*.npy"))

@@ -316,6 +316,20 @@ def test_a_run_that_was_stopped_resumes_as_if_it_had_not_been(train, tmp_path, m
     check_same_run(whole, cut, PRIOR)
 
 
+def test_bad_images_are_named_when_a_training_ends_or_stops(train, data, tmp_path, monkeypatch):
+    bad = shutil.copytree(data, tmp_path / "bad")
+    for name in "train/003.jpg", "valid/002.jpg":
+        (bad / name).write_bytes(b"no image")
+    assert "train/003.jpg cannot be read" in sentence(train(AE, data=bad))
+    options = {"data": bad, "validate_every": 2}
+    done, stopped = train(AE, "--skip_bad", **options), stopped_run(train, monkeypatch, AE, 3, **options, skip_bad="true")
+    assert (done.returncode, stopped.returncode) == (0, 130), stopped.stderr
+    for one in done, stopped:
+        _, _, said = one.stderr.partition("Left out:\n")
+        assert [line.split()[0] for line in said.splitlines()[:2]] == [f"{bad}/train/003.jpg", f"{bad}/valid/002.jpg"]
+        assert one.stderr.count("003.jpg") == 1
+
+
 def test_a_resumed_run_takes_its_own_options_and_no_others(train, data, tmp_path, monkeypatch):
     assert stopped_run(train, monkeypatch, AE, 3, lr=2e-3, validate_every=1, ema=0.9).returncode == 130
     before = files(tmp_path)

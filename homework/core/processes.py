@@ -1,5 +1,6 @@
 """Which of the processes that work together under ``torchrun`` this is, and what the first one alone says."""
 
+import functools
 import os
 import sys
 from typing import Any
@@ -32,3 +33,9 @@ def say(sentence: str) -> None:
     """Prints to stderr, above any progress bar, on the first process alone."""
     if rank() == 0:
         tqdm.write(sentence, file=sys.stderr)
+
+
+@functools.cache
+def say_once(sentence: str) -> None:
+    """Says what this process has not said yet."""
+    say(sentence)

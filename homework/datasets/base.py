@@ -1,6 +1,6 @@
 """The contract of data sets: what the training loop asks of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -24,6 +24,7 @@ class Dataset:
     holds: ClassVar[str]  # "images", "grids", "pairs of grids" or "features"; a model takes all that hold what its kind does
     random_access: ClassVar[bool] = True  # False if samples that are far from each other take long to read
     names: Sequence[str] = ()  # what the samples are called, as the paths of images; or, of streams, the shards with them
+    left_out: Collection[str] = ()  # a sentence about each bad sample that is not used, as far as that is known by now
     meta: dict[str, Any] = {}  # what a checkpoint keeps of the data, such as the identity of the tokenizer that made it
     codes: Tensor | None = None  # the tokenizer's code vectors (K,d), if they came with the data
 

@@ -79,11 +79,7 @@ def begin(sources: Sequence[str], folder: Path, suffix: str, job: dict[str, Any]
     shards = {output.name: url if REMOTE.match(url) else os.path.abspath(url) for url, output in targets.items()}
     job, before = json.loads(json.dumps(job)) | {"shards": shards}, {"shards": dict[str, str]()}
     if (folder / JOB).is_file():
-        try:
-            before = dict(json.loads((folder / JOB).read_text("utf-8")))
-            before["shards"] = dict(before["shards"])
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise ValueError(f"{folder / JOB} is damaged; name another folder.") from error
+        before = read_job(folder)
         if changed := [key for key in before | job if key != "shards" and before.get(key) != job.get(key)]:
             what = ", ".join(changed)
             raise ValueError(f"{folder} has outputs made by another {what}; name another folder, or remove it.")
@@ -99,11 +95,21 @@ def begin(sources: Sequence[str], folder: Path, suffix: str, job: dict[str, Any]
     return targets
 
 
+def read_job(folder: Path) -> dict[str, Any]:
+    """The job.json in a folder of outputs: what these depend on, and under "shards" the shard of each. ValueError if it is
+    damaged; OSError if it cannot be read."""
+    try:
+        job = dict(json.loads((folder / JOB).read_text("utf-8")))
+        return job | {"shards": dict(job["shards"])}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{folder / JOB} is damaged; name another folder.") from error
+
+
 def missing(folder: str | Path) -> list[str]:
     """The names of the outputs that the folder is to have, but has not yet; none if its job.json names none."""
     try:
-        names = [*dict(json.loads((Path(folder) / JOB).read_text("utf-8")))["shards"]]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        names = [*read_job(Path(folder))["shards"]]
+    except (OSError, ValueError):
         return []
     return [name for name in names if not (Path(folder) / str(name)).exists()]
 

@@ -1,20 +1,28 @@
-"""Feature maps on disk: memory-mapped shards with an index, as ``homework.features`` writes them, and their data set."""
+"""Feature maps on disk: memory-mapped shards with an index, or one for each WebDataset shard with the names of its images
+beside it, as ``homework.features`` writes them; and their data set."""
 
+import functools
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from homework.core import checkpoint, files, fingerprint
+from homework.core import checkpoint, checks, files, fingerprint
 from homework.core.model import Model
+from homework.core.processes import say_once
 from homework.datasets.base import Dataset, Indices
+from homework.datasets.bulk import JOB, missing, read_job
 from homework.datasets.image_files import SPLITS
+from homework.datasets.shard_paths import Chain
 
 FORMAT, VERSION = "homework features", 1
 INDEX, AUTOENCODER = "index.json", "autoencoder.pth"
+NAMES = ".names.json"  # beside the maps of a WebDataset shard, in place of their suffix: the paths of their images
+MOST_OPEN = 256  # files of maps at a time
 AGAIN = "the same python -m homework.features as before makes it again."
 
 
@@ -58,23 +66,26 @@ def read_index(folder: Path) -> dict:
     return index
 
 
-def open_shard(folder: Path, index: dict, i: int) -> np.ndarray:
-    """Shard ``i``, memory-mapped: float16 (n, h, w, C). ValueError if it is missing, damaged or not the index's."""
-    path, shape = shard_path(folder, i), (index["shards"][i], *index["size"])
+def open_maps(path: Path, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """The maps in a file, memory-mapped: float16 (n, h, w, C). ValueError if it is missing or damaged, or not of this
+    ``shape``."""
     try:
         maps = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing; {AGAIN}") from error
     except (ValueError, EOFError) as error:  # of a damaged header, or too few bytes after it
         raise ValueError(f"{path} is damaged; remove it, and {AGAIN}") from error
-    if not isinstance(maps, np.ndarray) or maps.shape != shape or maps.dtype != np.float16:
-        raise ValueError(f"{path} does not hold the {shape} float16 numbers of {INDEX}; remove it, and {AGAIN}")
+    if not isinstance(maps, np.ndarray) or maps.ndim != 4 or maps.dtype != np.float16 or maps.shape != (shape or maps.shape):
+        expected = f"the {shape} float16 numbers of {INDEX}" if shape else "feature maps, (n, h, w, C) float16"
+        raise ValueError(f"{path} does not hold {expected}; remove it, and {AGAIN}")
     return maps
 
 
 def prepare_folder(folder: Path, index: dict, replace: bool) -> list[int]:
     """Makes ``folder`` ready for the shards of ``index``, and returns those to be made; ``replace`` removes other maps."""
     there = sorted(folder.glob("features_*.npy"))
+    if (folder / JOB).is_file():
+        raise ValueError(f"{folder} has outputs made with --shards; name another folder, or remove it.")
     if replace:
         (folder / INDEX).unlink(missing_ok=True)  # first: without it, what is left is not taken for complete
         for path in there:
@@ -88,15 +99,41 @@ def prepare_folder(folder: Path, index: dict, replace: bool) -> list[int]:
         raise ValueError(f"{folder} has feature maps, but no {INDEX}; pass --replace to make them again.")
     missing = [i for i in range(len(index["shards"])) if not shard_path(folder, i).is_file()]
     for i in set(range(len(index["shards"]))) - set(missing):
-        open_shard(folder, index, i)
+        open_maps(shard_path(folder, i), (index["shards"][i], *index["size"]))
     return missing
 
 
-def write_shard(path: Path, maps: np.ndarray) -> None:
-    """Writes maps (n, h, w, C) as a .npy file."""
+def write_shard(path: Path, n: int, batches: Iterable[np.ndarray]) -> None:
+    """Writes ``n`` maps, which come as float16 ``batches`` (B, h, w, C), as a .npy file."""
     with files.replacing(path) as temporary, open(temporary, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(maps))
-        file.write(maps.tobytes())  # on a full disk an OSError, unlike np.save's own error, says so
+        for i, maps in enumerate(batches):
+            if i == 0:
+                header = np.lib.format.header_data_from_array_1_0(maps)
+                np.lib.format.write_array_header_1_0(file, header | {"shape": (n, *maps.shape[1:])})
+            file.write(maps.tobytes())  # on a full disk an OSError, unlike np.save's own error, says so
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_part(path: Path, names: list[str], batches: Iterable[np.ndarray]) -> None:
+    """Writes the maps of the images ``names`` of a WebDataset shard, as :func:`write_shard`, after these names, for the maps
+    say that both are there."""
+    with files.replacing(path.with_suffix(NAMES)) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        json.dump(names, file)
+        file.flush()
+        os.fsync(file.fileno())
+    write_shard(path, len(names), batches)
+
+
+def read_names(path: Path, n: int) -> list[str]:
+    """The names of the ``n`` images whose maps are at ``path``. ValueError if their file is missing or damaged."""
+    try:
+        names = json.loads(path.with_suffix(NAMES).read_text("utf-8"))
+        if not isinstance(names, list) or len(names) != n or not all(type(name) is str for name in names):
+            raise ValueError("other names")
+    except (ValueError, RecursionError, FileNotFoundError) as error:
+        raise ValueError(f"{path.with_suffix(NAMES)} is missing or damaged; remove {path}, and {AGAIN}") from error
+    return names
 
 
 def write_index(folder: Path, index: dict, finished: bool) -> None:
@@ -104,26 +141,65 @@ def write_index(folder: Path, index: dict, finished: bool) -> None:
         temporary.write_text(json.dumps(index | {"finished": finished}, indent=1), "utf-8")
 
 
+def part_paths(folder: Path) -> list[Path]:
+    """The files that ``features --shards`` wrote in a folder; none if that was another command."""
+    return sorted(folder.glob("*.npy")) if (folder / JOB).is_file() else []
+
+
+def has_features(folder: Path) -> bool:
+    """Whether ``homework.features`` wrote maps in this folder."""
+    return (folder / INDEX).is_file() or bool(part_paths(folder))
+
+
 class FeatureDataset(Dataset):
     """Feature maps of images, as an auto-encoder's ``encode`` gives them, rounded to float16: memory-mapped shards in a
     folder, or that of a split, ``root/{split}``. FileNotFoundError if it has none; ValueError if any is missing or damaged.
-    ``ds[i]`` is float32 (h, w, C); ``names`` are the images' paths; ``autoencoder`` is the path of the auto-encoder's
-    checkpoint, ``fingerprint`` its identity."""
+    ``ds[i]`` is float32 (h, w, C); ``names`` are the images' paths, of which those of two files at most are in memory if
+    ``features --shards`` made these; ``autoencoder`` is the path of the auto-encoder's checkpoint, ``fingerprint`` its
+    identity."""
 
     holds = "features"
+    counts: list[int]  # of maps in each shard
+    size: tuple[int, ...]  # (h, w, C)
 
     def __init__(self, source: str | Path = "train", root: str | Path = "features"):
         folder = Path(root) / source if source in SPLITS else Path(source)
-        if not (folder / INDEX).is_file():
+        self.autoencoder = folder / AUTOENCODER
+        if (folder / INDEX).is_file():
+            paths = self._read_index(folder)
+        elif paths := part_paths(folder):
+            self._read_parts(folder, paths)
+        else:
             raise FileNotFoundError(f"There are no feature maps in {folder}; make them with python -m homework.features "
                                     f"AUTOENCODER IMAGES {folder}.")  # fmt: skip
+        self.ends = np.cumsum(self.counts)
+        self.maps = functools.lru_cache(MOST_OPEN)(lambda s: open_maps(paths[s]))  # (n, h, w, C) of shard s
+
+    def _read_index(self, folder: Path) -> list[Path]:
+        """Takes what the index says; returns the files of maps."""
         index = read_index(folder)
         if not index["finished"]:
             raise ValueError(f"{folder} is unfinished; the same python -m homework.features as before resumes it.")
-        self.names, self.size, self.autoencoder = index["names"], tuple(index["size"]), folder / AUTOENCODER
+        self.names, self.size, self.counts = index["names"], tuple(index["size"]), index["shards"]
         self.fingerprint = index["autoencoder"]
-        self.shards = [open_shard(folder, index, i) for i in range(len(index["shards"]))]  # each (n, h, w, C)
-        self.ends = np.cumsum(index["shards"])
+        paths = [shard_path(folder, i) for i in range(len(self.counts))]
+        for path, n in zip(paths, self.counts, strict=True):
+            open_maps(path, (n, *self.size))
+        return paths
+
+    def _read_parts(self, folder: Path, paths: list[Path]) -> None:
+        """Takes what the files of ``features --shards`` say."""
+        shapes = [open_maps(path).shape for path in paths]
+        self.size, self.counts = shapes[0][1:], [shape[0] for shape in shapes]
+        for path, shape in zip(paths, shapes, strict=True):
+            if shape[1:] != self.size:
+                raise ValueError(f"{path} has maps of another size than {paths[0]}; make all of them in one python -m "
+                                 "homework.features ... --shards, with --image_size.")  # fmt: skip
+        self.names = Chain(self.counts, lambda s: read_names(paths[s], self.counts[s]))
+        self.fingerprint = str(read_job(folder).get("autoencoder"))
+        if gone := missing(folder):
+            say_once(f"{folder}: {checks.count(len(gone), 'file')} missing; the same python -m homework.features as before "
+                     "makes them.")  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.names)
@@ -134,7 +210,7 @@ class FeatureDataset(Dataset):
         maps = np.empty((len(indices), *self.size), np.float16)
         for s in np.unique(shard_of):
             wanted = shard_of == s
-            maps[wanted] = self.shards[s][indices[wanted] - (self.ends[s] - len(self.shards[s]))]
+            maps[wanted] = self.maps(s)[indices[wanted] - (self.ends[s] - self.counts[s])]
         return torch.from_numpy(maps).to(device).float()  # moved in half precision: half of the traffic
 
     def model_defaults(self) -> dict:

@@ -7,8 +7,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterable, Iterator
-from functools import cache
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NamedTuple
@@ -18,8 +17,9 @@ from PIL import Image, ImageOps
 
 from homework.core import checks
 from homework.core.files import printable
-from homework.core.processes import say
+from homework.core.processes import say, say_once
 from homework.datasets.decoding import decode, missing_plugin, readable_suffixes
+from homework.datasets.shard_paths import paths_in
 from homework.datasets.shards import Member, as_member, is_image, members_of, open_image, shards_in
 
 SPLITS = ("train", "valid")
@@ -38,9 +38,10 @@ class FileFacts(NamedTuple):
     checksum: int
 
 
-def image_paths(source: Source, root: str | Path = DATA) -> list[str]:
-    """The image files that ``source`` names, sorted, each once. FileNotFoundError if there is no such file or folder;
-    ValueError if there are no images in it, a single one that is to be split, or a dataset.json is of another form.
+def image_paths(source: Source, root: str | Path = DATA) -> Sequence[str]:
+    """The image files that ``source`` names, sorted, each once; of shards alone a list that is not held in memory, see
+    :func:`homework.datasets.shard_paths.paths_in`. FileNotFoundError if there is no such file or folder; ValueError if there
+    are no images in it, a single one that is to be split, or a dataset.json is of another form.
 
     Args:
         source: a split ("train", "valid"), a folder (all images in it and below it, but for hidden ones), an image file,
@@ -65,9 +66,9 @@ def image_paths(source: Source, root: str | Path = DATA) -> list[str]:
     sources = [source] if isinstance(source, str | Path) else list(source)
     if "" in sources:  # as of a variable that the shell does not know; Path would take it for the current folder
         raise ValueError("The path of an image or a folder is empty; name one, as in data/train, or . for this folder.")
-    if not (found := set[str]().union(*map(_named_by, sources))):
+    if not (found := paths_in(sources) or sorted(set[str]().union(*map(_named_by, sources)))):
         raise ValueError(f"There are no images in {', '.join(map(str, sources[:3])) or 'an empty list'}.")
-    return sorted(found)
+    return found
 
 
 def _named_by(source: str | Path) -> Iterable[str]:
@@ -94,7 +95,7 @@ def _holds_images(root: Path) -> bool:
     return any(map(is_image, root.iterdir())) or (root != Path(DATA) and any(images_in(root)))
 
 
-def names_below(paths: list[str]) -> list[str]:
+def names_below(paths: Sequence[str]) -> list[str]:
     """The paths relative to the folder that holds all of them. ValueError if two are of the same file."""
     full = [os.path.abspath(path) for path in paths]
     base = os.path.commonpath(map(os.path.dirname, full))
@@ -140,12 +141,6 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
         shown = sorted(name for name in folders if not name.startswith("."))
         folders[:] = [name for name in shown if not is_image(PurePath(name))]
         yield Path(parent), sorted(names) + [name for name in shown if name not in folders]
-
-
-@cache
-def say_once(sentence: str) -> None:
-    """Says what this process has not said yet."""
-    say(sentence)
 
 
 def _some(names: list[str]) -> str:
@@ -244,9 +239,10 @@ def other_size(path: str, size: tuple[int, ...], most: tuple[int, ...]) -> str:
     return "{} is {}x{}, most are {}x{}".format(path, *size, *most)
 
 
-def without_bad_images(paths: list[str], image_size: tuple[int, int] | None = None, frame: int = 0) -> list[str]:
-    """Those of the images that can be read, and are of the most frequent size; says which others there are. Decodes all of
-    them. ValueError if none can be used."""
+def without_bad_images(paths: Sequence[str], image_size: tuple[int, int] | None, frame: int,
+                       left_out: list[str]) -> list[str]:  # fmt: skip
+    """Those of the images that can be read, and are of the most frequent size; ``left_out`` takes a sentence about each of
+    the others. Decodes all of them. ValueError if none can be used."""
     sizes: dict[str, tuple[int, ...]] = {}
     bad: list[str] = []
     for batch, images in decoded(batches_of(paths, 128), image_size, frame):
@@ -257,7 +253,7 @@ def without_bad_images(paths: list[str], image_size: tuple[int, int] | None = No
                 sizes[path] = image.shape[:2]
     most, _ = most_frequent(sizes.values())
     bad += [other_size(path, size, most) for path, size in sizes.items() if size != most]
-    report_bad_images(bad, len(paths), skip_bad=True)
+    report_bad_images(bad, len(paths), skip_bad=True, left_out=left_out)
     return [path for path in paths if sizes.get(path) == most]
 
 
@@ -295,7 +291,7 @@ def batches_of(items: Any, n: int) -> list:
     return [items[i : i + n] for i in range(0, len(items), n)]
 
 
-def spread(items: list, n: int | None) -> list:
+def spread(items: Sequence[Any], n: int | None) -> list:
     """``n`` of the items (all if None, or if there are fewer), evenly spaced."""
     n = len(items) if n is None else min(n, len(items))
     return [items[i * len(items) // n] for i in range(n)]

@@ -69,15 +69,16 @@ class ImageDataset(Images):
 
     The file (N*H*W*3 bytes) is in :func:`cache_folder`. It is made again when an image's name, size or time changes.
     ``image_size`` is (H, W) to scale and crop to; None requires that all images have one size: a ValueError names the first
-    that is of another, or damaged; ``skip_bad`` leaves these out, for which all are decoded each time. ``limit`` takes the
-    first so many images.
+    that is of another, or damaged; ``skip_bad`` leaves these out, for which all are decoded each time, and ``left_out`` says
+    what is wrong with them. ``limit`` takes the first so many images.
     """
 
     def __init__(self, source: Source = "train", image_size: tuple[int, int] | None = None, root: str | Path = "data",
                  limit: int | None = None, skip_bad: bool = False):  # fmt: skip
-        self.names = image_paths(source, root)[:limit]
+        self.names = list(image_paths(source, root)[:limit])
         if skip_bad:
-            self.names = without_bad_images(self.names, image_size)
+            self.left_out = list[str]()
+            self.names = without_bad_images(self.names, image_size, 0, self.left_out)
         origin = str(root), str(source) if isinstance(source, str | Path) else self.names, limit
         self.images = np.load(_cache(self.names, origin, image_size), mmap_mode="r")
         self.size = self.images.shape[1:3]

@@ -1,10 +1,8 @@
 """Images for training from WebDataset shards: in the order of the shards, shuffled in a window that moves over them."""
 
-import contextlib
 import functools
 import os
 import re
-import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -12,17 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from homework.core import checks
-from homework.core.files import printable
-from homework.core.processes import rank
+from homework.core.processes import say_once
 from homework.datasets.base import Indices
-from homework.datasets.image_files import HELD_OUT, check_size, read_image, say_once
+from homework.datasets.image_files import HELD_OUT, check_size, read_image
 from homework.datasets.images import Images, mirrored, to_float
-from homework.datasets.shards import MANIFEST, REMOTE, Member, Unreadable, keep_open, open_shard, parse_manifest, shards_in
+from homework.datasets.shard_paths import BAD, n_images, names_in
+from homework.datasets.shards import Member, keep_open, shards_in
 
-BAD = ValueError, Unreadable, FileNotFoundError  # of a shard that is left out with skip_bad, unlike a full disk's
 WINDOW = 4  # shards whose images are shuffled together; a batch may be of two windows
 
 
@@ -78,16 +74,18 @@ class ShardDataset(Images):
     """
 
     random_access = False
+    left_out: set[str]  # grows with the images that are asked for
 
     def __init__(self, split: str = "train", root: str | Path = "data", image_size: tuple[int, int] | None = None,
                  skip_bad: bool = False, shuffle_shards: int = WINDOW):  # fmt: skip
-        found = n_images(split_shards(split, root), skip_bad)
+        self.left_out, self.damaged = set[str](), set[int]()
+        found = n_images(split_shards(split, root), self.left_out if skip_bad else None)
         self.names, self.counts = [url for url, n in found.items() if n], np.array([n for n in found.values() if n], int)
         if not self.names:
             raise ValueError(f"There are no images in the shards of {root} for {split}.")
         self.ends, self.image_size, self.skip_bad, self.window = np.cumsum(self.counts), image_size, skip_bad, shuffle_shards
         keep_open(2 * shuffle_shards)
-        self.pool, self.left_out, self.damaged = ThreadPoolExecutor(os.cpu_count()), set[str](), set[int]()
+        self.pool = ThreadPoolExecutor(os.cpu_count())
         self.ahead: dict[int, Future] = {}  # images that are being decoded, by index
         self.size, self.first = image_size or (0, 0), None if image_size is None else ""  # the path of what has that size
         self._image(0)
@@ -122,15 +120,10 @@ class ShardDataset(Images):
 
     def _names(self, s: int) -> list[str]:
         try:
-            names = open_shard(self.names[s]).names
+            return names_in(self.names[s], int(self.counts[s]))
         except BAD:
             self.damaged.add(s)
             raise
-        if len(names) != self.counts[s]:
-            self.damaged.add(s)
-            raise ValueError(f"{self.names[s]} holds {len(names)} images, but {self.counts[s]} by {MANIFEST}, or when "
-                             "it was counted; make the shards again with python -m homework.data shard.")  # fmt: skip
-        return names
 
     def _image(self, i: int) -> np.ndarray:
         """Sample ``i``, (H,W,3) uint8; with ``skip_bad`` the next one that is good."""
@@ -149,9 +142,7 @@ class ShardDataset(Images):
             except BAD as error:
                 if not self.skip_bad:
                     raise
-                if str(error) not in self.left_out:
-                    self.left_out.add(str(error))
-                    tqdm.write(f"Left out: {printable(str(error))}", file=sys.stderr)  # by any process
+                self.left_out.add(str(error))
                 i = (i + 1) % len(self) if s not in self.damaged else i
         raise ValueError(f"None of the images in {self.names[0]} and the shards after it can be used.")
 
@@ -179,38 +170,3 @@ def split_shards(split: str, root: str | Path) -> list[str]:
         raise ValueError(f"{root} names {checks.count(len(urls), 'shard')} for validation and none for training; name both, "
                          "with :: between them, as in train-{000..999}.tar::valid-000.tar.")  # fmt: skip
     return valid if split == "valid" else [url for url in urls if url not in {*valid}]
-
-
-def n_images(urls: list[str], skip_bad: bool = False) -> dict[str, int]:
-    """How many images are in each shard: as the shards.json beside it says, or else by reading it; with ``skip_bad`` none in
-    those that are damaged."""
-
-    def count(url: str) -> int:
-        try:
-            return len(open_shard(url))
-        except BAD as error:
-            if not skip_bad:
-                raise
-            say_once(f"Left out: {error}")
-            return 0
-
-    known: dict[str, int] = {}
-    for folder in dict.fromkeys(url.rpartition("/")[0] for url in urls if not url.startswith("pipe:")):
-        known |= {f"{folder}/{name}" if folder else name: one["images"] for name, one in _manifest(folder).items()}
-    others = [url for url in urls if url not in known]
-    bar = tqdm(others, "counting images", unit="shard", leave=False, disable=rank() > 0 or not others)
-    known |= {url: count(url) for url in bar}
-    return {url: known[url] for url in urls}
-
-
-def _manifest(folder: str) -> dict[str, dict[str, int]]:
-    """Of the shards in a local or remote folder; {} if there is none."""
-    path = f"{folder}/{MANIFEST}" if folder else MANIFEST
-    if not REMOTE.match(path):
-        return parse_manifest(Path(path).read_bytes(), path) if Path(path).is_file() else {}
-    from webdataset.gopen import gopen
-
-    with contextlib.suppress(OSError), contextlib.closing(gopen(path)) as stream:
-        content = stream.read()
-        return parse_manifest(content, path) if content else {}
-    return {}

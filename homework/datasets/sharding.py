@@ -36,7 +36,7 @@ def shard(images: str, output: str, *, size: str = "1GB", limit: int | None = No
     checks.integer(1, **{"--limit": 1 if limit is None else limit})
     if not output or (folder.exists() and not folder.is_dir()):
         raise ValueError(f"The output is {output!r}, but must be a folder.")
-    paths = image_paths(images)[:limit]
+    paths = list(image_paths(images)[:limit])
     if inside := [path for path in paths if folder.resolve() in Path(path).resolve().parents]:
         raise ValueError(f"{inside[0]} is in the output folder {folder}; name another folder.")
     names = names_below(paths)

@@ -34,7 +34,7 @@ COLUMNS = ("Frechet distance", "kernel distance", "precision", "recall", "neares
 def sample_paths(folder: str) -> list[str]:
     """The images of a folder, as :func:`homework.datasets.image_files.image_paths` finds them, but for the sheet of all."""
     paths = image_paths(folder)
-    return [path for path in paths if Path(path).name != SHEET] or paths
+    return [path for path in paths if Path(path).name != SHEET] or list(paths)
 
 
 def file_batches(paths: list[str], like: str, size: tuple[int, int] | None, batch_size: int) -> Iterator[Tensor]:

@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import itertools
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -41,9 +42,9 @@ class Encoded(NamedTuple):
 Results = dict[str, Encoded | str]  # by name; instead of an image that cannot be used, what is wrong with it
 
 
-def progress(batches: list[list], what: str) -> tqdm:
-    """A bar over all items of the batches, which only the first process shows."""
-    return tqdm(total=sum(map(len, batches)), desc=what, unit="img", disable=rank() > 0)
+def progress(batches: list[list], what: str, done: int = 0) -> tqdm:
+    """A bar over all items of the batches, after those that are ``done`` already, which only the first process shows."""
+    return tqdm(total=done + sum(map(len, batches)), initial=done, desc=what, unit="img", disable=rank() > 0)
 
 
 # --- grids of tokens ------------------------------------------------------------------------------------------------------
@@ -161,27 +162,33 @@ def images_fingerprint(encoded: Iterable[Encoded], *how: object) -> str:
 
 
 @torch.inference_mode()
-def encode_shards(model: AutoEncoder, index: dict, missing: list[int], batch_size: int,
-                  image_size: tuple[int, int] | None, frame: int = 0) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
-    """The shards ``missing`` of ``index``, one after the other: (i, float16 (n,h,w,C)). Batches end with a shard, so that it
-    is the same whether others were there already or not. ValueError, naming the image, if one is damaged or of another size,
-    or its map has numbers too large for float16."""
-    ends = np.cumsum(index["shards"])
-    batches = {i: batches_of(index["names"][ends[i] - index["shards"][i] : ends[i]], batch_size) for i in missing}
-    images = decoded((batch for i in missing for batch in batches[i]), image_size, frame)
-    with progress(batches_of(index["names"], batch_size), "encoding") as bar:
-        bar.update(len(index["names"]) - sum(index["shards"][i] for i in missing))
-        for i in missing:
-            maps = []
-            for batch, (_, pixels) in zip(batches[i], images, strict=False):
-                for path, image in zip(batch, pixels, strict=True):
-                    if isinstance(image, str):
-                        raise ValueError(image)
-                    check_size(path, image, index["names"][0], index["image_size"])
-                z = model.encode(to_float(torch.from_numpy(np.stack(pixels)).to(model.device))).half().cpu()  # (B,h,w,C)
-                if not z.isfinite().all():
-                    raise ValueError(f"The feature maps of {batch[0]} and others are too large for float16; train the "
-                                     "auto-encoder with --use_final_enc_activation.")  # fmt: skip
-                maps.append(z.numpy())
-                bar.update(len(batch))
-            yield i, np.ascontiguousarray(np.concatenate(maps))
+def encode_maps(model: AutoEncoder, batches: list[list[str]], image_size: tuple[int, int] | None, frame: int = 0,
+                first: tuple[str, tuple[int, int]] | None = None, done: int = 0) -> Iterator[np.ndarray]:  # fmt: skip
+    """The feature maps of each batch of image files, float16 (B,h,w,C). ValueError, naming the image, if one is damaged or
+    of another size than the ``first``, a path and (H,W), by default that of the batches; or its map has numbers too large
+    for float16. ``done`` images are counted by the progress bar alone."""
+    with progress(batches, "encoding", done) as bar:
+        for batch, images in decoded(batches, image_size, frame):
+            for path, image in zip(batch, images, strict=True):
+                if isinstance(image, str):
+                    raise ValueError(image)
+                first = first or (path, image.shape[:2])
+                check_size(path, image, *first)
+            z = model.encode(to_float(torch.from_numpy(np.stack(images)).to(model.device))).half().cpu()  # (B,h,w,C)
+            if not z.isfinite().all():
+                raise ValueError(f"The feature maps of {batch[0]} and others are too large for float16; train the "
+                                 "auto-encoder with --use_final_enc_activation.")  # fmt: skip
+            yield z.contiguous().numpy()
+            bar.update(len(batch))
+
+
+def encode_shards(model: AutoEncoder, index: dict, missing: list[int], batch_size: int, image_size: tuple[int, int] | None,
+                  frame: int = 0) -> Iterator[tuple[int, Iterator[np.ndarray]]]:  # fmt: skip
+    """The shards ``missing`` of ``index``, one after the other: i, and the maps in it as of :func:`encode_maps`. Batches end
+    with a shard, so that it is the same whether others were there already or not."""
+    ends, n = np.cumsum(index["shards"]), index["shards"]
+    batches = {i: batches_of(index["names"][ends[i] - n[i] : ends[i]], batch_size) for i in missing}
+    first, done = (index["names"][0], index["image_size"]), len(index["names"]) - sum(n[i] for i in missing)
+    maps = encode_maps(model, [batch for i in missing for batch in batches[i]], image_size, frame, first, done)
+    for i in missing:
+        yield i, itertools.islice(maps, len(batches[i]))

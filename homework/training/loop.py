@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from homework.core import checkpoint, checks, cli, devices, files
+from homework.core.files import printable
 from homework.core.model import Model
 from homework.core.processes import say
 from homework.datasets.base import Sliceable
@@ -185,8 +186,12 @@ class Run:
         self.stopped = number
 
     def leave(self, finished: bool) -> None:
-        """KeyboardInterrupt, or after SIGTERM SystemExit (143), unless the run has ``finished``."""
-        distributed.broadcast("saved")  # waits, since torchrun stops all processes as soon as one has left with an error
+        """Names the samples that were left out. KeyboardInterrupt, or after SIGTERM SystemExit (143), unless the run has
+        ``finished``."""
+        # waits, since torchrun stops all processes as soon as one has left with an error
+        every = distributed.gather([*self.train_data.left_out, *self.valid_data.left_out]) or []
+        if bad := sorted({printable(line) for own in every for line in own}):
+            say("Left out:" + "".join(f"\n  {line}" for line in bad))
         if not finished:
             say(f"Saved at update {self.update} of {self.updates}; continue with --resume.")
             if self.stopped == signal.SIGTERM:

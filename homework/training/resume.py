@@ -103,7 +103,10 @@ def state_of(run: Any) -> dict:
 def fingerprint(data: Dataset) -> list:
     """The number of samples, and a SHA-256 of their names, of what a checkpoint keeps of the data, such as the identity of
     the tokenizer, and of the samples: all, or of those of more than 32 MB as many, evenly spread; of shards one."""
-    sha = hashlib.sha256(repr((list(data.names), sorted(data.meta.items()))).encode())
+    sha = hashlib.sha256(b"([")  # in all repr((names, meta)), bit by bit, for there may be more names than memory
+    for i, name in enumerate(data.names):
+        sha.update(f"{', ' * (i > 0)}{name!r}".encode())
+    sha.update(f"], {sorted(data.meta.items())!r})".encode())
     n, size = len(data), sum(x.nbytes for x in _tensors(data.batch([0])))
     checked = min(n, max(1, 2**25 // size)) if data.random_access else 1
     for x in _tensors(data.batch(torch.arange(checked) * n // checked)):

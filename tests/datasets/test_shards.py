@@ -29,12 +29,14 @@ from homework.core import checkpoint, files
 from homework.core.devices import generator
 from homework.datasets import shards
 from homework.datasets.bulk import shard_name
-from homework.datasets.image_files import image_paths, read_image
+from homework.datasets.image_files import image_paths, read_image, spread
 from homework.datasets.images import ImageDataset
-from homework.datasets.shard_dataset import ShardDataset, WindowOrder, has_shards, n_images, split_shards
+from homework.datasets.shard_dataset import ShardDataset, WindowOrder, has_shards, split_shards
+from homework.datasets.shard_paths import Chain, n_images
 from homework.datasets.sharding import parse_bytes, shard
 from homework.datasets.shards import MANIFEST, Shard, open_shard, shards_in
 from homework.datasets.tokens import TokenDataset
+from homework.features import features
 from homework.tokenize import tokenize
 
 OPTIONS = ["--latent_dim", "8", "--encoder_blocks", "1", "--decoder_blocks", "1", "--detail", "2", "--bottleneck", "4",
@@ -200,6 +202,46 @@ def test_a_shard_that_is_cut_short_is_named(made, tmp_path_factory, n):
         image_paths(str(path))
 
 
+@given(st.lists(st.lists(st.integers(0, 99).map(str), max_size=5), max_size=6), st.data())
+def test_a_chain_is_the_lists_after_one_another(lists, data):
+    whole, made = sum(lists, []), list[int]()
+    chain = Chain([*map(len, lists)], lambda k: (made.append(k), lists[k])[1])
+    assert len(chain) == len(whole) and bool(chain) == bool(whole) and not made
+    n = data.draw(st.integers(1, 9) | st.none())
+    assert spread(chain, n) == spread(whole, n)
+    assert made == sorted({*made}) and len(made) <= (n or 30)  # each list once, and none that has none of these
+    places = data.draw(st.slices(len(whole)))
+    assert [*chain] == whole and chain[places] == whole[places] and [*reversed(chain)] == whole[::-1]
+    for i in range(-len(whole), len(whole)):
+        assert chain[i] == whole[i]
+    for i in -len(whole) - 1, len(whole):
+        with pytest.raises(IndexError):
+            chain[i]
+
+
+@given(st.lists(st.sampled_from([0, 1, 2, 3, 4]), min_size=1, max_size=8), st.integers(1, 30))
+@settings(max_examples=20)
+def test_paths_in_shards_are_those_of_a_list_of_all(made, numbers, limit):
+    """Whichever shards are named, in whatever order, and as often."""
+    urls = [f"{made}/shards/train/train-{i:06}.tar" for i in numbers]
+    listed = sorted({member for url in urls for member in shards.members_of(url)})
+    paths = image_paths(urls)
+    assert not isinstance(paths, list) and [*paths] == listed and spread(paths, limit) == spread(listed, limit)
+    assert image_paths([*urls, made / "valid"]) == sorted([*listed, *image_paths(made / "valid")])
+
+
+def test_only_shards_with_wanted_images_are_opened(made, tmp_path):
+    shutil.copytree(made / "shards/train", tmp_path / "train")
+    for i in 2, 4:
+        cut(tmp_path / f"train/train-00000{i}.tar")
+    assert [Path(path).name for path in spread(image_paths(tmp_path / "train"), 3)] == ["000.png", "007.png", "015.png"]
+    with pytest.raises(ValueError, match="train-000002.tar is not a tar file, or damaged"):
+        list(image_paths(tmp_path / "train"))
+    shutil.copy(made / "shards/valid/valid-000001.tar", tmp_path / "train/train-000001.tar")
+    with pytest.raises(ValueError, match="train-000001.tar holds 3 images, but 5 by shards.json"):
+        list(image_paths(tmp_path / "train"))
+
+
 @pytest.mark.parametrize("url, name", [("a/b-01.tar", "b-01"), ("https://h/x.tar.gz", "x"), ("pipe:cat 'h/y.tgz'|cat", "y"),
                                        ("pipe:cat", "000007")])  # fmt: skip
 def test_names_of_outputs(url, name):
@@ -253,7 +295,8 @@ def test_splits(made, tmp_path):
     assert [len(split_shards(split, train)) for split in ("train", "valid")] == [4, 1]
     assert has_shards(made / "shards") and has_shards(made / "shards/train") and not has_shards(made / "train")
     assert [len(split_shards(split, made / "shards/train")) for split in ("train", "valid")] == [4, 1]
-    assert n_images(["pipe:false"], skip_bad=True) == {"pipe:false": 0}
+    left_out = set[str]()
+    assert n_images(["pipe:false"], left_out) == {"pipe:false": 0} and "exit code 1" in left_out.pop()
     with pytest.raises(OSError, match="exit code 1"):
         n_images(["pipe:false"])
     both = f"{train}::{made}/shards/valid/valid-000000.tar"
@@ -270,7 +313,7 @@ def test_a_full_disk_is_no_fault_of_a_shard(made, monkeypatch):
 
     monkeypatch.setattr(shards, "_in_temporary", full)
     with pytest.raises(OSError, match="No space left"):
-        n_images([f"pipe:cat {made}/shards/train/train-000001.tar"], skip_bad=True)
+        n_images([f"pipe:cat {made}/shards/train/train-000001.tar"], set())
 
 
 def test_a_run_on_shards_resumes_bit_for_bit(made, tmp_path, command, monkeypatch):  # noqa: F811
@@ -303,12 +346,15 @@ def test_a_damaged_image_ends_a_training_or_is_left_out(made, tmp_path, command,
     said = sentence(command(*train))
     assert f"train-000002.tar/{name} cannot be read as an image" in said
     done = command(*train, "--skip_bad")
-    assert done.returncode == 0 and f"Left out: data/train/train-000002.tar/{name} cannot be read" in done.stderr
+    assert done.returncode == 0 and f"Left out:\n  data/train/train-000002.tar/{name} cannot be read" in done.stderr
+    assert done.stderr.count(name) == 1
     cut(Path("data/train/train-000001.tar"))
     assert "train-000001.tar is not a tar file, or damaged or cut short" in sentence(command(*train))
     done = command(*train, "--skip_bad")
-    assert done.returncode == 0 and "Left out: data/train/train-000001.tar is not a tar file" in done.stderr
+    assert done.returncode == 0 and "Left out:\n  data/train/train-000001.tar is not a tar file" in done.stderr
     data, whole = ShardDataset("train", "data", skip_bad=True), ImageDataset("train", root=made)
+    both = run("-m", "homework.train", *train[1:], "--skip_bad", cwd=tmp_path, processes=2)  # each decodes its own share
+    assert both.returncode == 0 and [both.stderr.count(x) for x in ("Left out:", "000001.tar is not", name)] == [1, 1, 1]
     others = [11, 11, 12, 13, 14, 11, 11]  # for samples 5 to 11: the same position of the next shard, or the next sample
     assert torch.equal(data.batch(range(5, 12)), whole.batch(others))
 
@@ -329,14 +375,17 @@ def test_every_shard_becomes_a_file_of_tokens_with_the_grids_of_its_images(made,
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on Windows")
-@pytest.mark.parametrize("kind", ["tokenize", "compress"])
+@pytest.mark.parametrize("kind", ["tokenize", "compress", "features"])
 def test_a_job_that_is_killed_again_and_again_makes_what_an_uninterrupted_one_makes(made, tmp_path, tokenizer, kind):
     checkpoint.save(build("AutoregressiveModel"), tmp_path / "prior.pth")
+    checkpoint.save(build("PatchAutoEncoder"), tmp_path / "ae.pth")
 
     def job(folder: Path) -> None:
         source, options = str(made / "shards/train"), {"shards": True, "batch_size": 2, "device": "cpu"}
         if kind == "tokenize":
             tokenize(tokenizer, folder, source, **options)
+        elif kind == "features":
+            features(tmp_path / "ae.pth", source, folder, **options)
         else:
             compress(tokenizer, tmp_path / "prior.pth", source, folder, **options, effort=0, quiet=True)
 
