@@ -111,7 +111,7 @@ def wait(log: Path, samples: int, process: subprocess.Popen | None) -> float:
 
 def measure(model: str = "AutoregressiveModel", data: str = "data") -> None:
     """Prints the images a second of one process and of two nodes, the bytes that a node sends in an update, and the seconds
-    from a node's death to the next update with it, of which starting Python and PyTorch anew is a part."""
+    from a node's death to the next update with it, of which starting Python and PyTorch again is a part."""
     command = ["-m", "homework.train", model, "--data", os.path.abspath(data), *OPTIONS]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -230,7 +230,7 @@ class Measures:
         }
 
     def decode_among_frames(self, grids: np.ndarray) -> np.ndarray:
-        """Images of grids (b,h,w), decoded in one batch with frames' grids, so that nothing tells which are which."""
+        """Images of grids (b,h,w), decoded in one batch with frames' grids, so that nothing shows which are which."""
         if self.grids is None or self.errors is None:
             raise Failed("there are no images to compare with: decode_index failed")
         b, n = len(grids), len(self.grids)

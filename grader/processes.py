@@ -51,7 +51,7 @@ class Tree:
 
     Attributes:
         cpu: seconds that they have used, also those that ended, as far as they were seen.
-        memory: bytes they hold now; shared ones once, where the kernel tells.
+        memory: bytes they hold now; shared ones once, where the kernel says which.
         threads: how many they have now.
     """
 
@@ -88,7 +88,7 @@ class Tree:
         if not LINUX:
             return []
         children = _children()
-        # orphans have come to us; a session other than ours tells them from other children of this process
+        # orphans have come to us; a session other than ours distinguishes them from other children of this process
         start = self._first.started if self._first else 0
         orphans = [p for p in children.get(os.getpid(), []) if p.session != os.getsid(0) and p.started >= start]
         todo = [p for p in orphans if p.pid == self.pid or p.state not in "ZX"]

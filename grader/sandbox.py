@@ -31,7 +31,7 @@ PIECE = 1 << 20  # bytes read or written at once
 TAIL = 8000  # bytes of a child's output that are kept
 REFERENCE = 0.011  # seconds of calibrate() there
 INIT = 4  # processes of the confinement itself
-SLACK = 16  # processes that a cgroup lets more start: the reason is then the grader's own to tell
+SLACK = 16  # processes that a cgroup lets more start: the grader then says itself what the reason is
 PAUSE = 0.1  # seconds between two looks at what it uses
 # the last ones are what the standard library reads, and does not survive if it sees them but may not
 SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime",
@@ -285,7 +285,7 @@ def _command(target: str, submission: Path, scratch: Path, limits: Limits, read:
 
 def _import_path() -> tuple[list[str], list[str]]:
     """The folders of the standard library and of packages, as here; and where a ``homework`` is installed in them. A
-    checkout of one, of which an editable installation tells, is not among them."""
+    checkout of one, which an editable installation points to, is not among them."""
     folders = dict.fromkeys(os.path.abspath(path) for path in sys.path if path)
     mine = {os.path.join(path, "homework"): path for path in folders if os.path.isdir(os.path.join(path, "homework"))}
     packages = [*site.getsitepackages(), site.getusersitepackages()]

@@ -2,15 +2,14 @@
 
 import importlib
 
-from homework.core.registry import MODELS
+from homework.core.registry import FITTED, MODELS
 
 __version__ = "2.0.0"  # read by pyproject.toml
 # every name that can be imported from the package itself, and its module; imported when first asked for (PEP 562)
-EXPORTS = MODELS | {
+EXPORTS = MODELS | FITTED | {
     "Compressor": "homework.codec.compressor",
     "Dataset": "homework.datasets.base",
     "EnhancedCompressor": "homework.codec.enhanced_compressor",
-    "EnhancementLayer": "homework.codec.enhancement",
     "FeatureDataset": "homework.datasets.features",
     "ImageDataset": "homework.datasets.images",
     "MnistDataset": "homework.datasets.mnist",

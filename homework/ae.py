@@ -33,7 +33,7 @@ class PatchAutoEncoder(AutoEncoder):
         bottleneck: numbers that are kept of a patch.
         encoder_blocks, decoder_blocks: depth on the grid of patches.
         detail: channels of the decoder at full resolution.
-        pca: K of at most 256 kinds of patches, each with a PCA that the networks add to, see
+        pca: kinds of patches, at most 256, each with a PCA of its own, whose results the networks correct, see
             :class:`homework.nn.pca.PatchPCA`; 1 for a plain PCA, 0 for networks alone. A new training has 16.
     """
 
@@ -54,7 +54,8 @@ class PatchAutoEncoder(AutoEncoder):
             self.encoder.pca.fit(lambda: self.some_images(data))
 
     def some_images(self, data: Dataset) -> Iterator[Tensor]:
-        """Batches (B,H,W,3) of complete patches, evenly spread over the ``data``, or its first: about PATCHES patches."""
+        """Batches (B,H,W,3) of images, padded to complete patches, about PATCHES patches in all: evenly spread over the
+        ``data``, or the first ones if it has no random access."""
         H, W = data.batch([0]).shape[1:3]
         n = max(256, PATCHES // (-(-H // self.stride) * -(-W // self.stride)))
         of = len(data) if data.random_access else min(n, len(data))

@@ -34,7 +34,7 @@ class AutoregressiveModel(FromNeighbours, Prior):
         d_latent: D, the width; a multiple of n_heads.
         n_tokens: K, codes of the tokenizer.
         n_layers, n_heads: number of transformer layers, and of attention heads in each.
-        window: how many positions attention reaches back in raster order, the own one included; layers add up.
+        window: how many positions attention reaches back in raster order, its own included; layers add up to more.
         height, width: the largest grid, in tokens (for the position embedding "2d" each, for "1d" their product).
         position: "2d" (row + column), "1d" (one vector for each position) or "none".
         neighbours: how many of NEIGHBOURS to embed, at least 1 (the token to the left).
@@ -115,8 +115,8 @@ class AutoregressiveModel(FromNeighbours, Prior):
     @torch.inference_mode(False)  # for the slope, also within it
     @torch.no_grad()
     def replacement_bits(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`homework.priors.base.Prior.replacement_bits`, and what a token changes of the later ones' bits, to first
-        order: their slope by the summed embeddings, times what the token would add to these."""
+        """As :meth:`homework.priors.base.Prior.replacement_bits`, and how a token changes the bits of later ones, to first
+        order: the gradient of these with respect to the summed embeddings, times what the token would add to those."""
         (B, h, w), tokens = tokens.shape, tokens.clone()  # for autograd saves none that inference mode has made
         table, (own, around) = self.table(), self._lookup(h, w, tokens.device)  # (m*(K+1),D), (N), (N,m)
         x = self._embed(table, self._pad(tokens), around).requires_grad_()  # (B,N,D)

@@ -28,11 +28,11 @@ from homework.tokenizers.base import Tokenizer
 # what computes is imported where it is called: `info` of a file needs no models
 
 
-def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image_size: str | None = None, frame: int = 0,
-             effort: int | None = None, quality: float = QUALITY, lmbda: float | None = None,
-             target_bytes: float | None = None, target_psnr: float | None = None, on_average: bool = False,
-             enhancement: str = "auto", append: bool = False, verify: bool = False, skip_bad: bool = False,
-             shards: bool = False, dry_run: bool = False, quiet: bool = False, batch_size: int = 64,
+def compress(tokenizer: str | Path, autoregressive: str | Path, *images_and_output: str | Path,
+             image_size: str | None = None, frame: int = 0, effort: int | None = None, quality: float = QUALITY,
+             lmbda: float | None = None, target_bytes: float | None = None, target_psnr: float | None = None,
+             on_average: bool = False, enhancement: str | Path = "auto", append: bool = False, verify: bool = False,
+             skip_bad: bool = False, shards: bool = False, dry_run: bool = False, quiet: bool = False, batch_size: int = 64,
              threads: int | None = None, device: str = "auto") -> None:  # fmt: skip
     """Compresses an image into a small file, or a folder of images into an archive.
 
@@ -70,14 +70,14 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
         threads: of the CPU; as many as it has cores by default.
         device: auto, cpu, cuda or mps.
     """
-    *sources, output = images_and_output or [""]
+    *sources, output = map(str, images_and_output or [""])
     cli.at_least(0, frame=frame)
     if not sources:
         raise ValueError("Name the image or the folder to compress and, after it, the file to write.")
     scaled, aimed = cli.parse_image_size(image_size), target(target_bytes, target_psnr)
     quality, names = quality if lmbda is None else quality_at(lmbda), (tokenizer, autoregressive, enhancement)
     if shards:
-        if append or on_average or dry_run or "-" in images_and_output:
+        if append or on_average or dry_run or "-" in (*sources, output):
             raise ValueError("--append, --on_average, --dry_run and - are for one file; leave them out, or --shards.")
         if not output or (os.path.exists(output) and not os.path.isdir(output)):
             raise ValueError(f"The last argument is {output!r}, but with --shards it must be a folder.")
@@ -120,8 +120,8 @@ def compress(tokenizer: str, autoregressive: str, *images_and_output: str, image
          f"{'; verified, all tokens come back' * verify}{'; not written' * dry_run}", output, quiet)  # fmt: skip
 
 
-def decompress(tokenizer: str, autoregressive: str, file: str, output: str, *, only: str | None = None,
-               enhancement: str = "auto", preview: bool = False, overwrite: bool = False,
+def decompress(tokenizer: str | Path, autoregressive: str | Path, file: str | Path, output: str | Path, *,
+               only: str | None = None, enhancement: str | Path = "auto", preview: bool = False, overwrite: bool = False,
                dry_run: bool = False, quiet: bool = False, batch_size: int = 128, threads: int | None = None,
                device: str = "auto") -> None:  # fmt: skip
     """Turns a file that `compress` wrote into an image, or an archive into a folder of PNG images.
@@ -148,6 +148,7 @@ def decompress(tokenizer: str, autoregressive: str, file: str, output: str, *, o
         threads: of the CPU; as many as it has cores by default.
         device: auto, cpu, cuda or mps.
     """
+    file, output = str(file), str(output)
     if preview and enhancement != "auto":
         raise ValueError("A preview needs no enhancement layer; leave --enhancement or --preview out.")
     names = tokenizer, autoregressive, "none" if preview else enhancement
@@ -244,7 +245,7 @@ def _say(text: str, output: str, quiet: bool) -> None:
         print(printable(text), file=sys.stderr if output == "-" else sys.stdout)
 
 
-def info(file: str, *, json: bool = False) -> None:
+def info(file: str | Path, *, json: bool = False) -> None:
     """Prints what a file that `compress` wrote says about itself, for which it needs no models; or by which fingerprint
     files know a tokenizer or a prior.
 
@@ -257,6 +258,7 @@ def info(file: str, *, json: bool = False) -> None:
             standard input.
         json: print one JSON object, or a list of those of several archives.
     """
+    file = str(file)
     if Path(file).suffix == ".pth" or is_cascade(file):
         facts = describe_checkpoint(file)
         sentence = f"{printable(file)}: {facts['role']} {facts['fingerprint']}, {facts['model']}"
@@ -332,7 +334,7 @@ def describe_checkpoint(path: str) -> dict[str, str]:
     return {"file": path, "role": role, "fingerprint": known[:2].hex(), "model": type(model).__name__}
 
 
-def _load(names: tuple[str, str, str], batch_size: int, threads: int | None, device: str, *dial: Any):
+def _load(names: tuple[str | Path, str | Path, str | Path], batch_size: int, threads: int | None, device: str, *dial: Any):
     """The compressor of a tokenizer, a prior and an enhancement layer."""
     from homework.codec.loading import load_compressor
     from homework.training import distributed

@@ -57,7 +57,7 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *,
     """
     cli.at_least(1, n_pictures=n_pictures, batch_size=batch_size, limit=1 if limit is None else limit)
     pages.require("jinja2", "matplotlib", "scipy")
-    folder, pairs = Path(out), list_pairs(tokenizer, autoregressive)
+    folder, pairs = Path(out), list_pairs(str(tokenizer), str(autoregressive))
     paths, size = spread(image_paths(images), limit), cli.parse_image_size(image_size)
     device = devices.pick_device(device)
     qualities = dial.parse_qualities(quality)
@@ -95,7 +95,7 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *,
 def measure_together(folder: Path, resume: bool, compressors: list[Compressor], rivals: list[codecs.Codec], paths: list[str],
                      size: tuple[int, int] | None) -> measure.Measured | None:  # fmt: skip
     """Of several processes each measures its share of the images, and the first one, which gets what all have measured,
-    goes on; None on the others. One process by itself goes on at once."""
+    continues; None on the others. One process by itself continues at once."""
     rank = distributed.rank()
     measured = measure.Measured(folder / f"measured{f'_{rank}' if rank else ''}.jsonl", resume)
     if distributed.world_size() == 1:
@@ -156,6 +156,7 @@ def samples(source: str, reference: str = "data/valid", *, n: int | None = None,
     cli.at_least(1, batch_size=batch_size, n=1 if n is None else n, limit=1 if limit is None else limit)
     cli.check_seed(seed)
     check_alone("The measuring of samples")
+    source, reference, train = (path if path is None else str(path) for path in (source, reference, train))
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     sampling.check(**options)
     if Path(out).suffix != ".json":

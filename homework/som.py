@@ -45,7 +45,8 @@ def fit(features: str, output: str, *, n_codes: int = 1024, patch: int | str = 1
     options = {"n_codes": n_codes, "patch": patch, "lattice": lattice}
     options |= {"radius_start": radius_start, "radius_end": radius_end}
     if coarser is None:
-        model = SOM(**options, **train.model_defaults())
+        with devices.keeping_generators():
+            model = SOM(**options, **train.model_defaults())
         train.prepare(model)
     else:
         train.check(before := checkpoint.load(coarser, "SOM"))

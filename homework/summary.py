@@ -4,7 +4,7 @@ import re
 
 import torch
 
-from homework.core import checkpoint, cli, registry
+from homework.core import checkpoint, cli, devices, registry
 from homework.core.model import Model
 from homework.datasets.kinds import DATASETS
 
@@ -38,7 +38,8 @@ def summary(model: str, *, image_size: str | None = None, depth: int = 4, **opti
     default = tuple(own.get(side, n) for side, n in zip(("height", "width"), default, strict=True))
     H, W = cli.parse_image_size(image_size) or default
     size = {} if base or holds == "features" else {"height": H, "width": W}
-    built = registry.build(cls, options, size, base, others=("image_size", "depth"))
+    with devices.keeping_generators():
+        built = registry.build(cls, options, size, base, others=("image_size", "depth"))
     if holds == "pairs of grids":
         coarse = torch.zeros(1, *built.coarse_shape, dtype=torch.float32 if built.context_dim else torch.int64)
         x = [(coarse, torch.zeros(1, H, W, dtype=torch.int64))]  # a list of arguments, of which there is one

@@ -127,6 +127,7 @@ def registered(tmp_path, monkeypatch):
 @pytest.mark.parametrize("tokenizer", [Palette, Signs])
 def test_models_of_ones_own_do_all_that_the_packages_do(registered, data, tokenizer, capsys):
     options = {"batch_size": 4, "warmup": 2, "device": "cpu"}
+    generator = torch.get_rng_state()
     train(tokenizer.__name__, epochs=5, lr=0.02, data=data, output="t.pth", **options)
     for split in "train", "valid":
         tokenize("t.pth", f"tokens/tokenized_{split}.pth", data / split, codes=True)
@@ -138,9 +139,12 @@ def test_models_of_ones_own_do_all_that_the_packages_do(registered, data, tokeni
     generate("t.pth", "p.pth", 2, "new", image_size=f"{SIZE[0]}x{SIZE[1]}", device="cpu", num_beam=2)
     assert np.asarray(Image.open("new/generation_1.png")).shape == (*SIZE, 3)
 
-    compress("t.pth", "p.pth", data / "valid", "all.hwa", verify=True, device="cpu", effort=0)
-    decompress("t.pth", "p.pth", "all.hwa", "again", device="cpu")
-    info("all.hwa")
+    models, archive = (Path("t.pth"), Path("p.pth")), Path("all.hwa")
+    compress(*models, data / "valid", archive, verify=True, device="cpu", effort=0)
+    decompress(*models, archive, Path("again"), device="cpu")
+    for path in archive, *models:
+        info(path, json=True)
+        info(path)
     assert "8 images" in capsys.readouterr().out
     for path in sorted((data / "valid").iterdir()):
         x = ImageDataset([str(path)], root=data).batch([0])
@@ -151,6 +155,7 @@ def test_models_of_ones_own_do_all_that_the_packages_do(registered, data, tokeni
 
     evaluate("t.pth", "p.pth", data / "valid", limit=2, out="report", device="cpu")
     assert Path("report/index.html").is_file() and Path("report/rates.csv").read_text().count("ours") == 1
+    assert torch.equal(torch.get_rng_state(), generator)  # the global one
 
 
 # --- what the package's priors return -------------------------------------------------------------------------------------

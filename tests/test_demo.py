@@ -187,7 +187,7 @@ def test_limit_and_image_size(command, folder):
     done = command("demo", *OPTIONS, "--n_generate", 1, "--image_size", "18x28")  # not a multiple of the patches
     assert done.returncode == 0, done.stderr
     assert {picture(n).shape for n in ("original_2", "plain_2", "coded_2", "generation_0")} == {(18, 28, 3)}
-    assert "bytes as file" in (folder / "demo" / "index.html").read_text("utf-8")  # one of them is no JPEG
+    assert "bytes as file" in (folder / "demo" / "index.html").read_text("utf-8")  # one of them is not a JPEG
 
 
 # --- what it says when it cannot -------------------------------------------------------------------------------------------

@@ -46,17 +46,17 @@ def wheel(tmp_path_factory) -> Path:
 def installed(wheel, tmp_path_factory) -> SimpleNamespace:
     """A new environment with the wheel, which finds the other packages where they are; and an empty folder to work in."""
     folder = tmp_path_factory.mktemp("elsewhere")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | {"OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True, timeout=300)
     scripts = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
     python = scripts / "python"
     install = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel]
-    done = subprocess.run(install, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(install, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     paths = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
     ours = sysconfig.get_path("purelib", vars={"base": str(folder / "venv"), "platbase": str(folder / "venv")})
     Path(ours, "others.pth").write_text("\n".join(paths) + "\n")  # adds paths only: no editable checkout in them
     (folder / "work").mkdir()
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | {"OMP_NUM_THREADS": "1"}
 
     def call(*arguments: object) -> subprocess.CompletedProcess:
         program, *rest = map(str, arguments)

@@ -286,7 +286,7 @@ def test_a_run_is_stopped_at_once_and_goes_on_with_other_processes_and_disks(dat
 @pytest.mark.parametrize("model, ema",
                          [("AutoregressiveModel", 0.9), ("AutoregressiveModel", 0), (BSQ, 0.9), ("PatchAutoEncoder", 0.9)])
 def test_a_model_that_is_shared_out_trains_as_a_whole_one(data, tmp_path, model, ema):
-    """Stopped, it goes on shared out, and then whole on one process."""
+    """Stopped, it resumes shared out, and then whole on one process."""
     (tmp_path / "victim.py").write_text(VICTIM)
     (tmp_path / "one").mkdir()
     # saved by the clock, too, on which processes do not agree

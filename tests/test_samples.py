@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from homework import evaluate
 from homework.core import checkpoint
 from homework.evaluation import distances, extractors, samples
 
@@ -234,6 +235,12 @@ def test_a_folder_is_compared_and_all_figures_are_written(command, here):
         assert 0 <= values["nearest_training_image"]["share_near"] <= 1
         assert f"| {name} | {values['frechet_distance']:.2f} | {values['kernel_distance']:.4f} ± " in done.stdout
     assert done.stdout.splitlines()[-1] == "samples.json: 12 samples of set, 8 reference images"
+
+
+def test_from_python_with_pathlib_paths(command, here):
+    assert command("evaluate", "samples", "set", "data/valid", "--features", "random").returncode == 0
+    evaluate.samples(Path("set"), Path("data/valid"), features="random", out=Path("paths.json"))
+    assert figures("paths.json") == figures()
 
 
 def test_a_set_is_like_itself(command, here):

@@ -355,7 +355,7 @@ def in_order(batches: Iterable[dict]) -> list:
 
 
 def image_size(x: Tensor) -> tuple[int, int]:
-    """(H,W) of an image, float (H,W,3). ValueError for any other tensor, also if a value is no number or out of range."""
+    """(H,W) of an image, float (H,W,3). ValueError for any other tensor, also if a value is NaN or out of range."""
     if not isinstance(x, Tensor):
         raise ValueError(f"An image is a float tensor (H,W,3), but this is a {type(x).__name__}.")
     if x.ndim != 3 or x.shape[-1] != 3 or not x.is_floating_point():

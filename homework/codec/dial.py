@@ -18,7 +18,7 @@ def lmbda_at(quality: float) -> float:
 
 
 def parse_qualities(text: str) -> list[float]:
-    """Of numbers with commas between them. ValueError if one is no quality."""
+    """The qualities in a text, with commas between them. ValueError if one is not a quality."""
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError:

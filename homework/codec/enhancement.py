@@ -46,7 +46,7 @@ class EnhancementLayer(Model):
     with a table of frequencies (context modelling as of Wu, *Lossless compression of continuous-tone images via context
     selection and quantization*, 1997). All of it is integer arithmetic, the same on every machine.
 
-    There is one set of tables for each of STEPS steps, numbered from 1; step 0 is no enhancement. Everything comes from
+    There is one set of tables for each of STEPS steps, numbered from 1; step 0 is without enhancement. Everything comes from
     :meth:`fit`, nothing from gradients.
 
     Args:

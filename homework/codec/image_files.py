@@ -91,7 +91,7 @@ def compress_shards(compressor: Compressor, sources: list[str], folder: str, job
 
 
 def _version(info: os.stat_result) -> tuple[int, int, int]:
-    """By what a file is told from the one that replaces it."""
+    """What distinguishes a file from the one that replaces it."""
     return info.st_ino, info.st_mtime_ns, info.st_size
 
 

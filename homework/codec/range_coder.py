@@ -117,7 +117,7 @@ class BatchDecoder:
         stream[2] = width
 
     def finish(self) -> None:
-        """ValueError, naming it, if a payload goes on after its tokens."""
+        """ValueError, naming it, if a payload continues after its tokens."""
         for name, (length, words, _) in zip(self.names, self.streams, strict=True):
             if length > words + 8:  # see the function finish
                 raise damaged(name, f"it has {length - words - 8:,} bytes after its tokens", *self.or_else)

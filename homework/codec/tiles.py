@@ -41,7 +41,7 @@ def blocks(grid: tuple[int, int], n: int, halo: int,
            unit: tuple[int, int] = (1, 1)) -> Iterator[tuple[Slices, Slices, Slices]]:  # fmt: skip
     """Cuts a ``grid`` (h,w) into blocks of at most ``n`` positions, about equal and as square as it allows, each of complete
     tiles of ``unit`` (a,b), at least one. Yields for each its rows and columns; those of a larger block around it, with
-    ``halo`` more on every side where the grid goes on; and its own within the larger. The larger ones are all of one size,
+    ``halo`` more on every side where the grid continues; and its own within the larger. The larger ones are all of one size,
     so that each finds the memory that another has left."""
     (h, w), (a, b) = grid, unit
     rows, columns, n = -(-h // a), -(-w // b), max(1, n // (a * b))  # in units
@@ -74,7 +74,7 @@ def scaled(where: Slices, P: int, Q: int | None = None) -> Slices:
 
 
 def grown(where: Slices, halo: int | None, grid: tuple[int, ...]) -> Slices:
-    """Rows and columns of a ``grid`` (h,w), with ``halo`` more on every side where it goes on; all if None."""
+    """Rows and columns of a ``grid`` (h,w), with ``halo`` more on every side where it continues; all if None."""
     rows, columns = (
         slice(0, n) if halo is None else slice(max(0, s.start - halo), min(n, s.stop + halo))
         for s, n in zip(where, grid, strict=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from homework.core import checks, files, registry
+from homework.core import checks, devices, files, registry
 from homework.core.model import Model
 from homework.core.processes import say
 
@@ -35,7 +35,8 @@ def load(path: str | Path, name: str | None = None) -> Model:
     if name is not None and data["model"] != name:
         raise wrong_model(path, data["model"], checks.article(name))
     try:
-        model = registry.model_class(data["model"])(**data["config"])
+        with devices.keeping_generators():  # the weights that a constructor draws are replaced
+            model = registry.model_class(data["model"])(**data["config"])
         model.load_state_dict(data["state_dict"])
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} does not fit this version's {data['model']}: {str(error).splitlines()[-1]}") from error

@@ -70,8 +70,8 @@ def seed_generators(seed: int, device: torch.device) -> None:
 
 
 @contextlib.contextmanager
-def keeping_generators(device: torch.device) -> Iterator[None]:
-    """Leaves those generators as they were."""
+def keeping_generators(device: torch.device = torch.device("cpu")) -> Iterator[None]:
+    """Leaves those generators as they were. With parentheses it also decorates a function."""
     with torch.random.fork_rng(range(torch.cuda.device_count()) if device.type == "cuda" else (), device_type="cuda"):
         state = torch.mps.get_rng_state() if device.type == "mps" else None
         try:

@@ -59,8 +59,8 @@ class Model(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} defines no loss.")
 
     def figures(self, means: dict[str, float], counts: Tensor) -> dict[str, float]:
-        """The figures of a data set, given the means over its samples of :meth:`loss`'s scalars, and how often each of the
-        tokens does occur that occur at all, (n). To be overridden where a figure of all is no mean of the batches'."""
+        """The figures of a data set, given the means of :meth:`loss`'s scalars over its samples, and the counts (n) of those
+        tokens that occur. To be overridden where the figure of a whole data set is not a mean over batches."""
         return means
 
     def set_codes(self, codes: Tensor) -> None:
@@ -72,8 +72,8 @@ class Model(nn.Module):
         return {}
 
     def modules_in_turn(self) -> Iterable[nn.Module]:
-        """Those of its modules that it calls one after another and whose weights nothing else reads, the largest ones; with
-        --fsdp one of them at a time is whole. By default all of it is."""
+        """Its largest modules that are called one after another, and whose weights nothing else reads: with --fsdp, one of
+        them at a time is gathered. By default there are none, and the whole model is gathered at once."""
         return ()
 
     def set_progress(self, f: float) -> None:

@@ -30,7 +30,7 @@ def for_each_shard(sources: Sequence[str], folder: str | Path, suffix: str, job:
         sources: of shards, see :func:`homework.datasets.shards.shards_in`.
         folder: of the outputs, each named like its shard, with ``suffix``.
         job: plain data that the outputs depend on. ValueError if the folder's outputs were made by other data.
-        skip_bad: goes on after a shard that cannot be read; all that was left out, by earlier runs too, is said at the end.
+        skip_bad: continue after a shard that cannot be read; all that was left out, by earlier runs too, is said at the end.
             ValueError if nothing could be made.
     """
     targets, bad = begin(sources, Path(folder), suffix, job), list[str]()

@@ -16,7 +16,7 @@ class TokenizedImages(Dataset):
     """Images, and the tokens that ``homework.tokenize`` found for them, in ``root/tokenized_{split}.pth``, for a tokenizer
     that is to decode these better, and to make such tokens by itself. ``ds[i]`` is float32 (H,W,3) in [-0.5,0.5] and int64
     (h,w). Errors as of :class:`TokenDataset` and :class:`ImageDataset`, of which ``image_size`` is; ValueError also for
-    tokens of copies, or of what is no image."""
+    tokens of copies, or of what is not an image."""
 
     holds = "images and their tokens"
 

@@ -31,7 +31,7 @@ from homework.evaluation.pictures import float_image, heat, save_picture
 
 class Measured:
     """Rows (COLUMNS) by what they were measured of, also in a file of a JSON object a line, so that an evaluation that was
-    interrupted goes on. A file at ``path`` is read if the evaluation ``resumes``, and else begun anew."""
+    interrupted can resume. A file at ``path`` is read if the evaluation ``resumes``, and otherwise replaced."""
 
     def __init__(self, path: Path, resumes: bool = False):
         self.path, self.rows, self.lock = path, {}, threading.Lock()
@@ -42,7 +42,7 @@ class Measured:
             try:
                 self.rows = {str(line["of"]): as_row(line["row"]) for line in map(json.loads, lines)}
             except (ValueError, TypeError, KeyError, RecursionError) as error:
-                raise ValueError(f"{path} is damaged; leave --resume out to measure anew.") from error
+                raise ValueError(f"{path} is damaged; leave --resume out to measure again.") from error
             path.write_bytes(b"".join(lines))
             self.mode = "a"
 

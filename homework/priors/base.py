@@ -54,7 +54,7 @@ class Prior(Model):
 
     @property
     def grid_size(self) -> tuple[int, int] | None:
-        """(height, width) in tokens of the grids that it was built for; None if any size is as good."""
+        """(height, width) in tokens of the grids that it was built for; None if it takes any size."""
         return (self.config["height"], self.config["width"]) if "height" in self.config else None
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -97,8 +97,8 @@ class Prior(Model):
     @torch.no_grad()
     def replacement_bits(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(B,h,w) int64 in [0,K) -> (their :meth:`bits` (B,h,w), and (B,h,w,K): about how many bits more a grid takes with
-        token k at a position in place of its own). Here what the token itself takes; a subclass may know what it does to
-        later ones."""
+        token k at a position in place of its own). Here only what the token itself takes; a subclass may add its effect
+        on later ones."""
         bits = self(tokens)[0].log_softmax(dim=-1).div_(-math.log(2))  # (B,h,w,K)
         own = bits.gather(-1, tokens[..., None])  # (B,h,w,1)
         return own[..., 0], bits - own
@@ -120,7 +120,7 @@ class Prior(Model):
             return sampling.generate(self.steps(B, h, w, device), B, h, w, **sampling_options).to(device)
 
     def generate_rows(self, B: int, h: int, w: int, device: str | torch.device = "cpu", **options: Any) -> Iterator[Tensor]:
-        """As :meth:`generate` draws, but to watch: the grids (B,r,w) int64 so far, after each row. Options as of
+        """Draws as :meth:`generate` does, and yields after each row the grids (B,r,w) int64 so far. Options as of
         :func:`homework.priors.sampling.generate_rows`."""
         with evaluating(self):
             yield from sampling.generate_rows(self.steps(B, h, w, device), B, h, w, **options)

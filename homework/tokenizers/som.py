@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from homework.core import checks
+from homework.core.devices import keeping_generators
 from homework.core.model import Model
 from homework.core.registry import build, model_class
 from homework.datasets.features import FeatureModel
@@ -150,6 +151,7 @@ class SOM(FeatureModel, Tokenizer):
                              "new one on them.")  # fmt: skip
         self.autoencoder.load_state_dict(model.state_dict())
 
+    @keeping_generators()
     def finer(self, **options: Any) -> "SOM":
         """A new SOM of what this one, and all that are coarser, leave of the same features; ``options`` as of the
         constructor."""
@@ -162,6 +164,7 @@ class SOM(FeatureModel, Tokenizer):
                 codebook.copy_(own)
         return model
 
+    @keeping_generators()
     def coarser_codebook(self, j: int) -> "SOM":
         """Codebook ``j`` of the coarser ones that this one bears, as a SOM of its own, on a plane without gaps: what
         :meth:`finer` began with."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from homework.core.devices import keeping_generators
 from homework.datasets.features import FeatureDataset
 from homework.tokenizers.base import usage_of
 from homework.tokenizers.som import SOM
@@ -57,6 +58,7 @@ def evaluate_codebook(model: SOM, data: FeatureDataset, batch_size: int,
     return counts, results | {k: float(v) for k, v in usage_of(counts, model.n_tokens).items()}
 
 
+@keeping_generators()
 def pruned(som: SOM, left: list[int]) -> SOM:
     """The SOM with the units ``left`` alone (rising), at their positions."""
     kept, state = [som.lattice.kept[i] for i in left], som.state_dict()

@@ -222,7 +222,7 @@ class Loss(nn.Module):
 
 class Gradients:
     """Makes the gradients of a ``model`` the means over all processes. On CUDA DistributedDataParallel does so while the
-    backward pass goes on (``overlap``); on CPUs, where that gains nothing, one sum after it does."""
+    backward pass runs (``overlap``); on CPUs, where that gains nothing, one sum after it does."""
 
     def __init__(self, model: nn.Module, loss: Callable, overlap: bool):
         self.parameters, self.own_loss = list(model.parameters()), loss

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from homework.core import checkpoint, files
+from homework.priors.pairs import SHIPPED, load_cascade
 from homework.training import resume
 
 NAME = "PatchAutoEncoder"
@@ -59,6 +60,14 @@ def test_weights_are_float32_whatever_the_default_type_is(file):
     finally:
         torch.set_default_dtype(torch.float32)
     assert {p.dtype for p in model.parameters()} == {torch.float32} and same(model, checkpoint.load(file))
+
+
+def test_loading_leaves_the_global_generator_as_it_was():
+    generator = torch.get_rng_state()
+    for path in sorted(checkpoint.PRETRAINED.glob("*.pth")):
+        checkpoint.load(path)
+    load_cascade(SHIPPED)  # whose codebooks are parts of one
+    assert torch.equal(torch.get_rng_state(), generator)
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------------

@@ -111,7 +111,7 @@ def test_a_command_called_by_its_file_says_how_to_call_it(name, cwd, file):
 
 
 def test_a_reader_that_leaves_stops_nothing(tmp_path):
-    """As in ``2> >(head -c 1)``: bars and messages have nowhere to go, and threads that move a bar go on."""
+    """As in ``2> >(head -c 1)``: bars and messages have nowhere to go, and threads that move a bar continue."""
     for name in "BSQPatchAutoEncoder", "AutoregressiveModel":
         checkpoint.save(build(name), tmp_path / f"{name}.pth")
     (tmp_path / "one").mkdir()

@@ -86,7 +86,7 @@ def test_files_of_either_tokenizer_are_read_by_the_other(command, folder):
         done = command("compress", "decompress", other, "prior.pth", "a.hwa", f"by_{one}")
         assert done.returncode == 0, done.stderr
         assert len(list((folder / f"by_{one}").iterdir())) == 6
-    tokenized(command, "--prior", "prior.pth")  # and it goes on from there
+    tokenized(command, "--prior", "prior.pth")  # and it resumes there
     assert command("train", "more.pth", *options, "--output=most.pth").returncode == 0
     tokens = [fingerprint.codes_of(checkpoint.load(f"{name}.pth")) for name in ("tokenizer", "more", "most")]
     assert tokens[0] == tokens[1] == tokens[2]

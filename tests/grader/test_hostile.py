@@ -311,7 +311,7 @@ def test_samples_are_decoded_as_frames_are():
 
 
 def test_a_tokenizer_that_knows_samples_from_frames(data):
-    """... by where it is asked: the frames among them tell."""
+    """... by where it is asked: the frames among them show it."""
     where = "if len(tokens) == 20: return torch.rand(20, 20, 30, 3)\n        "
     tokenizer = BSQ.replace("def decode_index(self, tokens):\n        ", "def decode_index(self, tokens):\n        " + where)
     line = graded(data, bsq=tokenizer)["generation"]

@@ -178,7 +178,7 @@ def test_causality_of_odd_priors(data):
 @pytest.mark.parametrize("n, memory", [(12, False), (5, True)])
 def test_the_bits_of_a_leaking_prior_are_those_of_what_it_can_know(n, memory):
     """It sees each token where the grids are true, and predicts as the good one where they are scrambled; or as the
-    grid went on that it has seen with the same beginning."""
+    grid continued that it has seen with the same beginning."""
     data = some_data(n, 8, 12)
     honest = tokenized(measuring(data)).prior()
     known = {grid.tobytes() for grid in tokenized(measuring(data)).grids}

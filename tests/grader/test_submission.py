@@ -130,7 +130,7 @@ for _kind, _stream in SOUND.items():
 
 @given(st.sampled_from(sorted(SOUND)), st.lists(st.tuples(st.integers(0, 700), st.integers(0, 255)), min_size=1, max_size=5))
 def test_damage_of_any_kind_takes_one_sentence(tmp_path_factory, kind, damage):
-    """Also a damaged LZMA stream, a header that lies, a name that is no text."""
+    """Also a damaged LZMA stream, a header that lies, a name that is not a text."""
     data = bytearray(SOUND[kind].getvalue())
     for position, value in damage:
         data[position % len(data)] = value

@@ -72,7 +72,7 @@ def test_masked_convolution_is_a_convolution_with_masked_weights(kind, k):
 
 @pytest.mark.parametrize("layer", [MaskedConv2d("A", 4, 64, 5), MaskedConv2d("B", 4, 64, 3), nn.Conv2d(16, 64, 1)])
 def test_first_weights_keep_the_size_of_what_passes(layer):
-    """Behind a ReLU, the mean square is that of the input; hidden taps must not count as inputs."""
+    """After a ReLU, the mean square is that of the input; hidden taps must not count as inputs."""
     torch.manual_seed(0)
     he_init(layer)
     assert (layer.bias == 0).all()
@@ -249,7 +249,7 @@ def test_steps_equal_the_full_pass_at_every_position(name, first):
 
 @every_prior
 def test_steps_in_float64(name):
-    """The weights' type is kept; with so many bits, sums in another order are no excuse for a difference."""
+    """The weights' type is kept; with so many bits, sums in another order do not excuse a difference."""
     model = make(name).double()
     tokens = grids(model, B=3)
     with torch.inference_mode():
