@@ -34,13 +34,13 @@ def studio(*, tokenizer: str = "BSQPatchAutoEncoder", autoregressive: str = "Aut
         device: auto, cpu, cuda or mps.
     """
     checks.integer(1, 65535, **{"--port": 7860 if port is None else port})
+    stubs.leave_out()
     pages.require("gradio")
     samples = list(image_paths(images)[:MOST_SAMPLES]) if os.path.exists(images) or images != DEFAULT else []
     names = tokenizer, autoregressive
     with tempfile.TemporaryDirectory(prefix="homework-studio-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # uploads and pictures are gone afterwards
         shared = models.load(names, *load_pair(*names, devices.pick_device(device)), samples, Path(folder))
-        stubs.leave_out()
         from homework.studio_tabs import page
 
         served, address = page.launch(shared, host, port)

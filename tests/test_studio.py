@@ -200,6 +200,26 @@ assert not any(type(f).__name__ == "WithoutStubs" for f in sys.meta_path)
     assert done.returncode == 0, done.stderr
 
 
+def test_the_command_imports_gradio_without_its_type_stubs_and_without_telemetry(tmp_path):
+    pytest.importorskip("gradio", reason='there is no gradio; pip install "homework[studio]"')
+    (tmp_path / "a.py").write_text("""
+import os, sys
+from homework import studio
+def stop(*_):
+    raise SystemExit(5)
+studio.load_pair = stop
+try:
+    studio.studio()
+except SystemExit:
+    import gradio.component_meta
+    assert gradio.component_meta.create_or_modify_pyi(None) is None
+    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False" and os.environ["HF_HUB_OFFLINE"] == "1"
+    sys.exit(5)
+""")
+    done = run("a.py", cwd=tmp_path, fresh=True)
+    assert done.returncode == 5, done.stderr
+
+
 def test_without_gradio_a_sentence_says_what_to_install(command, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     message = sentence(command("studio"))

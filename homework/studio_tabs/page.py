@@ -2,9 +2,6 @@
 
 import os
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, too
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import gradio as gr
 
 from homework.studio_tabs import coarse_to_fine_tab, compress_tab, digits_tab, sampling_tabs, tokens_tab, train_tab
