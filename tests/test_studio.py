@@ -4,6 +4,7 @@ import dataclasses
 import io
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,23 @@ def test_of_the_candidates_those_of_the_command_are_kept(shared):
     assert sampling.generate_command(shared, 2, settings, 3).endswith("2 generated --seed 1 --candidates 3")
 
 
+def test_all_images_are_in_the_archive(shared, tmp_path):
+    *_, last = sampling.grow(shared, 3, Settings())
+    sampling.write_archive(last, tmp_path / "a.zip")
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert archive.namelist() == [f"generation_{i}.png" for i in range(3)]
+        found = [np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in archive.namelist()]
+    assert np.array_equal(found, last.pictures)
+
+
+@pytest.mark.parametrize("names", models.PAIRS)
+def test_another_pair_can_be_taken_and_its_images_are_of_it(shared, names):
+    assert models.with_pair(shared, shared.names) is shared
+    other = models.with_pair(shared, names)
+    assert other is models.with_pair(shared, names) and other.size == (100, 150) and other.samples == shared.samples
+    assert sampling.generate_command(other, 1, Settings()).split()[3:5] == list(names)
+
+
 @pytest.mark.parametrize("settings, message", [(Settings(seed=-1), "seed is -1"), (Settings(top_p=2.0), "top_p is 2"),
                                                (Settings(temperature=-1.0), "temperature is -1")])  # fmt: skip
 def test_a_setting_that_makes_no_sense_is_a_sentence(shared, settings, message):
@@ -154,6 +172,16 @@ def test_tokens_can_be_looked_at_and_replaced(shared, source):
     drawn = tokens.draw(shared, view)
     assert drawn.shape == (SIZE[0] * tokens.SCALE, SIZE[1] * tokens.SCALE, 3)
     assert (drawn[5 * tokens.SCALE, 15 * tokens.SCALE] == tokens.FRAME).all()
+
+
+def test_a_position_or_a_token_that_is_none_is_a_sentence(shared, source):
+    view = tokens.start(shared, source)
+    assert tokens.at_position(view, 3, 5).position == (3, 5) and tokens.put(shared, view, K - 1).grid[view.position] == K - 1
+    for wrong, message in [(lambda: tokens.at_position(view, GRID[0], 0), f"The row is {GRID[0]}, but must be an integer"),
+                           (lambda: tokens.at_position(view, 0, -1), "The column is -1, but must be an integer"),
+                           (lambda: tokens.put(shared, view, K), f"The token is {K}, but must be an integer")]:  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            wrong()
 
 
 def test_flips_are_the_tokens_with_one_other_bit(shared, source):
@@ -298,6 +326,12 @@ def test_generate_twice_and_complete(window):
             window.wait_for_timeout(100)
         window.wait_for_timeout(300)
         shown.append(window.request.get(src(window, "#generated")).body())
+    with window.expect_download() as download:
+        window.get_by_role("button", name="Download all images").click()
+    assert len(zipfile.ZipFile(download.value.path()).namelist()) == 4
+    window.get_by_label("Seed").locator("visible=true").fill("-1")
+    window.get_by_role("button", name="Generate", exact=True).click()
+    window.locator(".toast-body", has_text="--seed is -1, but must be an integer from 0").wait_for()
     assert np.array_equal(*(np.asarray(Image.open(io.BytesIO(data))) for data in shown[::2])) and shown[1] != shown[0]
     window.get_by_role("tab", name="Complete").click()
     window.get_by_role("button", name="Complete", exact=True).click()

@@ -79,6 +79,11 @@ def test_a_drawn_token_replaces_the_finer_grids(cascade):
         coarse_to_fine.at_level(changed, 2)
     with pytest.raises(ValueError, match="--seed is -1"):
         next(coarse_to_fine.refine(changed, -1))
+    with pytest.raises(ValueError, match="The code is 20, but must be an integer from 0 to 19"):
+        coarse_to_fine.replace(changed, 20)
+    assert coarse_to_fine.at_position(changed, 1, 2).position == (1, 2)
+    with pytest.raises(ValueError, match="The column is 3, but must be an integer from 0 to 2"):
+        coarse_to_fine.at_position(changed, 1, 3)
     picture = coarse_to_fine.pictures(changed)[1]
     assert coarse_to_fine.draw(changed, picture).shape == (6 * SIZE[0], 6 * SIZE[1], 3)
 
@@ -126,6 +131,10 @@ def test_the_page(place, chromium, monkeypatch):
     box = window.locator("#drawn img").bounding_box()
     window.locator("#drawn img").click(position={"x": box["width"] * 0.9, "y": box["height"] * 0.9})
     window.locator("#code", has_text="Row 1, column 2 of 2x3").wait_for()
+    window.get_by_label("Row", exact=True).locator("visible=true").fill("0")
+    window.locator("#code", has_text="Row 0, column 2 of 2x3").wait_for()
+    window.get_by_label("Code", exact=True).locator("visible=true").fill("11")
+    window.locator("#code", has_text="Row 0, column 2 of 2x3: code 11").wait_for()
     assert "Traceback" not in window.content()
     window.close()
     served.close(verbose=False)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from homework.core import cli
+from homework.core import checks, cli
 from homework.core.model import ordinary_tensors
 from homework.datasets.images import to_float, to_uint8
 from homework.evaluation.pictures import MARGIN, on_sheet
@@ -54,13 +54,23 @@ def at_pixel(view: View, x: int, y: int) -> View:
     return dataclasses.replace(view, position=(min(y // (P * SCALE), h - 1), min(x // (Q * SCALE), w - 1)))
 
 
+def at_position(view: View, row: int, column: int) -> View:
+    """Looks at another position of the same grid; ValueError if it has none such."""
+    h, w = view.cascade.sizes[view.level]
+    checks.integer(0, h - 1, **{"The row": row})
+    checks.integer(0, w - 1, **{"The column": column})
+    return dataclasses.replace(view, position=(row, column))
+
+
 def draw(view: View, picture: np.ndarray) -> np.ndarray:
     """The ``picture`` of the grid that is looked at, enlarged, with lines between the tokens, and a frame around one."""
     return framed(picture, view.cascade.codebooks[view.level].patch_shape, view.position)
 
 
 def replace(view: View, token: int) -> View:
-    """With another token at the position. The finer grids, which were of another one, are no more."""
+    """With another token at the position. The finer grids, which were of another one, are no more. ValueError if the
+    codebook has no such token."""
+    checks.integer(0, view.cascade.codebooks[view.level].n_tokens - 1, **{"The code": token})
     grid = view.grids[view.level].clone()
     grid[view.position] = token
     return dataclasses.replace(view, grids=(*view.grids[: view.level], grid))

@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -44,6 +45,16 @@ def said(function: Callable) -> Callable:
     return generate if inspect.isgeneratorfunction(function) else call
 
 
+def filled(function: Callable) -> Callable:
+    """The function, which is called when none of its arguments is None, as that of a field is which is being written."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        return gr.skip() if any(argument is None for argument in arguments) else function(*arguments)
+
+    return call
+
+
 def picker(models: Models) -> gr.State:
     """Samples to click at, and a place to drop an image; the state holds the :class:`Source` that was taken, at first the
     first sample."""
@@ -65,8 +76,8 @@ def picker(models: Models) -> gr.State:
 def sampling_controls() -> list[gr.components.Component]:
     """Seed, temperature, top-k and top-p: what :func:`settings` takes."""
     with gr.Row():
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=140)
-        top_k = gr.Number(0, label="Top-k (0: all)", precision=0, minimum=0, min_width=140)
+        seed = gr.Number(0, label="Seed", precision=0, min_width=140)
+        top_k = gr.Number(0, label="Top-k (0: all)", precision=0, min_width=140)
     with gr.Row():
         temperature = gr.Slider(0, 2, 1, step=0.05, label="Temperature", min_width=200)
         top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", min_width=200)
@@ -82,5 +93,10 @@ def command_box(text: str, docs: str) -> gr.Code:
     """The command line that does the same, and where the documents explain it."""
     box = gr.Code(text, language="shell", label="The same as a command", interactive=False, wrap_lines=True, lines=1,
                   show_line_numbers=False)  # fmt: skip
-    gr.Markdown(f"What this is, and all options: `{docs}`")
+    gr.Markdown(f"What this is, and all options: {docs_link(docs)}")
     return box
+
+
+def docs_link(path: str) -> str:
+    """In Markdown: to a page of the documents, if they are in the folder in which the studio was started."""
+    return f"[{path}](/gradio_api/file={path})" if Path(path).is_file() else f"`{path}`"

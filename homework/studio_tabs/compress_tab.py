@@ -31,6 +31,7 @@ def build(models: Models, page: gr.Blocks) -> None:
             first = models.samples[:1] * 2 or None  # to be seen before anything has been computed
             wipe = gr.ImageSlider(first, show_label=False, elem_id="wipe", interactive=False, elem_classes=PIXELS,
                                   max_height=700, buttons=["fullscreen"])  # fmt: skip
+            position = gr.Slider(0, 100, 50, step=1, label="Where the two meet, in percent", elem_id="meet")
             table = gr.Markdown(elem_id="table")
             file = gr.DownloadButton("Download image.hwi", interactive=False)
             box = command_box("", "docs/codec.md")
@@ -82,4 +83,5 @@ def build(models: Models, page: gr.Blocks) -> None:
                      trigger_mode="multiple", show_progress="minimal", show_progress_on=table)  # fmt: skip
     gr.on([*triggers[1:], stop.click], None, cancels=[run])
     gr.on([left.input, right.input], shown, [found, left, right], wipe, show_progress="hidden")
+    position.input(None, position, wipe, js="at => ({__type__: 'update', slider_position: at})")
     dropped.upload(said(open_file), dropped, [opened, about])

@@ -13,6 +13,7 @@ from homework.codec.search import search_rounds
 from homework.datasets.images import to_float, to_uint8
 from homework.evaluation import metrics
 from homework.evaluation.codecs import Codec, available
+from homework.evaluation.curves import listed
 from homework.evaluation.measure import bit_map, distortion, over
 from homework.studio_tabs.models import Models, Source, command_line
 
@@ -103,7 +104,7 @@ def remarks(found: Comparison, effort: int) -> str:
         * (found.source.original != (H, W)),
         *["Effort 0 takes the encoder's tokens, of its one quality; from 1 on, quality counts."]
         * (effort == 0 and found.file[2] % 16 != ENHANCED_FORMAT),
-        *[f"{' and '.join(above)} cannot make it so small."] * bool(above),
+        *([f"{listed(above)} cannot make it so small."] if above else []),
     ])  # fmt: skip
 
 

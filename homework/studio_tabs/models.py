@@ -1,6 +1,7 @@
 """What all tabs of the page share: a tokenizer, a prior, samples, trainings. Only a new training writes into it, so that any
 number of people may use it at once."""
 
+import dataclasses
 import functools
 import hashlib
 import shlex
@@ -19,9 +20,12 @@ from homework.datasets.image_files import read_image
 from homework.evaluation.pictures import save_picture
 from homework.priors.base import Prior
 from homework.priors.images import trained_size
+from homework.priors.pairs import load_pair
 from homework.studio_tabs.runs import Runs
 from homework.tokenizers.base import Tokenizer
 
+PAIRS = (("BSQPatchAutoEncoder", "AutoregressiveModel"), ("BSQPatchAutoEncoder", "GatedPixelCNN"),
+         ("VQPatchAutoEncoder", "VQAutoregressiveModel"), ("VQPatchAutoEncoder", "VQGatedPixelCNN"))  # fmt: skip
 MOST_PIXELS = 2**16  # of an image on the page, which has to answer at once; the commands take any
 
 
@@ -59,6 +63,16 @@ class Models:
 def load(names: tuple[str, str], tokenizer: Tokenizer, prior: Prior, samples: list[str], folder: Path) -> Models:
     """ValueError if the two do not go together."""
     return Models(names, tokenizer, prior, tuple(samples), folder, Runs(folder / "runs"))
+
+
+@functools.lru_cache(maxsize=len(PAIRS))
+def with_pair(models: Models, names: tuple[str, str]) -> Models:
+    """The same with another tokenizer and prior, loaded when they are first asked for. ValueError or FileNotFoundError if
+    they cannot be."""
+    if names == models.names:
+        return models
+    tokenizer, prior = load_pair(*names, models.tokenizer.device)
+    return dataclasses.replace(models, names=names, tokenizer=tokenizer, prior=prior)
 
 
 def read_source(path: str) -> Source:

@@ -8,6 +8,12 @@ from homework.studio_tabs import coarse_to_fine_tab, compress_tab, digits_tab, s
 from homework.studio_tabs.models import Models
 
 STYLE = """
+:focus-visible { outline: 2px solid #ea580c !important; outline-offset: 1px; }
+body:not(.dark) [role=tab][aria-selected=true] { color: #c2410c; }
+body:not(.dark) .cm-line span { color: #9a3412 !important; }
+.cm-line span { white-space: nowrap; }
+input[type=range]::-webkit-slider-thumb { border: 1px solid #71717a; }
+input[type=range]::-moz-range-thumb { border: 1px solid #71717a; }
 .pixels img { image-rendering: pixelated; }
 .pixels img, #grid img, #drawn img { width: 100% !important; object-fit: contain !important; }
 #generated .image-frame, #completed .image-frame { width: 100%; height: auto; }
@@ -64,6 +70,10 @@ def launch(models: Models, host: str, port: int | None) -> tuple[gr.Blocks, str]
         os.environ[variable] = ",".join(filter(None, [os.environ.get(variable), host, "localhost"]))
     page = build(models)
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    theme.set(body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500",
+              input_placeholder_color="*neutral_500", button_primary_background_fill="*primary_700",
+              button_primary_background_fill_dark="*primary_700", button_primary_background_fill_hover="*primary_800",
+              button_primary_background_fill_hover_dark="*primary_800")  # light text on dark, and dark on light
     try:
         _, address, _ = page.launch(server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
                                     footer_links=[], run_history=False, ssr_mode=False, theme=theme, css=STYLE,

@@ -2,11 +2,14 @@
 
 import dataclasses
 import math
+import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from homework.core import checks, cli
@@ -86,6 +89,14 @@ def grow(models: Models, n: int, settings: Settings, kept: Tensor | None = None,
 def sheet(grown: Grown) -> np.ndarray:
     """(H',W',3) uint8: all images."""
     return on_sheet(in_rows(list(grown.pictures)))
+
+
+def write_archive(grown: Grown, path: Path) -> None:
+    """A ZIP file of all images as PNG files, which are named as by the command."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, picture in enumerate(grown.pictures):
+            with archive.open(f"generation_{i}.png", "w") as file:
+                Image.fromarray(picture).save(file, format="PNG")
 
 
 def surprise(models: Models, grown: Grown) -> str:

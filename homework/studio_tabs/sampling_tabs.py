@@ -1,16 +1,22 @@
 """The tabs Generate and Complete, laid out."""
 
+import tempfile
+from pathlib import Path
+
 import gradio as gr
 
 from homework.studio_tabs import sampling
 from homework.studio_tabs.components import NO_IMAGE, PIXELS, command_box, picker, said, sampling_controls, settings
-from homework.studio_tabs.models import Models, Source, picture_file
+from homework.studio_tabs.models import PAIRS, Models, Source, picture_file, with_pair
 
 
 def build_generate(models: Models) -> None:
     """Lays out the tab in the block that is open."""
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
+            pairs = [models.names, *(names for names in PAIRS if names != models.names)]
+            pair = gr.Dropdown([(" and ".join(names), i) for i, names in enumerate(pairs)], value=0,
+                               label="Tokenizer and prior")  # fmt: skip
             number = gr.Slider(1, sampling.MOST, 4, step=1, label="Images")
             candidates = gr.Slider(1, sampling.CANDIDATES, 1, step=1, label="Candidates for each image",
                                    info="kept: the one whose bits are nearest to the mean of the data")  # fmt: skip
@@ -19,16 +25,21 @@ def build_generate(models: Models) -> None:
         with gr.Column(scale=3, min_width=320):
             sheet = _sheet("generated")
             costs = gr.Markdown(elem_classes="costs")
+            file = gr.DownloadButton("Download all images as PNG files, in a ZIP file", size="sm", interactive=False)
             box = command_box(sampling.generate_command(models, 4, sampling.Settings()), "docs/generation.md")
 
-    def generate(number: float, candidates: float, *values: float):
-        chosen, n = settings(*values), int(candidates)
-        command = sampling.generate_command(models, int(number), chosen, n)
-        for grown in sampling.grow(models, int(number), chosen, None, n):
-            yield picture_file(models, sampling.sheet(grown), "sheet"), sampling.surprise(models, grown), command
+    def generate(pair: int, number: float, candidates: float, *values: float):
+        chosen, n, taken = settings(*values), int(candidates), with_pair(models, pairs[pair])
+        command, none = sampling.generate_command(taken, int(number), chosen, n), gr.DownloadButton(interactive=False)
+        for grown in sampling.grow(taken, int(number), chosen, None, n):
+            shown = picture_file(models, sampling.sheet(grown), "sheet"), sampling.surprise(taken, grown), command
+            yield *shown, none
+        path = Path(tempfile.mkdtemp(dir=models.folder), "generated.zip")
+        sampling.write_archive(grown, path)
+        yield *shown, gr.DownloadButton(value=str(path), interactive=True)  # all again: a slow page may see but the last
 
-    run = start.click(said(generate), [number, candidates, *controls], [sheet, costs, box], show_progress="minimal",
-                      show_progress_on=costs)  # fmt: skip
+    run = start.click(said(generate), [pair, number, candidates, *controls], [sheet, costs, box, file],
+                      show_progress="minimal", show_progress_on=costs)  # fmt: skip
     stop.click(None, cancels=[run])
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from homework.bsq import BSQPatchAutoEncoder
+from homework.core import checks
 from homework.core.model import ordinary_tensors
 from homework.datasets.images import to_float
 from homework.evaluation import metrics
@@ -53,6 +54,20 @@ def at_pixel(models: Models, view: View, x: int, y: int) -> View:
     """Looks at the position under a pixel of what :func:`draw` draws."""
     (P, Q), (h, w) = models.tokenizer.patch_shape, view.grid.shape
     return dataclasses.replace(view, position=(min(y // (P * SCALE), h - 1), min(x // (Q * SCALE), w - 1)))
+
+
+def at_position(view: View, row: int, column: int) -> View:
+    """Looks at another position; ValueError if there is none such."""
+    h, w = view.grid.shape
+    checks.integer(0, h - 1, **{"The row": row})
+    checks.integer(0, w - 1, **{"The column": column})
+    return dataclasses.replace(view, position=(row, column))
+
+
+def put(models: Models, view: View, token: int) -> View:
+    """As :func:`replace`; ValueError if the tokenizer has no such token."""
+    checks.integer(0, models.tokenizer.n_tokens - 1, **{"The token": token})
+    return replace(view, token)
 
 
 def replace(view: View, token: int) -> View:
