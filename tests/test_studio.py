@@ -333,6 +333,17 @@ def test_generate_twice_and_complete(window):
     window.get_by_role("button", name="Generate", exact=True).click()
     window.locator(".toast-body", has_text="--seed is -1, but must be an integer from 0").wait_for()
     assert np.array_equal(*(np.asarray(Image.open(io.BytesIO(data))) for data in shown[::2])) and shown[1] != shown[0]
+    window.get_by_label("Seed").locator("visible=true").fill("0")
+
+    def choose(field: str, name: str, prior: str) -> None:
+        window.get_by_label(field, exact=True).click()
+        window.get_by_role("option", name=name, exact=True).click()
+        window.wait_for_function("prior => [...document.querySelectorAll('input')].some(i => i.value == prior)", arg=prior)
+
+    choose("Tokenizer", "BSQPatchAutoEncoder", "AutoregressiveModel")  # the first prior over its grids
+    choose("Prior", "VQGatedPixelCNN", "VQGatedPixelCNN")
+    window.get_by_role("button", name="Generate", exact=True).click()
+    window.locator(".toast-body", has_text="VQGatedPixelCNN was trained on the grids of another tokenizer").wait_for()
     window.get_by_role("tab", name="Complete").click()
     window.get_by_role("button", name="Complete", exact=True).click()
     window.locator(".costs.prose:visible", has_text="nats").wait_for()

@@ -14,9 +14,10 @@ def build_generate(models: Models) -> None:
     """Lays out the tab in the block that is open."""
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
-            pairs = [models.names, *(names for names in PAIRS if names != models.names)]
-            pair = gr.Dropdown([(" and ".join(names), i) for i, names in enumerate(pairs)], value=0,
-                               label="Tokenizer and prior")  # fmt: skip
+            pairs = dict.fromkeys([models.names, *PAIRS])
+            with gr.Row():
+                tokenizer, prior = (gr.Dropdown(list(dict.fromkeys(names)), value=names[0], label=label, min_width=200)
+                                    for names, label in zip(zip(*pairs, strict=True), ("Tokenizer", "Prior"), strict=True))
             number = gr.Slider(1, sampling.MOST, 4, step=1, label="Images")
             candidates = gr.Slider(1, sampling.CANDIDATES, 1, step=1, label="Candidates for each image",
                                    info="kept: the one whose bits are nearest to the mean of the data")  # fmt: skip
@@ -28,8 +29,13 @@ def build_generate(models: Models) -> None:
             file = gr.DownloadButton("Download all images as PNG files, in a ZIP file", size="sm", interactive=False)
             box = command_box(sampling.generate_command(models, 4, sampling.Settings()), "docs/generation.md")
 
-    def generate(pair: int, number: float, candidates: float, *values: float):
-        chosen, n, taken = settings(*values), int(candidates), with_pair(models, pairs[pair])
+    def first_prior(tokenizer: str, prior: str) -> str:
+        """As chosen, if it is over that tokenizer's grids."""
+        known = [name for other, name in pairs if other == tokenizer]
+        return prior if prior in known else known[0]
+
+    def generate(tokenizer: str, prior: str, number: float, candidates: float, *values: float):
+        chosen, n, taken = settings(*values), int(candidates), with_pair(models, (tokenizer, prior))
         command, none = sampling.generate_command(taken, int(number), chosen, n), gr.DownloadButton(interactive=False)
         for grown in sampling.grow(taken, int(number), chosen, None, n):
             shown = picture_file(models, sampling.sheet(grown), "sheet"), sampling.surprise(taken, grown), command
@@ -38,7 +44,8 @@ def build_generate(models: Models) -> None:
         sampling.write_archive(grown, path)
         yield *shown, gr.DownloadButton(value=str(path), interactive=True)  # all again: a slow page may see but the last
 
-    run = start.click(said(generate), [pair, number, candidates, *controls], [sheet, costs, box, file],
+    tokenizer.input(first_prior, [tokenizer, prior], prior, show_progress="hidden")
+    run = start.click(said(generate), [tokenizer, prior, number, candidates, *controls], [sheet, costs, box, file],
                       show_progress="minimal", show_progress_on=costs)  # fmt: skip
     stop.click(None, cancels=[run])
 
