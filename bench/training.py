@@ -1,6 +1,7 @@
 """Updates of ``homework.train``, next to the same updates fed naively and without keep_memory.
 
-That setting holds for a whole process, so each way runs in one of its own: ``python -m bench.training MODEL fast|baseline``.
+That setting holds for a whole process, so each way runs in one of its own: ``python -m bench.training MODEL
+fast|baseline|bfloat16``.
 """
 
 import inspect
@@ -40,6 +41,8 @@ def measure(data: Path) -> Iterator[Line]:
         share, baseline_share = (100 * r["feeding"] / r["update"] for r in (fast, baseline))
         note = f"feeding is {share:.2g} % of an update (the aim: under 5 %), and {baseline_share:.2g} % in the baseline"
         yield Line(f"training {name}, batch {BATCH}", BATCH / fast["update"], BATCH / baseline["update"], ways, [note])
+        half = BATCH / child(name, "bfloat16", data.parent)["update"]
+        yield Line("  --precision bfloat16", half, BATCH / fast["update"], "bfloat16 | float32", [])
 
 
 def child(name: str, way: str, folder: Path) -> dict[str, float]:
@@ -60,6 +63,7 @@ def updates(name: str, way: str) -> dict[str, float]:
         devices.keep_memory = lambda: None
     path = checkpoint_path(name)
     settings = {k: p.default for k, p in inspect.signature(train.train).parameters.items() if k not in ("resume", "config")}
+    settings |= {"precision": "bfloat16" if way == "bfloat16" else "float32"}
     settings |= {"model": str(path) if path.is_file() else name, "options": {}, "batch_size": BATCH, "device": "cpu"}
     run, feeding_seconds, update_seconds = loop.Run(settings), [], []
 
