@@ -305,9 +305,14 @@ def test_compress(window, folder):
         window.get_by_role("button", name="Download image.hwi").click()
     data = Path(download.value.path()).read_bytes()
     window.get_by_text("Look at a file").click()
-    drop = window.locator("#open input[type=file]")
-    drop.set_input_files({"name": "x.hwi", "mimeType": "application/octet-stream", "buffer": data[:-3] + b"abc"})
+    drop, picture = window.locator("#open input[type=file]"), window.locator("#open img")
+    for name, content in ("x.hwi", data), ("damaged.hwi", data[:-3] + b"abc"):
+        drop.set_input_files({"name": name, "mimeType": "application/octet-stream", "buffer": content})
+        if content is data:
+            picture.wait_for()
+            window.locator("#open").get_by_label("Clear").click()
     window.locator(".toast-body", has_text="The file").wait_for()
+    picture.wait_for(state="detached")
     assert "Traceback" not in window.content()
 
 

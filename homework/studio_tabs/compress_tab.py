@@ -84,4 +84,5 @@ def build(models: Models, page: gr.Blocks) -> None:
     gr.on([*triggers[1:], stop.click], None, cancels=[run])
     gr.on([left.input, right.input], shown, [found, left, right], wipe, show_progress="hidden")
     position.input(None, position, wipe, js="at => ({__type__: 'update', slider_position: at})")
-    dropped.upload(said(open_file), dropped, [opened, about])
+    emptied = dropped.upload(lambda: (None, ""), None, [opened, about])  # what is damaged has no picture
+    emptied.then(said(open_file), dropped, [opened, about])
