@@ -381,7 +381,8 @@ def test_tokens(window):
 
 
 def test_digits(window):
-    """A digit is drawn by the mouse and by the keyboard, and ended twice by one seed; a click shows what is seen there."""
+    """A digit is drawn by the mouse and by the keyboard, and ended twice by one seed; what is seen of the
+    pixel under the pointer is shown."""
     window.get_by_role("tab", name="Digits").click()
     downloaded = [b""]
 
@@ -424,8 +425,9 @@ def test_digits(window):
     assert shown[0] == shown[2] != shown[1]
     field = window.locator(".field img").first
     box = field.bounding_box()
-    field.click(position={"x": box["width"] * 3.5 / 28, "y": box["height"] * 20.5 / 28})
-    window.locator("#field", has_text="Row 20, column 3").wait_for()
+    for row, column, point in (9, 5, field.hover), (20, 3, field.click):
+        point(position={"x": box["width"] * (column + 0.5) / 28, "y": box["height"] * (row + 0.5) / 28})
+        window.locator("#field", has_text=f"Row {row}, column {column} ").wait_for()
     window.locator(".cm-content:visible", has_text="--row 20 --column 3").wait_for()
 
 

@@ -54,6 +54,20 @@ canvas.addEventListener("keydown", event => {
 watch(["value", "rows"], () => { ink = [...props.value]; show(); });
 show();
 """
+# the pixel under the pointer is chosen as by the sliders of its row and column
+FOLLOWING = """
+document.addEventListener("pointermove", event => {
+    const picture = event.target.closest?.(".field")?.querySelector("img"), box = picture?.getBoundingClientRect();
+    const at = box && [(event.clientY - box.top) / box.height, (event.clientX - box.left) / box.width];
+    if (!box || Math.min(...at) < 0 || Math.max(...at) >= 1) return;
+    ["#field_row", "#field_column"].forEach((id, i) => {
+        const slider = document.querySelector(`${id} input[type=range]`), value = Math.floor(side * at[i]);
+        if (slider.value == value) return;
+        slider.value = value;
+        slider.dispatchEvent(new Event("input", {bubbles: true}));
+    });
+});
+"""
 BLANK = "0" * digits.SIDE**2
 
 
@@ -62,8 +76,8 @@ def build(models: Models, tab: gr.Tab) -> None:
     device = models.tokenizer.device
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
-            pad = gr.HTML(digits.to_pad(digits.example(2)), html_template=PAD, js_on_load=DRAWING, rows=digits.ROWS,
-                          label=HINT, elem_id="pad")  # fmt: skip
+            pad = gr.HTML(digits.to_pad(digits.example(2)), html_template=PAD, js_on_load=DRAWING + FOLLOWING,
+                          rows=digits.ROWS, label=HINT, elem_id="pad")  # fmt: skip
             gr.Markdown(HINT)
             clear = gr.Button("Clear", size="sm")
             begin = gr.Dropdown(["", *map(str, range(10))], value="", label="Or begin with the digit")
@@ -77,15 +91,15 @@ def build(models: Models, tab: gr.Tab) -> None:
             costs = gr.Markdown(elem_classes="costs")
             file = gr.DownloadButton("Download digit.png, the drawing", size="sm")
             box = command_box(digits.endings_command(name.value, digits.ROWS, sampling.Settings()), "docs/priors.md")
-            gr.Markdown("### What a layer sees\nClick a pixel, or choose its row and column: which of the pixels before it "
-                        "does its prediction depend on?")  # fmt: skip
+            gr.Markdown("### What a layer sees\nPoint at a pixel, or choose its row and column: which of the pixels before "
+                        "it does its prediction depend on?")  # fmt: skip
             with gr.Row():
                 maps = [gr.Image(label=label, interactive=False, elem_classes=[PIXELS, "field"], buttons=[], min_width=140)
                         for label in ("PixelCNN", "Gated PixelCNN")]  # fmt: skip
             about = gr.Markdown(elem_id="field")
             with gr.Row():
-                row, column = (gr.Slider(0, digits.SIDE - 1, digits.SIDE // 2, step=1, label=label, min_width=200)
-                               for label in ("Row", "Column"))  # fmt: skip
+                row, column = (gr.Slider(0, digits.SIDE - 1, digits.SIDE // 2, step=1, label=label, min_width=200,
+                                         elem_id=f"field_{label.lower()}") for label in ("Row", "Column"))  # fmt: skip
                 depth = gr.Slider(1, digits.MOST_DEPTH, digits.DEPTH, step=1, label="Layers", min_width=200)
             field_box = command_box("", "docs/priors.md")
 
