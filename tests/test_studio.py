@@ -424,9 +424,13 @@ def test_digits(window):
         shown.append(window.request.get(src(window, "#endings")).body())
     assert shown[0] == shown[2] != shown[1]
     field = window.locator(".field img").first
-    box = field.bounding_box()
-    for row, column, point in (9, 5, field.hover), (20, 3, field.click):
-        point(position={"x": box["width"] * (column + 0.5) / 28, "y": box["height"] * (row + 0.5) / 28})
+    for row, column, point, width in (9, 5, field.hover, 1600), (11, 7, field.hover, 800), (20, 3, field.click, 1280):
+        window.set_viewport_size({"width": width, "height": 720})
+        field.scroll_into_view_if_needed()
+        box = field.bounding_box()  # the square picture is in its middle
+        pixel = min(box["width"], box["height"]) / 28
+        x, y = ((box[side] / 2 + (at - 13.5) * pixel) for side, at in (("width", column), ("height", row)))
+        point(position={"x": x, "y": y})
         window.locator("#field", has_text=f"Row {row}, column {column} ").wait_for()
     window.locator(".cm-content:visible", has_text="--row 20 --column 3").wait_for()
 

@@ -57,9 +57,11 @@ show();
 # the pixel under the pointer is chosen as by the sliders of its row and column
 FOLLOWING = """
 document.addEventListener("pointermove", event => {
-    const picture = event.target.closest?.(".field")?.querySelector("img"), box = picture?.getBoundingClientRect();
-    const at = box && [(event.clientY - box.top) / box.height, (event.clientX - box.left) / box.width];
-    if (!box || Math.min(...at) < 0 || Math.max(...at) >= 1) return;
+    const box = event.target.closest?.(".field")?.querySelector("img")?.getBoundingClientRect();
+    if (!box) return;
+    const size = Math.min(box.width, box.height);  // the square picture is in the middle of what may be wider
+    const at = [event.clientY - box.top - box.height / 2, event.clientX - box.left - box.width / 2].map(x => x / size + 0.5);
+    if (Math.min(...at) < 0 || Math.max(...at) >= 1) return;
     ["#field_row", "#field_column"].forEach((id, i) => {
         const slider = document.querySelector(`${id} input[type=range]`), value = Math.floor(side * at[i]);
         if (slider.value == value) return;
