@@ -15,12 +15,14 @@ from io import FileIO
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import IO
 
+from PIL import Image
 from tqdm import tqdm
 
 from homework.core import checks, cli
 from homework.datasets import mnist as idx
 from homework.datasets.decoding import decode
 from homework.datasets.image_files import SPLITS, images_in, is_hidden, is_image, read_dataset_json, report_bad_images
+from homework.datasets.near_copies import NearCopies
 
 URL = "https://utexas.box.com/shared/static/qubjm5isldqvyimfj9rsmbnvnbezwcv4.zip"
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist"
@@ -28,25 +30,27 @@ Opener = Callable[[], IO[bytes]]
 Entries = list[tuple[PurePath, Opener]]  # the path of a file, and what opens it for reading
 
 
-def download(dir: str = "data", url: str = URL, *, replace: bool = False) -> None:
+def download(dir: str = "data", url: str = URL, *, distinct: float = 0.0, replace: bool = False) -> None:
     """Downloads the course's SuperTuxKart frames (about 500 MB) and unpacks them into DIR/train and DIR/valid. The
     same command resumes a download that was cut off.
 
     Examples:
-        python -m homework.data download
+        python -m homework.data download --distinct 2
         python -m homework.data download --dir elsewhere --replace
 
     Args:
         dir: the folder to unpack into.
         url: the address of the zip.
+        distinct: leave out of train what hardly differs from an image before it, see python -m homework.data import --help.
         replace: replace the folders train and valid if they exist.
     """
     folder = Path(dir)
     part = folder / "supertux_data.zip.part"
+    check_distinct(distinct)
     _check_free(folder, SPLITS, replace)
     fetch(url, part)
     try:
-        import_(part, folder, replace=replace)
+        import_(part, folder, distinct=distinct, replace=replace)
     except ValueError as error:
         part.unlink()
         raise ValueError(f"{url} sent a broken file, now removed; run the same command again. ({error})") from error
@@ -77,8 +81,8 @@ def mnist(dir: str = "data", url: str = MNIST_URL, *, replace: bool = False) -> 
             part.unlink()
 
 
-def import_(zip_or_folder: str | Path, dir: str | Path = "data", *, valid_every: int = 20, skip_bad: bool = False,
-            replace: bool = False) -> None:  # fmt: skip
+def import_(zip_or_folder: str | Path, dir: str | Path = "data", *, valid_every: int = 20, distinct: float = 0.0,
+            skip_bad: bool = False, replace: bool = False) -> None:  # fmt: skip
     """Puts images that you already have into DIR/train and DIR/valid, and MNIST's files into DIR/mnist.
 
     Examples:
@@ -91,6 +95,8 @@ def import_(zip_or_folder: str | Path, dir: str | Path = "data", *, valid_every:
             MNIST's files.
         dir: the folder to put them into.
         valid_every: one image in so many goes into valid, where the source itself does not say.
+        distinct: leave out of train what hardly differs from an image before it: by less than so many of 255 grey levels,
+            in root mean square over 10x15 pixels, as 2; by default nothing.
         skip_bad: leave out images that are damaged; by default they are copied like the others, and nothing is decoded.
         replace: replace the folders train and valid if they exist.
     """
@@ -98,6 +104,8 @@ def import_(zip_or_folder: str | Path, dir: str | Path = "data", *, valid_every:
     if not source.exists():
         raise FileNotFoundError(f"There is no file or folder {source}.")
     cli.at_least(2, valid_every=valid_every)
+    check_distinct(distinct)
+    how = folder, replace, skip_bad, distinct
     if source.is_dir():
         images, paths = sorted(images_in(source)), [path for path in sorted(source.rglob("*")) if path.is_file()]
         digits = {path.name.removesuffix(".gz"): path for path in reversed(paths)}  # the first of several stays
@@ -105,16 +113,20 @@ def import_(zip_or_folder: str | Path, dir: str | Path = "data", *, valid_every:
             _put_idx(digits, folder, replace)
         if not digits or images:
             entries: Entries = [(path.relative_to(source), partial(FileIO, path)) for path in images]
-            _put(_by_split(entries, source, valid_every), folder, replace, skip_bad)
+            _put(_by_split(entries, source, valid_every), *how)
     elif source.suffix.lower() == ".json":
         entries = [(Path(path), partial(FileIO, path)) for path in read_dataset_json(source)]
-        _put(_share_out(entries, source, valid_every), folder, replace, skip_bad)
+        _put(_share_out(entries, source, valid_every), *how)
     else:
         try:
             with zipfile.ZipFile(source) as archive:
-                _put(_by_split(_zip_entries(archive, source), source, valid_every), folder, replace, skip_bad)
+                _put(_by_split(_zip_entries(archive, source), source, valid_every), *how)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
             raise ValueError(f"{source} is not a zip, or a damaged one ({error}).") from error
+
+
+def check_distinct(distinct: float) -> None:
+    checks.require("a number from 0 to 255", lambda v: checks.is_number(v) and 0 <= v <= 255, {"--distinct": distinct})
 
 
 def fetch(url: str, part: Path, what: str = "ZIP") -> None:
@@ -200,32 +212,39 @@ def _share_out(entries: Entries, source: Path, valid_every: int) -> dict[str, Op
     return {f"{SPLITS[i % every == 0]}/{i:06d}_{path.name}": opener for i, (path, opener) in numbered}
 
 
-def _put(members: dict[str, Opener], folder: Path, replace: bool, skip_bad: bool) -> None:
-    """Writes ``{"train/name.jpg": opener}`` into ``folder``, damaged images unless ``skip_bad``; after an error, nothing."""
-    bad: dict[str, str] = {}  # what is wrong, by name
-    splits = sorted({name.split("/")[0] for name in members})
+def _put(members: dict[str, Opener], folder: Path, replace: bool, skip_bad: bool, distinct: float) -> None:
+    """Writes ``{"train/name.jpg": opener}`` into ``folder``, damaged images unless ``skip_bad``, near-copies for training
+    unless they are to be ``distinct``; after an error, nothing."""
+    bad, written, n_copies = list[str](), list[str](), 0
+    splits, near = sorted({name.split("/")[0] for name in members}), NearCopies(distinct)
     with _new_folders(folder, splits, replace) as new:
         for name, opener in tqdm(members.items(), desc="copying", unit="img"):
             (new / name).parent.mkdir(parents=True, exist_ok=True)
-            with opener() as read, open(new / name, "wb") as written:
-                shutil.copyfileobj(read, written)
-            if skip_bad and (why := _damage(new / name, name)):
-                bad[name] = why
-                (new / name).unlink()
-        report_bad_images([*bad.values()], len(members), skip_bad)
-    members = {name: opener for name, opener in members.items() if name not in bad}
+            with opener() as read, open(new / name, "wb") as file:
+                shutil.copyfileobj(read, file)
+            image = _decoded(new / name, name) if skip_bad or distinct else None
+            if skip_bad and isinstance(image, str):
+                bad.append(image)
+            elif distinct and name.startswith("train/") and isinstance(image, Image.Image) and near.has(image):
+                n_copies += 1
+            else:
+                written.append(name)
+                continue
+            (new / name).unlink()
+        report_bad_images(bad, len(members), skip_bad)
+    if n_copies:
+        print(f"Left out of {folder / 'train'}: {checks.count(n_copies, 'image')} that hardly differ from one before.")
     for split in splits:
-        print(f"{folder / split}: {checks.count(sum(name.startswith(split) for name in members), 'image')}")
+        print(f"{folder / split}: {checks.count(sum(name.startswith(split) for name in written), 'image')}")
 
 
-def _damage(path: Path, name: str) -> str:
-    """Why an image called ``name`` cannot be read; "" if it can."""
+def _decoded(path: Path, name: str) -> Image.Image | str:
+    """An image called ``name``, or why it cannot be read."""
     try:
         with open(path, "rb") as stream:
-            decode(stream, name)
+            return decode(stream, name)[0]
     except ValueError as error:
         return str(error)
-    return ""
 
 
 @contextlib.contextmanager

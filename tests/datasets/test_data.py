@@ -19,6 +19,7 @@ from homework.core.files import write
 from homework.datasets import download, images
 from homework.datasets.image_files import image_paths, read_image
 from homework.datasets.images import ImageDataset, to_float, to_uint8
+from homework.datasets.near_copies import NearCopies
 from homework.datasets.tokens import TokenDataset
 
 SIZE = (6, 8)
@@ -635,3 +636,43 @@ def test_download_says_what_is_wrong(tmp_path, serve):
     with pytest.raises(ValueError, match="broken file, now removed"):
         download.download(tmp_path / "data", serve(content=b"<html>Please log in</html>"))
     assert files(tmp_path / "data") == []
+
+
+# --- near-copies ------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 255), min_size=1, max_size=30), st.floats(0.5, 60))
+def test_near_copies_are_near_what_is_kept_and_what_is_kept_is_not(greys, distance):
+    """Of plain images, whose distance is that of their greys."""
+    near, kept = NearCopies(distance), list[int]()
+    for grey in greys:
+        left_out = near.has(Image.new("L", (30, 20), grey))
+        assert left_out == any(abs(grey - other) < distance for other in kept)
+        kept += [] if left_out else [grey]
+
+
+def test_more_are_remembered_than_there_was_room_for():
+    near, draw = NearCopies(1), np.random.default_rng(0)
+    frames = [Image.fromarray(draw.integers(0, 256, (10, 15, 3), np.uint8)) for _ in range(1100)]
+    assert not any(map(near.has, frames)) and all(map(near.has, frames))
+
+
+def test_import_of_distinct_images(tmp_path, capsys):
+    """Frames of three scenes, each with a little noise; those to validate on stay."""
+    draw = np.random.default_rng(0)
+    for split in "train", "valid":
+        (tmp_path / "in" / split).mkdir(parents=True)
+        for i in range(12):
+            x = np.full((20, 30, 3), 60 * (i % 3) + 30) + draw.integers(-2, 3, (20, 30, 3))
+            Image.fromarray(x.astype(np.uint8)).save(tmp_path / f"in/{split}/{i:02}.png")
+    (tmp_path / "in/train/99.png").write_bytes(b"damaged")  # copied like the others
+    download.import_(tmp_path / "in", tmp_path / "all")
+    assert len(files(tmp_path / "all")) == 25
+    capsys.readouterr()
+    download.import_(tmp_path / "in", tmp_path / "out", distinct=2)
+    valid = [f"valid/{i:02}.png" for i in range(12)]
+    assert files(tmp_path / "out") == ["train/00.png", "train/01.png", "train/02.png", "train/99.png", *valid]
+    assert "9 images that hardly differ from one before" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--distinct"):
+        download.import_(tmp_path / "in", tmp_path / "out", distinct=-1, replace=True)
