@@ -9,7 +9,10 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-BITS, MEANING, MAXIMUM, PLANES, NUMBERS = 258, 262, 281, 284, 339  # tags of TIFF
+from homework.datasets import colour_spaces
+
+BITS, MEANING, MAXIMUM, PLANES, NUMBERS, PROFILE = 258, 262, 281, 284, 339, 34675  # tags of TIFF
+YCBCR, CIELAB = 6, 8  # values of MEANING
 KINDS = {1: "unsigned integers", 2: "signed integers", 3: "floats"}
 PLUGINS = {".jxl": "pillow-jxl-plugin", ".heic": "pillow-heif", ".heif": "pillow-heif"}  # what Pillow needs for these
 SIXTEEN_BITS = ("PNG", "PPM", "TIFF", "JPEG2000", "JXL")  # formats whose greys of 16 bits Pillow reads rightly
@@ -78,13 +81,18 @@ def to_rgb(image: Image.Image, name: str | Path, in_place: bool = False) -> Imag
     """An image of Pillow, in its current frame, as :func:`decode` returns it; ``in_place`` turns it itself upright, not a
     copy. :class:`Unreadable` if it is unknown how bright its numbers are."""
     tags = _tags(image.tag_v2) if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
-    if (layout := _unknown(image, tags)) is not None:
+    if (layout := _unknown(image, tags) or _unlike_pillow(image)) is not None:
         raise _refused(name, layout)
+    try:
+        profile = _profile(image)
+    except ValueError as error:
+        raise _refused(name, str(error)) from None
+    if image.mode == "L" and (depth := _raw_mode(image)) in ("L;2", "L;4") and "transparency" in image.info:
+        image.info["transparency"] *= 255 // (2 ** int(depth[2]) - 1)  # as the pixels will be
     if in_place:
         ImageOps.exif_transpose(image, in_place=True)  # a copy of a photo would take 100 MB
     else:
         image = ImageOps.exif_transpose(image)
-    profile = image.info.get("icc_profile")
     return _to_rgb(_to_8_bits(image, tags) if image.mode.startswith("I") else image, profile)
 
 
@@ -133,11 +141,43 @@ def _unknown(file: Image.Image, tags: dict[int, tuple]) -> str | None:
     if file.mode == "F" or (file.mode.startswith("I") and (bits > 16 or not sixteen)):
         return "floats or 32 bits a pixel, of unknown white"
     in_planes = channels > 1 and tags.get(PLANES) == (2,)
+    if in_planes and tags.get(MEANING) in ((YCBCR,), (CIELAB,)):  # of which Pillow takes the planes for others
+        return _layout(tags)
     if set(tags.get(NUMBERS, (1,))) != {1} or (in_planes and (bits > 8 or file.mode == "LA")):
         return _layout(tags)
     if channels > 1 and bits > 8 and _depth(tags) < bits:
         return f"{_depth(tags)} of {_layout(tags)}"
     return _layout(tags) if bits > 16 else None
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How a file that is not yet decoded has its pixels, as Pillow calls it; "" if it does not say."""
+    arguments = image.tile[0].args if isinstance(image, ImageFile.ImageFile) and image.tile else None
+    arguments = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return arguments if isinstance(arguments, str) else ""
+
+
+def _unlike_pillow(file: Image.Image) -> str | None:
+    """What a file that is not yet decoded has, besides TIFF's, of which Pillow would make other pixels; None for others."""
+    if file.format == "PNG" and "transparency" in file.info and _raw_mode(file) == "RGB;16B":
+        return "16 bits a channel, and one colour for what is transparent"
+    if file.format == "JPEG2000" and file.mode != "I;16" and (bits := _bits_of_jpeg2000(file)) != 8:
+        return f"{bits or 'several numbers of'} bits a channel, as JPEG 2000"  # white would become black, or grey
+    return None
+
+
+def _bits_of_jpeg2000(file: Image.Image) -> int:
+    """Of each channel, as the head of the file says; 0 if they differ. 8 if it has been read and closed."""
+    stream = getattr(file, "fp", None)
+    if stream is None or getattr(stream, "closed", False):
+        return 8
+    at = stream.tell()
+    stream.seek(0)
+    head = stream.read(256)
+    stream.seek(at)
+    _, boxed, image_header = head.partition(b"ihdr")  # height (4), width (4), channels (2), bits - 1 and a sign
+    bits = (image_header[10:11] if boxed else head[42:43]) or b"\x07"
+    return 0 if bits == b"\xff" else bits[0] % 128 + 1
 
 
 def _depth(tags: dict[int, tuple]) -> int:
@@ -155,6 +195,14 @@ def _to_8_bits(image: Image.Image, tags: dict[int, tuple]) -> Image.Image:
 
 
 # --- colour ---------------------------------------------------------------------------------------------------------------
+
+
+def _profile(image: Image.Image) -> bytes | None:
+    """The ICC profile of an image in its current frame. ValueError, which says what it has, if it is in no space of which
+    there is one."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose info has that of any page that was looked at
+        return image.tag_v2.get(PROFILE)
+    return image.info.get("icc_profile") or colour_spaces.profile_of(image)
 
 
 def _to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, features
+from PIL import Image, ImageCms, TiffImagePlugin, features
 
 from homework.datasets import decoding, image_files
 from homework.datasets.decoding import readable_suffixes
@@ -110,6 +110,60 @@ def test_greys_of_more_than_8_bits_in_other_formats(tmp_path, name, white):
     else:
         Image.fromarray(grey).save(tmp_path / name)
     assert np.abs(read_image(tmp_path / name)[..., 0] - grey * 255.0 / white).max() < 1.1
+
+
+def png(numbers: np.ndarray, bits: int, kind: int, clear: bytes) -> bytes:
+    """A PNG file of (H,W,C) numbers of so many bits, with tRNS."""
+    H, W, C = numbers.shape
+    rows = [b"\0" + packed(row.reshape(1, -1), bits, ">") for row in numbers]
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", W, H, bits, kind, 0, 0, 0), b"tRNS": clear,
+              b"IDAT": zlib.compress(b"".join(rows)), b"IEND": b""}  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks.items())
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_the_transparent_grey_of_a_png_of_any_depth_is_white(tmp_path, bits):
+    white = 2**bits - 1
+    grey = noise(16, 16, 1, high=white + 1)
+    for clear in (0, white // 2, white, int(grey[3, 3, 0])):
+        (tmp_path / "a.png").write_bytes(png(grey, bits, 0, struct.pack(">H", clear)))
+        expected = np.where(grey == clear, 255, grey * 255.0 / white)
+        assert np.abs(read_image(tmp_path / "a.png") - expected).max() < 1.1
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_the_transparent_colour_of_a_png_is_white_or_refused_by_name(tmp_path, bits):
+    colours = noise(5, 5, 3, high=2**bits)
+    colours[0, 1] = colours[0, 0] ^ 1  # of which the upper bytes are those of the clear one
+    (tmp_path / "a.png").write_bytes(png(colours, bits, 2, struct.pack(">3H", *colours[0, 0])))
+    if bits == 16:
+        with pytest.raises(ValueError, match="a.png cannot be read: it has 16 bits a channel, and one colour for what is"):
+            read_image(tmp_path / "a.png")
+    else:
+        colours[0, 0] = 255
+        assert np.array_equal(read_image(tmp_path / "a.png"), colours)
+
+
+@pytest.mark.parametrize("suffix, head", [("jp2", b"ihdr"), ("j2k", b"\xff\x51")])
+@pytest.mark.parametrize("bits, mode", [(16, "RGB"), (12, "RGB"), (4, "RGB"), (7, "L"), (1, "L"), (16, "LA")])
+def test_jpeg_2000_of_a_depth_that_pillow_misreads_is_refused_by_name(tmp_path, suffix, head, bits, mode):
+    """Pillow makes black of white where there are more bits than 8, and grey where there are fewer."""
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(noise(16, 16, 3).astype(np.uint8)).convert(mode).save(path)
+    read_image(path)
+    data = bytearray(path.read_bytes())
+    data[data.index(head) + (14 if suffix == "jp2" else 40)] = bits - 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=f"cannot be read: it has {bits} bits a channel, as JPEG 2000; convert it"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("meaning", [6, 8])  # YCbCr, CIELAB
+def test_colours_in_planes_that_are_not_red_green_and_blue_are_refused_by_name(tmp_path, meaning):
+    (tmp_path / "a.tif").write_bytes(tiff(noise(4, 4, 3), 8, "<", {262: [meaning], 530: [1, 1]}, True, False))
+    with pytest.raises(ValueError, match=f"photometric interpretation {meaning}, in planes"):
+        read_image(tmp_path / "a.tif")
 
 
 @pytest.mark.skipif(not FAULTS.is_dir(), reason="the files that once came out wrong are not beside the checkout")
@@ -214,6 +268,21 @@ def pages(path, n: int = 3) -> list[np.ndarray]:
     first, *others = map(Image.fromarray, frames)
     first.save(path, save_all=True, append_images=others)
     return frames
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_page_has_its_own_profile_or_none(tmp_path, which):
+    """Not that of another page, which is looked at before or after it."""
+    pixels = noise(*SIZE, 3).astype(np.uint8)
+    page, path = Image.fromarray(pixels), tmp_path / "a.tif"
+    others = [page.copy(), page.copy()]
+    others[which].encoderinfo = {"icc_profile": profile(1, SRGB)}
+    with TiffImagePlugin.AppendingTiffWriter(path, True) as file:
+        for other in others:
+            other.save(file, format="TIFF", **getattr(other, "encoderinfo", {}))
+            file.newFrame()
+    assert np.array_equal(read_image(path, frame=1 - which), pixels)
+    assert read_image(path, frame=which).mean() > pixels.mean() + 30
 
 
 @pytest.mark.parametrize("suffix", ["gif", "tif", "webp", "png"])
