@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def compress_files(compressor: Compressor, paths: list[str], output: str, *, pac
     compressed, the bytes of their own files, and, unless ``quiet``, their mean PSNR in dB. ValueError if images are bad or
     have one path, or the file does not decode; then nothing is written."""
     names, kept, original, psnrs = dict(zip(paths, names_below(paths), strict=True)), [], 0, []
-    with files.replacing(output) as temporary, open(temporary, "wb") as file:
+    with ExitStack() as until_replaced, files.replacing(output) as temporary, open(temporary, "wb") as file:
         shared = left_out is None  # one of many archives, which are the same with any number of threads, is not
         bad, writer = [], ArchiveWriter(file, compressor.models) if pack else None
         n_old, read = _copy(old, writer) if old and writer else (0, None)
@@ -73,6 +73,8 @@ def compress_files(compressor: Compressor, paths: list[str], output: str, *, pac
             except ValueError as error:
                 raise ValueError(f"{output} is not written, for it would not decode to the tokens that were coded: "
                                  f"{error}") from error  # fmt: skip
+        if old:  # of two that append at once, the second looks when the first one's archive is in place
+            until_replaced.enter_context(files.locked(old))
         if old and _version(os.stat(old)) != read:
             raise ValueError(f"{old} was changed by another program meanwhile, and stays as that left it; run the same "
                              "command again.")  # fmt: skip

@@ -17,6 +17,11 @@ from pathlib import Path
 
 import torch
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
 FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG  # of an OSError: there is no room for what is written
 
 
@@ -42,6 +47,17 @@ def check_regular(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError(f"{path} is a folder, a pipe or a device, which stays as it is; name a file.")
+
+
+@contextlib.contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Holds a lock on the file at ``path``, for which all processes wait that ask for it; where the system has none, nothing
+    happens."""
+    with open(path, "rb") as file:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # of a network's file system
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def check_writable(path: Path) -> None:

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -735,6 +736,30 @@ def test_two_appends_at_once_lose_no_image(call, folder, monkeypatch):
     assert call("compress", "t.pth", "p.pth", "7.png", "a.tok", "--append").returncode == 0
     images = json.loads(call("info", "a.tok", "--json").stdout)["images"]
     assert [image["name"] for image in images[-2:]] == ["6.png", "7.png"]
+
+
+def test_appends_that_end_in_one_moment_lose_no_image(folder, models, monkeypatch):
+    """Both have read the archive before either replaces it, and what replaces it takes a while."""
+    compressor = Compressor(*models, effort=0)
+    options = dict(pack=True, scaled=None, skip_bad=False, verify=False, quiet=True)
+    compress_files(compressor, ["photos/0.png"], "a.tok", **options)
+    both, replace = threading.Barrier(2), os.replace
+    monkeypatch.setattr(image_files.os, "fsync", lambda file: both.wait(20))
+    monkeypatch.setattr(image_files.os, "replace", lambda *paths: (time.sleep(0.2), replace(*paths)))
+
+    def append(i: int) -> str:
+        paths = [str(picture(folder / f"more{i}.png", seed=i))]
+        try:
+            compress_files(compressor, paths, "a.tok", **options, old="a.tok")
+            return paths[0]
+        except ValueError as error:
+            assert "was changed by another program" in str(error)
+            return ""
+
+    with ThreadPoolExecutor(2) as pool:
+        done = [path for path in pool.map(append, range(2)) if path]
+    with open("a.tok", "rb") as file:
+        assert len(done) == 1 and len(archive.Reader(file).names) == 2
 
 
 def test_a_file_that_is_cut_short_while_it_is_read_is_reported(call, folder):
