@@ -298,7 +298,7 @@ def stopped_run(train, monkeypatch, model: str, update: int, sig: str = "SIGINT"
         return train(model, **options)
 
 
-@pytest.mark.parametrize("sig, code", [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize("sig, code", [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_run_that_was_stopped_resumes_as_if_it_had_not_been(train, tmp_path, monkeypatch, sig, code):
     """Ctrl-C saves first. With dropout, whose draws must continue too."""
     whole, cut, options = tmp_path / "whole", tmp_path / "cut", LONG | {"dropout": 0.3, "seed": 3}
@@ -961,7 +961,8 @@ def test_a_broken_or_odd_image_is_named(train, tmp_path, data, content):
     assert "003.jpg" in sentence(train(AE, data=tmp_path / "d")) and files(tmp_path) == before
 
 
-@pytest.mark.parametrize("content", [b"", b"junk", {"a": 1}, torch.zeros(2, 3, 4), torch.zeros(5, dtype=torch.int64)])
+@pytest.mark.parametrize("content", [b"", b"junk", {"a": 1}, torch.zeros(2, 3, 4), torch.zeros(5, dtype=torch.int64),
+                                     torch.zeros(9, 4, 6, dtype=torch.complex64)])
 def test_what_is_not_a_file_of_tokens_is_named(train, tmp_path, content):
     (tmp_path / "tokenized_train.pth").write_bytes(content) if isinstance(content, bytes) else write(
         content, tmp_path / "tokenized_train.pth"

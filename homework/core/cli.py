@@ -22,6 +22,7 @@ from homework.core.files import printable
 EXTRAS = {"jinja2": "report", "matplotlib": "report", "scipy": "report", "torchinfo": "report", "gradio": "studio",
           "torch_fidelity": "fid", "webdataset": "shards"}
 # packages, and the extra that has them; commands import them late
+HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # when the terminal closes; Windows has none
 
 
 def parse_image_size(size: str | None) -> tuple[int, int] | None:
@@ -66,9 +67,12 @@ def check_seed(seed: int) -> None:
 
 @contextlib.contextmanager
 def on_signals(handler: Callable, *signals: signal.Signals) -> Iterator[None]:
-    """Calls ``handler`` on ``signals``, as far as Python allows it: in the main thread alone."""
+    """Calls ``handler`` on ``signals``, as far as Python allows it: in the main thread alone. That of a closed terminal
+    stays ignored if it is."""
     with contextlib.ExitStack() as stack:
-        for sig in signals if threading.current_thread() is threading.main_thread() else ():
+        for sig in set(signals) if threading.current_thread() is threading.main_thread() else ():
+            if sig is HANGUP and signal.getsignal(sig) is signal.SIG_IGN:  # by nohup
+                continue
             stack.callback(signal.signal, sig, signal.signal(sig, handler))
         yield
 
@@ -129,8 +133,8 @@ Command = Callable[..., None] | dict[str, Callable[..., None]]  # one function, 
 
 def main(name: str, command: Command) -> None:
     """Runs ``command`` with the arguments of the command line; ``name`` is how a user calls it. A ValueError or OSError
-    becomes one sentence on stderr and exit code 1 (if HOMEWORK_DEBUG=1, a traceback); Ctrl-C exits with 130, and SIGTERM
-    with 143."""
+    becomes one sentence on stderr and exit code 1 (if HOMEWORK_DEBUG=1, a traceback); Ctrl-C exits with 130, SIGTERM with
+    143, and a terminal that closes with 129."""
     _prepare_streams()
     debug, hook = os.environ.get("HOMEWORK_DEBUG"), threading.excepthook
     if not debug:  # no traceback for an OSError of a thread, such as TensorBoard's: who waits for it raises it again
@@ -138,7 +142,7 @@ def main(name: str, command: Command) -> None:
     stdout, stderr = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = Plain(stdout), Lenient(stderr)  # type: ignore[assignment]
     try:
-        with on_signals(_exit, signal.SIGTERM):
+        with on_signals(_exit, signal.SIGTERM, HANGUP):
             run(name, command, sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:  # stdout's reader, such as head, has closed it; Python must not complain of it at exit

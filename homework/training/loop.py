@@ -26,6 +26,7 @@ from homework.training import distributed, resume, sharded
 from homework.training.settings import set_up
 from homework.training.validation import measure
 
+ENDS = signal.SIGTERM, cli.HANGUP  # signals after which a run ends as after Ctrl-C
 LOG_EVERY = 10  # updates between two points of the curves; losses stay on the device in between
 LONG = 600  # seconds: of a training that takes less, the user need not hear how it could be shorter
 FLUSH_EVERY = 2  # seconds until what was logged can be read; TensorBoard's own two minutes are too long to watch a training
@@ -146,7 +147,7 @@ class Run:
             if self.rank == 0:
                 files.write(state, self.state_path)
         try:
-            with distributed.together(), cli.on_signals(self.ask_to_stop, signal.SIGINT, signal.SIGTERM):
+            with distributed.together(), cli.on_signals(self.ask_to_stop, signal.SIGINT, *ENDS):
                 while self.update < self.updates:
                     self.sums = {k: self.sums.get(k, 0) + v for k, v in self.step().items()}
                     self.update, self.seconds = self.update + 1, time.perf_counter() - started
@@ -186,16 +187,16 @@ class Run:
         self.stopped = number
 
     def leave(self, finished: bool) -> None:
-        """Names the samples that were left out. KeyboardInterrupt, or after SIGTERM SystemExit (143), unless the run has
-        ``finished``."""
+        """Names the samples that were left out. KeyboardInterrupt, or after SIGTERM or SIGHUP SystemExit (143 or 129),
+        unless the run has ``finished``."""
         # waits, since torchrun stops all processes as soon as one has left with an error
         every = distributed.gather([*self.train_data.left_out, *self.valid_data.left_out]) or []
         if bad := sorted({printable(line) for own in every for line in own}):
             say("Left out:" + "".join(f"\n  {line}" for line in bad))
         if not finished:
             say(f"Saved at update {self.update} of {self.updates}; continue with --resume.")
-            if self.stopped == signal.SIGTERM:
-                sys.exit(128 + signal.SIGTERM)
+            if self.stopped in ENDS:
+                sys.exit(128 + self.stopped)
             raise KeyboardInterrupt
 
     def step(self) -> dict[str, Tensor]:

@@ -357,9 +357,16 @@ def test_only_what_killed_processes_left_is_removed(folder, tmp_path):
     assert set(tmp_path.iterdir()) == {*others, tmp_path / "y"}
 
 
-def test_sigterm_leaves_no_temporary_file(tmp_path):
-    done = run("-c", KILLED, "SIGTERM", cwd=tmp_path)
-    assert done.returncode == 143 and list(tmp_path.iterdir()) == [] and done.stderr == ""
+@pytest.mark.parametrize("sig, code", [("SIGTERM", 143), ("SIGHUP", 129)])  # the latter of a terminal that closes
+def test_signals_that_end_a_command_leave_no_temporary_file(tmp_path, sig, code):
+    done = run("-c", KILLED, sig, cwd=tmp_path)
+    assert done.returncode == code and list(tmp_path.iterdir()) == [] and done.stderr == ""
+
+
+def test_under_nohup_a_terminal_that_closes_ends_nothing(tmp_path):
+    ignored = KILLED.replace("def write", "signal.signal(signal.SIGHUP, signal.SIG_IGN)\ndef write")
+    done = run("-c", ignored, "SIGHUP", cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "x").read_text() == "half"
 
 
 def test_sigterm_means_afterwards_what_it_meant_before(command, tmp_path):
