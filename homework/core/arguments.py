@@ -191,7 +191,9 @@ def typed(value: Any, words: set[str]) -> Any:
     if value is None or isinstance(value, list | dict):  # of a JSON file
         raise ValueError
     if words & {"int", "float"} and INTEGER.fullmatch(text):
-        return int(text)
+        number = int(text)
+        too_long = "int" not in words and 2**63 <= abs(number) <= checks.LARGEST  # for PyTorch
+        return float(text) if too_long else number
     if "float" in words and FLOAT.fullmatch(text):
         return float(text)
     if "bool" in words and text.lower() in ("true", "false"):

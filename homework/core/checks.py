@@ -28,6 +28,7 @@ def is_number(value: Any) -> bool:
 def integer(low: int, high: int | None = None, **arguments: Any) -> None:
     allowed = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
     require(allowed, lambda v: type(v) is int and low <= v and (high is None or v <= high), arguments)
+    require("below 2^63", lambda v: v < 2**63, arguments)  # as PyTorch and Python's ranges take them
 
 
 def odd(low: int, **arguments: Any) -> None:

@@ -56,7 +56,8 @@ class TokenDataset(Grids):
                                     f"{path} {images}.")  # fmt: skip
         data = _joined(path) if path.is_dir() else files.read(path)
         tokens = data.get("tokens") if isinstance(data, dict) else data
-        if not isinstance(tokens, Tensor) or tokens.ndim != 3 or tokens.is_floating_point() or not tokens.numel():
+        if (not isinstance(tokens, Tensor) or tokens.ndim != 3 or not tokens.numel()
+                or tokens.is_floating_point() or tokens.is_complex()):  # fmt: skip
             raise ValueError(f"{path} holds no grids of tokens (N, h, w); make it with python -m homework.tokenize.")
         fields = data if isinstance(data, dict) else {}
         try:

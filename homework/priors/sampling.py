@@ -2,7 +2,6 @@
 generator that is passed in."""
 
 import functools
-import math
 import numbers
 from collections.abc import Callable, Iterator
 
@@ -21,8 +20,9 @@ def check(temperature: float = 1.0, top_k: int | None = None, top_p: float | Non
     def is_real(x: object) -> bool:  # Python's or numpy's
         return isinstance(x, numbers.Real) and not isinstance(x, bool)
 
-    if not is_real(temperature) or not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}, but must be 0 (always the most probable token) or more.")
+    if not is_real(temperature) or not 0 <= temperature <= checks.LARGEST:
+        raise ValueError(f"temperature is {temperature}, but must be 0 (always the most probable token) or more, up to "
+                         f"{checks.LARGEST:g}.")
     if top_k is not None and (not is_real(top_k) or not isinstance(top_k, numbers.Integral) or top_k < 1):
         raise ValueError(f"top_k is {top_k}, but must be an integer of at least 1, or left out to keep every token.")
     if top_p is not None and (not is_real(top_p) or not 0 < top_p <= 1):
@@ -70,7 +70,7 @@ def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, t
     logits = logits.float()
     if (temperature, top_k, top_p) != (1, None, None):
         logits = logits - logits.amax(dim=-1, keepdim=True)  # no temperature makes the largest one infinite
-        logits = restrict(logits / max(temperature, 1e-30), top_k, top_p)
+        logits = restrict(logits / max(float(temperature), 1e-30), top_k, top_p)
     p = logits.softmax(dim=-1)
     # float64 so that a thousand small probabilities add up without loss; MPS has none, and float32 does there
     dtype = torch.float32 if p.device.type == "mps" else torch.float64

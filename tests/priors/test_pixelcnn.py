@@ -359,7 +359,9 @@ def test_more_shades_than_two(command, tmp_path):
     "arguments, message",
     [
         (["p.pth", 0, "out"], "N_IMAGES is 0"),
+        (["p.pth", 10**24, "out"], "N_IMAGES is 1000000000000000000000000, but must be below 2"),
         (["p.pth", 1, "out", "--temperature=-1"], "temperature is -1"),
+        (["p.pth", 1, "out", "--temperature", 10**400], "temperature is 10+, but must be 0"),
         (["p.pth", 1, "out", "--rows=29", "--complete=0"], "--rows is 29, but must be from 0 to 28"),
         (["p.pth", 1, "out", "--complete=9"], "numbers 0 to 8"),
         (["p.pth", 1, "out", "--complete=gone.png"], "gone.png"),
