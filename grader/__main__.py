@@ -74,8 +74,8 @@ def grade(args: argparse.Namespace) -> dict:
         models = submission.models(package)
         images, sizes, folder = frames.read(args.data)
         official = folder.name == "valid"
-        print(f"{args.submission} on the {len(images)} images of {folder}")
-        print(f"models: {', '.join(models) or 'none'}\n")
+        print(one_line(f"{args.submission} on the {len(images)} images of {folder}"))
+        print(one_line(f"models: {', '.join(models) or 'none'}"), end="\n\n")
         report = {"submission": str(args.submission), "data": str(folder), "images": len(images), "official": official,
                   "models": models, "checkpoints": checkpoints, "time_limit": args.time_limit, "parts": []}  # fmt: skip
         cpu_seconds = args.time_limit * max(1.0, calibrate())
@@ -92,6 +92,11 @@ def grade(args: argparse.Namespace) -> dict:
             print(f"There are no images in {Path(args.data, 'valid')}: graded on the few of {folder}, "
                   "these are not the official points.")  # fmt: skip
     return report
+
+
+def one_line(text: str) -> str:
+    """``text`` with names in it, which may hold anything, as a terminal can show it."""
+    return printable(text).replace("\n", "?")
 
 
 def show(line: dict, verbose: int) -> None:
@@ -146,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except (ValueError, OSError) as error:
         text = f"{error.strerror}: {error.filename}." if isinstance(error, OSError) and error.filename else str(error)
-        print(f"error: {printable(text)}", file=sys.stderr)
+        print(f"error: {one_line(text)}", file=sys.stderr)
         return 1
     return 0
 

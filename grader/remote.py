@@ -45,7 +45,8 @@ class Remote:
     def encode(self, x: np.ndarray) -> np.ndarray:
         """float32 (B,H,W,3) -> float32 (B,h,w,channels)."""
         sides = [range(1, n + 1) for n in (*self.image, x[0].size)]
-        return self.call("encode", x, f"({len(x)},h,w,channels)", len(x), *sides).clip(-1e30, 1e30)
+        wanted = f"({len(x)},h,w,channels), at most {x[0].size} numbers of an image"
+        return self.call("encode", x, wanted, len(x), *sides, most=x.size).clip(-1e30, 1e30)
 
     def decode(self, code: np.ndarray) -> np.ndarray:
         """float32 (B,h,w,channels) -> float32 (B,H,W,3)."""
@@ -84,9 +85,9 @@ class Remote:
         found = self.call(name, argument, wanted, *batch, range(H, 2 * H), range(W, 2 * W), 3)
         return found[..., :H, :W, :].clip(-1e6, 1e6)  # so that no sum overflows
 
-    def call(self, name: str, argument: np.ndarray, wanted: str, *shape: Size) -> np.ndarray:
-        """What the function ``name`` of the submission returns: an array of this shape, which ``wanted`` words. Failed if
-        it returns something else, Ended if it does not return."""
+    def call(self, name: str, argument: np.ndarray, wanted: str, *shape: Size, most: int = MAX_VALUES) -> np.ndarray:
+        """What the function ``name`` of the submission returns: an array of this shape and of ``most`` values, which
+        ``wanted`` words. Failed if it returns something else, Ended if it does not return."""
         request = dict(call=name, files=self.files, dtype=argument.dtype.str, shape=argument.shape)
         text = json.dumps(request).encode()
         self.child.send(LENGTH.pack(len(text)) + text + argument.tobytes())
@@ -95,7 +96,7 @@ class Remote:
             reason = self.child.receive(min(max(sizes[0], 0), MAX_REASON), self.seconds).decode("utf-8", "replace")
             raise Failed(" ".join(printable(reason).split()) or f"{name} failed")
         found = tuple(sizes[: max(ndim, 0)])
-        if len(found) != len(shape) or not all(map(within, found, shape)) or math.prod(found) > MAX_VALUES:
+        if len(found) != len(shape) or not all(map(within, found, shape)) or math.prod(found) > most:
             raise Failed(f"{name} must return {wanted}, not a tensor ({','.join(map(str, found))})")
         dtype = np.dtype(RESULTS[name])
         data = bytearray(self.child.receive(math.prod(found) * dtype.itemsize, self.seconds))

@@ -71,6 +71,11 @@ def test_images_of_incomplete_patches_are_cropped():
     assert found["mse"] > 1 and found["numbers_per_image"] == 4 * 6 * 3
 
 
+UNSAYABLE = """class Unsayable(Exception):
+            def __str__(self): {}
+        raise Unsayable"""
+
+
 @pytest.mark.parametrize(
     "part, old, new, reason",
     [
@@ -78,10 +83,15 @@ def test_images_of_incomplete_patches_are_cropped():
         ("ae", "h * self.P, w * self.P, 3)", "w * self.P, h * self.P, 3)",
          "decode must return images (12,20,30,3), not a tensor (12,30,20,3)"),
         ("ae", "x.mean((2, 4))", "x.mean((2, 4)).flatten(2)",
-         "encode must return (12,h,w,channels), not a tensor (12,4,18)"),
+         "encode must return (12,h,w,channels), at most 1800 numbers of an image, not a tensor (12,4,18)"),
+        ("ae", "x.mean((2, 4))", "x.new_zeros(len(x), 20, 30, 4)",
+         "at most 1800 numbers of an image, not a tensor (12,20,30,4)"),
         ("ae", "x.mean((2, 4))", "None", "encode must return a tensor, not a NoneType"),
         ("ae", "B, h, w, C = z.shape", "1 / 0", "decode failed: ZeroDivisionError"),
         ("ae", "B, h, w, C = z.shape", "raise SystemExit(7)", "called sys.exit(7)"),
+        ("ae", "B, h, w, C = z.shape", UNSAYABLE.format("return 5"), "decode failed: Unsayable"),
+        ("ae", "B, h, w, C = z.shape", UNSAYABLE.format("raise ValueError"), "decode failed: Unsayable"),
+        ("ae", "B, h, w, C = z.shape", UNSAYABLE.format("return self.x"), "decode failed: Unsayable"),
         ("ae", "B, h, w, C = z.shape", "raise ValueError('\\x1b[31mred\\r\\nline')", "decode failed: ValueError: ?[31mred"),
         ("bsq", ".round().long()", ".round()", "encode_index must return integers, not torch.float32"),
         ("bsq", ".clamp(0, 15)", "- 9", "encode_index returned the negative index -9"),

@@ -1,5 +1,6 @@
 """Whole runs of the command on tiny packages, and on one that owes nothing to this package."""
 
+import contextlib
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,6 +63,16 @@ def test_a_good_submission(tmp_path, images, grade_in_forks):
     assert (report["total"], report["extra"], report["official"], report["images"]) == (100, 5, True, 12)
     assert all(not part["reason"] for part in report["parts"])
     assert "100.0 / 100   +5.0 extra" in printed and "not the official points" not in printed
+
+
+def test_names_in_a_submission_reach_neither_the_terminal_nor_stop_the_grading(tmp_path, images, grade_in_forks):
+    folder = package(tmp_path / "in\x1b[2J", ae="", bsq="", autoregressive="")
+    for name in b"\x1b]0;title\x07.pth", b"a\nmodels: none.pth", "\u202ehtp.pth".encode(), b"\xff.pth":
+        with contextlib.suppress(OSError):  # on systems with other names
+            Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes(b"")
+    printed, report = grade_in_forks(tmp_path, folder.parent, "--data", images)
+    assert all(c.isprintable() for line in printed.split("\n") for c in line) and len(report["parts"]) == 6
+    assert [line.startswith("models: ") for line in printed.split("\n")].count(True) == 1 and len(report["models"]) >= 3
 
 
 def test_trained_copies_are_graded_before_shipped_models(tmp_path, images, grade_in_forks):
