@@ -52,6 +52,8 @@ def pack(folder: Path, target: Path) -> list[Path]:
 
     Raises ValueError, listing the largest files, if it would have more than 20 MB.
     """
+    if target.exists() and not target.is_file():  # which a rename would replace
+        raise ValueError(f"{target} is a folder, a pipe or a device, which stays as it is; choose another ID, or remove it.")
     files = collect(folder)
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:

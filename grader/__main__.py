@@ -63,8 +63,8 @@ def grade(args: argparse.Namespace) -> dict:
     """Grades, printing as it goes. Returns the report, plain data. ValueError or OSError if nothing can be graded."""
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise ValueError(f"There is no folder {Path(args.json).absolute().parent} to write the report to.")
-    if args.json and Path(args.json).is_dir():
-        raise ValueError(f"The report cannot be written to {args.json}, which is a folder; name a file.")
+    if args.json and os.path.exists(args.json) and not os.path.isfile(args.json):  # which a rename would replace
+        raise ValueError(f"The report cannot be written to {args.json}, which is a folder, a pipe or a device; name a file.")
     with scratch_folder() as scratch:
         package = Path(scratch, "submission")
         package.mkdir()

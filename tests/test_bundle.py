@@ -113,6 +113,13 @@ def test_the_grader_takes_it_whatever_the_folder_is_called(package, tmp_path):
     assert (tmp_path / "out/homework/deep/model.py").is_file()
 
 
+def test_what_is_no_file_is_not_replaced(package, tmp_path):
+    os.mkfifo(tmp_path / "ab123.zip")
+    done = bundle(tmp_path, "homework", "ab123")
+    assert done.returncode == 1 and done.stderr.startswith("error: ab123.zip is a folder, a pipe or a device, which stays")
+    assert (tmp_path / "ab123.zip").is_fifo()
+
+
 def test_too_large(package):
     (package / "large.pth").write_bytes(os.urandom(20_100_000))
     (package.parent / "id.zip").write_text("the one from before")

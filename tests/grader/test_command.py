@@ -68,6 +68,7 @@ def left_behind(folder):
         (["in", "--data", "nowhere"], "There are no images in nowhere/valid or nowhere/sample"),
         (["in", "--json", "nowhere/report.json"], "There is no folder"),
         (["in", "--json", "."], "The report cannot be written to ., which is a folder"),
+        (["in", "--json", "pipe"], "The report cannot be written to pipe, which is a folder, a pipe or a device"),
         (["in", "--fast"], "unrecognized arguments: --fast"),
     ],
 )
@@ -77,11 +78,12 @@ def test_mistakes_take_one_sentence(tmp_path, arguments, sentence):
         with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
             for file in files:
                 archive.writestr(file, "")
+    os.mkfifo(tmp_path / "pipe")
     before = sorted(path.name for path in tmp_path.iterdir())
     done = grade(tmp_path, *arguments)
     assert done.returncode == 1
     assert sentence in done.stderr and len(done.stderr.splitlines()) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == before and (tmp_path / "pipe").is_fifo()
 
 
 def test_modules_of_the_current_folder_are_not_imported(tmp_path):
