@@ -14,7 +14,9 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, Never, TextIO
+
+from tqdm import tqdm
 
 from homework.core import arguments, checkpoint, checks, devices, files, registry
 from homework.core.files import printable
@@ -128,6 +130,14 @@ def sentence(error: Exception) -> str:
     return str(error)
 
 
+def _stop(text: str, code: int = 1) -> Never:
+    """Ends the process with this text, on a line of its own."""
+    for bar in [*getattr(tqdm, "_instances", ())]:  # of the work that has ended so
+        bar.close()
+    print(text, file=sys.stderr)
+    sys.exit(code)
+
+
 Command = Callable[..., None] | dict[str, Callable[..., None]]  # one function, or several by name
 
 
@@ -149,25 +159,19 @@ def main(name: str, command: Command) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
-        sys.exit(130)
+        _stop("\nStopped.", 130)
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
-        print(f'error: This command needs the package {error.name}; pip install "homework[{EXTRAS[error.name]}]".',
-              file=sys.stderr)  # fmt: skip
-        sys.exit(1)
+        _stop(f'error: This command needs the package {error.name}; pip install "homework[{EXTRAS[error.name]}]".')
     except (MemoryError, RuntimeError) as error:
         if debug or not devices.is_out_of_memory(error):
             raise
-        print("error: The memory is too small for this; take smaller images, a smaller model or a lower --batch_size.",
-              file=sys.stderr)  # fmt: skip
-        sys.exit(1)
+        _stop("error: The memory is too small for this; take smaller images, a smaller model or a lower --batch_size.")
     except (ValueError, OSError) as error:
         if debug:
             raise
-        print("error:", printable(sentence(error), but="\n"), file=sys.stderr)
-        sys.exit(1)
+        _stop("error: " + printable(sentence(error), but="\n"))
     finally:
         threading.excepthook, sys.stdout, sys.stderr = hook, stdout, stderr
 

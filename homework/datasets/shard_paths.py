@@ -80,8 +80,8 @@ def n_images(urls: list[str], left_out: set[str] | None = None) -> dict[str, int
     for folder in dict.fromkeys(url.rpartition("/")[0] for url in urls if not url.startswith("pipe:")):
         known |= {f"{folder}/{name}" if folder else name: one["images"] for name, one in _manifest(folder).items()}
     others = [url for url in urls if url not in known]
-    bar = tqdm(others, "counting images", unit="shard", leave=False, disable=rank() > 0 or not others)
-    known |= {url: count(url) for url in bar}
+    with tqdm(others, "counting images", unit="shard", leave=False, disable=rank() > 0 or not others) as bar:
+        known |= {url: count(url) for url in bar}
     return {url: known[url] for url in urls}
 
 

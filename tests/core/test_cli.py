@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, build, run, sentence
 from PIL import Image
 from test_arguments import functions
+from tqdm import tqdm
 
 from homework.__main__ import COMMANDS
 from homework.core import arguments, checkpoint, cli
@@ -52,6 +53,22 @@ def test_help_names_the_models_and_the_options_of_one(name, capsys):
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------------------
+
+
+ENDS = [(ValueError("Broken."), 1, "error: Broken."), (KeyboardInterrupt(), 130, "Stopped.")]
+
+
+@pytest.mark.parametrize("error, code, text", ENDS)
+@pytest.mark.parametrize("leave", [True, False])
+def test_what_ends_a_command_is_on_a_line_of_its_own_below_its_bars(capsys, monkeypatch, error, code, text, leave):
+    def work() -> None:
+        for _ in tqdm(range(3), "working", leave=leave):
+            raise error
+
+    monkeypatch.setattr(sys, "argv", ["work"])
+    with pytest.raises(SystemExit) as end:
+        cli.main("work", work)
+    assert end.value.code == code and capsys.readouterr().err.splitlines()[-1] == text
 
 
 @pytest.fixture

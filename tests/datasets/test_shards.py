@@ -326,7 +326,7 @@ def test_a_run_on_shards_resumes_bit_for_bit(made, tmp_path, command, monkeypatc
     step = Run.step
 
     def interrupted(self):
-        self.stopped = self.update == 3
+        self.stopped = signal.SIGINT if self.update == 3 else 0
         return step(self)
 
     monkeypatch.setattr(Run, "step", interrupted)
