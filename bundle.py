@@ -87,16 +87,18 @@ class Parser(argparse.ArgumentParser):
 
 def main() -> None:
     parser = Parser(prog="python bundle.py", description="Packs a package into ID.zip to hand in.")
-    parser.add_argument("folder", type=Path, help="the package, e.g. homework")
+    parser.add_argument("folder", help="the package, e.g. homework")
     parser.add_argument("id", metavar="ID", help="letters, digits, - and _; the zip is called ID.zip")
     args = parser.parse_args()
     try:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", args.id):
             raise ValueError(f"The ID is {args.id!r}, but must be a plain name: letters, digits, - and _.")
-        target = Path(f"{args.id}.zip")
-        for path in pack(args.folder, target):
-            print(f"{megabytes(path.stat().st_size)}  {path.relative_to(args.folder)}")
-        for name in replacements(args.folder):
+        if not args.folder:  # as of a variable that the shell does not know; Path would take it for the current folder
+            raise ValueError("The folder is an empty text; name that of the package, as in homework, or . for this one.")
+        folder, target = Path(args.folder), Path(f"{args.id}.zip")
+        for path in pack(folder, target):
+            print(f"{megabytes(path.stat().st_size)}  {path.relative_to(folder)}")
+        for name in replacements(folder):
             print(f"{name}: the trained copy is packed, the shipped {SHIPPED}/{name} is not")
         print(f"{megabytes(target.stat().st_size)}  {target}")
     except ValueError as error:

@@ -61,6 +61,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def grade(args: argparse.Namespace) -> dict:
     """Grades, printing as it goes. Returns the report, plain data. ValueError or OSError if nothing can be graded."""
+    if empty := [name for name, value in vars(args).items() if value == ""]:  # as of a variable that the shell does not know
+        raise ValueError(f"The {empty[0]} is an empty text; name a file or folder, or . for this folder.")
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise ValueError(f"There is no folder {Path(args.json).absolute().parent} to write the report to.")
     if args.json and os.path.exists(args.json) and not os.path.isfile(args.json):  # which a rename would replace
@@ -135,6 +137,9 @@ def stop(number: int, frame: object) -> Never:
 
 def main(argv: list[str] | None = None) -> int:
     """0 for a complete grading, whatever the points; 1 for a refused submission or wrong usage."""
+    for name, mode in ("stdin", "r"), ("stdout", "w"), ("stderr", "w"):
+        if getattr(sys, name) is None:  # closed by the caller, as by >&-: the next pipe would get its number
+            setattr(sys, name, open(os.devnull, mode))
     args = arguments(argv)
     with contextlib.suppress(ValueError):  # not in the main thread
         for number in (signal.SIGTERM, signal.SIGHUP):

@@ -139,6 +139,7 @@ def test_too_large(package):
         (["homework", "id.zip"], "must be a plain name"),
         (["homework/logs", "id"], "holds no Python files"),
         (["homework"], "required: ID"),
+        (["", "id"], "The folder is an empty text; name that of the package"),
     ],
 )
 def test_mistakes_take_one_sentence(package, arguments, sentence):

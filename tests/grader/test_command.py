@@ -1,5 +1,6 @@
 """``python -m grader``: mistakes, what lies around it, and its end."""
 
+import json
 import os
 import shutil
 import signal
@@ -63,6 +64,9 @@ def left_behind(folder):
         (["no_code.zip"], "no_code.zip holds no folder homework/ with an __init__.py."),
         (["escape\x1b[31m.zip"], "There is no submission escape?[31m.zip."),
         ([], "required: submission"),
+        ([""], "The submission is an empty text; name a file or folder, or . for this folder."),
+        (["in", "--json", ""], "The json is an empty text"),
+        (["in", "--data="], "The data is an empty text"),
         (["in", "--time_limit", "0"], "invalid number of seconds"),
         (["in", "--time_limit", "soon"], "invalid number of seconds"),
         (["in", "--data", "nowhere"], "There are no images in nowhere/valid or nowhere/sample"),
@@ -84,6 +88,15 @@ def test_mistakes_take_one_sentence(tmp_path, arguments, sentence):
     assert done.returncode == 1
     assert sentence in done.stderr and len(done.stderr.splitlines()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == before and (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_costs_no_report(tmp_path, images, closed):
+    package(tmp_path / "in", ae="raise SystemExit")
+    command = f'"{sys.executable}" -m grader in --data "{images}" --json report.json {closed}'
+    done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert len(json.loads((tmp_path / "report.json").read_text())["parts"]) == 6
 
 
 def test_modules_of_the_current_folder_are_not_imported(tmp_path):
