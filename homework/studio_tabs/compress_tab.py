@@ -71,7 +71,7 @@ def build(models: Models, page: gr.Blocks) -> None:
         yield updates(found)
         for codec in compression.rivals():
             found = compression.add_codec(found, codec, tried[1].setdefault(codec.name, {}))
-            yield updates(found)
+            yield *updates(found)[:-1], gr.skip()  # a click on the button must not meet its being drawn again
 
     def open_file(data: bytes):
         picture, text = compression.open_file(models, data)
