@@ -22,7 +22,7 @@ SHIPPED = {
     "GatedPixelCNN": ("925cc23fd4863964", "a2f0fa73ff5ef90d", "9d4b6494e0db56b7 3e8e06a012b4dccb"),
     "MnistGatedPixelCNN": ("c2460bc342ee07e7", "44ec648dbcc38273", "b096ac6a25f8e07a 9572eb95b6e59aef"),
     "PatchAutoEncoder": ("808cdf9350ede96f", "7e9153854f54468a", "a85fe47035b410aa c34e817140cfaac8"),
-    "PixelCNN": ("90078c93113b52a7", "8be7677b3d905327", "e305c57d955f2724 88689385bf4993d6"),
+    "PixelCNN": ("779b6ef855834d05", "56532afd4b95855b", "117f493079cd3536 67696e313a0df8a3"),
     "VQAutoregressiveModel": ("e58e9978be10efcc", "a0326eeac4123451", "7d733c60418f221a 07f6cd469d066079"),
     "VQGatedPixelCNN": ("dcf5028d00260563", "6b40143eeadbf12c", "d4c10144a81c5102 d3c1c381acdc9591"),
     "VQPatchAutoEncoder": ("f79589dc2536277d", "481ed4365d3a831a", "28cb67b0141e7b5d bd45819adc896669"),
