@@ -24,7 +24,7 @@ class NearCopies:
         x = np.asarray(image.convert("RGB").resize(SIZE, Image.Resampling.BOX), np.float32).ravel() - 127.5
         squares = x @ x
         # |a - b|^2 = |a|^2 - 2 ab + |b|^2: a product with a matrix, ten times as fast as differences
-        distances = self.squares[: self.n] - 2 * self.kept[: self.n] @ x + squares
+        distances = self.squares[: self.n] - self.kept[: self.n] @ (2 * x) + squares
         if self.n and distances.min() < self.distance**2 * len(x):
             return True
         if self.n == len(self.kept):
