@@ -128,10 +128,9 @@ def around(models: Models, view: View, picture: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Flip:
-    """A token with one bit of its code flipped, as an :class:`Alternative`, and by how much the bits of all tokens and the
-    PSNR in dB would change."""
+    """One bit of the token's code flipped: by how much the bits of all tokens and the PSNR in dB would change, and the
+    picture (H',W',3) uint8 of its patch and those around."""
 
-    token: int
     bit: int  # counted from the lowest
     bits: float
     psnr: float
@@ -143,15 +142,20 @@ def flips(models: Models, view: View) -> list[Flip]:
     """Of each bit at the position, from the highest, as :func:`describe` writes them; none if the codes have no bits."""
     if not isinstance(models.tokenizer, BSQPatchAutoEncoder):
         return []
-    token, bits = int(view.grid[view.position]), range(models.tokenizer.bsq.codebook_bits)[::-1]
-    tokens = [token ^ 2**bit for bit in bits]
-    grids = replaced(view, [token, *tokens])
+    bits = range(models.tokenizer.bsq.codebook_bits)[::-1]
+    grids = torch.stack([view.grid, *(flip(models, view, i).grid for i in range(len(bits)))])
     costs = models.prior.bits(grids.to(models.prior.device)).sum(dim=(1, 2)).tolist()
     pictures = decoded(models, grids, view)
     errors = [metrics.psnr(distortion(picture, view.image.numpy())[0]) for picture in pictures]
-    changes = zip(tokens, bits, costs[1:], errors[1:], pictures[1:], strict=True)
-    return [Flip(new, bit, cost - costs[0], error - errors[0], around(models, view, picture))
-            for new, bit, cost, error, picture in changes]  # fmt: skip
+    changes = zip(bits, costs[1:], errors[1:], pictures[1:], strict=True)
+    return [Flip(bit, cost - costs[0], error - errors[0], around(models, view, picture))
+            for bit, cost, error, picture in changes]  # fmt: skip
+
+
+def flip(models: Models, view: View, index: int) -> View:
+    """With a bit of the token's code flipped, where index 0 is the highest: of the token at present, whatever is shown."""
+    bits = cast(BSQPatchAutoEncoder, models.tokenizer).bsq.codebook_bits
+    return replace(view, int(view.grid[view.position]) ^ 2 ** (bits - 1 - index))
 
 
 @ordinary_tensors

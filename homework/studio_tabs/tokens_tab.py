@@ -38,7 +38,7 @@ def build(models: Models, tab: gr.Tab) -> None:
                                visible=isinstance(models.tokenizer, SOM), elem_id="lattice",
                                elem_classes=PIXELS)  # fmt: skip
             box = command_box("", "docs/tokenizers.md")
-    view, known, flipped = gr.State(None), gr.State([]), gr.State([])
+    view, known = gr.State(None), gr.State([])
 
     def show(view: View):
         found = tokens.alternatives(models, view)
@@ -63,6 +63,9 @@ def build(models: Models, tab: gr.Tab) -> None:
     def choose(view: View, known: list[int], event: gr.SelectData):
         return show(tokens.replace(view, known[event.index]))
 
+    def flip(view: View, event: gr.SelectData):
+        return show(tokens.flip(models, view, event.index))
+
     def move(view: View, row: float, column: float):
         *shown, token = show(tokens.at_position(view, int(row), int(column)))
         return [*shown[:-2], gr.skip(), gr.skip(), token]  # what is being written stays
@@ -76,12 +79,12 @@ def build(models: Models, tab: gr.Tab) -> None:
     def more(view: View | None):
         """What takes longer, and is shown afterwards."""
         if view is None:
-            return gr.skip(), gr.skip(), gr.skip()
+            return gr.skip(), gr.skip()
         found, units = tokens.flips(models, view), tokens.draw_lattice(models, view)
         gallery = [(picture_file(models, one.picture), f"bit {one.bit}: {one.bits:+.1f} bits, {one.psnr:+.2f} dB")
                    for one in found]  # fmt: skip
         drawn = None if units is None else picture_file(models, units)
-        return [one.token for one in found], gr.Gallery(gallery, selected_index=None), drawn
+        return gr.Gallery(gallery, selected_index=None), drawn
 
     outputs = [view, known, picture, balance, about, others, *fields]
     gr.on([source.change, reset.click], said(begin), source, [*outputs, box], show_progress="hidden")
@@ -91,6 +94,6 @@ def build(models: Models, tab: gr.Tab) -> None:
           trigger_mode="always_last")  # fmt: skip
     token.input(said(filled(put)), [view, token], outputs, show_progress="hidden", trigger_mode="always_last")
     others.select(said(choose), [view, known], outputs, show_progress="hidden")
-    flips.select(said(choose), [view, flipped], outputs, show_progress="hidden")
+    flips.select(said(flip), view, outputs, show_progress="hidden")
     lattice.select(said(unit), view, outputs, show_progress="hidden")
-    view.change(said(more), view, [flipped, flips, lattice], show_progress="hidden", trigger_mode="always_last")
+    view.change(said(more), view, [flips, lattice], show_progress="hidden", trigger_mode="always_last")
