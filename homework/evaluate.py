@@ -126,8 +126,8 @@ def list_pairs(tokenizer: str, autoregressive: str) -> list[tuple[str, str]]:
 
 def samples(source: str, reference: str = "data/valid", *, n: int | None = None, limit: int | None = None,
             train: str | None = None, features: str | None = None, temperature: float = 1.0, top_k: int | None = None,
-            top_p: float | None = None, seed: int = 0, image_size: str | None = None, batch_size: int = 64,
-            out: str = "samples.json", device: str = "auto") -> None:  # fmt: skip
+            top_p: float | None = None, quality: float = dial.QUALITY, seed: int = 0, image_size: str | None = None,
+            batch_size: int = 64, out: str = "samples.json", device: str = "auto") -> None:  # fmt: skip
     """Says how far images, sampled from models or in a folder, are from reference images: Frechet and kernel distance,
     precision and recall, and whether training images were learned by heart.
 
@@ -146,6 +146,7 @@ def samples(source: str, reference: str = "data/valid", *, n: int | None = None,
         temperature: divides the logits: below 1 is safer, above 1 wilder, 0 always takes the most probable token.
         top_k: keep only the so many most probable tokens at each position; all by default.
         top_p: keep only the most probable tokens that make up this probability, in (0, 1]; all by default.
+        quality: from 1 to 100: above 62 a second grid is drawn too, as by homework.generation.
         seed: of the draws; the same seed, batch size and options give the same images as homework.generation.
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped; by default as they are, or that of the
             models.
@@ -159,6 +160,8 @@ def samples(source: str, reference: str = "data/valid", *, n: int | None = None,
     source, reference, train = (path if path is None else str(path) for path in (source, reference, train))
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     sampling.check(**options)
+    dial.lmbda_at(quality)  # ValueError if it is none
+    options["quality"] = quality
     if Path(out).suffix != ".json":
         raise ValueError(f"--out is {out!r}, but must be a .json file.")
     files.check_writable(Path(out))

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from homework.codec.dial import QUALITY
+from homework.codec.loading import detail_at
 from homework.core import checks, cli, devices, files
 from homework.core.model import ordinary_tensors
 from homework.core.processes import check_alone, own_share
@@ -26,7 +28,7 @@ ON_SHEET = 100  # images on sheet.png, at most
 def generate(tokenizer: str, prior: str, n_images: int, output_path: str, *, seed: int = 0, temperature: float = 1.0,
              top_k: int | None = None, top_p: float | None = None, batch_size: int = 16, complete: str | None = None,
              rows: int = 10, image_size: str | None = None, device: str = "auto", num_beam: int = 1, beam_width: int = 1,
-             beams: int = 1, candidates: int = 1, overwrite: bool = False) -> None:  # fmt: skip
+             beams: int = 1, candidates: int = 1, quality: float = QUALITY, overwrite: bool = False) -> None:  # fmt: skip
     """Samples images: generation_0.png, generation_1.png, ... in a folder, and the first 100 on sheet.png.
 
     Under torchrun, batches are shared out among the processes. (For a cascade of transformers, see
@@ -57,6 +59,8 @@ def generate(tokenizer: str, prior: str, n_images: int, output_path: str, *, see
         beams: search for a probable image instead of drawing one, keeping so many partial ones at each position: all images
             are then the same. Not with temperature, top_k, top_p and num_beam.
         candidates: draw so many for each image, and keep the one whose bits are nearest to the mean of the data.
+        quality: from 1 to 100: above 62 a second grid is drawn too, of the tokenizer's enhancement layer, as files of that
+            quality have one.
         overwrite: remove what else an earlier run wrote into the folder; other files stay.
     """
     checks.integer(1, N_IMAGES=n_images)
@@ -66,7 +70,7 @@ def generate(tokenizer: str, prior: str, n_images: int, output_path: str, *, see
     sampling.check(**options)
     device = devices.pick_device(device)
     coder, prior = load_pair(tokenizer, prior, device)
-    size = cli.parse_image_size(image_size) or trained_size(coder, prior)
+    size, detail = cli.parse_image_size(image_size) or trained_size(coder, prior), detail_at(coder, quality)
     kept = None if complete is None else token_rows(coder, complete, size, rows)
     folder = Path(output_path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +78,7 @@ def generate(tokenizer: str, prior: str, n_images: int, output_path: str, *, see
     shown: dict[int, Tensor] = {}
     with distributed.group(distributed.LONG):
         with tqdm(total=n_images, desc="generating", unit="img", disable=distributed.rank() > 0) as bar:
-            args = coder, prior, n_images, size, batch_size, kept, candidates, seed, share
+            args = coder, prior, n_images, size, batch_size, kept, candidates, seed, share, detail
             own = own_share(batches_of(range(n_images), batch_size))
             for numbers, (_, images) in zip(own, generate_images(*args, **options), strict=True):
                 for i, image in zip(numbers, images, strict=True):

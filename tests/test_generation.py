@@ -36,7 +36,7 @@ def generate(command):
 def grids(monkeypatch):
     """Every grid that is decoded, in order."""
     seen, decode = [], images.decode
-    monkeypatch.setattr(images, "decode", lambda coder, g: (seen.extend(g), decode(coder, g))[1])
+    monkeypatch.setattr(images, "decode", lambda coder, g, more: (seen.extend(g), decode(coder, g, more))[1])
     return seen
 
 

@@ -271,7 +271,8 @@ def test_models_give_the_figures_of_what_generation_writes(command, here):
     one, other = figures("folder.json")["features"], figures()["features"]
     for name in one:
         assert one[name]["frechet_distance"] == pytest.approx(other[name]["frechet_distance"], rel=1e-4)
-    assert figures()["sampling"] == {"temperature": 1.5, "top_k": None, "top_p": 0.9} and figures()["seed"] == 3
+    assert figures()["sampling"] == {"temperature": 1.5, "top_k": None, "top_p": 0.9, "quality": 50}
+    assert figures()["seed"] == 3
 
 
 def test_independent_tokens_are_sampled_too(command, here):

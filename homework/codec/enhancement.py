@@ -1,7 +1,7 @@
 """The second grid of a file: what the tokens leave of an image, quantized and coded (an enhancement layer)."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import NamedTuple
 
@@ -156,19 +156,38 @@ class EnhancementLayer(Model):
 
     def decode(self, decoders: list[RangeDecoder], tokens: np.ndarray, step: int) -> np.ndarray:
         """The inverse of :meth:`encode`: tokens (B,T,h,w) -> (B,T,h,w,n) int64."""
-        t, (B, T, h, w) = self.tables[step - 1], tokens.shape
-        context = Context(t, tokens.reshape(-1, h, w), self.n)  # (B,T,h,w) -> (B*T,h,w)
-        q = np.empty_like(context.magnitudes)
-        for k, coset in context.order():
-            level = context.levels(k, coset)
+        (B, T, h, w), weights = tokens.shape, self.tables[step - 1].weights
+
+        def draw(level: np.ndarray) -> np.ndarray:
             own = np.empty((B, level.size // B), np.int64)
             for decoder, values, rows in zip(decoders, own, level.reshape(B, -1), strict=True):  # (B*T,a,b) -> (B,m)
-                values[:] = decoder.decode(Categorical(perfect=False), t.weights[rows])
+                values[:] = decoder.decode(Categorical(perfect=False), weights[rows])
                 if n := np.count_nonzero(values):
                     values[values != 0] *= 1 - 2 * decoder.decode(EVEN, n).astype(np.int64)
-            q[(..., *SLICES[coset], k)] = own.reshape(level.shape)
-            context.put(k, coset, np.abs(own).reshape(level.shape))
+            return own.reshape(level.shape)
+
+        q = self.fill(tokens.reshape(-1, h, w), step, draw)  # (B,T,h,w) -> (B*T,h,w)
         return q.reshape(B, T, h, w, self.n)
+
+    def generate(self, tokens: np.ndarray, step: int, generator: torch.Generator) -> np.ndarray:
+        """Draws a second grid for tokens (B,h,w), a tile each: (B,h,w,n) int64. ``generator`` is of the CPU."""
+        weights = self.tables[step - 1].weights.astype(np.float64) + 1
+        ends = weights.cumsum(axis=-1) / TOTAL  # (LEVELS,MAGNITUDES)
+
+        def draw(level: np.ndarray) -> np.ndarray:
+            u, sign = torch.rand(2, *level.shape, generator=generator, dtype=torch.float64).numpy()
+            return (u[..., None] >= ends[level]).sum(axis=-1) * np.where(sign < 0.5, 1, -1)
+
+        return self.fill(tokens, step, draw)
+
+    def fill(self, tokens: np.ndarray, step: int, draw: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """(B,h,w,n) int64: what ``draw`` gives for the levels (B,a,b) of each component in each coset, one after another."""
+        context = Context(self.tables[step - 1], tokens, self.n)
+        q = np.empty_like(context.magnitudes)
+        for k, coset in context.order():
+            q[(..., *SLICES[coset], k)] = own = draw(context.levels(k, coset))
+            context.put(k, coset, np.abs(own))
+        return q
 
     @torch.no_grad()
     def fit(self, residuals: Tensor, tokens: np.ndarray, rounds: int = 3) -> None:

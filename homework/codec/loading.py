@@ -4,16 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from homework.codec import dial
 from homework.codec.cascade_compressor import CascadeCompressor
 from homework.codec.compressor import Compressor
-from homework.codec.enhanced_compressor import EnhancedCompressor, NotOnIntegers
+from homework.codec.enhanced_compressor import EnhancedCompressor, NotOnIntegers, step_at
 from homework.codec.enhancement import EnhancementLayer
 from homework.core import checkpoint
 from homework.core.processes import say
 from homework.priors.base import Prior
 from homework.priors.cascade import Cascade
+from homework.priors.images import Detail
 from homework.priors.pairs import load_models
 from homework.tokenizers.base import Tokenizer
 
@@ -68,3 +70,20 @@ def find_layer(tokenizer: Tokenizer, enhancement: str | Path = AUTO) -> Enhancem
         if isinstance(layer, EnhancementLayer) and layer.is_for(tokenizer):
             return layer
     return None
+
+
+def detail_at(tokenizer: Tokenizer, quality: float) -> Detail | None:
+    """What draws a second grid for tokens, as files of a quality have it; None for a quality without one. ValueError if the
+    tokenizer has no enhancement layer."""
+    dial.lmbda_at(quality)  # ValueError if it is none
+    if not (step := step_at(quality)):
+        return None
+    if not (layer := find_layer(tokenizer)):
+        raise ValueError(f"A quality of {quality:g} has a second grid, but this tokenizer has no enhancement layer; make "
+                         "one, by python -m homework.enhancement, or leave --quality out.")  # fmt: skip
+    layer.check()
+
+    def detail(grids: Tensor, generator: torch.Generator) -> Tensor:
+        return layer.residual(layer.generate(grids.cpu().numpy(), step, generator), step)
+
+    return detail

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from homework.codec.dial import QUALITY
+from homework.codec.loading import detail_at
 from homework.core import checks
 from homework.core.arguments import read_json
 from homework.core.model import ordinary_tensors
@@ -27,7 +29,7 @@ Nearest training image: the median distance from it, and in brackets that of ref
 samples nearer to one than the nearest 5 % of reference images, so 5 % if alike, and more if it was learned by heart."""
 Features = dict[str, Tensor]  # by the name of an extractor, (n,D) float32 on the CPU
 N_SAMPLES = 1280  # drawn by default: as many as there are validation frames
-OPTIONS: dict[str, Any] = {"temperature": 1.0, "top_k": None, "top_p": None}  # of sampling, by default
+OPTIONS: dict[str, Any] = {"temperature": 1.0, "top_k": None, "top_p": None, "quality": QUALITY}  # of sampling, by default
 COLUMNS = ("Frechet distance", "kernel distance", "precision", "recall", "nearest training image", "near one")
 
 
@@ -60,7 +62,7 @@ def is_pair(source: str) -> bool:
 
 
 def sample(source: str, n: int, size: tuple[int, int] | None, batch_size: int, seed: int, device: torch.device,
-           **options: Any) -> tuple[tuple[int, int], Iterator[Tensor]]:  # fmt: skip
+           quality: float = QUALITY, **options: Any) -> tuple[tuple[int, int], Iterator[Tensor]]:  # fmt: skip
     """The size (H,W) of images that the models of a pair or of a cascade make, by default that which they were trained for,
     and ``n`` of them, (B,H,W,3) uint8 on the CPU: those of homework.generation with the same seed and batch size. ValueError
     or OSError if the models cannot be loaded, or do not go together."""
@@ -73,7 +75,8 @@ def sample(source: str, n: int, size: tuple[int, int] | None, batch_size: int, s
     first, second = source.split(",")
     tokenizer, prior = load_pair(first, second, device)
     size = size or trained_size(tokenizer, prior)
-    drawn = generate_images(tokenizer, prior, n, size, batch_size, seed=seed, **options)
+    detail = detail_at(tokenizer, quality)
+    drawn = generate_images(tokenizer, prior, n, size, batch_size, seed=seed, detail=detail, **options)
     return size, (images for _, images in drawn)
 
 

@@ -1,7 +1,7 @@
 """Images from priors: token grids, sampled or completed, and decoded."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from homework.priors.base import Prior
 from homework.tokenizers.base import Tokenizer
 
 FRAME = (100, 150)  # pixels, height and width, of images whose prior is for no size of its own
+Detail = Callable[[Tensor, torch.Generator], Tensor]  # grids (B,h,w) -> what is drawn for them to be added to their pixels
 UNKNOWN = 128  # the shade of what a completion has to fill in
 
 
@@ -28,9 +29,10 @@ def trained_size(tokenizer: Tokenizer, prior: Prior) -> tuple[int, int]:
 
 
 @ordinary_tensors
-def decode(tokenizer: Tokenizer, grids: Tensor) -> Tensor:
-    """(B,h,w) int64 grids -> (B,H,W,3) uint8 images on the CPU."""
-    return to_uint8(tokenizer.decode_index(grids)).cpu()
+def decode(tokenizer: Tokenizer, grids: Tensor, more: Tensor | None = None) -> Tensor:
+    """(B,h,w) int64 grids -> (B,H,W,3) uint8 images on the CPU; ``more``, (B,H,W,3) float, is added before."""
+    x = tokenizer.decode_index(grids)
+    return to_uint8(x if more is None else x + more.to(x)).cpu()
 
 
 @ordinary_tensors
@@ -47,10 +49,10 @@ def most_typical(prior: Prior, grids: Tensor) -> Tensor:
 
 def generate_images(tokenizer: Tokenizer, prior: Prior, n_images: int, size: tuple[int, int], batch_size: int = 16,
                     kept: Tensor | None = None, candidates: int = 1, seed: int = 0, share: tuple[int, int] = (0, 1),
-                    **options: Any) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+                    detail: Detail | None = None, **options: Any) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     """Samples images of ``size`` (H,W) pixels, a batch at a time: (B,h,w) int64, and (B,H,W,3) uint8 on the CPU. All have
-    the first token rows ``kept`` (r,w) int64, and each is the :func:`most_typical` of its ``candidates``. For the options
-    see :meth:`homework.priors.base.Prior.generate`.
+    the first token rows ``kept`` (r,w) int64, and each is the :func:`most_typical` of its ``candidates``; ``detail`` is
+    added to their pixels. For the options see :meth:`homework.priors.base.Prior.generate`.
 
     The draws of a batch depend on ``seed`` and its number alone, so that it may be sampled anywhere: of a ``share`` (k, n)
     only the batches k, k+n, k+2n, ... are.
@@ -64,7 +66,8 @@ def generate_images(tokenizer: Tokenizer, prior: Prior, n_images: int, size: tup
         grids = prior.generate(B * candidates, h, w, tokenizer.device, prefix=prefix, **options)
         if candidates > 1:
             grids = most_typical(prior, grids.unflatten(0, (B, candidates)))  # (B*M,h,w) -> (B,h,w)
-        yield grids, decode(tokenizer, grids)[:, : size[0], : size[1]]
+        more = None if detail is None else detail(grids, options["generator"])
+        yield grids, decode(tokenizer, grids, more)[:, : size[0], : size[1]]
 
 
 def to_shades(grey: np.ndarray, K: int, binarize: float | str) -> Tensor:

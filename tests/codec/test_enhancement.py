@@ -1,5 +1,6 @@
 """The second grid: what the tokens leave of an image, quantized, coded, in files and on the command line."""
 
+import functools
 import io
 import json
 import math
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bench.mutations import mutate
-from homework import Compressor, EnhancedCompressor, EnhancementLayer
+from homework import Compressor, EnhancedCompressor, EnhancementLayer, generation
 from homework.codec import archive, dial, format
 from homework.codec.enhanced_compressor import MOST, step_at
 from homework.codec.enhancement import MAGNITUDES, SLICES, STEPS, Context, around, lmbda_of, quality_of, size_of
@@ -101,6 +102,26 @@ def test_what_is_expected_depends_on_nothing_later(models, h, w, seed):
         known.put(*at, q[(..., *SLICES[at[1]], at[0])])
     (levels,) = [level for *at, level in layer.walk(q, tokens, 4) if tuple(at) == (k, coset)]
     assert np.array_equal(known.levels(k, coset), levels)
+
+
+@given(st.integers(1, STEPS), st.integers(0, 99))
+def test_numbers_are_drawn_as_often_as_their_frequencies_say(models, step, seed):
+    """What they take is the entropy of what they were drawn from, within five standard deviations; signs are even."""
+    layer, tokens = models[2], np.random.default_rng(seed).integers(0, K, (64, 5, 4))
+    q = layer.generate(tokens, step, torch.Generator().manual_seed(seed))
+    assert np.array_equal(q, layer.generate(tokens, step, torch.Generator().manual_seed(seed)))
+    table = layer.tables[step - 1]
+    p = (table.weights.astype(float) + 1) / TOTAL
+    surprise = -np.log2(p)
+    mean = (p * surprise).sum(axis=1)
+    variance = (p * surprise**2).sum(axis=1) - mean**2
+    excess, spread = 0.0, 0.0
+    for k, coset, level in layer.walk(np.abs(q), tokens, step):
+        excess += (surprise[level, np.abs(q[(..., *SLICES[coset], k)])] - mean[level]).sum()
+        spread += variance[level].sum()
+    assert abs(excess) < 5 * math.sqrt(spread)
+    n = np.count_nonzero(q)
+    assert abs((q > 0).sum() - n / 2) <= 5 * math.sqrt(n) / 2
 
 
 def test_neighbours_are_summed():
@@ -392,3 +413,28 @@ def test_numbers_of_any_kind(models):
     first = [c.to_images([grid[..., 0]], [SIZE])[0] for c in (compressor, Compressor(*models[:2]))]
     assert torch.equal(*first)
     assert [step_at(q) for q in (1, 62.4, 62.5, 67.4, 67.5, 72.5, 97.5, 100)] == [0, 0, 1, 1, 2, 3, 8, 8]
+
+
+# --- samples --------------------------------------------------------------------------------------------------------------
+
+
+def test_samples_of_a_high_quality_have_a_second_grid(here, models, capfd):
+    tokenizer, prior, layer = models
+    call = functools.partial(generation.generate, *MODELS, 3, seed=4, batch_size=2, image_size=f"{SIZE[0]}x{SIZE[1]}")
+    with pytest.raises(ValueError, match="quality of 80 has a second grid, but this tokenizer has no enhancement layer"):
+        call("none", quality=80)
+    (here / "homework").mkdir()
+    checkpoint.save(layer, here / "homework" / "EnhancementLayer.pth", layer.meta)
+    for quality in (50, 62, 80, 100):
+        call(str(quality), quality=quality)
+    names = [f"generation_{i}.png" for i in range(3)]
+    found = {folder: [(here / folder / name).read_bytes() for name in names] for folder in ("50", "62", "80", "100")}
+    assert found["50"] == found["62"] and len({*found["50"], *found["80"], *found["100"]}) == 9
+    draw = torch.Generator().manual_seed(4)
+    with torch.inference_mode():
+        grids = prior.generate(2, *(side // 5 for side in SIZE), "cpu", generator=draw)
+        q = layer.generate(grids.numpy(), step_at(80), draw)
+        expected = to_uint8(tokenizer.decode_index(grids) + layer.residual(q, step_at(80)))
+    for i, image in enumerate(expected):
+        assert np.array_equal(np.asarray(Image.open(here / "80" / f"generation_{i}.png")), image.numpy())
+    capfd.readouterr()
