@@ -11,8 +11,10 @@ from homework.evaluation import pages, pictures, walkthrough
 from homework.priors.pairs import SHIPPED, load_cascade, load_pair
 from homework.tokenizers.base import AutoEncoder
 
+SAMPLES = "data/sample"
 
-def demo(*, out: str = "demo", images: str = "data/sample", n_generate: int = 8, seed: int = 0, limit: int = 32,
+
+def demo(*, out: str = "demo", images: str = SAMPLES, n_generate: int = 8, seed: int = 0, limit: int = 32,
          image_size: str | None = None, autoencoder: str = "PatchAutoEncoder", tokenizer: str = "BSQPatchAutoEncoder",
          autoregressive: str = "AutoregressiveModel", cascade: str = SHIPPED, device: str = "auto") -> None:  # fmt: skip
     """Reconstructs images, tokenizes, compresses and decompresses them, generates new ones, and writes a page about it.
@@ -37,6 +39,8 @@ def demo(*, out: str = "demo", images: str = "data/sample", n_generate: int = 8,
     cli.at_least(1, n_generate=n_generate, limit=limit)
     cli.check_seed(seed)
     pages.require("jinja2")
+    if images == SAMPLES and not Path(images).is_dir():
+        raise FileNotFoundError(f"There are no sample images here, in {images}; name images of your own by --images.")
     pair = tokenizer, autoregressive
     folder, device, timed = Path(out), devices.pick_device(device), walkthrough.Stopwatch()
 

@@ -16,7 +16,7 @@ from conftest import GRID, ROOT, SIZE, K, batch_for, build, files, run, sentence
 from PIL import Image
 from test_readme import execute
 
-from homework import Compressor, ImageDataset
+from homework import Compressor, ImageDataset, demo
 from homework.core import checkpoint
 from homework.datasets.image_files import read_image
 from homework.datasets.images import to_float, to_uint8
@@ -286,6 +286,12 @@ def test_make_lists_its_targets(make):
     listed = make().stdout
     for target in "first-look", "demo", "test", "bench", "lint":
         assert f"make {target}" in listed
+
+
+def test_without_the_samples_images_are_to_be_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="name images of your own by --images"):
+        demo.demo()
 
 
 def test_make_refuses_an_old_python_in_one_sentence(make, folder):

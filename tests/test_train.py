@@ -1073,11 +1073,16 @@ def test_grids_of_two_tokenizers_are_not_mixed(train, tmp_path, data, fields):
 
 
 @pytest.mark.parametrize("fields", [{"n_tokens": None}, {"n_tokens": "x"}, {"n_tokens": 10**30}, {"n_tokens": math.inf},
-                                    {"names": 5}, {"tokenizer": 5},
+                                    {"names": 5}, {"names": [5] * 24}, {"tokenizer": 5},
                                     {"tokens": torch.zeros(24, 4, 6, dtype=torch.int64).to_sparse()}])
 def test_token_files_with_fields_of_other_types_are_named(train, tmp_path, data, fields):
     write(read(data / "tokenized_train.pth") | fields, tmp_path / "tokenized_train.pth")
     assert "tokenized_train.pth has fields of other types" in sentence(train(PRIOR, data="."))
+
+
+def test_a_token_file_has_a_name_for_each_grid_or_none(train, tmp_path, data):
+    write(read(data / "tokenized_train.pth") | {"names": ["a.png"]}, tmp_path / "tokenized_train.pth")
+    assert "grids, but 1 names; make it again" in sentence(train(PRIOR, data="."))
 
 
 def test_one_process_that_fails_ends_the_others_in_a_sentence(arguments, tmp_path):

@@ -21,6 +21,7 @@ from homework.datasets.base import Dataset, Indices
 from homework.datasets.image_files import Source, batches_of, check_size, decoded, image_paths, without_bad_images
 from homework.datasets.shards import file_version
 
+DECODED = 2  # what decoding gives: another number when it gives other pixels, so that what is kept is made again
 KEPT = 30 * 24 * 3600  # seconds that a cache is kept without being used
 
 
@@ -108,7 +109,7 @@ def cache_folder() -> Path:
 def _cache(names: list[str], origin: tuple, image_size: tuple[int, int] | None) -> Path:
     """The .npy file (N, H, W, 3) uint8 of the images ``names``, made if need be; it replaces others of ``origin``."""
     prefix = hashlib.sha256(repr((os.getcwd(), origin, image_size)).encode()).hexdigest()[:8]
-    content = hashlib.sha256()
+    content = hashlib.sha256(bytes([DECODED]))
     for name in names:
         size, changed = file_version(name)
         content.update(os.fsencode(f"{os.path.abspath(name)}\0{size}\0{changed}\0"))

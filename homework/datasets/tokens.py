@@ -64,11 +64,15 @@ class TokenDataset(Grids):
             self.tokens = tokens.numpy()  # numpy, because torch has hardly any operations for uint16
             self.n_tokens = int(fields.get("n_tokens", int(self.tokens.max()) + 1))
             self.names, self.shift = list(fields.get("names", [])), fields.get("shift")
-            known = type(fields.get("tokenizer", "")) is str and self.n_tokens < 2**63
+            texts = {type(text) for text in (*self.names, fields.get("tokenizer", ""))}
+            known = texts == {str} and self.n_tokens < 2**63
         except (TypeError, ValueError, RuntimeError, OverflowError):
             known = False
         if not known:
             raise ValueError(f"{path} has fields of other types than python -m homework.tokenize writes; make it with that.")
+        if self.names and len(self.names) != len(self.tokens):
+            raise ValueError(f"{path} has {len(self.tokens)} grids, but {len(self.names)} names; make it again, with python "
+                             "-m homework.tokenize.")  # fmt: skip
         self.images = fields.get("images")  # by which grids of several tokenizers know that they go together
         self.codes_of = fields.get(fingerprint.CODES_OF)
         self.meta = {"tokenizer": fields["tokenizer"]} if "tokenizer" in fields else {}

@@ -166,6 +166,10 @@ def test_cache_is_made_once_and_again_after_a_change(tmp_path, monkeypatch, own_
     after = ImageDataset("train", root=tmp_path)
     assert not torch.equal(before[0], after[0]) and torch.equal(before[1], after[1])
     assert len(list(own_cache.iterdir())) == 2  # the old one is gone, that of another size is not
+    kept = set(own_cache.iterdir())
+    monkeypatch.setattr(images, "DECODED", images.DECODED + 1)
+    ImageDataset("train", root=tmp_path)
+    assert len(set(own_cache.iterdir()) - kept) == 1  # a version that decodes otherwise does not read what is kept
 
 
 def test_cache_falls_back_to_a_temporary_folder(tmp_path, monkeypatch):
