@@ -19,6 +19,7 @@ from homework.priors.base import Prior
 from homework.priors.cascade import Cascade
 from homework.priors.pairs import SHIPPED, load_cascade, load_pair, read_cascade
 from homework.tokenizers.base import Tokenizer, usage
+from homework.tokenizers.subsampled import SubsampledTokenizer
 
 BATCH, SAMPLES = 16, 6
 HERE = Path(__file__).parent / "figures"
@@ -76,9 +77,10 @@ def by_scale(cascade: Cascade, images: ImageDataset, n: int, coded: int) -> tupl
     batches = [[grid[i : i + BATCH] for grid in grids] for i in range(0, n, BATCH)]
     bits = sum(len(batch[0]) * torch.tensor(cascade.bits(batch)) for batch in batches) / n
     n_bytes = sum(coded_bytes(cascade, [grid[i : min(i + BATCH, coded)] for grid in grids]) for i in range(0, coded, BATCH))
-    kind = "residual cascade" if cascade.stages[-1].context_dim else "independent cascade"
+    subsampled = isinstance(cascade.codebooks[-2], SubsampledTokenizer)
+    kind = "residual" if cascade.stages[-1].context_dim else "subsampled" if subsampled else "independent"
     head = "| grid | codes | MSE | PSNR, dB | used | bits by frequency | bits, given the grids before |"
-    print(f"\n{kind}:\n\n{head}\n" + 7 * "|---" + "|")
+    print(f"\n{kind} cascade:\n\n{head}\n" + 7 * "|---" + "|")
     for k, (book, (h, w)) in enumerate(zip(cascade.codebooks, cascade.sizes, strict=True)):
         use = usage(grids[k], book.n_tokens)
         rate = f"{h * w * float(use['entropy']):,.0f} of {h * w * math.log2(book.n_tokens):,.0f}"
@@ -86,7 +88,7 @@ def by_scale(cascade: Cascade, images: ImageDataset, n: int, coded: int) -> tupl
         print("|", " | ".join(map(str, (*cells, rate, f"{bits[k]:,.1f}"))), "|")
     mean = f"{8 * n_bytes / coded:,.0f}"
     print(f"\nAll together {bits.sum():,.0f} bits an image. {coded} images took {mean} bits each, and came back.")
-    return kind, float(bits.sum()), mse[-1]
+    return f"{kind} cascade", float(bits.sum()), mse[-1]
 
 
 @torch.no_grad()

@@ -1,4 +1,5 @@
-"""Fits and prunes self-organizing maps: ``python -m homework.som fit|prune``. See ``--help``."""
+"""Fits and prunes self-organizing maps, and thins out their grids: ``python -m homework.som fit|prune|subsample``. See
+``--help``."""
 
 import math
 from pathlib import Path
@@ -9,8 +10,10 @@ from tqdm import tqdm
 
 from homework.core import checkpoint, checks, cli, devices
 from homework.datasets.features import FeatureDataset, has_features
+from homework.priors.pairs import load_tokenizer
 from homework.tokenizers.som import SOM
 from homework.tokenizers.som_fit import evaluate_codebook, fit_in_passes, pruned
+from homework.tokenizers.subsampled import SubsampledTokenizer
 from homework.training import resume
 
 
@@ -125,5 +128,31 @@ def prune(model: str, features: str, threshold: float, *, output: str | None = N
     print(f"{target}: {som.n_tokens - len(left)} of {som.n_tokens} units removed; {remedy}")
 
 
+def subsample(tokenizer: str, output: str, *, patch: int | str = 2) -> None:
+    """Makes a coarser codebook of one for a cascade: of each patch of its tokens that in the middle.
+
+    Examples:
+        python -m homework.som subsample fine.pth middle.pth --patch 2x3
+        python -m homework.som subsample middle.pth map.pth --patch 5x5
+
+    Args:
+        tokenizer: the checkpoint of a SOM that is not residual, or of another tokenizer that decodes code vectors; or one
+            that this command made, for a still coarser grid.
+        output: the checkpoint to write, .pth.
+        patch: the side of a patch in tokens of that tokenizer, or HEIGHTxWIDTH; all of its grid for a cascade's first one.
+    """
+    cli.check_output(output)
+    rows, columns = (patch, patch) if type(patch) is int else checks.parse_size(patch) or (0, 0)
+    if min(rows, columns) < 1:
+        raise ValueError(f"--patch is {patch!r}, but must be an integer of at least 1, or HEIGHTxWIDTH.")
+    fine = load_tokenizer(tokenizer)
+    with devices.keeping_generators():
+        coarse = SubsampledTokenizer({"model": type(fine).__name__, "config": fine.config}, rows, columns)
+    coarse.set_tokenizer(fine)
+    checkpoint.save(coarse, output, {"command": cli.command_line("som")})
+    print(f"{output}: a code for {rows}x{columns} tokens of {tokenizer}, which are "
+          f"{coarse.patch_size[0]}x{coarse.patch_size[1]} pixels (height x width)")  # fmt: skip
+
+
 if __name__ == "__main__":
-    cli.main("python -m homework.som", {"fit": fit, "prune": prune})
+    cli.main("python -m homework.som", {"fit": fit, "prune": prune, "subsample": subsample})

@@ -28,7 +28,10 @@ MODELS: dict[str, str | type[Model]] = {
     "CascadeStage": "homework.priors.cascade_stage",
 }
 # what no gradients train, but a command of its own makes: in checkpoints, and not in what can be trained
-FITTED = {"EnhancementLayer": "homework.codec.enhancement"}
+FITTED = {
+    "EnhancementLayer": "homework.codec.enhancement",
+    "SubsampledTokenizer": "homework.tokenizers.subsampled",
+}
 ENTRY_POINTS = "homework.models"  # the group in which other installed packages name their classes
 
 
