@@ -1,8 +1,9 @@
 """Files that were once written with the pretrained models decode, in a fresh process, to the tokens that were coded.
 
 ``golden`` holds files of format 1, ``golden/v2`` the same images in format 2, and ``golden/tokens.npz`` the tokens of both;
-``golden/v4`` has files with an enhancement layer, and their grids. A new version of the format gets files of its own, by
-``python tests/test_golden.py``; those that exist stay.
+``golden/v4`` has files with an enhancement layer, and their grids. All of these are of the prior that was the pretrained one
+then, ``golden/AutoregressiveModel.pth``; ``golden/prior2`` has such files of the present one. A new version of the format, or
+a new prior, gets files of its own, by ``python tests/test_golden.py``; those that exist stay.
 """
 
 from pathlib import Path
@@ -14,10 +15,16 @@ from conftest import ROOT, run
 from homework.codec.archive import Reader
 
 GOLDEN = Path(__file__).parent / "golden"
-MODELS = [ROOT / "homework" / "pretrained" / f"{name}.pth" for name in ("BSQPatchAutoEncoder", "AutoregressiveModel")]
-LAYER = ROOT / "homework" / "pretrained" / "EnhancementLayer.pth"
-FOLDERS = {1: GOLDEN, 2: GOLDEN / "v2", 4: GOLDEN / "v4"}
-GRIDS = {1: GOLDEN / "tokens.npz", 2: GOLDEN / "tokens.npz", 4: GOLDEN / "v4" / "grids.npz"}
+PRETRAINED = ROOT / "homework" / "pretrained"
+TOKENIZER, LAYER = PRETRAINED / "BSQPatchAutoEncoder.pth", PRETRAINED / "EnhancementLayer.pth"
+FORMER, PRESENT = GOLDEN / "AutoregressiveModel.pth", PRETRAINED / "AutoregressiveModel.pth"
+# by folder: the version of the format, the prior, and the file with the grids
+FOLDERS = {
+    ".": (1, FORMER, "tokens.npz"),
+    "v2": (2, FORMER, "../tokens.npz"),
+    "v4": (4, FORMER, "grids.npz"),
+    "prior2": (4, PRESENT, "grids.npz"),
+}
 FILES = ("temple.hwi", "odd.hwi", "sample.hwa")  # an image; one of 47x211 pixels, in tiles; all sample images
 DECODE = """
 import sys
@@ -38,44 +45,48 @@ np.savez_compressed(sys.argv[5], **grids)
 """
 
 
-def decode(version: int, names: tuple[str, ...], out: Path, threads: int, batch_size: int) -> dict[str, np.ndarray]:
-    files = [(FOLDERS[version] / name).as_posix() for name in names]
-    layer = LAYER if version == 4 else "none"
-    done = run("-c", DECODE, threads, *MODELS, batch_size, out, layer, *files, cwd=ROOT, OMP_NUM_THREADS=str(threads))
+def decode(folder: str, names: tuple[str, ...], out: Path, threads: int, batch_size: int) -> dict[str, np.ndarray]:
+    version, prior, _ = FOLDERS[folder]
+    files = [(GOLDEN / folder / name).as_posix() for name in names]
+    models, layer = (TOKENIZER, prior), LAYER if version == 4 else "none"
+    done = run("-c", DECODE, threads, *models, batch_size, out, layer, *files, cwd=ROOT, OMP_NUM_THREADS=str(threads))
     assert done.returncode == 0, done.stderr
     with np.load(out) as grids:
         return dict(grids)
 
 
-@pytest.mark.parametrize("version, names, threads, batch_size", [
-    (1, FILES, 1, 64), (2, FILES, 2, 64), (4, FILES, 1, 64), (1, FILES[:2], 2, 1), (4, FILES[:2], 2, 1)])  # fmt: skip
-def test_golden_files_decode_to_their_tokens(tmp_path, version, names, threads, batch_size):
+@pytest.mark.parametrize("folder, names, threads, batch_size", [
+    (".", FILES, 1, 64), ("v2", FILES, 2, 64), ("v4", FILES, 1, 64), ("prior2", FILES, 2, 64), (".", FILES[:2], 2, 1),
+    ("v4", FILES[:2], 2, 1), ("prior2", FILES[:2], 1, 1)])  # fmt: skip
+def test_golden_files_decode_to_their_tokens(tmp_path, folder, names, threads, batch_size):
+    version, _, grids = FOLDERS[folder]
     for name in names:
-        with open(FOLDERS[version] / name, "rb") as file:
+        with open(GOLDEN / folder / name, "rb") as file:
             assert Reader(file).version == version
-    with np.load(GRIDS[version]) as file:
+    with np.load(GOLDEN / folder / grids) as file:
         expected = {key: grid for key, grid in file.items() if key.startswith(names)}
-    found = decode(version, names, tmp_path / "tokens.npz", threads, batch_size)
+    found = decode(folder, names, tmp_path / "tokens.npz", threads, batch_size)
     assert found.keys() == expected.keys() and len(found) == (20 if "sample.hwa" in names else 2)
     for name, grid in found.items():
         assert np.array_equal(grid, expected[name]), name
 
 
 def make() -> None:
-    """Writes files of the last version."""
+    """Writes the files of the last folder."""
     from PIL import Image
 
     from homework.compress import compress
     from homework.datasets.image_files import image_paths, read_image
 
-    folder = FOLDERS[4]
+    name_of, (_, prior, grids) = list(FOLDERS.items())[-1]
+    folder = GOLDEN / name_of
     folder.mkdir(exist_ok=True)
     paths, odd = image_paths(ROOT / "data" / "sample"), folder / "odd.png"
     Image.fromarray(np.tile(read_image(paths[0]), (1, 2, 1))[20:67, 30:241]).save(odd)
     for name, sources in zip(FILES, ([ROOT / "data/sample/temple.jpg"], [odd], paths), strict=True):
-        compress(*MODELS, *sources, folder / name, effort=0, quality=85, enhancement=LAYER)
+        compress(TOKENIZER, prior, *sources, folder / name, effort=0, quality=85, enhancement=LAYER)
     odd.unlink()
-    decode(4, FILES, GRIDS[4], 1, 64)
+    decode(name_of, FILES, folder / grids, 1, 64)
 
 
 if __name__ == "__main__":

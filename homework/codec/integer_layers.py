@@ -33,6 +33,7 @@ from homework.nn.transformer import Attention
 EXACT = 2**24  # float32 holds every integer up to here
 NORMED, UP, HIDDEN, LOGIT = 6, 8, 5, 5  # fractional bits of: norms, the hidden layer, its squares, logits
 NORMED_LIMIT, U_LIMIT, HIDDEN_LIMIT = 511, 2**11 - 1, 1023  # what norms, ReLUs and their squares are clamped to
+LEAST = 4  # fractional bits of the residual stream
 WEIGHT_BITS = 8  # of an attention weight before it is normalized
 BLOCK = 64  # positions of a grid whose queries attend at once on a CPU: what is made of them fits its cache
 
@@ -196,12 +197,17 @@ def export(prior: AutoregressiveModel, carrier: torch.dtype = torch.float32) -> 
     D, positions = wide.config["d_latent"], {"2d": ("row", "column"), "1d": ("place",), "none": ()}[wide.position]
     wide.embedding = nn.Embedding.from_pretrained(wide.table())
     wide.config = wide.config | {"code_dim": 0}  # code vectors have become rows of the table
-    for stream in range(12, 3, -1):  # fractional bits of the residual stream: as many as there is room for in all sums
+    for stream in range(12, LEAST - 1, -1):  # fractional bits of the residual stream: as many as there is room for in all sums
         model = copy.deepcopy(wide)
         entering = [getattr(model, name) for name in positions]
         for p in (model.embedding.weight, *entering):
             p.data = (p * 2.0**stream).round()
-        model.layers = nn.ModuleList(ExactLayer(layer, stream, carrier) for layer in wide.layers)
+        try:
+            model.layers = nn.ModuleList(ExactLayer(layer, stream, carrier) for layer in wide.layers)
+        except OverflowError:
+            if stream == LEAST:
+                raise
+            continue
         bound = int(model.embedding.weight.abs().max()) * len(model.neighbours) + sum(layer.bound for layer in model.layers)
         bound += sum(int(p.abs().max()) for p in entering)
         if bound * 2**NORMED < EXACT and bound**2 * D < 2**53:

@@ -258,6 +258,21 @@ def test_frequencies_are_close_to_the_floats():
     assert (p * (p / q).log2()).sum(dim=-1).mean() < 2e-3  # bits a token
 
 
+@pytest.mark.parametrize("factor", [1, 30])
+def test_large_weights_are_exported_with_fewer_bits(factor):
+    """With factor 30 the residual stream's twelve bits leave the last layer no room."""
+    model, grid = prior(), grids(20)
+    with torch.no_grad():
+        model.layers[-1].up.weight /= factor**0.5
+        model.layers[-1].up.bias /= factor**0.5
+        model.layers[-1].down.weight *= factor  # the same function
+        p = model(grid)[0].flatten(1, 2).softmax(dim=-1)
+    one = ExactPrior(model)
+    q = (weights_of(one, grid) + 1) / TOTAL
+    assert (p * (p / q).log2()).sum(dim=-1).mean() < (2e-3 if factor == 1 else 0.1)  # bits a token
+    assert torch.equal(by_steps(one, grid), weights_of(one, grid))
+
+
 def test_integers_are_causal():
     """Every token of the grid is changed in turn: no frequency at it or before it moves."""
     one, grid = ExactPrior(prior(window=4)), grids(1)
