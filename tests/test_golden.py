@@ -1,9 +1,9 @@
 """Files that were once written with the pretrained models decode, in a fresh process, to the tokens that were coded.
 
 ``golden`` holds files of format 1, ``golden/v2`` the same images in format 2, and ``golden/tokens.npz`` the tokens of both;
-``golden/v4`` has files with an enhancement layer, and their grids. All of these are of the prior that was the pretrained one
-then, ``golden/AutoregressiveModel.pth``; ``golden/prior2`` has such files of the present one. A new version of the format, or
-a new prior, gets files of its own, by ``python tests/test_golden.py``; those that exist stay.
+``golden/v4`` has files with an enhancement layer, and their grids. All of these are of the prior that was the pretrained
+one then, ``golden/AutoregressiveModel.pth``; ``golden/prior2`` has such files of the present one. A new version of the
+format, or a new prior, gets files of its own, by ``python tests/test_golden.py``; those that exist stay.
 """
 
 from pathlib import Path

@@ -197,7 +197,7 @@ def export(prior: AutoregressiveModel, carrier: torch.dtype = torch.float32) -> 
     D, positions = wide.config["d_latent"], {"2d": ("row", "column"), "1d": ("place",), "none": ()}[wide.position]
     wide.embedding = nn.Embedding.from_pretrained(wide.table())
     wide.config = wide.config | {"code_dim": 0}  # code vectors have become rows of the table
-    for stream in range(12, LEAST - 1, -1):  # fractional bits of the residual stream: as many as there is room for in all sums
+    for stream in range(12, LEAST - 1, -1):  # as many bits as there is room for in all sums
         model = copy.deepcopy(wide)
         entering = [getattr(model, name) for name in positions]
         for p in (model.embedding.weight, *entering):
