@@ -278,6 +278,7 @@ RUN = [name for name, text in TEXT.items() if name != "docs/experiments.md" and 
 def test_the_commands_and_the_python_run(name, workplace, tmp_path):
     folder = tmp_path / "work"
     shutil.copytree(workplace, folder)
+    (folder / "tests").symlink_to(ROOT / "tests")  # files and the prior of an earlier version
     if name == "README.md":  # its path begins with nothing
         for split in ("train", "valid"):
             shutil.rmtree(folder / "data" / split)
