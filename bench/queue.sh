@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The trainings of the models, one after another: bash bench/queue.sh digits|cascade|quantizers ...
+# The trainings of the models, one after another: bash bench/queue.sh digits|prior|binarized|cascade|quantizers ...
 # The same command goes on where an earlier one stopped, by a signal, by the limit below or by the end of the machine.
 #   DATA=data        the folder with train/, valid/ and mnist/
 #   PYTHON=python    OMP_NUM_THREADS=1    one core; on a GPU this does not matter
@@ -32,6 +32,26 @@ digits() { # PixelCNN for 15 epochs, 6 hours of a core, and the gated one
         --output queue/PixelCNN.pth
     train queue_gated GatedPixelCNN --dataset mnist --data "$data" --c_hidden 32 --n_layers 5 --embedding_dim 4 --epochs 15 \
         --batch_size 16 --lr 3e-3 --validate_every 3125 --output queue/MnistGatedPixelCNN.pth
+}
+
+distinct() { # the frames without near-copies, in queue/distinct
+    [ -e queue/distinct/train ] || "$python" -m homework.data import "$data" --dir queue/distinct --distinct 2
+}
+
+prior() { # the transformer over BSQ's grids of distinct frames, 2 hours of a core that computes in bfloat16
+    distinct
+    step queue/distinct/tokenized_train.pth homework.tokenize BSQPatchAutoEncoder queue/distinct/tokenized_train.pth \
+        queue/distinct/train --copies 3 ${limit}
+    step queue/distinct/tokenized_valid.pth homework.tokenize BSQPatchAutoEncoder queue/distinct/tokenized_valid.pth \
+        queue/distinct/valid ${limit}
+    train queue_prior AutoregressiveModel --data queue/distinct --epochs 6 --batch_size 8 --lr 2e-3 --dropout 0.05 \
+        --precision bfloat16 --output queue/AutoregressiveModel.pth
+}
+
+binarized() { # digits whose ink is drawn again each time; wider than the one in the log
+    train queue_binarized GatedPixelCNN --dataset mnist --data "$data" --binarize sample --c_hidden 48 --n_layers 7 \
+        --embedding_dim 4 --epochs 12 --batch_size 16 --lr 3e-3 --precision bfloat16 --validate_every 3125 \
+        --output queue/BinarizedGatedPixelCNN.pth
 }
 
 quantizers() { # VQ from nothing, for an epoch: what options of the quantizer change is measured against this
