@@ -1,6 +1,7 @@
 """Draws the README's pictures from the shipped models: ``python -m bench.figures [LOG_FOLDERS...]``.
 
-overview.png: sample images, their reconstructions, and sampled frames; pairs.png: those of every tokenizer and prior.
+overview.png: sample images, their reconstructions, and sampled frames; pairs.png: those of every tokenizer and prior;
+second_grids.png: sampled frames with and without second grids.
 digits.png, endings.png: MNIST's digits, sampled and completed; they need data/mnist.
 curves.png: loss against updates, read from the TensorBoard logs of the runs; also kept as curves.csv, to be added to.
 ``python -m bench.figures cascade NAME=LOG_FOLDER...`` draws those of a cascade alone, cascade_curves.png; and
@@ -25,13 +26,14 @@ import homework.ae
 import homework.autoregressive
 import homework.bsq
 from bench import studio
-from homework.codec.loading import compressor_of
+from homework.codec.loading import compressor_of, detail_at
 from homework.core import checkpoint
 from homework.datasets.images import ImageDataset, to_float, to_uint8
 from homework.datasets.mnist import MnistImages
 from homework.evaluation import walkthrough
 from homework.evaluation.metrics import psnr
 from homework.evaluation.pictures import on_sheet, save_picture
+from homework.priors.images import generate_images
 from homework.priors.uniform import Uniform
 from homework.sample import sample
 
@@ -66,6 +68,17 @@ def frames(columns: int = 6) -> None:
     rows = [sampled(tokenizer, homework.load(name)) for tokenizer, name in pairs]
     rows += [sampled(tokenizer, Uniform(tokenizer.n_tokens)) for tokenizer in (bsq, vq)]
     save_sheet([x, bsq(x)[0], vq(x)[0], *rows], "pairs.png")
+
+
+def second_grids(columns: int = 3, scale: int = 2) -> None:
+    """Writes second_grids.png: sampled frames, and below them the same with second grids of three qualities."""
+    bsq, prior = homework.bsq.load(), homework.autoregressive.load()
+    rows = []
+    for quality in (50, 65, 80, 100):
+        detail = detail_at(bsq, quality)
+        ((_, images),) = generate_images(bsq, prior, columns, (100, 150), columns, seed=1, detail=detail)
+        rows.append(list(images.numpy()))
+    save_picture(on_sheet(rows, scale), HERE / "second_grids.png")
 
 
 def digits() -> None:
@@ -176,6 +189,7 @@ if __name__ == "__main__":
         studio.screenshots(HERE)
     else:
         frames()
+        second_grids()
         digits()
         if sys.argv[1:]:
             curves(sys.argv[1:], "curves")
