@@ -33,7 +33,7 @@ from homework.nn.transformer import Attention
 EXACT = 2**24  # float32 holds every integer up to here
 NORMED, UP, HIDDEN, LOGIT = 6, 8, 5, 5  # fractional bits of: norms, the hidden layer, its squares, logits
 NORMED_LIMIT, U_LIMIT, HIDDEN_LIMIT = 511, 2**11 - 1, 1023  # what norms, ReLUs and their squares are clamped to
-LEAST = 4  # fractional bits of the residual stream
+LEAST = 4  # fractional bits of the residual stream, where weights leave room for no more
 WEIGHT_BITS = 8  # of an attention weight before it is normalized
 BLOCK = 64  # positions of a grid whose queries attend at once on a CPU: what is made of them fits its cache
 
