@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -133,6 +134,12 @@ def sentence(done) -> str:
 def files(folder: Path) -> set[str]:
     """All files under ``folder``, relative to it."""
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def skip_if_ignored(sig: str) -> None:
+    """Skips a test of a signal that programs which the tests start ignore, as under nohup."""
+    if signal.getsignal(getattr(signal, sig)) == signal.SIG_IGN:
+        pytest.skip(f"the tests were started so that {sig} is ignored")
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import GRID, SIZE, TINY, K, build, file_size_limit, files, run, sentence
+from conftest import GRID, SIZE, TINY, K, build, file_size_limit, files, run, sentence, skip_if_ignored
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -301,6 +301,7 @@ def stopped_run(train, monkeypatch, model: str, update: int, sig: str = "SIGINT"
 @pytest.mark.parametrize("sig, code", [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_run_that_was_stopped_resumes_as_if_it_had_not_been(train, tmp_path, monkeypatch, sig, code):
     """Ctrl-C saves first. With dropout, whose draws must continue too."""
+    skip_if_ignored(sig)
     whole, cut, options = tmp_path / "whole", tmp_path / "cut", LONG | {"dropout": 0.3, "seed": 3}
     assert train(PRIOR, cwd=whole, **options).returncode == 0
     handler = signal.getsignal(signal.SIGINT)
