@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The trainings of the models, one after another: bash bench/queue.sh digits|prior|binarized|cascade|quantizers ...
+# The trainings of the models, one after another: bash bench/queue.sh digits|prior|binarized|cascade|subsampled|quantizers ...
 # The same command goes on where an earlier one stopped, by a signal, by the limit below or by the end of the machine.
 #   DATA=data        the folder with train/, valid/ and mnist/
 #   PYTHON=python    OMP_NUM_THREADS=1    one core; on a GPU this does not matter
@@ -52,6 +52,33 @@ binarized() { # digits whose ink is drawn again each time; wider than the one in
     train queue_binarized GatedPixelCNN --dataset mnist --data "$data" --binarize sample --c_hidden 48 --n_layers 7 \
         --embedding_dim 4 --epochs 12 --batch_size 16 --lr 3e-3 --precision bfloat16 --validate_every 3125 \
         --output queue/BinarizedGatedPixelCNN.pth
+}
+
+subsampled() { # grids of 1x1, 5x5 and 10x15 codes, each a part of the next, their stages, and a plain prior
+    local name
+    distinct
+    [ -e queue/ae10.pth ] || "$python" -c 'from homework.core import checkpoint
+checkpoint.save(checkpoint.load("CascadeFine").autoencoder, "queue/ae10.pth")'
+    for split in train valid; do
+        "$python" -m homework.features queue/ae10.pth queue/distinct/$split queue/features10/$split ${limit}
+    done
+    step queue/sub/fine.pth homework.som fit queue/features10 queue/sub/fine.pth --n_codes 1024 --passes 12 --radius_end 0.4
+    step queue/sub/middle.pth homework.som subsample queue/sub/fine.pth queue/sub/middle.pth --patch 2x3
+    step queue/sub/map.pth homework.som subsample queue/sub/middle.pth queue/sub/map.pth --patch 5
+    for name in fine middle map; do
+        step queue/sub/$name/tokenized_train.pth homework.tokenize queue/sub/$name.pth queue/sub/$name/tokenized_train.pth \
+            queue/distinct/train --copies 3 --shift 9 ${limit}
+        step queue/sub/$name/tokenized_valid.pth homework.tokenize queue/sub/$name.pth queue/sub/$name/tokenized_valid.pth \
+            queue/distinct/valid ${limit}
+    done
+    train queue_sub0 CascadeStage --data queue/sub/middle --coarse queue/sub/map --tokenizer queue/sub/middle.pth --epochs 4 \
+        --batch_size 64 --model_lr 2e-3 --in_dim 64 --hidden_dim 256 --num_enc_layers 1 --num_dec_layers 2 --neighbours 4 \
+        --dropout 0.1 --precision bfloat16 --output queue/sub/stage0.pth
+    train queue_sub1 CascadeStage --data queue/sub/fine --coarse queue/sub/middle --tokenizer queue/sub/fine.pth --epochs 3 \
+        --batch_size 16 --model_lr 2e-3 --in_dim 112 --hidden_dim 448 --num_enc_layers 2 --num_dec_layers 3 --neighbours 4 \
+        --dropout 0.05 --precision bfloat16 --output queue/sub/stage1.pth
+    train queue_sub_plain AutoregressiveModel --data queue/sub/fine --tokenizer queue/sub/fine.pth --epochs 3 --batch_size 16 \
+        --lr 2e-3 --d_latent 112 --n_layers 3 --dropout 0.05 --precision bfloat16 --output queue/sub/plain.pth
 }
 
 quantizers() { # VQ from nothing, for an epoch: what options of the quantizer change is measured against this
