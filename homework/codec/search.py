@@ -42,7 +42,7 @@ def search(tokenizer: Tokenizer, prior: Prior, x: Tensor, lmbda: float, effort: 
         tokenizer, prior: with the same codes; on one device.
         x: (H,W,3) float in [-0.5,0.5], or uint8; on any device.
         lmbda: mean squared error that a bit per pixel is worth, above 0.
-        effort: 0 for none, ..., 8; 9 to continue until it ends where it started.
+        effort: 0 for none, ..., 8; 9 to continue until none of the CANDIDATES that promise most at a position helps.
         tokens: (h,w) int64 to start from; by default those of the encoder.
 
     Returns:
