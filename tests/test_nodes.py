@@ -49,8 +49,8 @@ def reached(state: Path, update: int) -> None:
 
 def test_a_node_that_dies_and_a_cable_that_is_pulled_out_cost_time_alone(data, tmp_path, two):
     (tmp_path / "slow.py").write_text(SLOW)
-    options = {"data": data, "batch_size": 1, "epochs": 4, "device": "cpu", "ema": 0.9, "name": "run"} | TINY[BSQ]
-    typed = [BSQ, *(f"--{k}={v}" for k, v in options.items()), "--save_every", 0.01]  # 24 updates, saved after every other
+    options = {"data": data, "batch_size": 1, "epochs": 8, "device": "cpu", "ema": 0.9, "name": "run"} | TINY[BSQ]
+    typed = [BSQ, *(f"--{k}={v}" for k, v in options.items()), "--save_every", 0.01]  # 48 updates, saved after every other
     (tmp_path / "one").mkdir()
     whole = run("-m", "homework.train", *typed, "--accumulate", 4, cwd=tmp_path / "one")
     assert whole.returncode == 0, whole.stderr
