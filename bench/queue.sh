@@ -27,6 +27,11 @@ step() { # FILE COMMAND...: makes the file, unless it is there
     [ -e "$1" ] || "$python" -m "${@:2}"
 }
 
+tokens() { # FOLDER TOKENIZER FRAMES OPTIONS OF THE COPIES...: of FRAMES/train, with copies, and of FRAMES/valid
+    step "$1/tokenized_train.pth" homework.tokenize "$2" "$1/tokenized_train.pth" "$3/train" "${@:4}" ${limit}
+    step "$1/tokenized_valid.pth" homework.tokenize "$2" "$1/tokenized_valid.pth" "$3/valid" ${limit}
+}
+
 digits() { # PixelCNN for 15 epochs, 6 hours of a core, and the gated one
     train queue_pixelcnn PixelCNN --data "$data" --epochs 15 --batch_size 32 --accumulate 2 --ema 0.98 --validate_every 3000 \
         --output queue/PixelCNN.pth
@@ -40,10 +45,7 @@ distinct() { # the frames without near-copies, in queue/distinct
 
 prior() { # the transformer over BSQ's grids of distinct frames, 2 hours of a core that computes in bfloat16
     distinct
-    step queue/distinct/tokenized_train.pth homework.tokenize BSQPatchAutoEncoder queue/distinct/tokenized_train.pth \
-        queue/distinct/train --copies 3 ${limit}
-    step queue/distinct/tokenized_valid.pth homework.tokenize BSQPatchAutoEncoder queue/distinct/tokenized_valid.pth \
-        queue/distinct/valid ${limit}
+    tokens queue/distinct BSQPatchAutoEncoder queue/distinct --copies 3
     train queue_prior AutoregressiveModel --data queue/distinct --epochs 6 --batch_size 8 --lr 2e-3 --dropout 0.05 \
         --precision bfloat16 --output queue/AutoregressiveModel.pth
 }
@@ -66,10 +68,7 @@ checkpoint.save(checkpoint.load("CascadeFine").autoencoder, "queue/ae10.pth")'
     step queue/sub/middle.pth homework.som subsample queue/sub/fine.pth queue/sub/middle.pth --patch 2x3
     step queue/sub/map.pth homework.som subsample queue/sub/middle.pth queue/sub/map.pth --patch 5
     for name in fine middle map; do
-        step queue/sub/$name/tokenized_train.pth homework.tokenize queue/sub/$name.pth queue/sub/$name/tokenized_train.pth \
-            queue/distinct/train --copies 3 --shift 9 ${limit}
-        step queue/sub/$name/tokenized_valid.pth homework.tokenize queue/sub/$name.pth queue/sub/$name/tokenized_valid.pth \
-            queue/distinct/valid ${limit}
+        tokens queue/sub/$name queue/sub/$name.pth queue/distinct --copies 3 --shift 9
     done
     train queue_sub0 CascadeStage --data queue/sub/middle --coarse queue/sub/map --tokenizer queue/sub/middle.pth --epochs 4 \
         --batch_size 64 --model_lr 2e-3 --in_dim 64 --hidden_dim 256 --num_enc_layers 1 --num_dec_layers 2 --neighbours 4 \
@@ -98,9 +97,7 @@ cascade() { # residual codebooks of 1x1, 2x3, 5x5 and 10x15 codes, their stages,
         step queue/$name.pth homework.som fit queue/features queue/$name.pth --n_codes "$codes" --patch "$patch" --passes 12 \
             --radius_end 0.4 "${coarser[@]}"
         coarser=(--coarser queue/$name.pth)
-        step queue/$name/tokenized_train.pth homework.tokenize queue/$name.pth queue/$name/tokenized_train.pth "$data/train" \
-            --copies 1 --shift 9 ${limit}
-        step queue/$name/tokenized_valid.pth homework.tokenize queue/$name.pth queue/$name/tokenized_valid.pth "$data/valid" ${limit}
+        tokens queue/$name queue/$name.pth "$data" --copies 1 --shift 9
     done
     train queue_stage0 CascadeStage --data queue/coarse --coarse queue/map --tokenizer queue/coarse.pth --epochs 6 \
         --batch_size 64 --model_lr 2e-3 --in_dim 48 --hidden_dim 192 --num_enc_layers 1 --num_dec_layers 2 --neighbours 2 \

@@ -142,15 +142,14 @@ def subsample(tokenizer: str, output: str, *, patch: int | str = 2) -> None:
         patch: the side of a patch in tokens of that tokenizer, or HEIGHTxWIDTH; all of its grid for a cascade's first one.
     """
     cli.check_output(output)
-    rows, columns = (patch, patch) if type(patch) is int else checks.parse_size(patch) or (0, 0)
-    if min(rows, columns) < 1:
+    if (sides := checks.parse_sides(patch)) is None:
         raise ValueError(f"--patch is {patch!r}, but must be an integer of at least 1, or HEIGHTxWIDTH.")
     fine = load_tokenizer(tokenizer)
     with devices.keeping_generators():
-        coarse = SubsampledTokenizer({"model": type(fine).__name__, "config": fine.config}, rows, columns)
+        coarse = SubsampledTokenizer({"model": type(fine).__name__, "config": fine.config}, *sides)
     coarse.set_tokenizer(fine)
     checkpoint.save(coarse, output, {"command": cli.command_line("som")})
-    print(f"{output}: a code for {rows}x{columns} tokens of {tokenizer}, which are "
+    print(f"{output}: a code for {sides[0]}x{sides[1]} tokens of {tokenizer}, which are "
           f"{coarse.patch_size[0]}x{coarse.patch_size[1]} pixels (height x width)")  # fmt: skip
 
 

@@ -61,6 +61,11 @@ def parse_size(text: object) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
+def parse_sides(patch: object) -> tuple[int, int] | None:
+    """A side, 2 -> (2, 2), or as :func:`parse_size`; None for anything else."""
+    return ((patch, patch) if patch > 0 else None) if type(patch) is int else parse_size(patch)
+
+
 def article(noun: str) -> str:
     """"an integer", "a number"."""
     return f"{'an' if noun[0] in 'aeioAEIO' else 'a'} {noun}"

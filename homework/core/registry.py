@@ -98,3 +98,11 @@ def build(cls: type[Model], options: dict, defaults: dict, base: Model | None = 
     if model is None:
         raise ValueError("The checkpoint does not fit the options.")
     return model
+
+
+def build_part(name: str, spec: dict, example: str) -> Model:
+    """The model {"model": its name, "config": {...}} that another model's argument ``name`` asks for, with new weights.
+    ValueError if ``spec`` is something else; ``example`` is the name of a model that would do."""
+    if not isinstance(spec, dict) or spec.keys() != {"model", "config"} or not isinstance(spec["config"], dict):
+        raise ValueError(f'{name} is {spec!r}, but must be of the form {{"model": "{example}", "config": {{...}}}}.')
+    return build(model_class(spec["model"]), spec["config"], {})

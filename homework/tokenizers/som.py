@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from homework.core import checks
 from homework.core.devices import keeping_generators
 from homework.core.model import Model
-from homework.core.registry import build, model_class
+from homework.core.registry import build_part
 from homework.datasets.features import FeatureModel
 from homework.nn.blocks import pad_to_patches, to_patches, unpatch
 from homework.tokenizers.base import AutoEncoder, Tokenizer, figures_of_usage, to_pictures, usage
@@ -28,9 +28,9 @@ def parse_patch(patch: int | str, height: int, width: int) -> tuple[int, int]:
     if it is none of these, or does not divide the map."""
     if patch == "map":
         return height, width
-    ph, pw = (patch, patch) if type(patch) is int else checks.parse_size(patch) or (0, 0)
-    if ph < 1:
+    if (own := checks.parse_sides(patch)) is None:
         raise ValueError(f"patch is {patch!r}, but must be an integer of at least 1, HEIGHTxWIDTH or map.")
+    ph, pw = own
     if height % ph or width % pw:
         sides = ", ".join(str(side) for side in range(1, height + 1) if height % side == width % side == 0)
         raise ValueError(f"patch is {patch}, which does not divide the map of {height}x{width}; squares that do have sides "
@@ -60,10 +60,7 @@ def cut(z: Tensor, patch: tuple[int, int]) -> Tensor:
 
 def build_autoencoder(spec: dict) -> AutoEncoder:
     """The frozen auto-encoder {"model": name, "config": {...}}. ValueError if ``spec`` is something else."""
-    if not isinstance(spec, dict) or spec.keys() != {"model", "config"} or not isinstance(spec["config"], dict):
-        raise ValueError(f"autoencoder is {spec!r}, but must be of the form "
-                         '{"model": "ConvAutoEncoder", "config": {...}}.')  # fmt: skip
-    model = build(model_class(spec["model"]), spec["config"], {})
+    model = build_part("autoencoder", spec, "ConvAutoEncoder")
     if not isinstance(model, AutoEncoder) or isinstance(model, Tokenizer):
         raise ValueError(f"autoencoder is {spec!r}, but {checks.article(spec['model'])} is not an auto-encoder of images.")
     return model.requires_grad_(False)

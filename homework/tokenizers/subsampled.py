@@ -5,7 +5,7 @@ from torch import Tensor
 
 from homework.core import checks
 from homework.core.model import Model
-from homework.core.registry import build, model_class
+from homework.core.registry import build_part
 from homework.nn.blocks import pad_to_patches
 from homework.tokenizers.base import Tokenizer, usage
 
@@ -36,9 +36,7 @@ class SubsampledTokenizer(Tokenizer):
     def __init__(self, tokenizer: dict, rows: int = 2, columns: int = 2):
         super().__init__()
         checks.integer(1, 4096, rows=rows, columns=columns)
-        if not isinstance(tokenizer, dict) or tokenizer.keys() != {"model", "config"}:
-            raise ValueError(f'tokenizer is {tokenizer!r}, but must be of the form {{"model": "SOM", "config": {{...}}}}.')
-        model = build(model_class(tokenizer["model"]), tokenizer["config"], {})
+        model = build_part("tokenizer", tokenizer, "SOM")
         if not isinstance(model, Tokenizer) or type(model).decode_index is not Tokenizer.decode_index:
             raise ValueError(f"tokenizer is {checks.article(tokenizer['model'])}, but must be a tokenizer that decodes code "
                              "vectors, such as a SOM.")  # fmt: skip
