@@ -14,6 +14,7 @@ from homework.priors import sampling
 from homework.priors.cascade_stage import CascadeStage
 from homework.tokenizers.base import Tokenizer
 from homework.tokenizers.som import SOM
+from homework.tokenizers.subsampled import SubsampledTokenizer
 
 PATHS = ("model_path", "lr_codebook_path", "hr_codebook_path")
 OPTIONS = ("temperature", "top_k", "top_p", "num_beam", "beam_width", "beams")
@@ -35,8 +36,10 @@ class Cascade(nn.Module):
     Args:
         stages: from coarse to fine, {"model_path": of the stage, "lr_codebook_path" and "hr_codebook_path": of the
             tokenizers of the coarser grid, which it reads, and of the finer one, which it makes}; and any of OPTIONS for
-            sampling, see :func:`homework.priors.sampling.generate`. If the last stage's hr_codebook_path is the only path of
-            a codebook, it is residual, and the others are those that it bears.
+            sampling, see :func:`homework.priors.sampling.generate`. The last stage's hr_codebook_path may be the only one of
+            a codebook: the others are those that it bears, if it is residual, and else its
+            :class:`homework.tokenizers.subsampled.SubsampledTokenizer`, where the first stage's lr_codebook_path may still
+            name another, of the condition.
         device: where the models compute.
     Raises:
         FileNotFoundError: a checkpoint does not exist.
@@ -49,9 +52,12 @@ class Cascade(nn.Module):
     def __init__(self, stages: list[dict], device: str | torch.device = "cpu"):
         super().__init__()
         self.options = read_options(stages)
-        borne, stages = borne_codebooks(stages)
-        paths = dict.fromkeys(str(stage[p]) for stage in stages for p in PATHS)
-        loaded = {path: (borne.get(path) or checkpoint.load(path)).to(device) for path in paths}
+        loaded = {path: checkpoint.load(path).to(device) for path in named_models(stages)}
+        for k, path in enumerate(str(stage[PATHS[0]]) for stage in stages):
+            if not isinstance(loaded[path], CascadeStage):
+                raise checkpoint.wrong_model(f"Stage {k}: {path}", type(loaded[path]).__name__, "a CascadeStage")
+        made, stages = made_codebooks(stages, loaded)
+        loaded |= {name: codebook.to(device) for name, codebook in made.items()}
         identities = {path: fingerprint.identity(model) for path, model in loaded.items()}
         for k, stage in enumerate(stages):
             check_stage(k, stage, loaded, identities)
@@ -135,7 +141,9 @@ def read_options(stages: list[dict]) -> list[dict]:
     if not isinstance(stages, list | tuple) or not stages or not all(isinstance(stage, dict) for stage in stages):
         raise ValueError('A cascade is {"stages": [{"model_path": ..., ...}, ...]}, with one object for each stage.')
     options = [{o: stage[o] for o in OPTIONS if o in stage} for stage in stages]
-    needed = [(PATHS[0],)] * (len(stages) - 1) + [(PATHS[0], PATHS[2])] if one_codebook(stages) else [PATHS] * len(stages)
+    needed = [PATHS] * len(stages)
+    if some_left_out(stages):
+        needed = [(PATHS[0],)] * (len(stages) - 1) + [(PATHS[0], PATHS[2])]
     for k, stage in enumerate(stages):
         missing, unknown = [p for p in needed[k] if p not in stage], [p for p in stage if p not in PATHS + OPTIONS]
         if missing or unknown:
@@ -148,34 +156,60 @@ def read_options(stages: list[dict]) -> list[dict]:
     return options
 
 
-def one_codebook(stages: list[dict]) -> bool:
-    """Whether only the last stage's hr_codebook_path names a codebook."""
-    return "hr_codebook_path" in stages[-1] and sum(path in stage for stage in stages for path in PATHS[1:]) == 1
+def named_models(stages: list[dict]) -> list[str]:
+    """The paths of all models that the ``stages`` name, each once."""
+    return list(dict.fromkeys(str(stage[path]) for stage in stages for path in PATHS if path in stage))
 
 
-def borne_codebooks(stages: list[dict]) -> tuple[dict[str, Tokenizer], list[dict]]:
-    """The codebooks that the only one named by the ``stages`` bears, by names made up for them; and the stages with these
-    for paths. Nothing, and the stages, if they name more. ValueError if it bears not as many as the stages need."""
-    if not one_codebook(stages):
+def some_left_out(stages: list[dict]) -> bool:
+    """Whether the ``stages`` name the finest codebook and no other one, but maybe that of the condition."""
+    named = {(k, path) for k, stage in enumerate(stages) for path in PATHS[1:] if path in stage}
+    condition, finest = (0, PATHS[1]), (len(stages) - 1, PATHS[2])
+    return finest in named and len(named) < 2 * len(stages) and named <= {condition, finest}
+
+
+def made_codebooks(stages: list[dict], loaded: dict[str, Model]) -> tuple[dict[str, Tokenizer], list[dict]]:
+    """The codebooks that the ``stages`` do not name, see :class:`Cascade`, by names made up for them; and the stages with
+    these for paths. Nothing, and the stages, if they name all. ValueError if the finest, in ``loaded``, has not as many or,
+    for the sizes that the stages there know, no such parts."""
+    if not some_left_out(stages):
         return {}, stages
-    path = str(stages[-1]["hr_codebook_path"])
-    finest = checkpoint.load(path)
-    if not isinstance(finest, SOM) or finest.n_coarser != len(stages):
-        raise ValueError(f"Only {path} is named as a codebook, but it does not bear the {len(stages)} coarser ones of this "
-                         "cascade, as a residual one would; name all by lr_codebook_path and hr_codebook_path.")  # fmt: skip
-    names = [*(f"scale {k} of {path}" for k in range(len(stages))), path]
-    codebooks = {name: finest.coarser_codebook(k) for k, name in enumerate(names[:-1])} | {path: finest}
+    path, condition = str(stages[-1][PATHS[2]]), [str(stages[0][PATHS[1]])] if PATHS[1] in stages[0] else []
+    finest = loaded[path]
+    if not isinstance(finest, Tokenizer):
+        raise checkpoint.wrong_model(path, type(finest).__name__, "a tokenizer")
+    if isinstance(finest, SOM) and (n := finest.n_coarser):
+        if n != len(stages) or condition:
+            raise ValueError(f"Only {path} is named as a codebook, but it does not bear the {len(stages)} coarser ones of "
+                             f"this cascade; name all by {PATHS[1]} and {PATHS[2]}.")  # fmt: skip
+        made = {f"scale {k} of {path}": finest.coarser_codebook(k) for k in range(n)}
+    else:
+        sizes = check_sizes([loaded[str(stage[PATHS[0]])].config for stage in stages])
+        made = parts(finest, path, sizes[len(condition) :])
+    names = [*condition, *made, path]
     paths = [dict(zip(PATHS[1:], pair, strict=True)) for pair in zip(names[:-1], names[1:], strict=True)]
-    return codebooks, [stage | own for stage, own in zip(stages, paths, strict=True)]
+    return made, [stage | own for stage, own in zip(stages, paths, strict=True)]
+
+
+def parts(finest: Tokenizer, path: str, sizes: list[tuple[int, int]]) -> dict[str, Tokenizer]:
+    """Tokenizers whose grids are each a part of the next one's, the last of them of that of ``finest``, from ``path``;
+    ``sizes`` (h,w) are theirs and the finest grid's. ValueError if a size does not divide the next."""
+    made: dict[str, Tokenizer] = {}
+    codebook = finest
+    for (h, w), (H, W) in reversed(list(zip(sizes[:-1], sizes[1:], strict=True))):
+        if H % h or W % w:
+            raise ValueError(f"Only {path} is named as a codebook, but grids of {h}x{w} are no parts of those of {H}x{W}; "
+                             f"name all by {PATHS[1]} and {PATHS[2]}.")  # fmt: skip
+        codebook = SubsampledTokenizer.part_of(codebook, H // h, W // w)
+        made = {f"{h}x{w} tokens of {path}": codebook} | made
+    return made
 
 
 def check_stage(k: int, stage: dict, loaded: dict[str, Model], identities: dict[str, str]) -> None:
-    """ValueError unless the model of stage ``k`` is a stage, and was trained on the grids of its two codebooks. ``loaded``
+    """ValueError unless the model of stage ``k``, a CascadeStage, was trained on the grids of its two codebooks. ``loaded``
     and ``identities`` have each path's model and its identity."""
     path = str(stage["model_path"])
     model = loaded[path]
-    if not isinstance(model, CascadeStage):
-        raise checkpoint.wrong_model(f"Stage {k}: {path}", type(model).__name__, "a CascadeStage")
     roles = ("lr_codebook_path", "coarse_tokenizer", "coarse_tokens"), ("hr_codebook_path", "tokenizer", "n_tokens")
     for role, key, codes in roles:
         name, K = str(stage[role]), model.config[codes]

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from homework.core import checks
+from homework.core.devices import keeping_generators
 from homework.core.model import Model
 from homework.core.registry import build_part
 from homework.nn.blocks import pad_to_patches
@@ -45,6 +46,14 @@ class SubsampledTokenizer(Tokenizer):
         self.tokenizer, self.sides, self.n_tokens = model.requires_grad_(False), (rows, columns), model.n_tokens
         P, Q = model.patch_shape
         self.patch_size = rows * P, columns * Q
+
+    @classmethod
+    def part_of(cls, tokenizer: Tokenizer, rows: int, columns: int) -> "SubsampledTokenizer":
+        """Of the trained ``tokenizer``, with its weights, in eval mode."""
+        with keeping_generators():
+            model = cls({"model": type(tokenizer).__name__, "config": tokenizer.config}, rows, columns)
+        model.set_tokenizer(tokenizer)
+        return model.eval()
 
     def set_tokenizer(self, model: Model) -> None:
         """Copies the weights of the tokenizer."""

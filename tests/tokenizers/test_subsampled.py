@@ -10,19 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from homework import SubsampledTokenizer
+from homework.codec.cascade_compressor import CascadeCompressor
 from homework.core import checkpoint
 from homework.core.fingerprint import fingerprint, identity
-from homework.priors.cascade import Cascade
+from homework.priors.cascade import Cascade, parts
+from homework.priors.pairs import model_files
 from homework.tokenizers.base import Tokenizer
 
 NAMES = st.sampled_from(["BSQPatchAutoEncoder", "VQPatchAutoEncoder", "SOM"])
 SIDES = st.sampled_from([(1, 1), (2, 2), (2, 3), (4, 6), (4, 1)])
 
 
-def coarser(fine: Tokenizer, rows: int, columns: int) -> SubsampledTokenizer:
-    model = SubsampledTokenizer({"model": type(fine).__name__, "config": fine.config}, rows, columns).eval()
-    model.set_tokenizer(fine)
-    return model
+coarser = SubsampledTokenizer.part_of
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -105,22 +104,74 @@ def test_it_is_made_by_a_command_and_trained_by_none(here, tmp_path):
     assert "make it by python -m homework.som subsample" in sentence(done)
 
 
-def test_a_cascade_of_them_has_grids_in_grids(here):
-    """In each finer one the coarser one is found again; its last picture is the fine tokenizer's."""
-    books = {name: checkpoint.load(f"{name}.pth") for name in ("map", "middle", "fine")}
-    stages, sizes = [], {"map": (1, 1), "middle": (2, 2), "fine": GRID}
+SIZES = {"map": (1, 1), "middle": (2, 2), "fine": GRID}
+
+
+@pytest.fixture
+def stages(here) -> list[dict]:
+    """Of a cascade of the three codebooks, untrained."""
+    stages = []
     for k, (before, after) in enumerate([("map", "middle"), ("middle", "fine")]):
-        (a, b), (h, w) = sizes[before], sizes[after]
+        (a, b), (h, w) = SIZES[before], SIZES[after]
         stage = build("CascadeStage", coarse_tokens=K, n_tokens=K, coarse_height=a, coarse_width=b, height=h, width=w)
-        meta = {"tokenizer": identity(books[after]), "coarse_tokenizer": identity(books[before])}
-        checkpoint.save(stage, f"stage{k}.pth", meta)
+        known = [identity(checkpoint.load(f"{name}.pth")) for name in (after, before)]
+        checkpoint.save(stage, f"stage{k}.pth", dict(zip(["tokenizer", "coarse_tokenizer"], known, strict=True)))
         paths = {"lr_codebook_path": f"{before}.pth", "hr_codebook_path": f"{after}.pth"}
         stages.append({"model_path": f"stage{k}.pth"} | paths)
-    Path("cascade.json").write_text(json.dumps({"stages": stages}))
+    return stages
+
+
+def test_a_cascade_of_them_has_grids_in_grids(here, stages):
+    """In each finer one the coarser one is found again; its last picture is the fine tokenizer's."""
     cascade, x = Cascade(stages), noise(2, *SIZE, 3)
     grids = cascade.encode(x)
-    assert [tuple(grid.shape[1:]) for grid in grids] == list(sizes.values())
+    assert [tuple(grid.shape[1:]) for grid in grids] == list(SIZES.values())
     assert torch.equal(grids[2][:, 1::2, 1::3], grids[1]) and torch.equal(grids[1][:, 1::2, 1::2], grids[0])
     assert torch.equal(cascade.decode(grids)[-1], here.decode_index(grids[-1]))
     sampled = cascade.generate(grids[0], torch.Generator().manual_seed(0))
     assert [grid.shape for grid in sampled] == [grid.shape for grid in grids]
+
+
+def test_the_finest_codebook_is_enough_to_name(stages):
+    short = [{"model_path": "stage0.pth"}, {"model_path": "stage1.pth", "hr_codebook_path": "fine.pth"}]
+    cascades, x = [Cascade(one) for one in (stages, short)], noise(2, *SIZE, 3)
+    assert [[identity(book) for book in cascade.codebooks] for cascade in cascades] == [[
+        identity(checkpoint.load(f"{name}.pth")) for name in SIZES]] * 2  # fmt: skip
+    for a, b in zip(*(cascade.decode(cascade.encode(x)) for cascade in cascades), strict=True):
+        assert torch.equal(a, b)
+    payloads = [CascadeCompressor(cascade).compress(x[0]) for cascade in cascades]
+    assert payloads[0] == payloads[1]
+
+
+def test_the_condition_may_have_a_codebook_of_its_own(stages, command):
+    scene = build("VQVAE", seed=3).eval()
+    checkpoint.save(scene, "scene.pth")
+    sizes = {"coarse_height": 1, "coarse_width": 1, "height": 2, "width": 2}
+    stage = build("CascadeStage", coarse_tokens=scene.n_tokens, n_tokens=K, **sizes)
+    checkpoint.save(stage, "stage0.pth", {"tokenizer": identity(checkpoint.load("middle.pth"))})
+    stages = [{"model_path": "stage0.pth", "lr_codebook_path": "scene.pth"},
+              {"model_path": "stage1.pth", "hr_codebook_path": "fine.pth"}]  # fmt: skip
+    Path("cascade.json").write_text(json.dumps({"stages": stages}))
+    cascade, x = Cascade(stages), noise(2, *SIZE, 3)
+    grids = cascade.encode(x)
+    assert torch.equal(grids[0], scene.encode_index(x)) and torch.equal(grids[2][:, 1::2, 1::3], grids[1])
+    done = command("generation", "cascade", "--config", "cascade.json", "--num_images", 2, "--out_dir", "out")
+    assert done.returncode == 0 and Path("out/1_stage1.png").is_file(), done.stderr
+    assert model_files("fine.pth", "cascade.json") == {Path(f"{n}.pth") for n in ("fine", "scene", "stage0", "stage1")}
+
+
+def test_what_does_not_fit_the_finest_codebook_is_refused(stages):
+    short = [{"model_path": "stage0.pth"}, {"model_path": "stage1.pth", "hr_codebook_path": "fine.pth"}]
+    other = build("BSQPatchAutoEncoder", seed=9).eval()
+    checkpoint.save(other, "other.pth")
+    with pytest.raises(ValueError, match="stage0.pth was trained on the grids of another codebook than lr_codebook_path 1x1 "
+                                         "tokens of other.pth"):  # fmt: skip
+        Cascade([short[0], short[1] | {"hr_codebook_path": "other.pth"}])
+    with pytest.raises(ValueError, match="stage1.pth holds a CascadeStage, but a tokenizer is needed"):
+        Cascade([short[0], short[1] | {"hr_codebook_path": "stage1.pth"}])
+    with pytest.raises(ValueError, match="Stage 0: fine.pth holds a BSQPatchAutoEncoder, but a CascadeStage is needed"):
+        Cascade([{"model_path": "fine.pth"}, short[1]])
+    with pytest.raises(ValueError, match="grids of 3x4 are no parts of those of 4x6; name all by"):
+        parts(other, "fine.pth", [(3, 4), (4, 6)])
+    with pytest.raises(ValueError, match="Stage 0 has no lr_codebook_path"):
+        Cascade([short[0] | {"hr_codebook_path": "middle.pth"}, short[1]])
