@@ -56,7 +56,7 @@ binarized() { # digits whose ink is drawn again each time; wider than the one in
         --output queue/BinarizedGatedPixelCNN.pth
 }
 
-subsampled() { # grids of 1x1, 5x5 and 10x15 codes, each a part of the next, their stages, and a plain prior
+subsampled() { # a code for the scene, grids of 5x5 and 10x15 codes, the one a part of the other, their stages, and a plain prior
     local name
     distinct
     [ -e queue/ae10.pth ] || "$python" -c 'from homework.core import checkpoint
@@ -66,12 +66,13 @@ checkpoint.save(checkpoint.load("CascadeFine").autoencoder, "queue/ae10.pth")'
     done
     step queue/sub/fine.pth homework.som fit queue/features10 queue/sub/fine.pth --n_codes 1024 --passes 12 --radius_end 0.4
     step queue/sub/middle.pth homework.som subsample queue/sub/fine.pth queue/sub/middle.pth --patch 2x3
-    step queue/sub/map.pth homework.som subsample queue/sub/middle.pth queue/sub/map.pth --patch 5
-    for name in fine middle map; do
+    step queue/sub/scene.pth homework.som fit queue/features10 queue/sub/scene.pth --n_codes 64 --patch map --passes 12 \
+        --radius_end 0.4
+    for name in fine middle scene; do
         tokens queue/sub/$name queue/sub/$name.pth queue/distinct --copies 3 --shift 9
     done
-    train queue_sub0 CascadeStage --data queue/sub/middle --coarse queue/sub/map --tokenizer queue/sub/middle.pth --epochs 4 \
-        --batch_size 64 --model_lr 2e-3 --in_dim 64 --hidden_dim 256 --num_enc_layers 1 --num_dec_layers 2 --neighbours 4 \
+    train queue_sub0 CascadeStage --data queue/sub/middle --coarse queue/sub/scene --tokenizer queue/sub/middle.pth --epochs 6 \
+        --batch_size 64 --model_lr 3e-3 --in_dim 48 --hidden_dim 192 --num_enc_layers 0 --num_dec_layers 2 --neighbours 2 \
         --dropout 0.1 --precision bfloat16 --output queue/sub/stage0.pth
     train queue_sub1 CascadeStage --data queue/sub/fine --coarse queue/sub/middle --tokenizer queue/sub/fine.pth --epochs 3 \
         --batch_size 16 --model_lr 2e-3 --in_dim 112 --hidden_dim 448 --num_enc_layers 2 --num_dec_layers 3 --neighbours 4 \

@@ -17,7 +17,7 @@ from homework.priors.pairs import load_cascade
 NAMES = ["PatchAutoEncoder", "BSQPatchAutoEncoder", "AutoregressiveModel"]
 PAIRS = [("VQPatchAutoEncoder", "VQAutoregressiveModel"), ("BSQPatchAutoEncoder", "GatedPixelCNN"),
          ("VQPatchAutoEncoder", "VQGatedPixelCNN")]  # fmt: skip
-CASCADE = ["CascadeFine", "CascadeStage0", "CascadeStage1", "CascadeStage2"]
+CASCADE = ["CascadeFine", "CascadeScene", "CascadeStage0", "CascadeStage1"]
 PRETRAINED = ROOT / "homework" / "pretrained"
 SHIPPED = sorted(PRETRAINED.glob("*.pth"))
 
@@ -94,10 +94,10 @@ def test_the_cascade_goes_from_coarse_to_fine(frames):
     assert sum((PRETRAINED / f"{name}.pth").stat().st_size for name in CASCADE) < 6e6
     grids = cascade.encode(frames)
     mse = [float((x_hat - frames).square().mean()) for x_hat in cascade.decode(grids)]
-    assert mse == sorted(mse, reverse=True) and mse[0] < 0.03 and mse[-1] < 0.007
+    assert mse == sorted(mse, reverse=True) and mse[0] < 0.03 and mse[-1] < 0.008
     bits = cascade.bits(grids)
     other = cascade.bits([grids[0].roll(8, 0), *grids[1:]])  # of another frame
-    assert bits[0] == 6 and bits[1] < other[1] - 3 and sum(bits) < 1450
+    assert bits[0] == 6 and bits[1] < other[1] - 3 and sum(bits) < 720
     compressor = CascadeCompressor(cascade)
     (payload,) = compressor.compress_batch(list(frames[:1]))
     assert torch.allclose(compressor.decompress(payload), cascade.decode(grids)[-1][0], atol=1e-4)
