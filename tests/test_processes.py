@@ -363,6 +363,16 @@ def test_torchrun_starts_a_killed_process_again(data, tmp_path):
     assert all(torch.equal(v, theirs[k]) for k, v in mine.items())
 
 
+def test_a_training_that_had_ended_ends_again_when_torchrun_restarts_it(data, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command("train", *typed(data, name="a")).returncode == 0
+    before = Path("checkpoints/a.pth").read_bytes()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    done = command("train", *typed(data, name="a"))
+    assert done.returncode == 0 and "The training had ended before it was started again." in done.stderr, done.stderr
+    assert Path("checkpoints/a.pth").read_bytes() == before and not list(Path("checkpoints").glob("*.state.pth"))
+
+
 @pytest.mark.parametrize("options, fresh", [([], True), (["--fsdp"], False)])
 def test_a_killed_process_ends_the_training_in_a_sentence_that_says_how_to_go_on(data, tmp_path, options, fresh):
     (tmp_path / "victim.py").write_text(VICTIM)

@@ -43,7 +43,10 @@ def train(settings: dict, given: dict | None, grid_decoder: Callable) -> None:
     state = None
     with distributed.group(settings["timeout"]):
         if given is not None:  # the first process alone needs to have the file
-            settings, state = distributed.of_first(lambda: resume.resume_settings(settings, given))
+            again = distributed.restarted()
+            settings, state = distributed.of_first(lambda: resume.resume_settings(settings, given, again))
+            if state is None:  # a process died when all was written
+                return say("The training had ended before it was started again.")
         with devices.keeping_generators(devices.pick_device(settings["device"])):
             Run(settings, state, grid_decoder).fit()
 

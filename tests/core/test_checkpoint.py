@@ -418,6 +418,26 @@ def test_the_latest_run_of_the_model_is_found(tmp_path, monkeypatch):
             resume.find_state(model, None)
 
 
+def test_a_run_that_had_ended_before_a_restart_is_not_an_older_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    old, new = (f"checkpoints/2026-01-{day}_00-00-00_{NAME}" for day in ("02", "10"))
+    files.write({}, f"{old}.state.pth")
+    checkpoint.save(build(NAME), "first.pth")
+    for path in f"{new}.pth", "checkpoints/a.pth":
+        files.write({}, path)
+    for model, name in (NAME, None), ("first.pth", None), (NAME, "a"), ("first.pth", "a"):
+        assert resume.find_state(model, name, restarted=True) is None
+    with pytest.raises(ValueError, match="no unfinished run of first.pth"):
+        resume.find_state("first.pth", None)
+    assert str(resume.find_state(NAME, None)) == f"{old}.state.pth"  # as a user might mean it
+    files.write({}, f"{new}.state.pth")
+    for model in NAME, "first.pth":
+        assert str(resume.find_state(model, None, restarted=True)) == f"{new}.state.pth"
+    for model, name in ("AutoregressiveModel", None), (NAME, "b"):
+        with pytest.raises(ValueError, match="no unfinished run"):
+            resume.find_state(model, name, restarted=True)
+
+
 # --- which file a name means ----------------------------------------------------------------------------------------------
 
 
