@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import signal
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Never
@@ -76,8 +77,9 @@ def grade(args: argparse.Namespace) -> dict:
         models = submission.models(package)
         images, sizes, folder = frames.read(args.data)
         official = folder.name == "valid"
-        print(one_line(f"{args.submission} on the {len(images)} images of {folder}"))
-        print(one_line(f"models: {', '.join(models) or 'none'}"), end="\n\n")
+        tell = partial(say, report_follows=bool(args.json))
+        tell(one_line(f"{args.submission} on the {len(images)} images of {folder}"))
+        tell(one_line(f"models: {', '.join(models) or 'none'}") + "\n")
         report = {"submission": str(args.submission), "data": str(folder), "images": len(images), "official": official,
                   "models": models, "checkpoints": checkpoints, "time_limit": args.time_limit, "parts": []}  # fmt: skip
         cpu_seconds = args.time_limit * max(1.0, calibrate())
@@ -86,14 +88,29 @@ def grade(args: argparse.Namespace) -> dict:
         processes = grading.Processes(package, scratch, limits, images.shape[1:3], checkpoints)
         for line in grading.lines(grading.Measures(data, processes.start), processes, progress=args.verbose > 0):
             report["parts"].append(line)
-            show(line, args.verbose)
+            tell("\n".join(shown(line, args.verbose)))
         report["total"] = round(sum(line["points"] for line in report["parts"] if not line["extra"]), 2)
         report["extra"] = round(sum(line["points"] for line in report["parts"] if line["extra"]), 2)
-        print(f"\n{'total':14}{report['total']:6.1f} / 100   {report['extra']:+.1f} extra")
+        tell(f"\n{'total':14}{report['total']:6.1f} / 100   {report['extra']:+.1f} extra")
         if not official:
-            print(f"There are no images in {Path(args.data, 'valid')}: graded on the few of {folder}, "
-                  "these are not the official points.")  # fmt: skip
+            tell(f"There are no images in {Path(args.data, 'valid')}: graded on the few of {folder}, "
+                 "these are not the official points.")  # fmt: skip
     return report
+
+
+def say(text: str, report_follows: bool) -> None:
+    """Prints a line at once. OSError if that fails, as on a full disk, unless a report is still to be written."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        silence()
+        if not report_follows:
+            raise
+
+
+def silence() -> None:
+    """Lets what is printed from now on, and what is still to be flushed, go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def one_line(text: str) -> str:
@@ -101,22 +118,21 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", "?")
 
 
-def show(line: dict, verbose: int) -> None:
-    """Prints one line of the report, and its details."""
+def shown(line: dict, verbose: int) -> Iterator[str]:
+    """The lines that are printed of one of the report, and of its details."""
     points = f"{line['points']:+6.1f}" if line["extra"] else f"{line['points']:6.1f}"
-    print(f"{line['name']:14}{points} / {line['out_of']:<3}   {line['figures']}".rstrip())
+    yield f"{line['name']:14}{points} / {line['out_of']:<3}   {line['figures']}".rstrip()
     indent = " " * 29
     if line["reason"]:
-        print(f"{indent}{line['reason']}")
+        yield f"{indent}{line['reason']}"
     if verbose >= 1:
         for name, value in (line["measures"] or {}).items():
             if value != "":
-                print(f"{indent}{name}: {f'{value:.6g}' if isinstance(value, float) else value}")
+                yield f"{indent}{name}: {f'{value:.6g}' if isinstance(value, float) else value}"
         guards = ", ".join(line["guards"]) or "nothing yet"
-        print(f"{indent}{line['seconds']:.1f} s, {line['cpu_seconds']:.1f} s of CPU time, confined by {guards}")
-    if verbose >= 2 and line["output"].strip():
-        print("".join(f"{indent}| {text}\n" for text in line["output"].strip().splitlines()), end="")
-    sys.stdout.flush()
+        yield f"{indent}{line['seconds']:.1f} s, {line['cpu_seconds']:.1f} s of CPU time, confined by {guards}"
+    if verbose >= 2:
+        yield from (f"{indent}| {text}" for text in line["output"].strip().splitlines())
 
 
 def write(report: dict, path: str) -> None:
@@ -152,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
         print("\nStopped.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read the output has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence()
         return 1
     except (ValueError, OSError) as error:
         text = f"{error.strerror}: {error.filename}." if isinstance(error, OSError) and error.filename else str(error)

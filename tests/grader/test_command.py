@@ -110,6 +110,25 @@ def test_modules_of_the_current_folder_are_not_imported(tmp_path):
     assert not list(tmp_path.glob("*.ran"))
 
 
+@pytest.mark.parametrize("gone", ["a full disk", "a closed pipe"])
+def test_the_report_is_written_though_nothing_can_be_printed(tmp_path, images, gone):
+    package(tmp_path, ae="")
+    if gone == "a full disk":
+        if not Path("/dev/full").exists():
+            pytest.skip("there is no /dev/full here")
+        out = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, out = os.pipe()
+        os.close(reader)
+    for options, code in (["--json", "report.json"], 0), ([], 1):
+        command = [sys.executable, "-m", "grader", ".", "--data", str(images), *options]
+        done = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), stdout=out, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == code and "Traceback" not in done.stderr and "ignored" not in done.stderr, done.stderr
+    os.close(out)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert len(report["parts"]) > 3 and report["total"] == 0
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL])
 def test_stopping_the_grader_leaves_nothing(tmp_path, images, number):
