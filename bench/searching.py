@@ -12,12 +12,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.common import Line, load
 from homework.codec import dial
-from homework.codec.search import APART, Objective, around, search
+from homework.codec.search import NEAR, Objective, around, search
 from homework.datasets.image_files import image_paths
 from homework.datasets.images import ImageDataset
 
 N = 4
 LMBDA = dial.lmbda_at(dial.QUALITY)
+APART = 2 * NEAR + 1  # so that no two changes are charged for the same
 
 
 def sweep(objective: Objective, tokens: Tensor, n_bits: int) -> Tensor:
@@ -28,7 +29,7 @@ def sweep(objective: Objective, tokens: Tensor, n_bits: int) -> Tensor:
             new = tokens.clone()
             some = new[i::APART, j::APART]
             some += 2**bit * (1 - 2 * (some // 2**bit % 2))
-            worse = around(objective.cost(new) - J) >= 0
+            worse = around(objective.cost(new) - J, NEAR) >= 0
             new[worse] = tokens[worse]
             moved = objective.cost(new)
             if moved.sum() < J.sum():

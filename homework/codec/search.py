@@ -17,8 +17,8 @@ from homework.tokenizers.base import Tokenizer
 
 ROUNDS = (0, 1, 2, 3, 4, 6, 10, 16, 32, 10**6)  # by effort; the last one ends before
 TRIALS = 4  # passes in a round
-APART = 3  # positions from one token that is tried to the next: what a change costs shows within one position of it
-CANDIDATES = 16  # tokens tried at a position before it is left as it is
+NEAR, FAR = 1, 2  # positions within which the cost of a change is looked for: at first, and once that has misled
+CANDIDATES = 16  # tokens tried at a position before it is left as it is; by effort 9 only at first
 CAUTION = 12.0  # how much worse than it is, on average, a step in the codes is taken to be; see Objective.scores
 MOST_TOKENS = 2**16  # of which all are scored
 PIXELS_AT_ONCE = 60_000  # of a large image
@@ -30,7 +30,7 @@ def search(tokenizer: Tokenizer, prior: Prior, x: Tensor, lmbda: float, effort: 
 
     ::
 
-        grid -> scores of all tokens at all positions, by the slopes of error and bits -> the most promising, 3 apart
+        grid -> scores of all tokens at all positions, by the slopes of error and bits -> the most promising, apart
              ^                                                                                     |
              +-- those that lower J around them <-- one pass of decoder and prior with all changed <-+
 
@@ -42,7 +42,7 @@ def search(tokenizer: Tokenizer, prior: Prior, x: Tensor, lmbda: float, effort: 
         tokenizer, prior: with the same codes; on one device.
         x: (H,W,3) float in [-0.5,0.5], or uint8; on any device.
         lmbda: mean squared error that a bit per pixel is worth, above 0.
-        effort: 0 for none, ..., 8; 9 to continue until none of the CANDIDATES that promise most at a position helps.
+        effort: 0 for none, ..., 8; 9 to continue until no other token at any one position helps.
         tokens: (h,w) int64 to start from; by default those of the encoder.
 
     Returns:
@@ -72,13 +72,14 @@ def search_rounds(tokenizer: Tokenizer, prior: Prior, x: Tensor, lmbda: float, e
                 if len(blocks) > 1:
                     devices.release_memory()  # the encoder's, and that of blocks of other sizes
                 objective = Objective(tokenizer, prior, x, grid, block, tile, lmbda)
-                improved = True
-                while improved:
-                    start = grid[block].clone()
-                    for found in improve(objective, start, ROUNDS[effort]):
-                        grid[block] = found
-                        yield grid.clone()
-                    improved = effort == 9 and not torch.equal(grid[block], start)
+                for most in (CANDIDATES, tokenizer.n_tokens)[: 2 if effort == 9 else 1]:
+                    improved = True
+                    while improved:
+                        start = grid[block].clone()
+                        for found in improve(objective, start, ROUNDS[effort], most):
+                            grid[block] = found
+                            yield grid.clone()
+                        improved = effort == 9 and not torch.equal(grid[block], start)
 
 
 class Objective:
@@ -197,40 +198,60 @@ def _to_float(x: Tensor, tokenizer: Tokenizer) -> Tensor:
     return as_float(x.to(tokenizer.device, copy=True))
 
 
-def improve(objective: Objective, tokens: Tensor, rounds: int) -> Iterator[Tensor]:
+def improve(objective: Objective, tokens: Tensor, rounds: int, most: int) -> Iterator[Tensor]:
     """Tokens (a,b) of ever lower J, see :func:`search`: the best after each round that finds better ones, of so many rounds,
-    or fewer if nothing is left to try."""
+    or fewer if nothing is left to try; ``most`` tokens are tried at a position before it is left as it is."""
     J, scores = objective.scores(tokens)
-    tried = torch.zeros_like(scores, dtype=torch.bool)
+    tried, reach = torch.zeros_like(scores, dtype=torch.bool), NEAR
     for _ in range(rounds):
-        new, moved = tokens.clone(), J.clone()
+        new, moved, gain = tokens.clone(), J.clone(), torch.zeros_like(scores[..., 0])
         for _ in range(TRIALS):
-            open_ = ~tried & (tried.sum(dim=-1, keepdim=True) < CANDIDATES)
+            open_ = ~tried & (tried.sum(dim=-1, keepdim=True) < most)
             open_.scatter_(-1, new[..., None], False)
             promise, candidate = scores.masked_fill(~open_, torch.inf).min(dim=-1)  # (a,b)
-            chosen = spread_out(-promise)
+            chosen = spread_out(-promise, 2 * reach + 1)
             if not chosen.any():
                 break
             tried[chosen, candidate[chosen]] = True
             trial = objective.cost(torch.where(chosen, candidate, new))
-            taken = chosen & (around(trial - moved)[objective.within] < 0)
-            new = torch.where(taken, candidate, new)
-            moved = torch.where(reached(taken, objective.within, moved.shape), trial, moved)
+            change = around(trial - moved, reach)[objective.within]
+            taken = chosen & (change < 0)
+            new, gain = torch.where(taken, candidate, new), torch.where(taken, gain - change, gain)
+            moved = torch.where(near(in_map(taken, objective.within, moved.shape), reach), trial, moved)
         if torch.equal(new, tokens):
             if not chosen.any():
                 break
             continue
         found, better = objective.scores(new)
-        if found.cpu().double().sum() < J.cpu().double().sum():  # MPS has no float64
+        if total(found) >= total(J):
+            reach, new = FAR, fewer_changes(objective, tokens, new, gain, total(J))
+            found, better = objective.scores(new)
+        if total(found) < total(J):
             tried &= ~near(new != tokens, 2)[..., None]  # what did not help there may do so now
             tokens, J, scores = new, found, better
             yield tokens
 
 
-def spread_out(promise: Tensor, rounds: int = 4) -> Tensor:
-    """(a,b) -> (a,b) bool: positions at least APART rows or columns from each other, the most promising first; none whose
-    promise is not finite."""
-    r, chosen = APART - 1, torch.zeros_like(promise, dtype=torch.bool)
+def fewer_changes(objective: Objective, tokens: Tensor, new: Tensor, gain: Tensor, J: float) -> Tensor:
+    """The ``new`` tokens (a,b) where the ``gain`` is largest, the half of the changes, a quarter and so on, until their cost
+    is below ``J``; the old ``tokens`` if it never is."""
+    order, n = gain.flatten().argsort(descending=True, stable=True), int((new != tokens).sum())
+    while n := n // 2:
+        some = tokens.flatten().scatter(0, order[:n], new.flatten()[order[:n]]).view_as(tokens)
+        if total(objective.cost(some)) < J:
+            return some
+    return tokens
+
+
+def total(J: Tensor) -> float:
+    """The sum of a map of J."""
+    return float(J.cpu().double().sum())  # MPS has no float64
+
+
+def spread_out(promise: Tensor, apart: int, rounds: int = 4) -> Tensor:
+    """(a,b) -> (a,b) bool: positions at least ``apart`` rows or columns from each other, the most promising first; none
+    whose promise is not finite."""
+    r, chosen = apart - 1, torch.zeros_like(promise, dtype=torch.bool)
     rank = promise.flatten().argsort(stable=True).argsort().view(promise.shape).float()  # unique, where promises are equal
     rank = rank.masked_fill(~promise.isfinite(), -torch.inf)
     for _ in range(rounds):  # those that are the best within reach, then the best of what is left; some may stay out
@@ -245,13 +266,14 @@ def near(chosen: Tensor, r: int) -> Tensor:
     return F.max_pool2d(chosen[None].float(), 2 * r + 1, 1, r)[0] > 0
 
 
-def around(change: Tensor) -> Tensor:
-    """(a,b) -> (a,b): sums over each position and the eight around it."""
-    return 9 * F.avg_pool2d(change[None], 3, 1, 1)[0]
+def around(change: Tensor, r: int) -> Tensor:
+    """(a,b) -> (a,b): sums over each position and those within r rows and columns of it."""
+    side = 2 * r + 1
+    return side**2 * F.avg_pool2d(change[None], side, 1, r)[0]
 
 
-def reached(chosen: Tensor, within: tiles.Slices, size: torch.Size) -> Tensor:
-    """Positions chosen in a block, and the eight around each, in a map of the ``size``: bool."""
+def in_map(chosen: Tensor, block: tiles.Slices, size: torch.Size) -> Tensor:
+    """Positions chosen in a ``block``, in a map of the ``size``: bool."""
     found = torch.zeros(size, dtype=torch.bool, device=chosen.device)
-    found[within] = chosen
-    return near(found, 1)
+    found[block] = chosen
+    return found

@@ -1,5 +1,7 @@
 """The search for tokens: J never rises, whatever the models; scores are the slopes that they claim to be."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -70,8 +72,8 @@ def test_large_images_are_searched_in_blocks_of_tiles(tokenizer, monkeypatch):
     models, x, lmbda = pair(tokenizer, "AutoregressiveModel"), image(93, 131), 0.02
     blocks, real = [], module.improve
 
-    def improve(objective, tokens, rounds):
-        found = [tokens, *real(objective, tokens, rounds)][-1]
+    def improve(objective, tokens, *args):
+        found = [tokens, *real(objective, tokens, *args)][-1]
         blocks.append(float((objective.cost(found) - objective.cost(tokens)).sum()))
         yield found
 
@@ -87,6 +89,23 @@ def test_effort_9_ends_where_it_starts():
     grid = search(*models, x, 0.01, 9)
     for effort in 1, 5, 9:
         assert torch.equal(search(*models, x, 0.01, effort, tokens=grid), grid)
+
+
+def test_effort_9_leaves_no_token_that_would_help(monkeypatch):
+    """Each of the others was tried at each position, not the most promising ones alone."""
+    monkeypatch.setattr(module, "CANDIDATES", 2)
+    models, x = pair("BSQPatchAutoEncoder", "AutoregressiveModel"), image(20, 30)
+    grid = search(*models, x, 0.01, 9)
+    all_of_it = slice(0, grid.shape[0]), slice(0, grid.shape[1])
+    objective = module.Objective(*models, x, grid, all_of_it, tuple(grid.shape), 0.01)
+    J = objective.cost(grid)
+    for i, j, token in itertools.product(*map(range, (*grid.shape, K))):
+        other = grid.clone()
+        other[i, j] = token
+        change = objective.cost(other) - J
+        assert module.around(change, 2)[i, j] > -1e-7 or change.sum() > -1e-7
+    fewer = [*module.improve(objective, models[0].encode_index(x), 10**6, 2)][-1]
+    assert objective.cost(grid).sum() < objective.cost(fewer).sum()
 
 
 def test_more_effort_costs_less_and_is_worth_it():
@@ -177,15 +196,16 @@ def test_scores_are_the_same_in_parts(tokenizer, monkeypatch):
     assert torch.allclose(J, in_parts, atol=1e-9) and torch.allclose(scores, scores_in_parts, rtol=1e-3, atol=1e-8)
 
 
-@given(a=st.integers(1, 20), b=st.integers(1, 20), levels=st.sampled_from([1, 3, 2**20]), seed=st.integers(0, 999))
-def test_positions_that_are_tried_together_are_apart(a, b, levels, seed):
+@given(a=st.integers(1, 20), b=st.integers(1, 20), sides=st.sampled_from([1, 3, 5]), levels=st.sampled_from([1, 3, 2**20]),
+       seed=st.integers(0, 999))  # fmt: skip
+def test_positions_that_are_tried_together_are_apart(a, b, sides, levels, seed):
     """Also where many promise the same; and none without a promise."""
     promise = torch.randint(levels, (a, b), generator=torch.Generator().manual_seed(seed)).float()
-    assert not spread_out(torch.full((a, b), -torch.inf)).any()
-    chosen = spread_out(promise)
+    assert not spread_out(torch.full((a, b), -torch.inf), sides).any()
+    chosen = spread_out(promise, sides)
     rows, columns = chosen.nonzero(as_tuple=True)
     apart = torch.maximum((rows[:, None] - rows).abs(), (columns[:, None] - columns).abs())
-    assert (apart + 9 * torch.eye(len(rows), dtype=torch.long) >= module.APART).all()
+    assert (apart + 9 * torch.eye(len(rows), dtype=torch.long) >= sides).all()
     assert promise[chosen].max() == promise.max()
 
 

@@ -122,7 +122,8 @@ def test_the_report_is_written_though_nothing_can_be_printed(tmp_path, images, g
         os.close(reader)
     for options, code in (["--json", "report.json"], 0), ([], 1):
         command = [sys.executable, "-m", "grader", ".", "--data", str(images), *options]
-        done = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), stdout=out, stderr=subprocess.PIPE, text=True)
+        piped = {"cwd": tmp_path, "env": environment(tmp_path), "stdout": out, "stderr": subprocess.PIPE, "text": True}
+        done = subprocess.run(command, **piped)
         assert done.returncode == code and "Traceback" not in done.stderr and "ignored" not in done.stderr, done.stderr
     os.close(out)
     report = json.loads((tmp_path / "report.json").read_text())
