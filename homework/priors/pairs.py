@@ -63,8 +63,11 @@ def is_shipped(path: str | Path) -> bool:
 
 
 def read_cascade(path: str | Path) -> list[dict]:
-    """The stages of a cascade's file, or of the pretrained one."""
-    return read_json(checkpoint.PRETRAINED / SHIPPED if is_shipped(path) else path).get("stages", [])
+    """The stages of a cascade's file, or of the pretrained one, whose models are the pretrained ones."""
+    if not is_shipped(path):
+        return read_json(path).get("stages", [])
+    stages, folder = read_json(checkpoint.PRETRAINED / SHIPPED)["stages"], checkpoint.PRETRAINED
+    return [stage | {path: str(folder / f"{stage[path]}.pth") for path in PATHS if path in stage} for stage in stages]
 
 
 def load_cascade(path: str | Path, device: str | torch.device = "cpu") -> Cascade:
