@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The trainings of the models, one after another: bash bench/queue.sh digits|prior|binarized|cascade|subsampled|quantizers ...
+# The trainings of the models, one after another: bash bench/queue.sh digits|prior|binarized|vq|subsampled|cascade|...
 # The same command goes on where an earlier one stopped, by a signal, by the limit below or by the end of the machine.
 #   DATA=data        the folder with train/, valid/ and mnist/
 #   PYTHON=python    OMP_NUM_THREADS=1    one core; on a GPU this does not matter
@@ -56,29 +56,61 @@ binarized() { # digits whose ink is drawn again each time; wider than the one in
         --output queue/BinarizedGatedPixelCNN.pth
 }
 
-subsampled() { # a code for the scene, grids of 5x5 and 10x15 codes, the one a part of the other, their stages, and a plain prior
-    local name
+scene() { # a codebook for entire maps of the pretrained cascade's auto-encoder
+    local split
     distinct
     [ -e queue/ae10.pth ] || "$python" -c 'from homework.core import checkpoint
-checkpoint.save(checkpoint.load("CascadeFine").autoencoder, "queue/ae10.pth")'
+checkpoint.save(checkpoint.load("CascadeScene").autoencoder, "queue/ae10.pth")'
     for split in train valid; do
         "$python" -m homework.features queue/ae10.pth queue/distinct/$split queue/features10/$split ${limit}
     done
+    step queue/scene.pth homework.som fit queue/features10 queue/scene.pth --n_codes 64 --patch map --passes 12 --radius_end 0.4
+}
+
+small=(--batch_size 64 --model_lr 3e-3 --in_dim 48 --hidden_dim 192 --num_enc_layers 0 --num_dec_layers 2 --neighbours 2
+    --dropout 0.1 --epochs 6 --precision bfloat16) # a stage from a scene to 5x5 tokens
+
+subsampled() { # a code for the scene, grids of 5x5 and 10x15 codes, one a part of the other, their stages, and a plain prior
+    scene
     step queue/sub/fine.pth homework.som fit queue/features10 queue/sub/fine.pth --n_codes 1024 --passes 12 --radius_end 0.4
     step queue/sub/middle.pth homework.som subsample queue/sub/fine.pth queue/sub/middle.pth --patch 2x3
-    step queue/sub/scene.pth homework.som fit queue/features10 queue/sub/scene.pth --n_codes 64 --patch map --passes 12 \
-        --radius_end 0.4
-    for name in fine middle scene; do
-        tokens queue/sub/$name queue/sub/$name.pth queue/distinct --copies 3 --shift 9
-    done
-    train queue_sub0 CascadeStage --data queue/sub/middle --coarse queue/sub/scene --tokenizer queue/sub/middle.pth --epochs 6 \
-        --batch_size 64 --model_lr 3e-3 --in_dim 48 --hidden_dim 192 --num_enc_layers 0 --num_dec_layers 2 --neighbours 2 \
-        --dropout 0.1 --precision bfloat16 --output queue/sub/stage0.pth
+    tokens queue/sub/fine queue/sub/fine.pth queue/distinct --copies 3 --shift 9
+    tokens queue/sub/middle queue/sub/middle.pth queue/distinct --copies 3 --shift 9
+    tokens queue/sub/scene queue/scene.pth queue/distinct --copies 3 --shift 9
+    train queue_sub0 CascadeStage --data queue/sub/middle --coarse queue/sub/scene --tokenizer queue/sub/middle.pth "${small[@]}" \
+        --output queue/sub/stage0.pth
     train queue_sub1 CascadeStage --data queue/sub/fine --coarse queue/sub/middle --tokenizer queue/sub/fine.pth --epochs 3 \
         --batch_size 16 --model_lr 2e-3 --in_dim 112 --hidden_dim 448 --num_enc_layers 2 --num_dec_layers 3 --neighbours 4 \
         --dropout 0.05 --precision bfloat16 --output queue/sub/stage1.pth
     train queue_sub_plain AutoregressiveModel --data queue/sub/fine --tokenizer queue/sub/fine.pth --epochs 3 --batch_size 16 \
         --lr 2e-3 --d_latent 112 --n_layers 3 --dropout 0.05 --precision bfloat16 --output queue/sub/plain.pth
+}
+
+subsampled_bsq() { # the same with BSQ's grids: the scene, parts of 5x5 and 10x15 tokens, and all 20x30; 2 hours of a core
+    scene
+    tokens queue/distinct BSQPatchAutoEncoder queue/distinct --copies 3
+    step queue/parts/middle.pth homework.som subsample BSQPatchAutoEncoder queue/parts/middle.pth --patch 2
+    step queue/parts/coarse.pth homework.som subsample queue/parts/middle.pth queue/parts/coarse.pth --patch 2x3
+    tokens queue/parts/middle queue/parts/middle.pth queue/distinct --copies 3 --shift 4
+    tokens queue/parts/coarse queue/parts/coarse.pth queue/distinct --copies 3 --shift 4
+    tokens queue/parts/scene queue/scene.pth queue/distinct --copies 3 --shift 4
+    train queue_parts0 CascadeStage --data queue/parts/coarse --coarse queue/parts/scene --tokenizer queue/parts/coarse.pth \
+        "${small[@]}" --output queue/parts/stage0.pth
+    train queue_parts1 CascadeStage --data queue/parts/middle --coarse queue/parts/coarse --tokenizer queue/parts/middle.pth \
+        --epochs 3 --batch_size 16 --model_lr 2e-3 --in_dim 56 --hidden_dim 224 --num_enc_layers 1 --num_dec_layers 2 \
+        --neighbours 2 --dropout 0.05 --precision bfloat16 --output queue/parts/stage1.pth
+    train queue_parts2 CascadeStage --data queue/distinct --coarse queue/parts/middle --tokenizer BSQPatchAutoEncoder --epochs 2 \
+        --batch_size 8 --model_lr 2e-3 --in_dim 96 --hidden_dim 384 --num_enc_layers 1 --num_dec_layers 2 --neighbours 8 \
+        --use_sliding_window --sliding_window 100 --dropout 0.05 --precision bfloat16 --output queue/parts/stage2.pth
+}
+
+vq() { # VQ, from the pretrained one on, with a rate in its loss, on distinct frames; and a prior over its grids; 2 hours of a core
+    distinct
+    train queue_vq1 VQPatchAutoEncoder --init VQPatchAutoEncoder --data queue/distinct --rate_weight 1e-4 --restart_below 0.1 \
+        --epochs 7 --batch_size 4 --lr 1e-3 --precision bfloat16 --ema 0.998 --output queue/VQPatchAutoEncoder.pth
+    tokens queue/vq queue/VQPatchAutoEncoder.pth queue/distinct --copies 3 --codes
+    train queue_vq2 AutoregressiveModel --data queue/vq --tokenizer queue/VQPatchAutoEncoder.pth --inputs codes --epochs 2 \
+        --batch_size 4 --lr 2e-3 --dropout 0.05 --precision bfloat16 --output queue/VQAutoregressiveModel.pth
 }
 
 quantizers() { # VQ from nothing, for an epoch: what options of the quantizer change is measured against this
