@@ -225,6 +225,8 @@ def improve(objective: Objective, tokens: Tensor, rounds: int, most: int) -> Ite
         found, better = objective.scores(new)
         if total(found) >= total(J):
             reach, new = FAR, fewer_changes(objective, tokens, new, gain, total(J))
+            if torch.equal(new, tokens):
+                continue
             found, better = objective.scores(new)
         if total(found) < total(J):
             tried &= ~near(new != tokens, 2)[..., None]  # what did not help there may do so now
