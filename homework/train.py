@@ -91,8 +91,8 @@ def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumul
     assert isinstance(config, dict)  # by its decorator
     if "lr_factor" in config and not lr_step and not resume:
         raise ValueError("--lr_factor is for --lr_step, without which the rate falls as a cosine; give both, or neither.")
-    given = {k: v for k, v in (settings | options).items() if k in config} if resume or distributed.restarted() else None
-    loop.train(settings, given, partial(grid_decoder, required="tokenizer" in config))
+    given = {k: v for k, v in (settings | options).items() if k in config}
+    loop.train(settings, given, resume, partial(grid_decoder, required="tokenizer" in config))
 
 
 def check(settings: dict) -> None:

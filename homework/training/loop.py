@@ -37,14 +37,13 @@ def shades_of_grey(grids: Tensor, n_tokens: int) -> Tensor:
     return (grids / max(1, n_tokens - 1))[:, None].expand(-1, 3, -1, -1).float()
 
 
-def train(settings: dict, given: dict | None, grid_decoder: Callable) -> None:
-    """Fits a :class:`Run` of these ``settings``; or, where the user's options are ``given``, the unfinished run that these
-    choose. Leaves the global generators as they were."""
-    state = None
+def train(settings: dict, given: dict, asked: bool, grid_decoder: Callable) -> None:
+    """Fits a :class:`Run` of these ``settings``; or, if the user has ``asked`` to resume one or torchrun has restarted this,
+    the unfinished run that the options that were ``given`` choose. Leaves the global generators as they were."""
+    state, again = None, distributed.restarted()
     with distributed.group(settings["timeout"]):
-        if given is not None:  # the first process alone needs to have the file
-            again = distributed.restarted()
-            settings, state = distributed.of_first(lambda: resume.resume_settings(settings, given, again))
+        if asked or again:  # the first process alone needs to have the file
+            settings, state = distributed.of_first(lambda: resume.resume_settings(settings, given, again, asked))
             if state is None:  # a process died when all was written
                 return say("The training had ended before it was started again.")
         with devices.keeping_generators(devices.pick_device(settings["device"])):

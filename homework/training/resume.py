@@ -44,38 +44,40 @@ def new_name(model: str, name: str | None = None, keeps: bool = False) -> str:
             time.sleep(0.1)
 
 
-def checkpoints_of(model: str, name: str | None, restarted: bool = False) -> list[Path]:
+def checkpoints_of(model: str, name: str | None, began: bool = False) -> list[Path]:
     """The checkpoints, there or not, of the run that a training resumes: ``model`` if that is one, the run called ``name``,
-    or those of the model so named that have a date for a name. After a restart the run is never that of ``model``, a
-    checkpoint that it began from."""
+    or those of the model so named that have a date for a name. A run that ``began`` from ``model``, a checkpoint, has others
+    than that one."""
+    if model.endswith(".pth") and not began:
+        return [Path(model)]
     if name is not None:
         return [Path("checkpoints", f"{name}.pth")]
     if model.endswith(".pth"):
-        if not restarted:
-            return [Path(model)]
         model = type(checkpoint.load(model)).__name__
     registry.model_class(model)  # ValueError for an unknown name
     dated = Path("checkpoints").glob(f"????-??-??_??-??-??_{model}.*pth")
     return sorted({path.with_name(f"{path.name.partition('.')[0]}.pth") for path in dated})
 
 
-def find_state(model: str, name: str | None, restarted: bool = False) -> Path | None:
-    """The file that a training resumes from, next to the latest of :func:`checkpoints_of` that has one; after a restart next
-    to the latest of all, or None if that has none, for then it had ended. ValueError if there is no such file."""
-    paths = checkpoints_of(model, name, restarted)
-    latest = paths[-1:] if restarted else paths
-    states = [state for path in latest if (state := path.with_suffix(".state.pth")).is_file()]
-    if not states and not (restarted and latest and latest[0].is_file()):
+def find_state(model: str, name: str | None, restarted: bool = False, asked: bool = True) -> Path | None:
+    """The file that a training resumes from, next to the latest of :func:`checkpoints_of` that has one. If it was
+    ``restarted``, and the user has not ``asked`` for --resume, it is next to the latest of all. None if it was restarted
+    when it had ended. ValueError if there is no such file."""
+    paths = checkpoints_of(model, name, began=not asked)
+    if not asked:
+        paths = paths[-1:]
+    states = [state for path in paths if (state := path.with_suffix(".state.pth")).is_file()]
+    if not states and not (restarted and len(paths) == 1 and paths[0].is_file()):
         raise ValueError(f"There is no unfinished run of {model} in checkpoints/ to resume; leave --resume out, or give the "
                          "--name of the run if it has one.")  # fmt: skip
     return states[-1] if states else None
 
 
-def resume_settings(settings: dict, given: dict, restarted: bool = False) -> tuple[dict, dict | None]:
+def resume_settings(settings: dict, given: dict, restarted: bool, asked: bool) -> tuple[dict, dict | None]:
     """The settings that the unfinished run of ``settings["model"]`` began with, but for those of RESUME_OVERRIDES that are
-    among the ``given`` ones, the user's options; and its state, or None if it had ended before a restart. ValueError if
-    another one that is given differs, or the file is not a state."""
-    if (path := find_state(settings["model"], settings["name"], restarted)) is None:
+    among the ``given`` ones, the user's options; and its state, or None if it had ended before a restart. ``restarted`` and
+    ``asked`` as of :func:`find_state`. ValueError if another one that is given differs, or the file is not a state."""
+    if (path := find_state(settings["model"], settings["name"], restarted, asked)) is None:
         return settings, None
     state = files.read(path)
     needed = {"settings", "group", "class", "config", *STATE_FIELDS, *MODULES}

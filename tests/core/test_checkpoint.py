@@ -426,16 +426,27 @@ def test_a_run_that_had_ended_before_a_restart_is_not_an_older_one(tmp_path, mon
     for path in f"{new}.pth", "checkpoints/a.pth":
         files.write({}, path)
     for model, name in (NAME, None), ("first.pth", None), (NAME, "a"), ("first.pth", "a"):
-        assert resume.find_state(model, name, restarted=True) is None
+        assert resume.find_state(model, name, restarted=True, asked=False) is None
     with pytest.raises(ValueError, match="no unfinished run of first.pth"):
         resume.find_state("first.pth", None)
     assert str(resume.find_state(NAME, None)) == f"{old}.state.pth"  # as a user might mean it
     files.write({}, f"{new}.state.pth")
     for model in NAME, "first.pth":
-        assert str(resume.find_state(model, None, restarted=True)) == f"{new}.state.pth"
+        assert str(resume.find_state(model, None, restarted=True, asked=False)) == f"{new}.state.pth"
     for model, name in ("AutoregressiveModel", None), (NAME, "b"):
         with pytest.raises(ValueError, match="no unfinished run"):
-            resume.find_state(model, name, restarted=True)
+            resume.find_state(model, name, restarted=True, asked=False)
+
+
+def test_a_run_that_was_to_be_resumed_is_the_same_after_a_restart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    old, new = (f"checkpoints/2026-01-{day}_00-00-00_{NAME}" for day in ("02", "10"))
+    for path in f"{old}.pth", f"{old}.state.pth", f"{new}.pth", "checkpoints/a.pth":
+        files.write({}, path)
+    for model, name in (NAME, None), (f"{old}.pth", None), (f"{old}.pth", "a"):
+        assert str(resume.find_state(model, name, restarted=True)) == f"{old}.state.pth"
+    for model, name in (f"{new}.pth", None), (NAME, "a"):  # and has ended
+        assert resume.find_state(model, name, restarted=True) is None
 
 
 # --- which file a name means ----------------------------------------------------------------------------------------------
