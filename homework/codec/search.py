@@ -18,7 +18,7 @@ from homework.tokenizers.base import Tokenizer
 ROUNDS = (0, 1, 2, 3, 4, 6, 10, 16, 32, 10**6)  # by effort; the last one ends before
 TRIALS = 4  # passes in a round
 NEAR, FAR = 1, 2  # positions within which the cost of a change is looked for: at first, and once that has misled
-CANDIDATES = 16  # tokens tried at a position before it is left as it is; by effort 9 only at first
+CANDIDATES = 16  # tokens tried at a position before it is left as it is
 CAUTION = 12.0  # how much worse than it is, on average, a step in the codes is taken to be; see Objective.scores
 MOST_TOKENS = 2**16  # of which all are scored
 PIXELS_AT_ONCE = 60_000  # of a large image
@@ -42,7 +42,7 @@ def search(tokenizer: Tokenizer, prior: Prior, x: Tensor, lmbda: float, effort: 
         tokenizer, prior: with the same codes; on one device.
         x: (H,W,3) float in [-0.5,0.5], or uint8; on any device.
         lmbda: mean squared error that a bit per pixel is worth, above 0.
-        effort: 0 for none, ..., 8; 9 to continue until no other token at any one position helps.
+        effort: 0 for none, ..., 8; 9 to continue until none of the CANDIDATES that promise most at a position helps.
         tokens: (h,w) int64 to start from; by default those of the encoder.
 
     Returns:
@@ -72,14 +72,13 @@ def search_rounds(tokenizer: Tokenizer, prior: Prior, x: Tensor, lmbda: float, e
                 if len(blocks) > 1:
                     devices.release_memory()  # the encoder's, and that of blocks of other sizes
                 objective = Objective(tokenizer, prior, x, grid, block, tile, lmbda)
-                for most in (CANDIDATES, tokenizer.n_tokens)[: 2 if effort == 9 else 1]:
-                    improved = True
-                    while improved:
-                        start = grid[block].clone()
-                        for found in improve(objective, start, ROUNDS[effort], most):
-                            grid[block] = found
-                            yield grid.clone()
-                        improved = effort == 9 and not torch.equal(grid[block], start)
+                improved = True
+                while improved:
+                    start = grid[block].clone()
+                    for found in improve(objective, start, ROUNDS[effort]):
+                        grid[block] = found
+                        yield grid.clone()
+                    improved = effort == 9 and not torch.equal(grid[block], start)
 
 
 class Objective:
@@ -198,15 +197,15 @@ def _to_float(x: Tensor, tokenizer: Tokenizer) -> Tensor:
     return as_float(x.to(tokenizer.device, copy=True))
 
 
-def improve(objective: Objective, tokens: Tensor, rounds: int, most: int) -> Iterator[Tensor]:
+def improve(objective: Objective, tokens: Tensor, rounds: int) -> Iterator[Tensor]:
     """Tokens (a,b) of ever lower J, see :func:`search`: the best after each round that finds better ones, of so many rounds,
-    or fewer if nothing is left to try; ``most`` tokens are tried at a position before it is left as it is."""
+    or fewer if nothing is left to try."""
     J, scores = objective.scores(tokens)
     tried, reach = torch.zeros_like(scores, dtype=torch.bool), NEAR
     for _ in range(rounds):
         new, moved, gain = tokens.clone(), J.clone(), torch.zeros_like(scores[..., 0])
         for _ in range(TRIALS):
-            open_ = ~tried & (tried.sum(dim=-1, keepdim=True) < most)
+            open_ = ~tried & (tried.sum(dim=-1, keepdim=True) < CANDIDATES)
             open_.scatter_(-1, new[..., None], False)
             promise, candidate = scores.masked_fill(~open_, torch.inf).min(dim=-1)  # (a,b)
             chosen = spread_out(-promise, 2 * reach + 1)
