@@ -16,7 +16,7 @@ from PIL import Image
 
 from homework.core import cli
 from homework.datasets.image_files import image_paths
-from homework.priors.pairs import SHIPPED, load_cascade, load_pair
+from homework.priors.pairs import SHIPPED, load_pair, read_cascade
 from homework.studio_tabs import models
 
 PAIR = "BSQPatchAutoEncoder", "AutoregressiveModel"
@@ -70,7 +70,7 @@ def screenshots(folder: Path) -> None:
                 show_tab(window, "Coarse to fine")
                 window.locator("#codes img").wait_for()
                 window.get_by_role("button", name="Sample the finer grids").click()
-                window.locator("#stages img").nth(len(load_cascade(SHIPPED).sizes) - 1).wait_for()
+                window.locator("#stages img").nth(len(read_cascade(SHIPPED))).wait_for()
                 shoot(window, folder / f"studio_coarse_{width}.png")
                 train(window, folder / f"studio_train_{width}.png")
                 window.close()

@@ -221,14 +221,14 @@ def improve(objective: Objective, tokens: Tensor, rounds: int) -> Iterator[Tenso
             if not chosen.any():
                 break
             continue
-        found, better = objective.scores(new)
-        if total(found) >= total(J):
-            reach, new = FAR, fewer_changes(objective, tokens, new, gain, total(J))
+        before, (found, better) = total(J), objective.scores(new)
+        if total(found) >= before:
+            reach, new = FAR, fewer_changes(objective, tokens, new, gain, before)
             if torch.equal(new, tokens):
                 continue
             found, better = objective.scores(new)
-        if total(found) < total(J):
-            tried &= ~near(new != tokens, 2)[..., None]  # what did not help there may do so now
+        if total(found) < before:
+            tried &= ~near(new != tokens, FAR)[..., None]  # what did not help there may do so now
             tokens, J, scores = new, found, better
             yield tokens
 

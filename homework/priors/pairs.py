@@ -9,7 +9,7 @@ from homework.core.arguments import read_json
 from homework.core.fingerprint import identity, is_of
 from homework.core.model import Model
 from homework.priors.base import Prior
-from homework.priors.cascade import PATHS, Cascade
+from homework.priors.cascade import PATHS, Cascade, named_models
 from homework.priors.uniform import Uniform
 from homework.tokenizers.base import Tokenizer
 
@@ -92,7 +92,7 @@ def model_files(tokenizer: str, autoregressive: str) -> set[Path]:
     """The checkpoints of a tokenizer and a prior, or of all models of a cascade."""
     if not is_cascade(autoregressive):
         return {Path(tokenizer), Path(autoregressive)}
-    return {Path(stage[path]) for stage in read_cascade(autoregressive) for path in PATHS if path in stage}
+    return set(map(Path, named_models(read_cascade(autoregressive))))
 
 
 def reads_codes_of(prior: Prior, coder: Tokenizer) -> bool:
