@@ -1,5 +1,9 @@
 """The look of homework.studio in headless Chromium: readable, nothing cut off, and to be used by the keyboard alone."""
 
+import contextlib
+import socket
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +64,32 @@ def opened(browser, address: str, width: int, **options):
     window.goto(address)
     window.locator("#table td", has_text="ours").wait_for()
     return window
+
+
+@pytest.fixture
+def late(address):
+    """The address of the same page, whose streams end two seconds late."""
+    port = int(address.rstrip("/").rpartition(":")[2])
+
+    def carry(one, other, delayed: bool) -> None:
+        with one, other, contextlib.suppress(OSError):
+            while sent := one.recv(1 << 16):
+                time.sleep(2 * (delayed and b"close_stream" in sent))
+                other.sendall(sent)
+            other.shutdown(socket.SHUT_WR)
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, far = server.accept()[0], socket.create_connection(("127.0.0.1", port))
+                for one, other in (near, far), (far, near):
+                    threading.Thread(target=carry, args=(one.dup(), other.dup(), one is far), daemon=True).start()
+                near.close()
+                far.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/"
 
 
 def show(window, tab: str) -> None:
@@ -128,6 +158,16 @@ def test_the_keyboard_wipes_and_chooses_tokens(address, chromium):
     window.locator("#token", has_text="Row 1, column 0: token 12, code 1100").wait_for()
     write("Token", "99")
     window.locator(".toast-body", has_text="The token is 99, but must be an integer from 0 to 15.").wait_for()
+    window.close()
+
+
+def test_what_began_as_the_stream_of_answers_ended_is_answered(late, chromium):
+    window = opened(chromium, late, 1200)
+    show(window, "Tokens")
+    window.locator("#token", has_text="Row 2, column 3").wait_for()
+    for row in "1", "0":
+        window.get_by_label("Row", exact=True).locator("visible=true").fill(row)  # as what goes with the former ends
+        window.locator("#token", has_text=f"Row {row}, column 3").wait_for()
     window.close()
 
 
