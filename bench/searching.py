@@ -4,6 +4,8 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -37,6 +39,11 @@ def sweep(objective: Objective, tokens: Tensor, n_bits: int) -> Tensor:
     return tokens
 
 
+def counted(method: str) -> Any:
+    """Counts the calls of an Objective's method, each of which is a pass through decoder and prior."""
+    return mock.patch.object(Objective, method, autospec=True, side_effect=getattr(Objective, method))
+
+
 def peak() -> float:
     """GFLOP/s of a matrix product."""
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
@@ -68,11 +75,18 @@ def measure(data: Path) -> Iterator[Line]:
     start = time.perf_counter()
     swept = [sweep(o, grid, int(math.log2(tokenizer.n_tokens))) for o, grid in zip(objectives, first, strict=True)]
     plain = (time.perf_counter() - start) / N
-    with profile(activities=[ProfilerActivity.CPU], with_flops=True) as profiler:  # of matrix products and convolutions
-        search(tokenizer, prior, images[0], LMBDA, dial.EFFORT)
-    gflop = sum(event.flops for event in profiler.key_averages()) / 1e9
+    with counted("cost") as trials, counted("scores") as scores:
+        for x in images:
+            search(tokenizer, prior, x, LMBDA, dial.EFFORT)
+    passes = trials.call_count / N, scores.call_count / N
+    with profile(activities=[ProfilerActivity.CPU], with_flops=True) as profiler:
+        for x in images:
+            search(tokenizer, prior, x, LMBDA, dial.EFFORT)
+    gflop = sum(event.flops for event in profiler.key_averages()) / 1e9 / N  # of matrix products and convolutions
     before, after, after_sweep = map(mean_cost, (first, found, swept))
     notes = [
+        f"{passes[0]:.0f} passes of decoder and prior an image, and {passes[1]:.0f} with slopes; "
+        f"{sum(passes) / ours:.0f} a second",
         f"{gflop:.0f} GFLOP an image at {gflop / ours:.0f} GFLOP/s, of {peak():.0f} in a matrix product",
         f"J falls by {1 - after / before:.1%}, that is {(1 - after / before) / gflop:.2%} for a GFLOP; the sweep's by "
         f"{1 - after_sweep / before:.1%}",

@@ -27,8 +27,8 @@ from homework.training import distributed
 
 def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *, limit: int | None = None,
              effort: int | None = None, quality: str = str(dial.QUALITY), image_size: str | None = None,
-             out: str = "report", n_pictures: int = 4, batch_size: int = 64, resume: bool = False,
-             device: str = "auto") -> None:  # fmt: skip
+             psnr: float | None = None, between: str | None = None, out: str = "report", n_pictures: int = 4,
+             batch_size: int = 64, resume: bool = False, device: str = "auto") -> None:  # fmt: skip
     """Compresses images with our models and with the common codecs, and writes a page, a plot and tables about it.
 
     Under torchrun, images are shared out among the processes. (For generated samples, see
@@ -49,6 +49,8 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *,
         effort: of our search for tokens, from 0 to 9; 5 by default, and none for a cascade.
         quality: of our files, from 1 to 100; several, with commas between them, are several operating points.
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped for all codecs; as they are by default.
+        psnr: also compare at this PSNR in dB, between the points.
+        between: LOW,HIGH in dB: Bjontegaard's measure over no more than that; over all that both reach by default.
         out: the folder to write to; made if it is not there.
         n_pictures: how many images to show.
         batch_size: images that go through our models at once.
@@ -60,7 +62,9 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *,
     folder, pairs = Path(out), list_pairs(str(tokenizer), str(autoregressive))
     paths, size = spread(image_paths(images), limit), cli.parse_image_size(image_size)
     device = devices.pick_device(device)
-    qualities = dial.parse_qualities(quality)
+    if psnr is not None:
+        checks.positive(**{"--psnr": psnr})
+    qualities, within = dial.parse_qualities(quality), parse_range(between)
     of_pairs = [load_compressor(*pair, device, batch_size, effort) for pair in pairs]
     compressors = [compressor.at(q) for compressor in of_pairs for q in qualities]
     rivals, left_out = codecs.available()
@@ -88,8 +92,21 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *,
         "where": f"{device.type}, {checks.count(threads, 'thread')}, batches of {batch_size}, effort {first.effort}",
     }
     report.write_report(folder, points, paths, results)
-    print(*curves.verdict(points, original), sep="\n")
+    print(*curves.verdict(points, original), *curves.between_points(points, psnr, within), sep="\n")
     print(f"{folder / 'index.html'}: {checks.count(len(paths), 'image')}; open it in a browser.")
+
+
+def parse_range(text: str | None) -> tuple[float, float]:
+    """The numbers of LOW,HIGH; all there are for None. ValueError for another text."""
+    if text is None:
+        return curves.ANY
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not low < high:
+        raise ValueError(f"--between is {text!r}, but must be two numbers in dB, the lower one first, such as 24.5,29.")
+    return low, high
 
 
 def measure_together(folder: Path, resume: bool, compressors: list[Compressor], rivals: list[codecs.Codec], paths: list[str],

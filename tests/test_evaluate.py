@@ -22,7 +22,7 @@ from homework.core import checkpoint, registry
 from homework.datasets.image_files import read_image
 from homework.datasets.images import to_uint8
 from homework.datasets.sharding import shard
-from homework.evaluate import list_pairs, spread
+from homework.evaluate import list_pairs, parse_range, spread
 from homework.evaluation import codecs, curves, metrics
 from homework.evaluation.measure import bit_map, float_image, payload
 
@@ -508,3 +508,26 @@ def test_the_sentence_says_who_wins_and_by_how_much():
     assert {name: pytest.approx(pair) for name, pair in found.items()} == wanted
     first, second, *_ = curves.verdict(all_curves, 4000)[0].splitlines()
     assert "20.0 times fewer" in first and "than B (by 50 %)" in second
+
+
+def test_what_our_points_say_together():
+    ours = [point("ours", 100, 0.01, 50), point("ours", 200, 0.001, 150)]
+    all_curves = {"ours": ours, "A": [point("A", 4 * p["bytes"], p["mse"], 2 * p["payload"]) for p in ours],
+                  "B": [point("B", 100, 0.1)]}  # fmt: skip
+    assert curves.between_points(all_curves, 20, curves.ANY) == [
+        "Files at 20.00 dB: ours take 100.0 bytes, 0.250 of A's 400.0.",
+        "Files, Bjontegaard rate of ours against A −75.0 % (20.00 to 30.00 dB).",
+        "Payloads at 20.00 dB: ours take 50.0 bytes, 0.500 of A's 100.0.",
+        "Payloads, Bjontegaard rate of ours against A −50.0 % (20.00 to 30.00 dB).",
+    ]
+    (files, *_), (none, *_) = (curves.between_points(all_curves, dB, (22, 99)) for dB in (25, 31))
+    assert files == "Files at 25.00 dB: ours take 141.4 bytes, 0.250 of A's 565.7."
+    assert none == "Files at 31.00 dB: none of ours."
+    assert "(22.00 to 30.00 dB)" in curves.between_points(all_curves, None, (22, 99))[0]
+    assert curves.between_points({"ours": ours[:1], "B": [point("B", 100, 0.1)]}, None, curves.ANY) == []
+
+
+@pytest.mark.parametrize("between", ["24", "29,24", "low,high", "24,25,26", "24,nan", ""])
+def test_a_range_that_is_none_is_refused(between):
+    with pytest.raises(ValueError, match="--between is .* must be two numbers in dB, the lower one first, such as 24.5,29"):
+        parse_range(between)

@@ -27,6 +27,7 @@ from homework.datasets.shards import file_size
 
 PIXELS_READ_AT_ONCE = 2**24  # of image files that are read ahead
 LOSSLESS = {".png": "PNG", ".bmp": "BMP", ".ppm": "PPM", ".tif": "TIFF", ".tiff": "TIFF"}
+SHARE = 1 / 16  # of an archive's images, so that 16 threads have work; with any number of them its bytes are the same
 Chunk = tuple[list[str], tuple[int, int], Sequence]  # paths, (H,W), and images (H,W,3) uint8, or grids (B,h,w)
 
 
@@ -40,14 +41,13 @@ def compress_files(compressor: Compressor, paths: list[str], output: str, *, pac
     have one path, or the file does not decode; then nothing is written."""
     names, kept, original, psnrs = dict(zip(paths, names_below(paths), strict=True)), [], 0, []
     with ExitStack() as until_replaced, files.replacing(output) as temporary, open(temporary, "wb") as file:
-        shared = left_out is None  # one of many archives, which are the same with any number of threads, is not
         bad, writer = [], ArchiveWriter(file, compressor.models) if pack else None
         n_old, read = _copy(old, writer) if old and writer else (0, None)
         if writer and not skip_bad:  # what is bound to fail fails before the work
             writer.check_targets([*names.values()])
         with (
             tqdm(total=len(paths), desc="compressing", unit="img", disable=quiet) as bar,
-            closing(_same_size(compressor, paths, bad, bar, scaled, frame, shared)) as chunks,
+            closing(_same_size(compressor, paths, bad, bar, scaled, frame)) as chunks,
             closing(in_parallel(partial(_encode, compressor, quiet, bar), chunks, compressor.workers)) as encoded,
         ):
             for (part, size, grids), payloads, quality in encoded:
@@ -144,10 +144,10 @@ def _encode(compressor: Compressor, quiet: bool, bar: tqdm, chunk: Chunk) -> tup
 
 
 def _same_size(compressor: Compressor, paths: list[str], bad: list[str], bar: tqdm,
-               scaled: tuple[int, int] | None, frame: int, shared: bool = True) -> Iterator[Chunk]:  # fmt: skip
-    """As many images of one size as are coded together, or as all threads ``shared`` have some of; ``bad`` gets a sentence
-    about each that cannot be one."""
-    at_once = min(compressor.batch_size, -(-len(paths) // compressor.workers) if shared else compressor.batch_size)
+               scaled: tuple[int, int] | None, frame: int) -> Iterator[Chunk]:  # fmt: skip
+    """As many images of one size as are coded together, a SHARE of all at most; ``bad`` gets a sentence about each that
+    cannot be one."""
+    at_once = min(compressor.batch_size, math.ceil(len(paths) * SHARE))
     for batch, images in decoded(_read_ahead(paths, at_once), scaled, frame):
         found = dict(zip(batch, images, strict=True))
         images.clear()  # so that nothing keeps an image after it was yielded

@@ -68,17 +68,19 @@ def search_rounds(tokenizer: Tokenizer, prior: Prior, x: Tensor, lmbda: float, e
             h, w = grid.shape
             tile = tiles.fitting(prior.grid_size, (h, w))
             n = h * w if tokenizer.decoder_halo is None else PIXELS_AT_ONCE // math.prod(tokenizer.patch_shape)
-            for block, _, _ in (blocks := list(tiles.blocks((h, w), n, 0, tile))):
-                if len(blocks) > 1:
-                    devices.release_memory()  # the encoder's, and that of blocks of other sizes
-                objective = Objective(tokenizer, prior, x, grid, block, tile, lmbda)
-                improved = True
-                while improved:
+            blocks = [block for block, _, _ in tiles.blocks((h, w), n, 0, tile)]
+            improved = True
+            while improved:
+                improved = False
+                for block in blocks:
+                    if len(blocks) > 1:
+                        devices.release_memory()  # the encoder's, and that of blocks of other sizes
+                    objective = Objective(tokenizer, prior, x, grid, block, tile, lmbda)
                     start = grid[block].clone()
                     for found in improve(objective, start, ROUNDS[effort]):
                         grid[block] = found
                         yield grid.clone()
-                    improved = effort == 9 and not torch.equal(grid[block], start)
+                    improved |= effort == 9 and not torch.equal(grid[block], start)
 
 
 class Objective:

@@ -47,6 +47,7 @@ class Point:
         return found
 
 
+ANY = (-math.inf, math.inf)
 Curves = dict[str, list[Point]]  # the points of each codec by its name, ours by "ours"
 Curve = Sequence[tuple[float, float]]  # (rate in any unit above 0, quality in dB or another unit) of each point
 
@@ -66,12 +67,13 @@ def log_rate(curve: Curve) -> "PchipInterpolator":
     return PchipInterpolator(*zip(*sorted(cheapest.items()), strict=True))
 
 
-def common_range(*curves: Curve) -> tuple[float, float] | None:
-    """The qualities that all curves reach, from lowest to highest; None if there are none, or one has a single quality."""
+def common_range(*curves: Curve, within: tuple[float, float] = ANY) -> tuple[float, float] | None:
+    """The qualities ``within`` these that all curves reach, from lowest to highest; None if there are none, or one curve has
+    a single quality."""
     qualities = [{q for _, q in curve} for curve in curves]
     if min(map(len, qualities)) < 2:
         return None
-    low, high = max(map(min, qualities)), min(map(max, qualities))
+    low, high = max(within[0], *map(min, qualities)), min(within[1], *map(max, qualities))
     return (low, high) if low < high else None
 
 
@@ -84,10 +86,11 @@ def rate_at(curve: Curve, quality: float) -> float | None:
     return math.exp(log_rate(curve)(quality))
 
 
-def bd_rate(curve: Curve, reference: Curve) -> float | None:
+def bd_rate(curve: Curve, reference: Curve, within: tuple[float, float] = ANY) -> float | None:
     """Bjontegaard's difference in rate (VCEG-M33) of ``curve`` from ``reference``: the mean difference of the logarithms of
-    both rates over their :func:`common_range`, as a fraction: -0.5 is half the rate. None where they have none."""
-    between = common_range(curve, reference)
+    both rates over their :func:`common_range` ``within`` these qualities, as a fraction: -0.5 is half the rate. None where
+    they have none."""
+    between = common_range(curve, reference, within=within)
     if between is None:
         return None
     difference = log_rate(curve).integrate(*between) - log_rate(reference).integrate(*between)
@@ -129,6 +132,28 @@ def verdict(curves: Curves, original: float) -> list[str]:
         f"  Payloads, without containers and headers: {comparison(curves, p, 'payload')}"
         for p in curves["ours"]
     ]
+
+
+def between_points(curves: Curves, psnr: float | None, within: tuple[float, float]) -> list[str]:
+    """What our points say together, a line for files and one for payloads: our rate at a ``psnr`` in dB and its share of
+    each other codec's, and, if there are several, Bjontegaard's measure of ours against each over what both reach ``within``
+    these PSNRs."""
+    lines = []
+    for rate, what in ("bytes", "Files"), ("payload", "Payloads"):
+        points = {name: curve(own, rate) for name, own in curves.items()}
+        ours = points.pop("ours")
+        if psnr is not None:
+            need, parts = rate_at(ours, psnr), []
+            for name, other in points.items():
+                if need and (rival := rate_at(other, psnr)):
+                    parts.append(f"{need / rival:.3f} of {name}'s {rival:,.1f}")
+            found = f"ours take {', '.join([f'{need:,.1f} bytes', *parts])}" if need else "none of ours"
+            lines.append(f"{what} at {psnr:.2f} dB: {found}.")
+        shared = {name: common_range(ours, other, within=within) for name, other in points.items()}
+        if rates := [f"{name} {percent(bd_rate(ours, points[name], within) or 0)} ({low:.2f} to {high:.2f} dB)"
+                     for name, (low, high) in ((name, both) for name, both in shared.items() if both)]:  # fmt: skip
+            lines.append(f"{what}, Bjontegaard rate of ours against {', '.join(rates)}.")
+    return lines
 
 
 def bjontegaard(curves: Curves) -> list[dict]:

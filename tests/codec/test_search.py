@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from conftest import K, build
+from conftest import K, build, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +14,8 @@ from homework.codec import search as module
 from homework.codec.compressor import Compressor
 from homework.codec.dial import Target, aim, lmbda_at, quality_at, target
 from homework.codec.search import Objective, search, search_rounds, spread_out
-from homework.datasets.images import to_uint8
+from homework.core import checkpoint
+from homework.datasets.images import to_float, to_uint8
 from homework.evaluation.pictures import save_picture
 from homework.priors.base import Prior
 
@@ -84,8 +85,11 @@ def test_large_images_are_searched_in_blocks_of_tiles(tokenizer, monkeypatch):
     assert len(blocks) > 8 and change < 0 and abs(change - sum(blocks)) < 1e-3 * abs(change)
 
 
-def test_effort_9_ends_where_it_starts():
-    models, x = pair("BSQPatchAutoEncoder", "AutoregressiveModel"), image(20, 30)
+@pytest.mark.parametrize("sides", [(20, 30), (25, 60)])
+def test_effort_9_ends_where_it_starts(sides, monkeypatch):
+    """Also in an image of several blocks, each of which is searched again after its neighbours have changed."""
+    monkeypatch.setattr(module, "PIXELS_AT_ONCE", 48 * 25)
+    models, x = pair("BSQPatchAutoEncoder", "AutoregressiveModel"), image(*sides)
     grid = search(*models, x, 0.01, 9)
     for effort in 1, 5, 9:
         assert torch.equal(search(*models, x, 0.01, effort, tokens=grid), grid)
@@ -224,6 +228,23 @@ def test_files_are_the_same_in_any_company(prior):
         assert np.array_equal(grid, searched.to_tokens(x[None])[0])
 
 
+def test_files_of_a_search_are_the_same_in_fresh_processes(tmp_path):
+    models = pair("BSQPatchAutoEncoder", "AutoregressiveModel")
+    paths = [str(tmp_path / "t.pth"), str(tmp_path / "p.pth")]
+    for model, path in zip(models, paths, strict=True):
+        checkpoint.save(model, path)
+    x = [to_uint8(image(23, 41, i)) for i in range(3)]
+    (tmp_path / "images").mkdir()
+    for i in range(3):
+        save_picture(x[i].numpy(), tmp_path / "images" / f"{i}.png")
+    for output, images, *threads in ("1.hwa", "images", 1), ("2.hwa", "images", 2), ("1.hwi", "images/1.png"):
+        options = ["--effort", 2, *(["--threads", *threads] if threads else [])]
+        done = run("-m", "homework.compress", "compress", *paths, images, output, *options, cwd=tmp_path, fresh=True)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "1.hwa").read_bytes() == (tmp_path / "2.hwa").read_bytes()
+    assert (tmp_path / "1.hwi").read_bytes() == Compressor(*map(checkpoint.load, paths), effort=2).compress(to_float(x[1]))
+
+
 @pytest.mark.parametrize("prior", PRIORS)
 def test_a_default_device_changes_nothing(prior):
     """Tensors that name no device are made on the default one, and have no numbers on "meta"."""
@@ -253,6 +274,7 @@ def test_the_bar_moves_with_each_image_that_is_searched(effort, steps, tmp_path,
     for i in range(4):
         save_picture(to_uint8(image(20, 30, i)), tmp_path / f"{i}.png")
     monkeypatch.setattr(image_files, "tqdm", Bar)
+    monkeypatch.setattr(image_files, "SHARE", 1)
     compressor = Compressor(*pair("BSQPatchAutoEncoder", "AutoregressiveModel"), batch_size=2, effort=effort)
     paths = [str(tmp_path / f"{i}.png") for i in range(4)]
     image_files.compress_files(compressor, paths, str(tmp_path / "a"), pack=True, scaled=None, skip_bad=False, verify=False)
