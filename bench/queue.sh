@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The trainings of the models, one after another: bash bench/queue.sh digits|prior|binarized|vq|subsampled|cascade|...
+# The trainings of the models, one after another: bash bench/queue.sh autoencoder|searched|enhancement|prior|gated|vq|digits|
+# binarized|subsampled|subsampled_bsq|cascade|quantizers, the functions below.
 # The same command goes on where an earlier one stopped, by a signal, by the limit below or by the end of the machine.
-#   DATA=data        the folder with train/, valid/ and mnist/
+#   DATA=data        the folder with train/ and valid/, of both archives of frames, and mnist/
 #   PYTHON=python    OMP_NUM_THREADS=1    one core; on a GPU this does not matter
 #   LIMIT=64         so many images, for a trial
 #   MINUTES=9        stops what trains then, and saves; start again for the next piece
@@ -32,6 +33,29 @@ tokens() { # FOLDER TOKENIZER FRAMES OPTIONS OF THE COPIES...: of FRAMES/train, 
     step "$1/tokenized_valid.pth" homework.tokenize "$2" "$1/tokenized_valid.pth" "$3/valid" ${limit}
 }
 
+autoencoder() { # starts at principal components, and is at its best after minutes
+    train queue_autoencoder PatchAutoEncoder --data "$data" --epochs 0.25 --batch_size 8 --lr 2e-3 --ema 0.995 \
+        --validate_every 200 --output queue/PatchAutoEncoder.pth
+}
+
+searched() { # BSQ's encoder learns from the tokens that a search finds; an hour of a core for them, and half an hour
+    local qualities=10,20,30,40,50,60,70,80
+    step queue/searched/tokenized_train.pth homework.tokenize BSQPatchAutoEncoder queue/searched/tokenized_train.pth "$data/train" \
+        --prior AutoregressiveModel --effort 3 --quality $qualities --limit "${LIMIT:-2276}"
+    step queue/searched/tokenized_valid.pth homework.tokenize BSQPatchAutoEncoder queue/searched/tokenized_valid.pth "$data/valid" \
+        --prior AutoregressiveModel --effort 3 --quality $qualities --limit "${LIMIT:-64}"
+    train queue_searched homework/BSQPatchAutoEncoder.pth --data queue/searched --dataset tokenized_images \
+        --epochs 20 --batch_size 8 --lr 5e-4 --ema 0.998 --output queue/BSQPatchAutoEncoder.pth
+}
+
+enhancement() { # the layer for BSQ's second grid, a quarter of an hour of a core beside the search
+    step queue/layer/tokenized_train.pth homework.tokenize BSQPatchAutoEncoder queue/layer/tokenized_train.pth "$data/train" \
+        --prior AutoregressiveModel --effort 3 --quality 45,50,55,60,65,70 --limit "${LIMIT:-1158}"
+    step queue/layer/tokenized_valid.pth homework.tokenize BSQPatchAutoEncoder queue/layer/tokenized_valid.pth "$data/valid" \
+        --prior AutoregressiveModel --effort 3 --quality 70 --limit "${LIMIT:-64}"
+    step queue/EnhancementLayer.pth homework.enhancement BSQPatchAutoEncoder queue/layer queue/EnhancementLayer.pth
+}
+
 digits() { # PixelCNN for 15 epochs, 6 hours of a core, and the gated one
     train queue_pixelcnn PixelCNN --data "$data" --epochs 15 --batch_size 32 --accumulate 2 --ema 0.98 --validate_every 3000 \
         --output queue/PixelCNN.pth
@@ -48,6 +72,13 @@ prior() { # the transformer over BSQ's grids of distinct frames, 2 hours of a co
     tokens queue/distinct BSQPatchAutoEncoder queue/distinct --copies 3
     train queue_prior AutoregressiveModel --data queue/distinct --epochs 6 --batch_size 8 --lr 2e-3 --dropout 0.05 \
         --precision bfloat16 --output queue/AutoregressiveModel.pth
+}
+
+gated() { # the gated PixelCNN over the same grids, an hour of a core
+    distinct
+    tokens queue/distinct BSQPatchAutoEncoder queue/distinct --copies 3
+    train queue_gated_bsq GatedPixelCNN --data queue/distinct --c_hidden 48 --n_layers 5 --epochs 3 --batch_size 4 --lr 2e-3 \
+        --precision bfloat16 --output queue/GatedPixelCNN.pth
 }
 
 binarized() { # digits whose ink is drawn again each time; wider than the one in the log
@@ -104,13 +135,15 @@ subsampled_bsq() { # the same with BSQ's grids: the scene, parts of 5x5 and 10x1
         --use_sliding_window --sliding_window 100 --dropout 0.05 --precision bfloat16 --output queue/parts/stage2.pth
 }
 
-vq() { # VQ, from the pretrained one on, with a rate in its loss, on distinct frames; and a prior over its grids; 2 hours of a core
+vq() { # VQ from the pretrained one's weights on, with a rate in its loss, on distinct frames; and priors over its grids; 3 hours of a core
     distinct
     train queue_vq1 VQPatchAutoEncoder --init VQPatchAutoEncoder --data queue/distinct --rate_weight 1e-4 --restart_below 0.1 \
         --epochs 7 --batch_size 4 --lr 1e-3 --precision bfloat16 --ema 0.998 --output queue/VQPatchAutoEncoder.pth
     tokens queue/vq queue/VQPatchAutoEncoder.pth queue/distinct --copies 3 --codes
     train queue_vq2 AutoregressiveModel --data queue/vq --tokenizer queue/VQPatchAutoEncoder.pth --inputs codes --epochs 2 \
         --batch_size 4 --lr 2e-3 --dropout 0.05 --precision bfloat16 --output queue/VQAutoregressiveModel.pth
+    train queue_vq3 GatedPixelCNN --data queue/vq --tokenizer queue/VQPatchAutoEncoder.pth --inputs codes --epochs 2 \
+        --batch_size 4 --lr 2e-3 --c_hidden 48 --n_layers 5 --precision bfloat16 --output queue/VQGatedPixelCNN.pth
 }
 
 quantizers() { # VQ from nothing, for an epoch: what options of the quantizer change is measured against this
@@ -145,6 +178,6 @@ cascade() { # residual codebooks of 1x1, 2x3, 5x5 and 10x15 codes, their stages,
         --d_latent 112 --n_layers 3 --output queue/plain.pth
 }
 
-[ $# -gt 0 ] || { sed -n '2,7s/^# //p' "$0" && exit 1; }
+[ $# -gt 0 ] || { sed -n '2,8s/^# //p' "$0" && exit 1; }
 mkdir -p queue
 for part in "$@"; do "$part"; done

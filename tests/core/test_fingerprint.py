@@ -23,9 +23,9 @@ SHIPPED = {
     "MnistGatedPixelCNN": ("c2460bc342ee07e7", "44ec648dbcc38273", "b096ac6a25f8e07a 9572eb95b6e59aef"),
     "PatchAutoEncoder": ("808cdf9350ede96f", "7e9153854f54468a", "a85fe47035b410aa c34e817140cfaac8"),
     "PixelCNN": ("779b6ef855834d05", "56532afd4b95855b", "117f493079cd3536 67696e313a0df8a3"),
-    "VQAutoregressiveModel": ("e58e9978be10efcc", "a0326eeac4123451", "7d733c60418f221a 07f6cd469d066079"),
-    "VQGatedPixelCNN": ("dcf5028d00260563", "6b40143eeadbf12c", "d4c10144a81c5102 d3c1c381acdc9591"),
-    "VQPatchAutoEncoder": ("f79589dc2536277d", "481ed4365d3a831a", "28cb67b0141e7b5d bd45819adc896669"),
+    "VQAutoregressiveModel": ("8f5abf8b30f1bf9b", "833479d9be8cb561", "88067ca38c34c275 467498f9d2edc866"),
+    "VQGatedPixelCNN": ("efb57cc950459315", "da70d5e544b0a478", "8014fddd50bc5ab3 8042f804a89087d8"),
+    "VQPatchAutoEncoder": ("042e517ab47907eb", "78b89ecd79548b18", "47df8ae02bfd27d9 7597d98c0bdeeb99"),
 }
 
 
