@@ -140,19 +140,21 @@ def between_points(curves: Curves, psnr: float | None, within: tuple[float, floa
     these PSNRs."""
     lines = []
     for rate, what in ("bytes", "Files"), ("payload", "Payloads"):
-        points = {name: curve(own, rate) for name, own in curves.items()}
-        ours = points.pop("ours")
+        others = {name: curve(points, rate) for name, points in curves.items()}
+        ours = others.pop("ours")
+        need = None if psnr is None else rate_at(ours, psnr)
+        shares, differences = [], []
+        for name, other in others.items():
+            if psnr is not None and need and (rival := rate_at(other, psnr)):
+                shares.append(f", {need / rival:.3f} of {name}'s {rival:,.1f}")
+            both, difference = common_range(ours, other, within=within), bd_rate(ours, other, within)
+            if both and difference is not None:
+                differences.append(f"{name} {percent(difference)} ({both[0]:.2f} to {both[1]:.2f} dB)")
         if psnr is not None:
-            need, parts = rate_at(ours, psnr), []
-            for name, other in points.items():
-                if need and (rival := rate_at(other, psnr)):
-                    parts.append(f"{need / rival:.3f} of {name}'s {rival:,.1f}")
-            found = f"ours take {', '.join([f'{need:,.1f} bytes', *parts])}" if need else "none of ours"
+            found = f"ours take {need:,.1f} bytes{''.join(shares)}" if need else "none of ours"
             lines.append(f"{what} at {psnr:.2f} dB: {found}.")
-        shared = {name: common_range(ours, other, within=within) for name, other in points.items()}
-        if rates := [f"{name} {percent(bd_rate(ours, points[name], within) or 0)} ({low:.2f} to {high:.2f} dB)"
-                     for name, (low, high) in ((name, both) for name, both in shared.items() if both)]:  # fmt: skip
-            lines.append(f"{what}, Bjontegaard rate of ours against {', '.join(rates)}.")
+        if differences:
+            lines.append(f"{what}, Bjontegaard rate of ours against {', '.join(differences)}.")
     return lines
 
 
