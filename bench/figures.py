@@ -50,22 +50,20 @@ def save_sheet(rows: list[torch.Tensor], name: str) -> None:
 
 @torch.inference_mode()
 def frames(columns: int = 6) -> None:
-    """Writes overview.png: a row each of originals, auto-encoder, tokenizer; two of samples. And pairs.png: a row each of
+    """Writes overview.png: a row each of originals, auto-encoder, BSQ, VQ, and samples of both. And pairs.png: a row each of
     originals, and of what BSQ and VQ make of them; of samples of each one's transformer, of each one's GatedPixelCNN; and of
     tokens of BSQ, and of VQ, that were drawn independently."""
     data = ImageDataset("data/sample", image_size=(100, 150))
     x = data.batch(torch.linspace(0, len(data) - 1, columns).long())
 
-    def sampled(tokenizer: nn.Module, prior: nn.Module, n: int = columns) -> torch.Tensor:
-        grids = prior.generate(n, 20, 30, "cpu", generator=torch.Generator().manual_seed(0))
+    def sampled(tokenizer: nn.Module, prior: nn.Module) -> torch.Tensor:
+        grids = prior.generate(columns, 20, 30, "cpu", generator=torch.Generator().manual_seed(0))
         return tokenizer.decode_index(grids)[:, :100, :150]
 
     bsq, vq = homework.bsq.load(), homework.load("VQPatchAutoEncoder")
-    prior = homework.autoregressive.load()
-    samples = sampled(bsq, prior, 2 * columns).split(columns)
-    save_sheet([x, homework.ae.load()(x)[0], bsq(x)[0], *samples], "overview.png")
     pairs = [(bsq, "AutoregressiveModel"), (vq, "VQAutoregressiveModel"), (bsq, "GatedPixelCNN"), (vq, "VQGatedPixelCNN")]
     rows = [sampled(tokenizer, homework.load(name)) for tokenizer, name in pairs]
+    save_sheet([x, homework.ae.load()(x)[0], bsq(x)[0], vq(x)[0], *rows[:2]], "overview.png")
     rows += [sampled(tokenizer, Uniform(tokenizer.n_tokens)) for tokenizer in (bsq, vq)]
     save_sheet([x, bsq(x)[0], vq(x)[0], *rows], "pairs.png")
 
