@@ -38,7 +38,7 @@ def digits(*priors: str, data: str = "data", split: str = "test", binarize: floa
     for path in priors:
         model = checkpoint.load(path)
         if not isinstance(model, Prior) or model.n_tokens != grids.n_tokens:
-            raise ValueError(f"{path} is no prior over digits, as PixelCNN and MnistGatedPixelCNN are.")
+            raise ValueError(f"{path} is not a prior over digits, as PixelCNN and MnistGatedPixelCNN are.")
         own = [model.bits(grids.batch(i)).sum(dim=(1, 2)) for i in tqdm(some.split(BATCH), desc=path, leave=False)]
         nats = math.log(2) * torch.cat(own).double()
         n_parameters = sum(p.numel() for p in model.parameters())

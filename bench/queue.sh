@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The trainings of the models, one after another: bash bench/queue.sh autoencoder|searched|enhancement|prior|gated|vq|digits|
 # binarized|subsampled|subsampled_bsq|cascade|quantizers, the functions below.
-# The same command goes on where an earlier one stopped, by a signal, by the limit below or by the end of the machine.
+# The same command resumes where an earlier one stopped, by a signal, by the limit below or by the end of the machine.
 #   DATA=data        the folder with train/ and valid/, of both archives of frames, and mnist/
 #   PYTHON=python    OMP_NUM_THREADS=1    one core; on a GPU this does not matter
 #   LIMIT=64         so many images, for a trial
-#   MINUTES=9        stops what trains then, and saves; start again for the next piece
+#   MINUTES=9        stops what trains then, and saves; start again for the next piece. What makes tokens or codebooks is not stopped
 set -euo pipefail
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 python=${PYTHON:-python} data=${DATA:-data} limit=${LIMIT:+--limit $LIMIT} end=$((SECONDS + 60 * ${MINUTES:-100000}))
@@ -14,6 +14,7 @@ train() { # NAME MODEL OPTIONS...: a run of that name, resumed if it was stopped
     local name=$1 model=$2
     shift 2
     if [ -e "checkpoints/$name.state.pth" ]; then
+        model=checkpoints/$name.pth
         set -- --resume
     elif [ -e "checkpoints/$name.pth" ]; then
         return
@@ -38,7 +39,7 @@ autoencoder() { # starts at principal components, and is at its best after minut
         --validate_every 200 --output queue/PatchAutoEncoder.pth
 }
 
-searched() { # BSQ's encoder learns from the tokens that a search finds; an hour of a core for them, and half an hour
+searched() { # BSQ's encoder learns from the tokens that a search finds: an hour of a core to search, half an hour to train
     local qualities=10,20,30,40,50,60,70,80
     step queue/searched/tokenized_train.pth homework.tokenize BSQPatchAutoEncoder queue/searched/tokenized_train.pth "$data/train" \
         --prior AutoregressiveModel --effort 3 --quality $qualities --limit "${LIMIT:-2276}"

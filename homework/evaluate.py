@@ -49,8 +49,8 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *,
         effort: of our search for tokens, from 0 to 9; 5 by default, and none for a cascade.
         quality: of our files, from 1 to 100; several, with commas between them, are several operating points.
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped for all codecs; as they are by default.
-        psnr: also compare at this PSNR in dB, between the points.
-        between: LOW,HIGH in dB: Bjontegaard's measure over no more than that; over all that both reach by default.
+        psnr: print a comparison at this PSNR in dB, too, between the points.
+        between: LOW,HIGH in dB: print Bjontegaard's measure over no more than that; over all that both reach by default.
         out: the folder to write to; made if it is not there.
         n_pictures: how many images to show.
         batch_size: images that go through our models at once.

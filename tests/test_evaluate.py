@@ -263,8 +263,11 @@ def read_csv(path: Path) -> list[dict]:
 
 def test_the_report_is_complete_and_true_to_the_models(command, folder):
     options = ["--out", "2026", "--n_pictures", 2, "--batch_size", 2, "--effort", 0]
-    done = command("evaluate", "t.pth", "p.pth", "pictures", *options)
+    refused = sentence(command("evaluate", "t.pth", "p.pth", "pictures", *options, "--psnr", 0))
+    assert "--psnr is 0, but must be" in refused
+    done = command("evaluate", "t.pth", "p.pth", "pictures", *options, "--psnr", 200, "--between", "20,30")
     assert done.returncode == 0, done.stderr
+    assert "Files at 200.00 dB: none, for ours reach" in done.stdout and "no other codec reaches two of these" in done.stdout
     report, names = folder / "2026", [codec.name for codec in codecs.available()[0]]
     page = Page(report / "index.html")
     assert {*page.links, "index.html", "rates.csv", "images.csv", "bjontegaard.csv", "measured.jsonl"} == files(report)
@@ -522,7 +525,8 @@ def test_what_our_points_say_together():
     ]
     (files, *_), (none, *_) = (curves.between_points(all_curves, dB, (22, 99)) for dB in (25, 31))
     assert files == "Files at 25.00 dB: ours take 141.4 bytes, 0.250 of A's 565.7."
-    assert none == "Files at 31.00 dB: none of ours."
+    assert none == "Files at 31.00 dB: none, for ours reach 20.00 to 30.00 dB."
+    assert "no other codec" in curves.between_points(all_curves, None, (40, 50))[0]
     assert "(22.00 to 30.00 dB)" in curves.between_points(all_curves, None, (22, 99))[0]
     assert curves.between_points({"ours": ours[:1], "B": [point("B", 100, 0.1)]}, None, curves.ANY) == []
 

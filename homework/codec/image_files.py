@@ -27,7 +27,7 @@ from homework.datasets.shards import file_size
 
 PIXELS_READ_AT_ONCE = 2**24  # of image files that are read ahead
 LOSSLESS = {".png": "PNG", ".bmp": "BMP", ".ppm": "PPM", ".tif": "TIFF", ".tiff": "TIFF"}
-SHARE = 1 / 16  # of an archive's images, so that 16 threads have work; with any number of them its bytes are the same
+SHARE = 1 / 32  # of an archive's images, so that 32 threads have work; with any number of them its bytes are the same
 Chunk = tuple[list[str], tuple[int, int], Sequence]  # paths, (H,W), and images (H,W,3) uint8, or grids (B,h,w)
 
 

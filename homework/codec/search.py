@@ -20,6 +20,7 @@ TRIALS = 4  # passes in a round
 NEAR, FAR = 1, 2  # positions within which the cost of a change is looked for: at first, and once that has misled
 CANDIDATES = 16  # tokens tried at a position before it is left as it is
 CAUTION = 12.0  # how much worse than it is, on average, a step in the codes is taken to be; see Objective.scores
+SWEEPS = 100  # over all blocks at effort 9, at most: each sees J with roundings of its own
 MOST_TOKENS = 2**16  # of which all are scored
 PIXELS_AT_ONCE = 60_000  # of a large image
 SCORED_AT_ONCE = 30_000  # of them: slopes take the memory of all layers
@@ -69,8 +70,7 @@ def search_rounds(tokenizer: Tokenizer, prior: Prior, x: Tensor, lmbda: float, e
             tile = tiles.fitting(prior.grid_size, (h, w))
             n = h * w if tokenizer.decoder_halo is None else PIXELS_AT_ONCE // math.prod(tokenizer.patch_shape)
             blocks = [block for block, _, _ in tiles.blocks((h, w), n, 0, tile)]
-            improved = True
-            while improved:
+            for _ in range(SWEEPS if effort == 9 else 1):
                 improved = False
                 for block in blocks:
                     if len(blocks) > 1:
@@ -80,7 +80,9 @@ def search_rounds(tokenizer: Tokenizer, prior: Prior, x: Tensor, lmbda: float, e
                     for found in improve(objective, start, ROUNDS[effort]):
                         grid[block] = found
                         yield grid.clone()
-                    improved |= effort == 9 and not torch.equal(grid[block], start)
+                    improved |= not torch.equal(grid[block], start)
+                if not improved:
+                    break
 
 
 class Objective:

@@ -151,10 +151,14 @@ def between_points(curves: Curves, psnr: float | None, within: tuple[float, floa
             if both and difference is not None:
                 differences.append(f"{name} {percent(difference)} ({both[0]:.2f} to {both[1]:.2f} dB)")
         if psnr is not None:
-            found = f"ours take {need:,.1f} bytes{''.join(shares)}" if need else "none of ours"
+            low, high = min(q for _, q in ours), max(q for _, q in ours)
+            none = f"none, for ours reach {low:.2f} to {high:.2f} dB"
+            found = f"ours take {need:,.1f} bytes{''.join(shares)}" if need else none
             lines.append(f"{what} at {psnr:.2f} dB: {found}.")
         if differences:
             lines.append(f"{what}, Bjontegaard rate of ours against {', '.join(differences)}.")
+        elif within != ANY:
+            lines.append(f"{what}, Bjontegaard rate: no other codec reaches two of these PSNRs together with ours.")
     return lines
 
 

@@ -7,7 +7,7 @@ import gradio as gr
 from homework.studio_tabs import coarse_to_fine_tab, compress_tab, digits_tab, sampling_tabs, tokens_tab, train_tab
 from homework.studio_tabs.models import Models
 
-AGAIN = 3  # seconds
+TICK = 3  # seconds
 STYLE = """
 :focus-visible { outline: 2px solid #ea580c !important; outline-offset: 1px; }
 body:not(.dark) [role=tab][aria-selected=true] { color: #c2410c; }
@@ -62,7 +62,7 @@ def build(models: Models) -> gr.Blocks:
         with gr.Tab("Train", id="train"):
             train_tab.build(models, page, kept)
         # gradio ends its stream of answers after the last one, and that of an event that began meanwhile waits for the next
-        gr.Timer(AGAIN).tick(lambda: None, show_progress="hidden", trigger_mode="multiple")
+        gr.Timer(TICK).tick(lambda: None, show_progress="hidden", trigger_mode="multiple")
     return page.queue(default_concurrency_limit=4, api_open=False)
 
 

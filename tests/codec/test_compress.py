@@ -169,6 +169,21 @@ def test_batch_size_and_threads_change_no_byte(models, exactly):
         torch.set_num_threads(1)
 
 
+@pytest.mark.parametrize("prior", ["AutoregressiveModel", "GatedPixelCNN"])
+def test_an_archive_has_the_same_bytes_with_any_number_of_threads(prior, tmp_path):
+    """Images are coded together, which is what the bytes of a prior in floats may depend on."""
+    paths = [str(tmp_path / f"{i}.png") for i in range(70)]
+    for i, path in enumerate(paths):
+        Image.fromarray(to_uint8(noise((10, 10), i)).numpy()).save(path)
+    compressor = Compressor(build("BSQPatchAutoEncoder"), build(prior))
+    for compressor.workers in 1, 2, 5:
+        output = str(tmp_path / f"{compressor.workers}.hwa")
+        compress_files(compressor, paths, output, pack=True, scaled=None, skip_bad=False, verify=True)
+    with open(output, "rb") as file:
+        assert max(map(len, archive.Reader(file).chunks)) == 3
+    assert len({(tmp_path / f"{n}.hwa").read_bytes() for n in (1, 2, 5)}) == 1
+
+
 def test_more_tiles_than_are_coded_at_once(models, monkeypatch):
     monkeypatch.setattr(tiles, "TILES", 2)
     few = Compressor(*models)

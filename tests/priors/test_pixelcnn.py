@@ -11,6 +11,7 @@ from conftest import K, batch_for, build, sentence
 from PIL import Image
 from torch import nn
 
+from bench.digits import digits
 from homework.core import checkpoint, registry
 from homework.datasets.mnist import MnistDataset
 from homework.nn.blocks import MaskedConv2d
@@ -418,3 +419,19 @@ def test_summary_of_every_model(command, name):
     done = command("summary", name, "--image_size", size, *options)
     total = sum(p.numel() for p in model.parameters())
     assert done.returncode == 0 and f"{total:,}" in done.stdout, done.stderr or done.stdout
+
+
+def test_digits_in_nats(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = PixelCNN(c_hidden=8, num_res_block=1).eval()
+    checkpoint.save(model, "p.pth")
+    for split, binarize in ("test", 0), ("valid", "sample"):
+        digits("p.pth", split=split, binarize=binarize)
+        cells = capsys.readouterr().out.splitlines()[-1].split(" | ")
+        grids = MnistDataset(split, "data", binarize)
+        nats = model.loss(grids.batch(torch.arange(len(grids))))["nats_per_image"].item()
+        assert cells[0] == "| p.pth" and abs(float(cells[2].split(" ± ")[0]) - nats) < 0.01
+    checkpoint.save(build("GatedPixelCNN"), "t.pth")
+    for models, why in ([], "Name the priors to compare"), (["t.pth"], "t.pth is not a prior over digits"):
+        with pytest.raises(ValueError, match=why):
+            digits(*models)
