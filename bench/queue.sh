@@ -34,26 +34,26 @@ tokens() { # FOLDER TOKENIZER FRAMES OPTIONS OF THE COPIES...: of FRAMES/train, 
     step "$1/tokenized_valid.pth" homework.tokenize "$2" "$1/tokenized_valid.pth" "$3/valid" ${limit}
 }
 
+search() { # FOLDER N QUALITIES QUALITIES: tokens that a search finds, of N frames for training, and of 64 for validation
+    step "$1/tokenized_train.pth" homework.tokenize BSQPatchAutoEncoder "$1/tokenized_train.pth" "$data/train" \
+        --prior AutoregressiveModel --effort 3 --quality "$3" --limit "${LIMIT:-$2}"
+    step "$1/tokenized_valid.pth" homework.tokenize BSQPatchAutoEncoder "$1/tokenized_valid.pth" "$data/valid" \
+        --prior AutoregressiveModel --effort 3 --quality "$4" --limit "${LIMIT:-64}"
+}
+
 autoencoder() { # starts at principal components, and is at its best after minutes
     train queue_autoencoder PatchAutoEncoder --data "$data" --epochs 0.25 --batch_size 8 --lr 2e-3 --ema 0.995 \
         --validate_every 200 --output queue/PatchAutoEncoder.pth
 }
 
 searched() { # BSQ's encoder learns from the tokens that a search finds: an hour of a core to search, half an hour to train
-    local qualities=10,20,30,40,50,60,70,80
-    step queue/searched/tokenized_train.pth homework.tokenize BSQPatchAutoEncoder queue/searched/tokenized_train.pth "$data/train" \
-        --prior AutoregressiveModel --effort 3 --quality $qualities --limit "${LIMIT:-2276}"
-    step queue/searched/tokenized_valid.pth homework.tokenize BSQPatchAutoEncoder queue/searched/tokenized_valid.pth "$data/valid" \
-        --prior AutoregressiveModel --effort 3 --quality $qualities --limit "${LIMIT:-64}"
+    search queue/searched 2276 10,20,30,40,50,60,70,80 10,20,30,40,50,60,70,80
     train queue_searched homework/BSQPatchAutoEncoder.pth --data queue/searched --dataset tokenized_images \
         --epochs 20 --batch_size 8 --lr 5e-4 --ema 0.998 --output queue/BSQPatchAutoEncoder.pth
 }
 
 enhancement() { # the layer for BSQ's second grid, a quarter of an hour of a core beside the search
-    step queue/layer/tokenized_train.pth homework.tokenize BSQPatchAutoEncoder queue/layer/tokenized_train.pth "$data/train" \
-        --prior AutoregressiveModel --effort 3 --quality 45,50,55,60,65,70 --limit "${LIMIT:-1158}"
-    step queue/layer/tokenized_valid.pth homework.tokenize BSQPatchAutoEncoder queue/layer/tokenized_valid.pth "$data/valid" \
-        --prior AutoregressiveModel --effort 3 --quality 70 --limit "${LIMIT:-64}"
+    search queue/layer 1158 45,50,55,60,65,70 70
     step queue/EnhancementLayer.pth homework.enhancement BSQPatchAutoEncoder queue/layer queue/EnhancementLayer.pth
 }
 
@@ -68,16 +68,19 @@ distinct() { # the frames without near-copies, in queue/distinct
     [ -e queue/distinct/train ] || "$python" -m homework.data import "$data" --dir queue/distinct --distinct 2
 }
 
-prior() { # the transformer over BSQ's grids of distinct frames, 2 hours of a core that computes in bfloat16
+grids() { # BSQ's, of the distinct frames
     distinct
     tokens queue/distinct BSQPatchAutoEncoder queue/distinct --copies 3
+}
+
+prior() { # the transformer over BSQ's grids of distinct frames, 2 hours of a core that computes in bfloat16
+    grids
     train queue_prior AutoregressiveModel --data queue/distinct --epochs 6 --batch_size 8 --lr 2e-3 --dropout 0.05 \
         --precision bfloat16 --output queue/AutoregressiveModel.pth
 }
 
 gated() { # the gated PixelCNN over the same grids, an hour of a core
-    distinct
-    tokens queue/distinct BSQPatchAutoEncoder queue/distinct --copies 3
+    grids
     train queue_gated_bsq GatedPixelCNN --data queue/distinct --c_hidden 48 --n_layers 5 --epochs 3 --batch_size 4 --lr 2e-3 \
         --precision bfloat16 --output queue/GatedPixelCNN.pth
 }
@@ -120,7 +123,7 @@ subsampled() { # a code for the scene, grids of 5x5 and 10x15 codes, one a part 
 
 subsampled_bsq() { # the same with BSQ's grids: the scene, parts of 5x5 and 10x15 tokens, and all 20x30; 2 hours of a core
     scene
-    tokens queue/distinct BSQPatchAutoEncoder queue/distinct --copies 3
+    grids
     step queue/parts/middle.pth homework.som subsample BSQPatchAutoEncoder queue/parts/middle.pth --patch 2
     step queue/parts/coarse.pth homework.som subsample queue/parts/middle.pth queue/parts/coarse.pth --patch 2x3
     tokens queue/parts/middle queue/parts/middle.pth queue/distinct --copies 3 --shift 4

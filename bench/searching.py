@@ -75,13 +75,11 @@ def measure(data: Path) -> Iterator[Line]:
     start = time.perf_counter()
     swept = [sweep(o, grid, int(math.log2(tokenizer.n_tokens))) for o, grid in zip(objectives, first, strict=True)]
     plain = (time.perf_counter() - start) / N
-    with counted("cost") as trials, counted("scores") as scores:
+    counting = profile(activities=[ProfilerActivity.CPU], with_flops=True)
+    with counted("cost") as trials, counted("scores") as scores, counting as profiler:
         for x in images:
             search(tokenizer, prior, x, LMBDA, dial.EFFORT)
     passes = trials.call_count / N, scores.call_count / N
-    with profile(activities=[ProfilerActivity.CPU], with_flops=True) as profiler:
-        for x in images:
-            search(tokenizer, prior, x, LMBDA, dial.EFFORT)
     gflop = sum(event.flops for event in profiler.key_averages()) / 1e9 / N  # of matrix products and convolutions
     before, after, after_sweep = map(mean_cost, (first, found, swept))
     notes = [

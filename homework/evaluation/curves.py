@@ -97,7 +97,8 @@ def bd_rate(curve: Curve, reference: Curve, within: tuple[float, float] = ANY) -
     return math.expm1(difference / (between[1] - between[0]))
 
 
-def rivals_at(curves: Curves, point: Point, rate: str, quality: str = "psnr") -> dict[str, tuple[float, float] | None]:
+def rivals_at(curves: Curves, point: Point | dict[str, float], rate: str,
+              quality: str = "psnr") -> dict[str, tuple[float, float] | None]:  # fmt: skip
     """The rate of each other codec at the quality of our ``point``, and by what fraction of it ours is smaller (negative if
     it is larger); None for a codec without points as good, or as bad."""
     needs = {name: rate_at(curve(p, rate, quality), point[quality]) for name, p in curves.items() if name != "ours"}
@@ -142,19 +143,19 @@ def between_points(curves: Curves, psnr: float | None, within: tuple[float, floa
     for rate, what in ("bytes", "Files"), ("payload", "Payloads"):
         others = {name: curve(points, rate) for name, points in curves.items()}
         ours = others.pop("ours")
-        need = None if psnr is None else rate_at(ours, psnr)
-        shares, differences = [], []
+        differences = []
         for name, other in others.items():
-            if psnr is not None and need and (rival := rate_at(other, psnr)):
-                shares.append(f", {need / rival:.3f} of {name}'s {rival:,.1f}")
             both, difference = common_range(ours, other, within=within), bd_rate(ours, other, within)
             if both and difference is not None:
                 differences.append(f"{name} {percent(difference)} ({both[0]:.2f} to {both[1]:.2f} dB)")
         if psnr is not None:
-            low, high = min(q for _, q in ours), max(q for _, q in ours)
-            none = f"none, for ours reach {low:.2f} to {high:.2f} dB"
-            found = f"ours take {need:,.1f} bytes{''.join(shares)}" if need else none
-            lines.append(f"{what} at {psnr:.2f} dB: {found}.")
+            if need := rate_at(ours, psnr):
+                rivals = rivals_at(curves, {"psnr": psnr, rate: need}, rate)
+                shares = [f"{1 - found[1]:.3f} of {name}'s {found[0]:,.1f}" for name, found in rivals.items() if found]
+                said = f"ours take {', '.join([f'{need:,.1f} bytes', *shares])}"
+            else:
+                said = f"none, for ours reach {min(q for _, q in ours):.2f} to {max(q for _, q in ours):.2f} dB"
+            lines.append(f"{what} at {psnr:.2f} dB: {said}.")
         if differences:
             lines.append(f"{what}, Bjontegaard rate of ours against {', '.join(differences)}.")
         elif within != ANY:
