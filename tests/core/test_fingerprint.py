@@ -19,7 +19,7 @@ SHIPPED = {
     "CascadeStage0": ("fe4902e3a1f9c97c", "a71cc212e9dda546", "bdb044c2fead5b94 9dd5d6d23f8dacc7"),
     "CascadeStage1": ("288bb847bfcd2834", "68135e68863c87fd", "d464596894d3b6cc 739cc79a435ca8e8"),
     "EnhancementLayer": ("44f27df58460eb42", "f69d1f4e64c502b6", "7192ee413f67a97c c49873f264e628cf"),
-    "GatedPixelCNN": ("925cc23fd4863964", "a2f0fa73ff5ef90d", "9d4b6494e0db56b7 3e8e06a012b4dccb"),
+    "GatedPixelCNN": ("2a939639973cfc17", "a487e553a6850b8f", "e3e84466f878820f 135d45820734e9cd"),
     "MnistGatedPixelCNN": ("c2460bc342ee07e7", "44ec648dbcc38273", "b096ac6a25f8e07a 9572eb95b6e59aef"),
     "PatchAutoEncoder": ("808cdf9350ede96f", "7e9153854f54468a", "a85fe47035b410aa c34e817140cfaac8"),
     "PixelCNN": ("779b6ef855834d05", "56532afd4b95855b", "117f493079cd3536 67696e313a0df8a3"),
