@@ -94,7 +94,7 @@ def legacy_digest(name: str, config: dict, tensors: dict[str, Tensor], dtype: to
 
 def legacy_options(model: Model) -> dict:
     """The options of ``model`` that existed in format 1: add the name of each option that comes later."""
-    later = {"pca", "coarser", "context_dim"}
+    later = {"pca", "coarser", "context_dim", "attention"}
     return {name: value for name, value in model.config.items() if name not in later}
 
 

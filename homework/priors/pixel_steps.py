@@ -8,6 +8,7 @@ product to what is there takes torch half as long as adding a bias to a product.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from homework.priors.steps import Steps
@@ -176,26 +177,61 @@ class Gated:
         return y if self.first else y.add_(x)
 
 
+class Attended:
+    """An attention to the rows above, at one position after the other, in grids of h x w. Keys and values of a row are
+    computed when the next one begins. The results of a row go to ``row`` (w,B,C), unless it is None."""
+
+    def __init__(self, attention: nn.Module, B: int, h: int, w: int, row: Tensor | None = None):
+        self.attention, like = attention, attention.out.weight
+        self.angles = attention.angles(h, w, like.device)  # (h,w,d/2)
+        self.keys, self.values = (like.new_zeros(B, h, w, attention.channels) for _ in range(2))
+        self.columns = (like.new_zeros(w, B, len(like)) if row is None else row).unbind()
+        self.memory = [self.keys, self.values]
+
+    def begin_row(self, row: int, h: Tensor, x: Tensor) -> None:
+        """Takes the row above: what the layer before made of it (w,B,C), and the embeddings of its tokens (w,B,E)."""
+        if row:
+            read = torch.cat((h, x), dim=2).transpose(0, 1)  # (w,B,C+E) -> (B,w,C+E)
+            k, v = self.attention.key_value(read).chunk(2, dim=2)  # (B,w,d)
+            self.keys[:, row - 1], self.values[:, row - 1] = self.attention.rotate(k, self.angles[row - 1]), v
+
+    def __call__(self, h: Tensor, row: int, column: int) -> Tensor:
+        """The output (B,C) of the layer before at this position -> (B,C)."""
+        q = self.attention.rotate(self.attention.query(h), self.angles[row, column])[:, None]  # (B,1,d)
+        k, v = (kept[:, :row].flatten(1, 2) for kept in (self.keys, self.values))  # (B,row,w,d) -> (B,row*w,d)
+        y = F.scaled_dot_product_attention(q, k, v)[:, 0] if row else torch.zeros_like(q[:, 0])  # (B,d)
+        return torch.add(h, self.attention.out(y), out=self.columns[column])
+
+
 class GatedSteps(ConvolutionSteps):
     """The incremental form of a Gated PixelCNN."""
 
     def __init__(self, model: nn.Module, B: int, h: int, w: int, device: str | torch.device = "cpu"):
         super().__init__(model, B, h, w, device)
-        self.positions, self.layers = model.positions(h, w), []
-        for layer in reversed(model.layers):  # as each one writes into the memory of the next one's input
-            self.layers.insert(0, Gated(layer, B, w, self.layers[0].h.row if self.layers else None))
-        self.parts += self.layers
+        self.positions, self.layers, self.attentions, row = model.positions(h, w), [], [], None
+        for layer, attention in zip(reversed(model.layers), reversed(model.attentions), strict=True):
+            # each one writes into the memory of the next one's input, row
+            self.attentions.insert(0, Attended(attention, B, h, w, row) if attention else None)
+            self.layers.insert(0, Gated(layer, B, w, None if attention else row))
+            row = self.layers[0].h.row
+        self.parts += [*filter(None, self.attentions), *self.layers]
 
     def put(self, token: Tensor, row: int, column: int) -> None:
         self.layers[0].h.columns[column].copy_(self.model.embed(token) + self.positions[row, column])
 
     def begin_row(self) -> None:
+        for layer, attention in zip(self.layers, self.attentions, strict=True):
+            if attention:  # before its layer begins the row again
+                attention.begin_row(self.n // self.size[1], layer.out.row, self.layers[0].h.row)
         v = None
-        for part in self.parts:
-            v = part.begin_row(v) if isinstance(part, Gated) else part.begin_row()
+        for layer in self.layers:
+            v = layer.begin_row(v)
+        for part in filter(None, self.head):
+            part.begin_row()
 
     def compute(self, column: int) -> Tensor:
         x = None
-        for layer in self.layers:
+        for layer, attention in zip(self.layers, self.attentions, strict=True):
             x = layer(x, column)
+            x = attention(x, self.n // self.size[1], column) if attention else x
         return x

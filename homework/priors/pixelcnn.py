@@ -130,13 +130,64 @@ class GatedLayer(nn.Module):
         return a.tanh() * b.sigmoid()
 
 
+class RowAttention(nn.Module):
+    """h plus what each position finds by attention in the rows above its own, however far (PixelSNAIL, arXiv 1712.09763,
+    section 2.2, whose attention sees its own row too; the convolutions do that here).
+
+    ::
+
+        h (the tokens before) ------- 1x1 --> query ---+
+        h, tokens of the rows above - 1x1 --> key -----+--> softmax, weighted mean --> 1x1 --> + h
+                                          --> value ---+
+
+    Queries and keys are rotated, half of their channels by the row and half by the column (RoPE, arXiv 2104.09864, section
+    3.2.2; in two dimensions arXiv 2403.13298, section 3.1): scores depend on what is there and on how far away it is, in
+    grids of any size. ``C`` and ``E`` are the channels of h and of a token's embedding.
+    """
+
+    channels = 16  # of queries, keys and values
+
+    def __init__(self, C: int, E: int):
+        super().__init__()
+        self.query, self.key_value = nn.Linear(C, self.channels), nn.Linear(C + E, 2 * self.channels)
+        self.out = nn.Linear(self.channels, C)
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        """h (B,C,H,W), which depends on tokens before each position, and the embeddings x (B,E,H,W) -> (B,C,H,W)."""
+        H, W = h.shape[2:]
+        upper, lower = torch.cat((h, x), dim=1)[:, :, :-1], h[:, :, 1:]  # what is seen, and what sees
+        k, v = self.key_value(upper.permute(0, 2, 3, 1)).chunk(2, dim=-1)  # (B,C+E,H-1,W) -> (B,H-1,W,d)
+        q, angles = self.query(lower.permute(0, 2, 3, 1)), self.angles(H, W, h.device)  # (B,C,H-1,W) -> (B,H-1,W,d)
+        q, k = self.rotate(q, angles[1:]), self.rotate(k, angles[:-1])
+        q, k, v = (t.flatten(1, 2)[:, None] for t in (q, k, v))  # (B,H-1,W,d) -> (B,1,N,d)
+        row = torch.arange(H - 1, device=h.device).repeat_interleave(W)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=row[:, None] >= row)[:, 0]  # (B,N,d)
+        y = F.pad(y, (0, 0, W, 0)).unflatten(1, (H, W))  # (B,H*W,d) -> (B,H,W,d)
+        return h + self.out(y).permute(0, 3, 1, 2)  # (B,H,W,C) -> (B,C,H,W)
+
+    @classmethod
+    def angles(cls, H: int, W: int, device: torch.device) -> Tensor:
+        """(H,W,channels/2): by how much a pair of channels is rotated at each position; a full turn takes 6 to 200 cells."""
+        n = cls.channels // 4
+        speeds = 100 ** (-torch.arange(n, device=device) / n)  # (n)
+        rows, columns = (torch.arange(size, device=device)[:, None] * speeds for size in (H, W))  # (H,n), (W,n)
+        return torch.cat((rows[:, None].expand(H, W, n), columns.expand(H, W, n)), dim=-1)
+
+    @staticmethod
+    def rotate(x: Tensor, angles: Tensor) -> Tensor:
+        """(...,d): channel i and channel i + d/2 as a point of the plane, rotated by ``angles`` (...,d/2)."""
+        a, b = x.chunk(2, dim=-1)
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
 class GatedPixelCNN(Prior):
     """The Gated PixelCNN of van den Oord et al. (arXiv 1606.05328, section 2) over grids of K tokens.
 
     ::
 
         tokens (B,h,w) -> embedding, or the tokenizer's code vectors (B,E,h,w) -> + row and column embedding
-                       -> n_layers x GatedLayer -> ReLU, 1x1, ReLU, 1x1 -> logits (B,h,w,K)
+                       -> n_layers x (GatedLayer, sometimes RowAttention) -> ReLU, 1x1, ReLU, 1x1 -> logits (B,h,w,K)
 
     Args:
         c_hidden, n_layers: C, channels of each stack, and number of gated layers.
@@ -146,6 +197,7 @@ class GatedPixelCNN(Prior):
         embedding_dim: E, length of a token's embedding.
         code_dim: 0 to learn an embedding; otherwise the length of the tokenizer's code vectors, which ``set_codes`` stores.
         position: "2d" (row + column) or "none", for grids of any size.
+        attention: after every so many layers each position attends to all of the rows above; 0 for convolutions alone.
     """
 
     architecture = "Gated PixelCNN 1"
@@ -155,13 +207,16 @@ class GatedPixelCNN(Prior):
 
     def __init__(self, c_hidden: int = 64, n_layers: int = 8, n_tokens: int = 1024, height: int = 20, width: int = 30,
                  kernel: int = 3, first_kernel: int = 7, embedding_dim: int = 32, code_dim: int = 0,
-                 position: str = "2d"):  # fmt: skip
+                 position: str = "2d", attention: int = 0):  # fmt: skip
         super().__init__()
         checks.integer(1, c_hidden=c_hidden, n_layers=n_layers, n_tokens=n_tokens, embedding_dim=embedding_dim)
         checks.integer(1, height=height, width=width)
-        checks.integer(0, code_dim=code_dim)
+        checks.integer(0, code_dim=code_dim, attention=attention)
         checks.odd(3, kernel=kernel, first_kernel=first_kernel)
         checks.choice(("none", "2d"), position=position)
+        if attention > n_layers:
+            raise ValueError(f"attention is {attention}, but must be at most n_layers = {n_layers}, as it comes after every "
+                             "so many layers; 0 for none.")  # fmt: skip
         C, E, self.n_tokens = c_hidden, code_dim or embedding_dim, n_tokens
         if code_dim:  # NaN until set_codes, so that a forgotten call shows
             self.register_buffer("codes", torch.full((n_tokens, code_dim), torch.nan))
@@ -171,6 +226,8 @@ class GatedPixelCNN(Prior):
             self.row, self.column = nn.Parameter(torch.zeros(height, E)), nn.Parameter(torch.zeros(width, E))
         layers = (GatedLayer(C, C, kernel, first=False) for _ in range(n_layers - 1))
         self.layers = nn.ModuleList([GatedLayer(E, C, first_kernel, first=True), *layers])
+        attends = [attention > 0 and i % attention == 0 for i in range(1, n_layers + 1)]  # after which layers
+        self.attentions = nn.ModuleList(RowAttention(C, E) if i else None for i in attends)  # type: ignore[misc]  # None is legal
         self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(C, C, 1), nn.ReLU(inplace=True), nn.Conv2d(C, n_tokens, 1))
 
     def stored_codes(self) -> Tensor | None:
@@ -183,8 +240,9 @@ class GatedPixelCNN(Prior):
     def net(self, x: Tensor) -> Tensor:
         """Embeddings (B,E,h,w) -> logits (B,K,h,w), given the embeddings at earlier positions."""
         v = h = x
-        for layer in self.layers:
+        for layer, attention in zip(self.layers, self.attentions, strict=True):
             v, h = layer(v, h, last=layer is self.layers[-1])
+            h = attention(h, x) if attention else h
         return self.head(h)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, dict]:

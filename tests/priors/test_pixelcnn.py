@@ -15,7 +15,7 @@ from bench.digits import digits
 from homework.core import checkpoint, registry
 from homework.datasets.mnist import MnistDataset
 from homework.nn.blocks import MaskedConv2d
-from homework.priors.pixelcnn import GatedPixelCNN, PixelCNN, ResidualBlock, he_init
+from homework.priors.pixelcnn import GatedPixelCNN, PixelCNN, ResidualBlock, RowAttention, he_init
 from homework.priors.sampling import generate
 from homework.priors.steps import Steps
 
@@ -27,6 +27,8 @@ PRIORS = {
     "Gated, 9 tokens": lambda: GatedPixelCNN(6, 2, n_tokens=9, height=8, width=8, kernel=5, first_kernel=3),
     "Gated, one layer": lambda: GatedPixelCNN(6, 1, n_tokens=9, height=h, width=w, first_kernel=5, position="none"),
     "Gated, codes": lambda: GatedPixelCNN(6, 2, n_tokens=9, height=h, width=w, code_dim=4),
+    "Gated, attention": lambda: GatedPixelCNN(6, 2, n_tokens=9, height=h, width=w, first_kernel=3, attention=1),
+    "Gated, attention to codes": lambda: GatedPixelCNN(6, 3, 9, first_kernel=3, code_dim=4, position="none", attention=2),
 }
 every_prior = pytest.mark.parametrize("name", PRIORS)
 
@@ -91,6 +93,8 @@ def test_first_weights_keep_the_size_of_what_passes(layer):
         (lambda: GatedPixelCNN(kernel=2), "kernel is 2"),
         (lambda: GatedPixelCNN(first_kernel=1), "first_kernel is 1"),
         (lambda: GatedPixelCNN(position="1d"), "position is '1d'"),
+        (lambda: GatedPixelCNN(attention=-1), "attention is -1"),
+        (lambda: GatedPixelCNN(n_layers=4, attention=5), "attention is 5, but .* n_layers = 4"),
         (lambda: PixelCNN(c_in=3)(torch.zeros(1, 4, 4, dtype=torch.int64)), "c_in is 3"),
     ],
 )
@@ -134,7 +138,8 @@ def reach(model: torch.nn.Module) -> set[tuple[int, int]]:
             field = {(y + a, x + b) for y, x in field for a, b in steps}
         return field
     r = sum(layer.reach for layer in model.layers)
-    return {(y, x) for y in range(-r, 1) for x in range(-r, r + 1) if (y, x) < (0, 0)}
+    above = {(y, x) for y in range(1 - h, 0) for x in range(1 - w, w)} if any(model.attentions) else set()
+    return above | {(y, x) for y in range(-r, 1) for x in range(-r, r + 1) if (y, x) < (0, 0)}
 
 
 @every_prior
@@ -205,6 +210,49 @@ def test_codes_are_read_and_not_trained():
         model.set_codes(table[:, :3])
     with pytest.raises(ValueError, match="this prior reads none"):
         make("Gated, binary").set_codes(table)
+
+
+def test_attention_is_a_weighted_mean_of_the_rows_above():
+    """Against the definition, position by position, with angles of 1, 100 ** -1/4, ... a row or column."""
+    torch.manual_seed(0)
+    attention, d = RowAttention(5, 3).double(), RowAttention.channels
+    x, e = torch.randn(1, 5, h, w, dtype=torch.float64), torch.randn(1, 3, h, w, dtype=torch.float64)
+    speeds = 100 ** (-torch.arange(d // 4) / (d // 4))
+
+    def turned(vector: torch.Tensor, row: int, column: int) -> torch.Tensor:
+        turn = torch.exp(1j * torch.cat((row * speeds, column * speeds)))
+        points = torch.complex(*vector.chunk(2)) * turn
+        return torch.cat((points.real, points.imag))
+
+    found = attention(x, e)[0]
+    for row, column in (0, 0), (0, 4), (1, 0), (3, 2), (h - 1, w - 1):
+        here, mean = x[0, :, row, column], torch.zeros(d, dtype=torch.float64)
+        if row:
+            places = [(i, j) for i in range(row) for j in range(w)]
+            both = [attention.key_value(torch.cat((x[0, :, i, j], e[0, :, i, j]))) for i, j in places]  # key and value
+            keys = torch.stack([turned(kv[:d], *place) for kv, place in zip(both, places, strict=True)])
+            weights = (keys @ turned(attention.query(here), row, column) / d**0.5).softmax(0)
+            mean = weights @ torch.stack([kv[d:] for kv in both])
+        assert torch.allclose(found[:, row, column], here + attention.out(mean), atol=1e-5)
+
+
+def test_attention_finds_what_convolutions_cannot_reach():
+    """The last row repeats the first one, 6 rows away, where two layers reach 2: only the attention can learn it."""
+    losses = {}
+    for attention in 0, 1:
+        torch.manual_seed(0)
+        model = GatedPixelCNN(16, 2, 4, 7, w, first_kernel=3, embedding_dim=8, attention=attention)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        for _ in range(300):
+            tokens = torch.randint(4, (16, 7, w))
+            tokens[:, -1] = tokens[:, 0]
+            optimizer.zero_grad()
+            logits = model(tokens)[0][:, -1]  # (B,w,K)
+            loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, -1].flatten())  # (B,w,K) -> (B*w,K)
+            loss.backward()
+            optimizer.step()
+        losses[attention] = loss.item()
+    assert losses[0] > 0.9 * math.log(4) and losses[1] < 0.2 * math.log(4), losses
 
 
 def test_positions():
