@@ -128,7 +128,8 @@ def test_quality_is_a_dial():
         found[quality] = true_cost(*models, x, 0, grid), models[1].bits(grid[None]).sum().item()
     errors, bits = zip(*found.values(), strict=True)
     assert errors[0] > errors[2] and bits[0] < bits[1] < bits[2]
-    assert lmbda_at(60) == lmbda_at(50) / 2
+    assert lmbda_at(60) == lmbda_at(50) / 2 and lmbda_at(5) == lmbda_at(15) * 2
+    assert lmbda_at(1) == pytest.approx(lmbda_at(5) * 2**2.4) and lmbda_at(2) < lmbda_at(1)
 
 
 @pytest.mark.parametrize("quality", [0, 101, float("nan"), True, "50"])
@@ -285,10 +286,10 @@ def test_the_bar_moves_with_each_image_that_is_searched(effort, steps, tmp_path,
 
 
 def test_quality_and_lmbda_are_inverse():
-    for quality in 1, 12.5, 50, 100:
+    for quality in 1, 1.5, 4.9, 5, 12.5, 50, 100:
         assert quality_at(lmbda_at(quality)) == pytest.approx(quality)
-    for lmbda in 0, 1, -0.01, float("nan"), True:
-        with pytest.raises(ValueError, match="lmbda is .* a number from 0.0003125 to 0.298"):
+    for lmbda in 0, 2, -0.01, float("nan"), True:
+        with pytest.raises(ValueError, match="lmbda is .* a number from 0.0003125 to 1.194"):
             quality_at(lmbda)
 
 
