@@ -33,6 +33,7 @@ SETTINGS: dict[str, tuple[str, str, dict[str, Any]]] = {  # by the name of a fol
     "bsq_transformer_p0.9": (BSQ, "AutoregressiveModel", {"top_p": 0.9}),
     "bsq_transformer_q80": (BSQ, "AutoregressiveModel", {"quality": 80}),
     "bsq_transformer_q100": (BSQ, "AutoregressiveModel", {"quality": 100}),
+    "bsq_gatedpixelcnn": (BSQ, "GatedPixelCNN", {}),
     "bsq_uniform": (BSQ, "uniform", {}),
     "vq_transformer": (VQ, "VQAutoregressiveModel", {}),
     "vq_gatedpixelcnn": (VQ, "VQGatedPixelCNN", {}),
