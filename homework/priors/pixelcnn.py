@@ -157,8 +157,8 @@ class RowAttention(nn.Module):
         H, W = h.shape[2:]
         upper, lower = torch.cat((h, x), dim=1)[:, :, :-1], h[:, :, 1:]  # what is seen, and what sees
         k, v = self.key_value(upper.permute(0, 2, 3, 1)).chunk(2, dim=-1)  # (B,C+E,H-1,W) -> (B,H-1,W,d)
-        q, angles = self.query(lower.permute(0, 2, 3, 1)), self.angles(H, W, h.device)  # (B,C,H-1,W) -> (B,H-1,W,d)
-        q, k = self.rotate(q, angles[1:]), self.rotate(k, angles[:-1])
+        q, turns = self.query(lower.permute(0, 2, 3, 1)), self.turns(H, W, h.device)  # (B,C,H-1,W) -> (B,H-1,W,d)
+        q, k = self.rotate(q, turns[:, 1:]), self.rotate(k, turns[:, :-1])
         q, k, v = (t.flatten(1, 2)[:, None] for t in (q, k, v))  # (B,H-1,W,d) -> (B,1,N,d)
         row = torch.arange(H - 1, device=h.device).repeat_interleave(W)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=row[:, None] >= row)[:, 0]  # (B,N,d)
@@ -166,18 +166,19 @@ class RowAttention(nn.Module):
         return h + self.out(y).permute(0, 3, 1, 2)  # (B,H,W,C) -> (B,C,H,W)
 
     @classmethod
-    def angles(cls, H: int, W: int, device: torch.device) -> Tensor:
-        """(H,W,channels/2): by how much a pair of channels is rotated at each position; a full turn takes 6 to 200 cells."""
+    def turns(cls, H: int, W: int, device: torch.device) -> Tensor:
+        """(2,H,W,channels/2): cosine and sine of the angle by which a pair of channels is rotated at each position; a full
+        turn takes 6 to 200 rows, or columns."""
         n = cls.channels // 4
         speeds = 100 ** (-torch.arange(n, device=device) / n)  # (n)
         rows, columns = (torch.arange(size, device=device)[:, None] * speeds for size in (H, W))  # (H,n), (W,n)
-        return torch.cat((rows[:, None].expand(H, W, n), columns.expand(H, W, n)), dim=-1)
+        angles = torch.cat((rows[:, None].expand(H, W, n), columns.expand(H, W, n)), dim=-1)
+        return torch.stack((angles.cos(), angles.sin()))
 
     @staticmethod
-    def rotate(x: Tensor, angles: Tensor) -> Tensor:
-        """(...,d): channel i and channel i + d/2 as a point of the plane, rotated by ``angles`` (...,d/2)."""
-        a, b = x.chunk(2, dim=-1)
-        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    def rotate(x: Tensor, turns: Tensor) -> Tensor:
+        """(...,d): channel i and channel i + d/2 as a point of the plane, rotated by ``turns`` (2,...,d/2)."""
+        (a, b), (cos, sin) = x.chunk(2, dim=-1), turns.to(x.dtype)
         return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
 
