@@ -14,7 +14,6 @@ train() { # NAME MODEL OPTIONS...: a run of that name, resumed if it was stopped
     local name=$1 model=$2
     shift 2
     if [ -e "checkpoints/$name.state.pth" ]; then
-        model=checkpoints/$name.pth
         set -- --resume
     elif [ -e "checkpoints/$name.pth" ]; then
         return

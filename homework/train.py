@@ -65,9 +65,9 @@ def train(model: str | Path, *, epochs: float = 5, batch_size: int = 16, accumul
         validate_every: updates between validations; once an epoch by default.
         save_every: minutes between saves of all that --resume needs.
         keep_every: keep a checkpoint of every so many updates, checkpoints/{name}_{update}.pth.
-        resume: continue exactly where this model's latest unfinished run, or the run of this checkpoint, stopped. Its data
-            must be the same, and so must its options but for save_every, output, device, tokenizer, timeout and fsdp; the
-            number of processes need not be. torchrun --max-restarts resumes by itself.
+        resume: continue exactly where the run of this name stopped, or the run of this checkpoint, or this model's latest
+            unfinished one. Its data must be the same, and so must its options but for save_every, output, device,
+            tokenizer, timeout and fsdp; the number of processes need not be. torchrun --max-restarts resumes by itself.
         config: a JSON file with any of these options by name; those on the command line win.
         init: a checkpoint of any model, from which to take all weights whose name and shape fit the new model's.
         inputs: of priors: "embedding" learns a vector for each token; "codes" reads the tokenizer's (tokenize --codes).

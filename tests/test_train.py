@@ -785,6 +785,16 @@ def test_a_run_may_have_a_name_and_is_resumed_by_it(train, tmp_path, monkeypatch
     assert checkpoint.load(tmp_path / "checkpoints" / "v1.5.pth").meta["update"] == 12
 
 
+def test_a_named_run_that_began_from_a_checkpoint_is_resumed_by_the_same_command(train, tmp_path, monkeypatch):
+    """Whether the checkpoint's own run has ended or not."""
+    for name, first in ("one", AE), ("two", "checkpoints/one.pth"), ("three", "checkpoints/two.pth"):
+        assert stopped_run(train, monkeypatch, first, 3, name=name).returncode == 130
+    for name, first in ("three", "checkpoints/two.pth"), ("one", AE), ("two", "checkpoints/one.pth"):
+        done = train(first, "--resume", name=name)
+        assert done.returncode == 0 and f"Resuming checkpoints/{name}.pth at update 4 of 12" in done.stderr
+        assert not (tmp_path / "checkpoints" / f"{name}.state.pth").is_file()
+
+
 @pytest.mark.parametrize("name", ["a/b", "..", "", ".hidden", "-x", "a b", "v1.state"])
 def test_a_name_that_is_none_is_refused(call, tmp_path, name):
     with pytest.raises(ValueError, match="--name is .* must be of letters"):

@@ -45,13 +45,14 @@ def new_name(model: str, name: str | None = None, keeps: bool = False) -> str:
 
 
 def checkpoints_of(model: str, name: str | None, began: bool = False) -> list[Path]:
-    """The checkpoints, there or not, of the run that a training resumes: ``model`` if that is one, the run called ``name``,
-    or those of the model so named that have a date for a name. A run that ``began`` from ``model``, a checkpoint, has others
-    than that one."""
-    if model.endswith(".pth") and not began:
+    """The checkpoints, there or not, of the run that a training resumes: of the run called ``name``, if it is unfinished;
+    ``model`` if that is one; or those of the model so named that have a date for a name. A run that ``began`` from
+    ``model``, a checkpoint, has others than that one."""
+    named, is_file = Path("checkpoints", f"{name}.pth"), model.endswith(".pth") and not began
+    if name is not None and (not is_file or named.with_suffix(".state.pth").is_file()):
+        return [named]
+    if is_file:
         return [Path(model)]
-    if name is not None:
-        return [Path("checkpoints", f"{name}.pth")]
     if model.endswith(".pth"):
         model = type(checkpoint.load(model)).__name__
     registry.model_class(model)  # ValueError for an unknown name
