@@ -120,22 +120,29 @@ subsampled() { # a code for the scene, grids of 5x5 and 10x15 codes, one a part 
         --lr 2e-3 --d_latent 112 --n_layers 3 --dropout 0.05 --precision bfloat16 --output queue/sub/plain.pth
 }
 
-subsampled_bsq() { # the same with BSQ's grids: the scene, parts of 5x5 and 10x15 tokens, and all 20x30; 2 hours of a core
+subsampled_bsq() { # the same with BSQ's grids: the scene, parts of 5x5 and 10x15 tokens, and all 20x30; 3 hours of a core
+    local parts=queue/parts again=(--model_lr 1.5e-3 --precision bfloat16) # each stage is trained a second time
     scene
     grids
-    step queue/parts/middle.pth homework.som subsample BSQPatchAutoEncoder queue/parts/middle.pth --patch 2
-    step queue/parts/coarse.pth homework.som subsample queue/parts/middle.pth queue/parts/coarse.pth --patch 2x3
-    tokens queue/parts/middle queue/parts/middle.pth queue/distinct --copies 3 --shift 4
-    tokens queue/parts/coarse queue/parts/coarse.pth queue/distinct --copies 3 --shift 4
-    tokens queue/parts/scene queue/scene.pth queue/distinct --copies 3 --shift 4
-    train queue_parts0 CascadeStage --data queue/parts/coarse --coarse queue/parts/scene --tokenizer queue/parts/coarse.pth \
-        "${small[@]}" --output queue/parts/stage0.pth
-    train queue_parts1 CascadeStage --data queue/parts/middle --coarse queue/parts/coarse --tokenizer queue/parts/middle.pth \
-        --epochs 3 --batch_size 16 --model_lr 2e-3 --in_dim 56 --hidden_dim 224 --num_enc_layers 1 --num_dec_layers 2 \
-        --neighbours 2 --dropout 0.05 --precision bfloat16 --output queue/parts/stage1.pth
-    train queue_parts2 CascadeStage --data queue/distinct --coarse queue/parts/middle --tokenizer BSQPatchAutoEncoder --epochs 2 \
+    step $parts/middle.pth homework.som subsample BSQPatchAutoEncoder $parts/middle.pth --patch 2
+    step $parts/coarse.pth homework.som subsample $parts/middle.pth $parts/coarse.pth --patch 2x3
+    tokens $parts/middle $parts/middle.pth queue/distinct --copies 3 --shift 4
+    tokens $parts/coarse $parts/coarse.pth queue/distinct --copies 3 --shift 4
+    tokens $parts/scene queue/scene.pth queue/distinct --copies 3 --shift 4
+    train queue_parts0 CascadeStage --data $parts/coarse --coarse $parts/scene --tokenizer $parts/coarse.pth "${small[@]}" \
+        --output $parts/stage0.pth
+    train queue_parts0b checkpoints/queue_parts0.pth --data $parts/coarse --coarse $parts/scene "${again[@]}" --epochs 6 \
+        --batch_size 64 --dropout 0.1 --output $parts/stage0.pth
+    train queue_parts1 CascadeStage --data $parts/middle --coarse $parts/coarse --tokenizer $parts/middle.pth --epochs 3 \
+        --batch_size 16 --model_lr 2e-3 --in_dim 56 --hidden_dim 224 --num_enc_layers 1 --num_dec_layers 2 --neighbours 2 \
+        --dropout 0.05 --precision bfloat16 --output $parts/stage1.pth
+    train queue_parts1b checkpoints/queue_parts1.pth --data $parts/middle --coarse $parts/coarse "${again[@]}" --epochs 4 \
+        --batch_size 16 --dropout 0.05 --output $parts/stage1.pth
+    train queue_parts2 CascadeStage --data queue/distinct --coarse $parts/middle --tokenizer BSQPatchAutoEncoder --epochs 2 \
         --batch_size 8 --model_lr 2e-3 --in_dim 96 --hidden_dim 384 --num_enc_layers 1 --num_dec_layers 2 --neighbours 8 \
-        --use_sliding_window --sliding_window 100 --dropout 0.05 --precision bfloat16 --output queue/parts/stage2.pth
+        --use_sliding_window --sliding_window 100 --dropout 0.05 --precision bfloat16 --output $parts/stage2.pth
+    train queue_parts2b checkpoints/queue_parts2.pth --data queue/distinct --coarse $parts/middle "${again[@]}" --epochs 3 \
+        --batch_size 8 --dropout 0.05 --output $parts/stage2.pth
 }
 
 vq() { # VQ from the pretrained one's weights on, with a rate in its loss, on distinct frames; and priors over its grids; 3 hours of a core

@@ -18,7 +18,6 @@ from homework.datasets.image_files import image_paths, spread
 from homework.datasets.images import to_float, to_uint8
 from homework.evaluation import samples as sets
 from homework.evaluation.extractors import load_extractors
-from homework.priors.cascade import Cascade
 from homework.priors.pairs import SHIPPED, load_cascade, load_tokenizer
 from homework.tokenizers.base import Tokenizer
 
@@ -75,10 +74,7 @@ def samples(folder: str = "samples", *, n: int = 384, train: str = "data/train",
         model = load_tokenizer(checkpoint.PRETRAINED / f"{tokenizer}.pth").to(place)
         row = f"{kind} frames, what {tokenizer} keeps of them"
         found[row] = sets.extract(kept(model, paths), n, extractors, place, row)
-    cascade = load_cascade(SHIPPED, place)
-    row = "validation frames, what the cascade's codebooks keep of them"
-    found[row] = sets.extract(kept(cascade, some["validation"]), n, extractors, place, row)
-    drawn = sets.sample_cascade(cascade, n, BATCH, torch.Generator().manual_seed(0))
+    drawn = sets.sample_cascade(load_cascade(SHIPPED, place), n, BATCH, torch.Generator().manual_seed(0))
     found["cascade"] = sets.extract(drawn, n, extractors, place, "cascade")
     for name, (_, prior, options) in SETTINGS.items():
         row = " ".join([prior, *(f"--{option} {value}" for option, value in options.items())])
@@ -91,16 +87,16 @@ def samples(folder: str = "samples", *, n: int = 384, train: str = "data/train",
     (top / "samples.json").write_text(json.dumps(facts, indent=1))
 
 
-def kept(model: Tokenizer | Cascade, paths: list[str]) -> Iterator[Tensor]:
-    """What a tokenizer keeps of images, or all of a cascade's together, (B,H,W,3) uint8."""
+def kept(model: Tokenizer, paths: list[str]) -> Iterator[Tensor]:
+    """What a tokenizer keeps of images, (B,H,W,3) uint8."""
     for images in sets.file_batches(paths, paths[0], None, BATCH // 4):
         yield again(model, images)
 
 
 @ordinary_tensors
-def again(model: Tokenizer | Cascade, images: Tensor) -> Tensor:
-    (H, W), x = images.shape[1:3], to_float(images).to(model.device)
-    x_hat = model.decode(model.encode(x))[-1] if isinstance(model, Cascade) else model.decode_index(model.encode_index(x))
+def again(model: Tokenizer, images: Tensor) -> Tensor:
+    H, W = images.shape[1:3]
+    x_hat = model.decode_index(model.encode_index(to_float(images).to(model.device)))
     return to_uint8(x_hat)[:, :H, :W].cpu()
 
 

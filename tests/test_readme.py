@@ -47,7 +47,7 @@ NOT_RUN = {
 }
 _SMALL = "--latent_dim 8 --encoder_blocks 1 --decoder_blocks 1 --detail 2"
 TINY = {  # options that make a new model small, or a search short, by the beginning of the command
-    "compress compress CascadeFine cascade.json": "--effort 0",
+    "compress compress BSQPatchAutoEncoder cascade.json": "--effort 0",
     "compress compress cascade/fine.pth bench/configs/cascade.json": "--effort 0",
     "compress compress": "--effort 1",
     "tokenize BSQPatchAutoEncoder mine/searched/tokenized_train.pth": "--effort 1 --limit 4",

@@ -17,7 +17,7 @@ from homework.priors.pairs import load_cascade
 NAMES = ["PatchAutoEncoder", "BSQPatchAutoEncoder", "AutoregressiveModel"]
 PAIRS = [("VQPatchAutoEncoder", "VQAutoregressiveModel"), ("BSQPatchAutoEncoder", "GatedPixelCNN"),
          ("VQPatchAutoEncoder", "VQGatedPixelCNN")]  # fmt: skip
-CASCADE = ["CascadeFine", "CascadeScene", "CascadeStage0", "CascadeStage1"]
+CASCADE = ["CascadeScene", "CascadeStage0", "CascadeStage1", "CascadeStage2"]
 PRETRAINED = ROOT / "homework" / "pretrained"
 SHIPPED = sorted(PRETRAINED.glob("*.pth"))
 
@@ -89,15 +89,15 @@ def test_the_other_pairs_work_too(names, frames):
 
 @torch.inference_mode()
 def test_the_cascade_goes_from_coarse_to_fine(frames):
-    """Each grid brings the frames nearer, each stage expects what it sees, and files come back."""
+    """Each finer grid of tokens brings the frames nearer, each stage expects what it sees, and files come back."""
     cascade = load_cascade("cascade.json")
     assert sum((PRETRAINED / f"{name}.pth").stat().st_size for name in CASCADE) < 6e6
     grids = cascade.encode(frames)
     mse = [float((x_hat - frames).square().mean()) for x_hat in cascade.decode(grids)]
-    assert mse == sorted(mse, reverse=True) and mse[0] < 0.03 and mse[-1] < 0.008
+    assert mse[1:] == sorted(mse[1:], reverse=True) and mse[0] < 0.03 and mse[-1] < 0.005
     bits = cascade.bits(grids)
     other = cascade.bits([grids[0].roll(8, 0), *grids[1:]])  # of another frame
-    assert bits[0] == 6 and bits[1] < other[1] - 3 and sum(bits) < 720
+    assert bits[0] == 6 and bits[1] < other[1] - 3 and sum(bits) < 2200
     compressor = CascadeCompressor(cascade)
     (payload,) = compressor.compress_batch(list(frames[:1]))
     assert torch.allclose(compressor.decompress(payload), cascade.decode(grids)[-1][0], atol=1e-4)

@@ -14,10 +14,10 @@ from homework.core.model import Model
 SHIPPED = {
     "AutoregressiveModel": ("7642e8342ae666bb", "ec03ecbcb30cccbb", "de3ad2e7a82550db f4a710f57fad4087"),
     "BSQPatchAutoEncoder": ("d6aad51f73102cc4", "53eb3aa4e86d2a14", "016ee18735b83792 beaede0e42fe8c14"),
-    "CascadeFine": ("ef72a5f2d48f88bf", "b36f51aa5206ffb9", "3944bff4ec4c382c 650be164c328b1f3"),
     "CascadeScene": ("dd7445a0cd6d4495", "e1c38e9c1bc6fdbe", "8660fde2f99a3ee4 438ceed333d05755"),
-    "CascadeStage0": ("fe4902e3a1f9c97c", "a71cc212e9dda546", "bdb044c2fead5b94 9dd5d6d23f8dacc7"),
-    "CascadeStage1": ("288bb847bfcd2834", "68135e68863c87fd", "d464596894d3b6cc 739cc79a435ca8e8"),
+    "CascadeStage0": ("f63a545b63caf0cc", "01e487172e1972c2", "ff665d8ff1ee06f3 933639d379f60729"),
+    "CascadeStage1": ("48cbceea84340689", "9ad45ecee7219bae", "162c4c42137aa374 3c296784639dbdaf"),
+    "CascadeStage2": ("7185b95fb6398641", "8e7d45672ac91f7a", "e70dd0c4b16d6fe2 92c4ad82c4353d56"),
     "EnhancementLayer": ("44f27df58460eb42", "f69d1f4e64c502b6", "7192ee413f67a97c c49873f264e628cf"),
     "GatedPixelCNN": ("2a939639973cfc17", "a487e553a6850b8f", "e3e84466f878820f 135d45820734e9cd"),
     "MnistGatedPixelCNN": ("c2460bc342ee07e7", "44ec648dbcc38273", "b096ac6a25f8e07a 9572eb95b6e59aef"),
