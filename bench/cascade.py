@@ -127,8 +127,8 @@ def coded_bytes(cascade: Cascade, grids: list[Tensor]) -> int:
 @torch.no_grad()
 def draw(cascade: Cascade, images: ImageDataset, plain: tuple[Tokenizer, Prior] | None) -> None:
     """cascade.png: frames, and what each codebook keeps of them; then, a row each, samples from the condition to the finest
-    grid, and after them one of the plain prior. codebook.png: the units of the finest codebook that is a SOM, and its
-    U-matrix."""
+    grid, and after them one of the plain prior. codebook.png: the units of the finest codebook that is a SOM, if there
+    is one, and its U-matrix."""
     x = images.batch(torch.linspace(0, len(images) - 1, 3).long())
     rows = list(zip(*(to_uint8(part).numpy() for part in (*cascade.decode(cascade.encode(x)), x)), strict=True))
     draws = torch.Generator().manual_seed(69)
@@ -141,7 +141,8 @@ def draw(cascade: Cascade, images: ImageDataset, plain: tuple[Tokenizer, Prior] 
         parts.append(torch.full_like(parts[0], 0.5))
     rows += zip(*(to_uint8(part).numpy() for part in parts), strict=True)
     save_picture(on_sheet(rows), HERE / "cascade.png")
-    book = [codebook for codebook in cascade.codebooks if isinstance(codebook, SOM)][-1]
+    if (book := next((book for book in reversed(cascade.codebooks) if isinstance(book, SOM)), None)) is None:
+        return
     units = book.codebook_picture()
     distances = F.interpolate(book.u_matrix_picture()[None], units.shape[1:])[0]  # (3,rows,columns) -> (3,H,W)
     pictures = [to_uint8(part.permute(1, 2, 0) - 0.5).numpy() for part in (units, distances)]

@@ -6,16 +6,16 @@ from typing import NamedTuple, TypeVar
 
 EFFORT, QUALITY = 5, 50  # of the commands, by default
 LMBDA = 0.01  # at that quality: what the pretrained tokenizer was trained with
-STEEP = 5  # below this quality bits are so few that only much larger values change anything
+STEEP, STEEPNESS = 5, 6  # below this quality, so many times as steep: bits are so few that smaller steps change little
 Found = TypeVar("Found")
 
 
 def lmbda_at(quality: float) -> float:
     """Mean squared error (of pixels from 0 to 1) that a bit per pixel is worth at a quality from 1 to 100: half as much with
-    every 10 more, and six times as steep below STEEP. ValueError for another quality."""
+    every 10 more, and below STEEP with every 10 / STEEPNESS more. ValueError for another quality."""
     if type(quality) not in (int, float) or not 1 <= quality <= 100:
         raise ValueError(f"quality is {quality!r}, but must be a number from 1 to 100.")
-    return LMBDA * 2 ** ((QUALITY - quality + 5 * max(0, STEEP - quality)) / 10)
+    return LMBDA * 2 ** ((QUALITY - quality + (STEEPNESS - 1) * max(0, STEEP - quality)) / 10)
 
 
 def parse_qualities(text: str) -> list[float]:
@@ -35,7 +35,7 @@ def quality_at(lmbda: float) -> float:
     if type(lmbda) not in (int, float) or not low <= lmbda <= high:
         raise ValueError(f"lmbda is {lmbda!r}, but must be a number from {low:.7f} to {math.floor(1000 * high) / 1000}.")
     quality = QUALITY - 10 * math.log2(lmbda / LMBDA)
-    return quality if quality >= STEEP else STEEP - (STEEP - quality) / 6
+    return quality if quality >= STEEP else STEEP - (STEEP - quality) / STEEPNESS
 
 
 class Target(NamedTuple):

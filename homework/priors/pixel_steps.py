@@ -1,10 +1,11 @@
 """PixelCNN and Gated PixelCNN fed token by token: the functions of pixelcnn.py, computed once at each position.
 
-Only convolutions wider than 1x1 look at neighbours, so their inputs are kept. What they take from the rows above is computed
-for a whole row, when it begins; a position then costs a few products of vectors and matrices in each layer. For one image
-these are so small that most of the time goes into calling torch. So all memory stays, with views, made once, of what a
-position needs. The results of a row hold the bias, and what comes from above, before their positions are computed: adding a
-product to what is there takes torch half as long as adding a bias to a product.
+Only convolutions wider than 1x1 and attention look at other positions, so the inputs of the ones are kept, and the keys and
+values of the other. What they take from the rows above is computed for a whole row, when it begins; a position then costs a
+few products of vectors and matrices in each layer. For one image these are so small that most of the time goes into calling
+torch. So all memory stays, with views, made once, of what a position needs. The results of a row hold the bias, and what
+comes from above, before their positions are computed: adding a product to what is there takes torch half as long as adding
+a bias to a product.
 """
 
 import torch
@@ -14,9 +15,10 @@ from homework.priors.steps import Steps
 
 
 class ConvolutionSteps(Steps):
-    """What the incremental forms of both models share. A subclass adds its layers to ``parts``, in the order in which they
-    begin a row, and has ``put(token (B,), row, column)``, which stores the token of a position, and ``compute(column)``,
-    which returns, once, the (B,C) that enters the head, all positions before it being known."""
+    """What the incremental forms of both models share. A subclass adds all that keeps memory to ``parts``, in the order in
+    which they begin a row unless it has a ``begin_row`` of its own, and has ``put(token (B,), row, column)``, which stores
+    the token of a position, and ``compute(column)``, which returns, once, the (B,C) that enters the head, all positions
+    before it being known."""
 
     def __init__(self, model: nn.Module, B: int, h: int, w: int, device: str | torch.device = "cpu"):
         super().__init__(model, h, w)

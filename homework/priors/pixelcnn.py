@@ -131,8 +131,8 @@ class GatedLayer(nn.Module):
 
 
 class RowAttention(nn.Module):
-    """h plus what each position finds by attention in the rows above its own, however far (PixelSNAIL, arXiv 1712.09763,
-    section 2.2, whose attention sees its own row too; the convolutions do that here).
+    """h plus what each position finds by attention in the rows above its own, however far (the attention block of
+    PixelSNAIL, arXiv 1712.09763, which sees its own row too; the convolutions do that here). N positions take N^2 scores.
 
     ::
 
@@ -141,7 +141,7 @@ class RowAttention(nn.Module):
                                           --> value ---+
 
     Queries and keys are rotated, half of their channels by the row and half by the column (RoPE, arXiv 2104.09864, section
-    3.2.2; in two dimensions arXiv 2403.13298, section 3.1): scores depend on what is there and on how far away it is, in
+    3.2.2; in two dimensions arXiv 2403.13298, section 3.2): scores depend on what is there and on how far away it is, in
     grids of any size. ``C`` and ``E`` are the channels of h and of a token's embedding.
     """
 
@@ -188,7 +188,7 @@ class GatedPixelCNN(Prior):
     ::
 
         tokens (B,h,w) -> embedding, or the tokenizer's code vectors (B,E,h,w) -> + row and column embedding
-                       -> n_layers x (GatedLayer, sometimes RowAttention) -> ReLU, 1x1, ReLU, 1x1 -> logits (B,h,w,K)
+                       -> n_layers x (GatedLayer, at times RowAttention) -> ReLU, 1x1, ReLU, 1x1 -> logits (B,h,w,K)
 
     Args:
         c_hidden, n_layers: C, channels of each stack, and number of gated layers.
@@ -198,7 +198,8 @@ class GatedPixelCNN(Prior):
         embedding_dim: E, length of a token's embedding.
         code_dim: 0 to learn an embedding; otherwise the length of the tokenizer's code vectors, which ``set_codes`` stores.
         position: "2d" (row + column) or "none", for grids of any size.
-        attention: after every so many layers each position attends to all of the rows above; 0 for convolutions alone.
+        attention: after every so many layers each position attends to all of the rows above, at a cost that grows with the
+            square of their number; 0 for convolutions alone.
     """
 
     architecture = "Gated PixelCNN 1"
@@ -228,7 +229,8 @@ class GatedPixelCNN(Prior):
         layers = (GatedLayer(C, C, kernel, first=False) for _ in range(n_layers - 1))
         self.layers = nn.ModuleList([GatedLayer(E, C, first_kernel, first=True), *layers])
         attends = [attention > 0 and i % attention == 0 for i in range(1, n_layers + 1)]  # after which layers
-        self.attentions = nn.ModuleList(RowAttention(C, E) if i else None for i in attends)  # type: ignore[misc]  # None is legal
+        # torch keeps the place of a None
+        self.attentions = nn.ModuleList(RowAttention(C, E) if i else None for i in attends)  # type: ignore[misc]
         self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(C, C, 1), nn.ReLU(inplace=True), nn.Conv2d(C, n_tokens, 1))
 
     def stored_codes(self) -> Tensor | None:

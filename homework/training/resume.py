@@ -45,9 +45,9 @@ def new_name(model: str, name: str | None = None, keeps: bool = False) -> str:
 
 
 def checkpoints_of(model: str, name: str | None, began: bool = False) -> list[Path]:
-    """The checkpoints, there or not, of the run that a training resumes: of the run called ``name``, if it is unfinished;
-    ``model`` if that is one; or those of the model so named that have a date for a name. A run that ``began`` from
-    ``model``, a checkpoint, has others than that one."""
+    """The checkpoints, there or not, of the run that a training resumes: of the run called ``name``, but if ``model`` is a
+    checkpoint, only if that run is unfinished; or else ``model`` if it is one, or those of the model so named that have a
+    date for a name. A run that ``began`` from ``model``, a checkpoint, has others than that one."""
     named, is_file = Path("checkpoints", f"{name}.pth"), model.endswith(".pth") and not began
     if name is not None and (not is_file or named.with_suffix(".state.pth").is_file()):
         return [named]
@@ -69,8 +69,9 @@ def find_state(model: str, name: str | None, restarted: bool = False, asked: boo
         paths = paths[-1:]
     states = [state for path in paths if (state := path.with_suffix(".state.pth")).is_file()]
     if not states and not (restarted and len(paths) == 1 and paths[0].is_file()):
-        raise ValueError(f"There is no unfinished run of {model} in checkpoints/ to resume; leave --resume out, or give the "
-                         "--name of the run if it has one.")  # fmt: skip
+        what, other = (f"of {model}", "the --name of the run if it has one") if name is None else (name, "another --name")
+        raise ValueError(f"There is no unfinished run {what} in checkpoints/ to resume; leave --resume out, or give "
+                         f"{other}.")  # fmt: skip
     return states[-1] if states else None
 
 

@@ -242,6 +242,13 @@ def test_any_prior_trains_on_mnist(train, tmp_path, name):
     assert model.n_tokens == 2 and (model.config["height"], model.config["width"]) == (28, 28)
 
 
+def test_attention_to_the_rows_above_trains_in_bfloat16(train, tmp_path):
+    done = train("GatedPixelCNN", dataset="mnist", attention=2, precision="bfloat16")
+    assert done.returncode == 0, done.stderr
+    model = trained(tmp_path, "GatedPixelCNN")
+    assert model.config["attention"] == 2 and model.loss(torch.zeros(1, 28, 28, dtype=torch.int64))["loss"].isfinite()
+
+
 def test_a_tokenizer_trains_on_mnist(train, tmp_path):
     done = train("BSQPatchAutoEncoder", dataset="mnist_images", patch_size=4)
     assert done.returncode == 0, done.stderr

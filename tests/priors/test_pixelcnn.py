@@ -13,6 +13,7 @@ from torch import nn
 
 from bench.digits import digits
 from homework.core import checkpoint, registry
+from homework.core.fingerprint import fingerprint
 from homework.datasets.mnist import MnistDataset
 from homework.nn.blocks import MaskedConv2d
 from homework.priors.pixelcnn import GatedPixelCNN, PixelCNN, ResidualBlock, RowAttention, he_init
@@ -228,12 +229,32 @@ def test_attention_is_a_weighted_mean_of_the_rows_above():
     for row, column in (0, 0), (0, 4), (1, 0), (3, 2), (h - 1, w - 1):
         here, mean = x[0, :, row, column], torch.zeros(d, dtype=torch.float64)
         if row:
-            places = [(i, j) for i in range(row) for j in range(w)]
-            both = [attention.key_value(torch.cat((x[0, :, i, j], e[0, :, i, j]))) for i, j in places]  # key and value
-            keys = torch.stack([turned(kv[:d], *place) for kv, place in zip(both, places, strict=True)])
+            seen = [(i, j) for i in range(row) for j in range(w)]
+            both = [attention.key_value(torch.cat((x[0, :, i, j], e[0, :, i, j]))) for i, j in seen]  # key and value
+            keys = torch.stack([turned(kv[:d], *position) for kv, position in zip(both, seen, strict=True)])
             weights = (keys @ turned(attention.query(here), row, column) / d**0.5).softmax(0)
             mean = weights @ torch.stack([kv[d:] for kv in both])
         assert torch.allclose(found[:, row, column], here + attention.out(mean), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (6, 1), (2, 2)])
+def test_attention_in_grids_of_one_row_or_column(size):
+    torch.manual_seed(0)
+    model = GatedPixelCNN(6, 2, 9, first_kernel=3, position="none", attention=1).eval()
+    tokens = torch.randint(9, (2, *size))
+    with torch.inference_mode():
+        full, steps = model(tokens)[0].flatten(1, 2), model.steps(2, *size)
+        logits = [steps(tokens.flatten(1)[:, n - 1 : n] if n else tokens.flatten(1)[:, :0]) for n in range(len(full[0]))]
+    assert torch.allclose(torch.stack(logits, dim=1), full, atol=1e-5)
+
+
+def test_where_attention_is_enters_the_fingerprint():
+    """After the second layer or the third: tensors of the same shapes, and another function."""
+    models = [GatedPixelCNN(6, 3, 9, attention=attention) for attention in (2, 3)]
+    for model in models:
+        for value in model.state_dict().values():
+            value.fill_(0.5)
+    assert fingerprint(models[0]) != fingerprint(models[1])
 
 
 def test_attention_finds_what_convolutions_cannot_reach():
