@@ -78,15 +78,15 @@ prior() { # the transformer over BSQ's grids of distinct frames, 2 hours of a co
         --precision bfloat16 --output queue/AutoregressiveModel.pth
 }
 
-gated() { # the gated PixelCNN over the same grids, an hour of a core
+gated() { # the gated PixelCNN over the same grids, half an hour of a core
     grids
     train queue_gated_bsq GatedPixelCNN --data queue/distinct --c_hidden 48 --n_layers 5 --epochs 3 --batch_size 4 --lr 2e-3 \
         --precision bfloat16 --output queue/GatedPixelCNN.pth
 }
 
-binarized() { # digits whose ink is drawn again each time; wider than the one in the log
-    train queue_binarized GatedPixelCNN --dataset mnist --data "$data" --binarize sample --c_hidden 48 --n_layers 7 \
-        --embedding_dim 4 --epochs 12 --batch_size 16 --lr 3e-3 --precision bfloat16 --validate_every 3125 \
+binarized() { # digits whose ink is drawn again each time, with attention to the rows above; 2 hours of a core
+    train queue_binarized GatedPixelCNN --dataset mnist --data "$data" --binarize sample --c_hidden 48 --n_layers 6 \
+        --attention 2 --embedding_dim 4 --epochs 8 --batch_size 16 --lr 3e-3 --precision bfloat16 --validate_every 3125 \
         --output queue/BinarizedGatedPixelCNN.pth
 }
 

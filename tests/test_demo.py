@@ -77,7 +77,7 @@ def test_the_page_holds_all_it_refers_to_and_nothing_of_this_machine(command, fo
     assert done.returncode == 0, done.stderr
     page = Page(folder / "demo" / "index.html")
     n_rivals = sum(codec.name in ("AVIF", "WebP") for codec in available()[0])
-    n_pictures = 5 * 3 + 2 + 1 + 5 * (1 + n_rivals) + 4 * 3  # of images, generated, of the dial, and from coarse to fine
+    n_pictures = 5 * 3 + 2 + 1 + 5 * (1 + n_rivals) + 4 * 4  # of images, generated, of the dial, and from coarse to fine
     assert sorted(page.links) == sorted(set(page.links)) and len(page.links) == n_pictures
     compressed = {f"compressed_{i}.hwi" for i in range(3)}
     assert {*page.links, "index.html"} | compressed == files(folder / "demo")  # by plain names, and no file too many
@@ -182,7 +182,7 @@ def test_limit_and_image_size(command, folder):
     Image.new("RGB", (70, 40)).save("pictures/2.png")
     done = command("demo", *OPTIONS, "--limit", 2, "--n_generate", 1, "--out", "2026")
     n_rivals = sum(codec.name in ("AVIF", "WebP") for codec in available()[0])
-    assert done.returncode == 0 and len(files(folder / "2026")) == 1 + 2 * 6 + 1 + 1 + 5 * (1 + n_rivals) + 4 * 3
+    assert done.returncode == 0 and len(files(folder / "2026")) == 1 + 2 * 6 + 1 + 1 + 5 * (1 + n_rivals) + 4 * 4
     assert "--image_size" in sentence(command("demo", *OPTIONS, "--n_generate", 1))
     done = command("demo", *OPTIONS, "--n_generate", 1, "--image_size", "18x28")  # not a multiple of the patches
     assert done.returncode == 0, done.stderr
