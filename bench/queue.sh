@@ -56,9 +56,9 @@ enhancement() { # the layer for BSQ's second grid, a quarter of an hour of a cor
     step queue/EnhancementLayer.pth homework.enhancement BSQPatchAutoEncoder queue/layer queue/EnhancementLayer.pth
 }
 
-digits() { # PixelCNN for 15 epochs, 6 hours of a core, and the gated one
-    train queue_pixelcnn PixelCNN --data "$data" --epochs 15 --batch_size 32 --accumulate 2 --ema 0.98 --validate_every 3000 \
-        --output queue/PixelCNN.pth
+digits() { # PixelCNN for 15 epochs, an hour of a core that computes in bfloat16, and the gated one
+    train queue_pixelcnn PixelCNN --data "$data" --epochs 15 --batch_size 32 --lr 1e-3 --ema 0.99 --precision bfloat16 \
+        --validate_every 3125 --output queue/PixelCNN.pth
     train queue_gated GatedPixelCNN --dataset mnist --data "$data" --c_hidden 32 --n_layers 5 --embedding_dim 4 --epochs 15 \
         --batch_size 16 --lr 3e-3 --validate_every 3125 --output queue/MnistGatedPixelCNN.pth
 }

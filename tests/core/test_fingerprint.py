@@ -22,7 +22,7 @@ SHIPPED = {
     "GatedPixelCNN": ("2a939639973cfc17", "a487e553a6850b8f", "e3e84466f878820f 135d45820734e9cd"),
     "MnistGatedPixelCNN": ("c2460bc342ee07e7", "44ec648dbcc38273", "b096ac6a25f8e07a 9572eb95b6e59aef"),
     "PatchAutoEncoder": ("808cdf9350ede96f", "7e9153854f54468a", "a85fe47035b410aa c34e817140cfaac8"),
-    "PixelCNN": ("779b6ef855834d05", "56532afd4b95855b", "117f493079cd3536 67696e313a0df8a3"),
+    "PixelCNN": ("b6d784b23f7bb00e", "f24ba12832e3530b", "2b4a49eda04777b6 fdcb9e5cf0ece3ec"),
     "VQAutoregressiveModel": ("8f5abf8b30f1bf9b", "833479d9be8cb561", "88067ca38c34c275 467498f9d2edc866"),
     "VQGatedPixelCNN": ("efb57cc950459315", "da70d5e544b0a478", "8014fddd50bc5ab3 8042f804a89087d8"),
     "VQPatchAutoEncoder": ("042e517ab47907eb", "78b89ecd79548b18", "47df8ae02bfd27d9 7597d98c0bdeeb99"),
