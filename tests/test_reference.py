@@ -94,7 +94,7 @@ def test_the_cascade_goes_from_coarse_to_fine(frames):
     assert sum((PRETRAINED / f"{name}.pth").stat().st_size for name in CASCADE) < 6e6
     grids = cascade.encode(frames)
     mse = [float((x_hat - frames).square().mean()) for x_hat in cascade.decode(grids)]
-    assert mse[1:] == sorted(mse[1:], reverse=True) and mse[0] < 0.03 and mse[-1] < 0.005
+    assert mse[1:] == sorted(mse[1:], reverse=True) and max(mse) < 0.03 and mse[-1] < 0.005
     bits = cascade.bits(grids)
     other = cascade.bits([grids[0].roll(8, 0), *grids[1:]])  # of another frame
     assert bits[0] == 6 and bits[1] < other[1] - 3 and sum(bits) < 2200

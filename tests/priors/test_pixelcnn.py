@@ -46,6 +46,14 @@ def grids(model: torch.nn.Module, B: int = 2, seed: int = 0) -> torch.Tensor:
     return torch.randint(model.n_tokens, (B, h, w), generator=torch.Generator().manual_seed(seed))
 
 
+@torch.inference_mode()
+def by_steps(model: torch.nn.Module, tokens: torch.Tensor, first: int = 0) -> torch.Tensor:
+    """(B,h,w) -> logits (B,N-first,K) of the incremental form, which is given the first tokens at once."""
+    steps, tokens = model.steps(*tokens.shape), tokens.flatten(1)
+    logits = [steps(tokens[:, :first])] + [steps(tokens[:, n : n + 1]) for n in range(first, tokens.shape[1] - 1)]
+    return torch.stack(logits, dim=1)
+
+
 def parameters(model: torch.nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
@@ -243,9 +251,8 @@ def test_attention_in_grids_of_one_row_or_column(size):
     model = GatedPixelCNN(6, 2, 9, first_kernel=3, position="none", attention=1).eval()
     tokens = torch.randint(9, (2, *size))
     with torch.inference_mode():
-        full, steps = model(tokens)[0].flatten(1, 2), model.steps(2, *size)
-        logits = [steps(tokens.flatten(1)[:, n - 1 : n] if n else tokens.flatten(1)[:, :0]) for n in range(len(full[0]))]
-    assert torch.allclose(torch.stack(logits, dim=1), full, atol=1e-5)
+        full = model(tokens)[0].flatten(1, 2)
+    assert torch.allclose(by_steps(model, tokens), full, atol=1e-5)
 
 
 def test_where_attention_is_enters_the_fingerprint():
@@ -309,12 +316,10 @@ def test_one_batch_is_overfitted(name):
 @pytest.mark.parametrize("first", [0, 1, w, w + 3, h * w - 1])
 def test_steps_equal_the_full_pass_at_every_position(name, first):
     model = make(name)
-    tokens = grids(model, B=3).flatten(1)
+    tokens = grids(model, B=3)
     with torch.inference_mode():
-        full = model(tokens.view(3, h, w))[0].flatten(1, 2)
-        steps = model.steps(3, h, w)
-        logits = [steps(tokens[:, :first])] + [steps(tokens[:, n : n + 1]) for n in range(first, h * w - 1)]
-    assert torch.allclose(torch.stack(logits, dim=1), full[:, first:], atol=1e-5)
+        full = model(tokens)[0].flatten(1, 2)
+    assert torch.allclose(by_steps(model, tokens, first), full[:, first:], atol=1e-5)
 
 
 @every_prior
@@ -324,9 +329,7 @@ def test_steps_in_float64(name):
     tokens = grids(model, B=3)
     with torch.inference_mode():
         full = model.to_logits(model.net(inputs_of(model, tokens)).permute(0, 2, 3, 1)).flatten(1, 2)  # (B,K,h,w) -> (B,N,K)
-        steps, new = model.steps(3, h, w), tokens.flatten(1)
-        logits = [steps(new[:, :0])] + [steps(new[:, n : n + 1]) for n in range(h * w - 1)]
-    assert torch.allclose(torch.stack(logits, dim=1), full, atol=1e-12)
+    assert torch.allclose(by_steps(model, tokens), full, atol=1e-12)
 
 
 def test_steps_of_the_full_size():
