@@ -20,7 +20,7 @@ SHIPPED = {
     "CascadeStage2": ("7185b95fb6398641", "8e7d45672ac91f7a", "e70dd0c4b16d6fe2 92c4ad82c4353d56"),
     "EnhancementLayer": ("44f27df58460eb42", "f69d1f4e64c502b6", "7192ee413f67a97c c49873f264e628cf"),
     "GatedPixelCNN": ("2a939639973cfc17", "a487e553a6850b8f", "e3e84466f878820f 135d45820734e9cd"),
-    "MnistGatedPixelCNN": ("c2460bc342ee07e7", "44ec648dbcc38273", "b096ac6a25f8e07a 9572eb95b6e59aef"),
+    "MnistGatedPixelCNN": ("2362591c90087a7b", "e43a765dc8d691ee", "b57c9098415bbaf5 8a658f2c3d7f239b"),
     "PatchAutoEncoder": ("808cdf9350ede96f", "7e9153854f54468a", "a85fe47035b410aa c34e817140cfaac8"),
     "PixelCNN": ("b6d784b23f7bb00e", "f24ba12832e3530b", "2b4a49eda04777b6 fdcb9e5cf0ece3ec"),
     "VQAutoregressiveModel": ("8f5abf8b30f1bf9b", "833479d9be8cb561", "88067ca38c34c275 467498f9d2edc866"),
