@@ -6,6 +6,7 @@ Prints a table in Markdown; the command that made the README's.
 import torch
 from tqdm import tqdm
 
+from homework.codec import dial
 from homework.core import checkpoint, cli
 from homework.core.model import Model
 from homework.datasets.images import ImageDataset
@@ -17,7 +18,8 @@ from homework.tokenizers.base import Tokenizer
 BATCH = 16
 
 
-def pairs(*models: str, data: str = "data/valid", image_size: str | None = None, limit: int | None = None) -> None:
+def pairs(*models: str, data: str = "data/valid", image_size: str | None = None, limit: int | None = None,
+          quality: str = str(dial.QUALITY)) -> None:  # fmt: skip
     """Prints MSE, PSNR, codes used and bits an image, for every model on the same images.
 
     Args:
@@ -26,28 +28,31 @@ def pairs(*models: str, data: str = "data/valid", image_size: str | None = None,
         data: a folder of images.
         image_size: HEIGHTxWIDTH, to which they are scaled and cropped; as they are by default.
         limit: how many of them to use at most, the first ones by name; all by default.
+        quality: of tokenizers with a dial, from 1 to 100; with several, with commas between them, a line for each.
     """
     if not models:
         raise ValueError("Name the checkpoints to compare, as in TOKENIZER.pth=PRIOR.pth,PRIOR.pth.")
     if limit is not None:
         cli.at_least(1, limit=limit)
     images = ImageDataset(str(data), cli.parse_image_size(image_size))
-    n = min(len(images), limit or len(images))
-    print("| model | parameters | MSE | PSNR, dB | codes used | bits an image |\n|---|---|---|---|---|---|")
+    n, qualities = min(len(images), limit or len(images)), dial.parse_qualities(str(quality))
+    print("| model | parameters | quality | MSE | PSNR, dB | codes used | bits an image |\n|---|---|---|---|---|---|---|")
     for path, _, priors in (str(m).partition("=") for m in models):
-        print("|", " | ".join(row(path, [p for p in priors.split(",") if p], images, n)), "|", flush=True)
+        model = checkpoint.load(path)
+        for own in qualities if isinstance(model, Tokenizer) and model.has_dial else [None]:
+            print("|", " | ".join(row(path, model, own, [p for p in priors.split(",") if p], images, n)), "|", flush=True)
 
 
 @torch.inference_mode()
-def row(path: str, prior_paths: list[str], images: ImageDataset, n: int) -> tuple[str, ...]:
-    """The cells of one model's line, over the first n images."""
-    model = checkpoint.load(path)
+def row(path: str, model: Model, quality: float | None, prior_paths: list[str], images: ImageDataset,
+        n: int) -> tuple[str, ...]:  # fmt: skip
+    """The cells of one model's line, over the first n images, at a quality if it has a dial."""
     priors = {p: load_pair(path, p, torch.device("cpu"))[1] for p in prior_paths}  # says so if they do not go together
     error, used, bits = 0.0, set(), dict.fromkeys(priors, 0.0)
     for indices in tqdm(torch.arange(n).split(BATCH), desc=path, leave=False):
         x = images.batch(indices)
         if isinstance(model, Tokenizer):
-            grids = model.encode_index(x)
+            grids = model.encode_index(x) if quality is None else model.encode_at(x, dial.lmbda_at(quality))
             x_hat = model.decode_index(grids)
             used.update(grids.unique().tolist())
         else:
@@ -57,8 +62,8 @@ def row(path: str, prior_paths: list[str], images: ImageDataset, n: int) -> tupl
             bits[p] += prior.bits(grids).sum().item()
     codes = f"{len(used)} of {model.n_tokens}" if used else ""
     under = ", ".join(f"{bits[p] / n:,.0f} ({name(prior)})" for p, prior in priors.items())
-    return (f"{name(model)} ({path})", f"{sum(p.numel() for p in model.parameters()):,}", f"{error / n:.5f}",
-            f"{psnr(error / n):.2f}", codes, under)  # fmt: skip
+    size, at = f"{sum(p.numel() for p in model.parameters()):,}", "" if quality is None else f"{quality:g}"
+    return f"{name(model)} ({path})", size, at, f"{error / n:.5f}", f"{psnr(error / n):.2f}", codes, under
 
 
 def name(model: Model) -> str:

@@ -45,10 +45,11 @@ autoencoder() { # starts at principal components, and is at its best after minut
         --validate_every 200 --output queue/PatchAutoEncoder.pth
 }
 
-searched() { # BSQ's encoder learns from the tokens that a search finds: an hour of a core to search, half an hour to train
-    search queue/searched 2276 10,20,30,40,50,60,70,80 10,20,30,40,50,60,70,80
-    train queue_searched homework/BSQPatchAutoEncoder.pth --data queue/searched --dataset tokenized_images \
-        --epochs 20 --batch_size 8 --lr 5e-4 --ema 0.998 --output queue/BSQPatchAutoEncoder.pth
+searched() { # BSQ's encoder learns from the tokens that a search finds at nine qualities: an hour of a core to search, and
+    # a quarter of an hour to train, if it computes in bfloat16
+    search queue/searched 5332 10,20,30,40,50,60,70,80,90 10,20,30,40,50,60,70,80,90
+    train queue_searched homework/BSQPatchAutoEncoder.pth --data queue/searched --dataset tokenized_images --dial True \
+        --epochs 20 --batch_size 8 --lr 1e-3 --ema 0.998 --precision bfloat16 --output queue/BSQPatchAutoEncoder.pth
 }
 
 enhancement() { # the layer for BSQ's second grid, a quarter of an hour of a core beside the search
@@ -56,11 +57,11 @@ enhancement() { # the layer for BSQ's second grid, a quarter of an hour of a cor
     step queue/EnhancementLayer.pth homework.enhancement BSQPatchAutoEncoder queue/layer queue/EnhancementLayer.pth
 }
 
-digits() { # PixelCNN for 15 epochs, an hour of a core that computes in bfloat16, and the gated one
+digits() { # PixelCNN for 15 epochs and the gated one for 6, an hour each of a core that computes in bfloat16
     train queue_pixelcnn PixelCNN --data "$data" --epochs 15 --batch_size 32 --lr 1e-3 --ema 0.99 --precision bfloat16 \
         --validate_every 3125 --output queue/PixelCNN.pth
-    train queue_gated GatedPixelCNN --dataset mnist --data "$data" --c_hidden 32 --n_layers 5 --embedding_dim 4 --epochs 15 \
-        --batch_size 16 --lr 3e-3 --validate_every 3125 --output queue/MnistGatedPixelCNN.pth
+    train queue_gated GatedPixelCNN --dataset mnist --data "$data" --c_hidden 32 --n_layers 5 --attention 2 --embedding_dim 4 \
+        --epochs 6 --batch_size 16 --lr 3e-3 --precision bfloat16 --validate_every 3125 --output queue/MnistGatedPixelCNN.pth
 }
 
 distinct() { # the frames without near-copies, in queue/distinct

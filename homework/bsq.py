@@ -96,6 +96,8 @@ class BSQPatchAutoEncoder(QuantizedAutoEncoder):
         rate_weight: of the bits of a token under a RatePredictor, beside the mean squared error: trades error for tokens
             that are cheaper under a prior (entropy-constrained quantization); 0 for none.
         inverse_temperature: tau, how sharply q(bit = 1 | u) = sigmoid(2 tau u / sqrt(L)) follows u.
+        dial: whether the encoder makes tokens for any quality, see :meth:`encode_at`. It learns that from tokens that a
+            search found at several (--dataset tokenized_images), from images alone nothing.
     """
 
     architecture = "BSQ patch auto-encoder 1"
@@ -103,14 +105,16 @@ class BSQPatchAutoEncoder(QuantizedAutoEncoder):
 
     def __init__(self, patch_size: int = 5, latent_dim: int = 128, codebook_bits: int = 10, encoder_blocks: int = 2,
                  decoder_blocks: int = 4, detail: int = 16, commitment_weight: float = 0.0, entropy_weight: float = 0.0,
-                 gamma: float = 1.0, inverse_temperature: float = 100.0, rate_weight: float = 0.0):  # fmt: skip
-        networks = patch_networks(patch_size, latent_dim, latent_dim, encoder_blocks, decoder_blocks, detail)
+                 gamma: float = 1.0, inverse_temperature: float = 100.0, rate_weight: float = 0.0,
+                 dial: bool = False):  # fmt: skip
+        checks.boolean(dial=dial)
+        networks = patch_networks(patch_size, latent_dim, latent_dim, encoder_blocks, decoder_blocks, detail, dial)
         super().__init__(patch_size, *networks, local=True)
         checks.not_negative(commitment_weight=commitment_weight, entropy_weight=entropy_weight, gamma=gamma)
         checks.not_negative(inverse_temperature=inverse_temperature, rate_weight=rate_weight)
         self.bsq = BSQ(codebook_bits, latent_dim)
         self.rate = RatePredictor(codebook_bits) if rate_weight else None
-        self.n_tokens = 2**codebook_bits
+        self.n_tokens, self.has_dial = 2**codebook_bits, dial
 
     def encode(self, x: Tensor) -> Tensor:
         """(...,H,W,3) -> (...,h,w,L) of -1 and +1."""
@@ -119,8 +123,8 @@ class BSQPatchAutoEncoder(QuantizedAutoEncoder):
     def decode(self, code: Tensor) -> Tensor:
         return super().decode(self.bsq.decode(code))
 
-    def encode_index(self, x: Tensor) -> Tensor:
-        return self.bsq._code_to_index(self.encode(x))
+    def to_index(self, z: Tensor) -> Tensor:
+        return self.bsq.encode_index(z)
 
     def code_vectors(self, index: Tensor) -> Tensor:
         return self.bsq._index_to_code(index)

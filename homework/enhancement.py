@@ -67,7 +67,7 @@ def residuals(model: Tokenizer, data: TokenizedImages, limit: int, batch_size: i
     left, index = [], []
     with torch.inference_mode(), tqdm(total=len(some), desc="decoding", unit="img") as bar:
         for part in batches_of(some, batch_size):
-            x, tokens = data.batch(part)
+            x, tokens, *_ = data.batch(part)
             x_hat = model.decode_index(tokens.to(model.device)).cpu()
             own = torch.zeros_like(x_hat)
             own[:, : x.shape[1], : x.shape[2]] = x - x_hat[:, : x.shape[1], : x.shape[2]]

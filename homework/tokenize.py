@@ -31,7 +31,7 @@ MOST = 16  # copies are moved by fewer pixels than these
 def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, image_size: str | None = None, copies: int = 0,
              shift: int | None = None, frame: int = 0, limit: int | None = None, split: str | None = None,
              skip_bad: bool = False, shards: bool = False, codes: bool = False, prior: str | None = None,
-             effort: int = dial.EFFORT, quality: str = str(dial.QUALITY), device: str = "auto") -> None:  # fmt: skip
+             effort: int = dial.EFFORT, quality: str | None = None, device: str = "auto") -> None:  # fmt: skip
     """Writes the tokens of images, sorted by path, to a file that TokenDataset reads.
 
     Examples:
@@ -56,7 +56,8 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
         codes: also write the table (K,d) of the vectors of all codes, under "codes".
         prior: of that tokenizer's tokens: those are written that compress would find under it, in place of the encoder's.
         effort: with a prior, how long to look for them, from 1 to 9; a second or two of a core for 600 tokens by default.
-        quality: with a prior, of the tokens, from 1 to 100; with commas between several, each image gets one of them.
+        quality: of the tokens, from 1 to 100, with a prior or of a tokenizer with a dial; with commas between several, each
+            image gets one of them. 50 by default.
         device: auto, cpu, cuda or mps.
     """
     cli.at_least(1, batch_size=batch_size, limit=1 if limit is None else limit)
@@ -69,31 +70,35 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
         check_bulk(output, limit, split)
     else:
         cli.check_output(output, field="tokens")
-    size, qualities = cli.parse_image_size(image_size), dial.parse_qualities(quality)
+    size, qualities = cli.parse_image_size(image_size), dial.parse_qualities(quality or str(dial.QUALITY))
     checks.integer(1, 9, **{"--effort": effort})
-    if prior is None and (effort != dial.EFFORT or qualities != [dial.QUALITY]):
-        raise ValueError("--effort and --quality are of a search under a prior; name one by --prior.")
+    if prior is None and effort != dial.EFFORT:
+        raise ValueError("--effort is of a search under a prior; name one by --prior.")
     model, judge = (load_tokenizer(tokenizer), None) if prior is None else load_pair(tokenizer, prior, torch.device("cpu"))
+    if quality and not judge and not model.has_dial:
+        raise ValueError("--quality is of a search under a prior, or of a tokenizer with a dial, which this one has not; "
+                         "name a --prior.")  # fmt: skip
     shift = min(*model.patch_shape, MOST) - 1 if shift is None else shift
     known = fingerprint.codes_of(model)
     fields = {"tokenizer": known["identity"], fingerprint.CODES_OF: known, "shift": shift if copies else 0}
     if codes:
         fields["codes"] = model.code_table().clone()  # a clone, for a view would be saved with all that it views
     data = open_folder(images[0], split) if len(images) == 1 and not shards else None
-    if data and (copies or size or frame or judge):
-        raise ValueError("--copies, --image_size, --frame and --prior are for files of images; digits and feature maps stay "
-                         "as they are.")  # fmt: skip
+    if data and (copies or size or frame or judge or quality):
+        raise ValueError("--copies, --image_size, --frame, --prior and --quality are for files of images; digits and "
+                         "feature maps stay as they are.")  # fmt: skip
     if split is not None and not data:
         raise ValueError("--split is for MNIST's folder alone, named mnist; leave it out, and name a folder of images.")
     paths = [] if data or shards else spread(image_paths(images), limit)
     moved = (shift, size) if copies else ()
     model.to(distributed.own_device(devices.pick_device(device)))
-    improve = searcher(model, judge.to(model.device), effort, qualities) if judge else None
-    how = (batch_size, size, copies, shift, frame, improve)
+    improve = searcher(model, judge.to(model.device), effort) if judge else None
+    lmbdas = [dial.lmbda_at(quality) for quality in qualities if judge or model.has_dial]
+    how = (batch_size, size, copies, shift, frame, lmbdas, improve)
     if shards:
-        job = {"command": "tokenize", "tokenizer": known["identity"], "prior": judge and fingerprint.identity(judge),
-               "batch_size": batch_size, "image_size": size, "copies": copies, "shift": shift, "frame": frame,
-               "codes": codes, "effort": effort, "quality": qualities}  # fmt: skip
+        models = {"tokenizer": fingerprint.of_all_weights(model), "prior": judge and fingerprint.identity(judge)}
+        job = {"command": "tokenize", **models, "batch_size": batch_size, "image_size": size, "copies": copies,
+               "shift": shift, "frame": frame, "codes": codes, "effort": effort, "quality": qualities}  # fmt: skip
 
         def make(members: list[str], path: Path, bad: list[str]) -> None:
             write(encode_files(model, members, *how, shared=False), path, model, fields, frame, moved, skip_bad, bad)
@@ -117,6 +122,8 @@ def write(results: Results, output: str | Path, model: Tokenizer, fields: dict, 
     encoded = of_one_size(results, skip_bad, left_out)
     images_known = images_fingerprint(encoded.values(), frame, *moved)
     fields = fields | ({"images": images_known} if images_known else {})
+    if None not in (lmbdas := [one.lmbda for one in encoded.values()]):
+        fields["lmbda"] = torch.tensor(lmbdas)
     return write_tokens(output, {name: one.grid for name, one in encoded.items()}, model.n_tokens, fields)
 
 
@@ -127,13 +134,12 @@ def check_bulk(output: str, limit: int | None, split: str | None) -> None:
         raise ValueError("--limit and --split are not for --shards; name fewer shards.")
 
 
-def searcher(model: Tokenizer, prior: Prior, effort: int, qualities: list[float]) -> Callable:
-    """What :func:`homework.tokenizers.encoding.encode_files` improves grids by; an image's number says its quality."""
+def searcher(model: Tokenizer, prior: Prior, effort: int) -> Callable[[Tensor, Tensor, list[float]], Tensor]:
+    """What :func:`homework.tokenizers.encoding.encode_files` improves grids by."""
 
-    def improve(images: Tensor, grids: Tensor, numbers: list[int]) -> Tensor:
+    def improve(images: Tensor, grids: Tensor, lmbdas: list[float]) -> Tensor:
         def found(i: int) -> Tensor:
-            lmbda = dial.lmbda_at(qualities[numbers[i] % len(qualities)])
-            return search(model, prior, images[i], lmbda, effort, grids[i])
+            return search(model, prior, images[i], lmbdas[i], effort, grids[i])
 
         workers = torch.get_num_threads() if model.device.type == "cpu" else 1
         return torch.stack(list(in_parallel(found, range(len(images)), workers)))

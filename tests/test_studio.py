@@ -71,7 +71,7 @@ def test_the_last_comparison_has_the_file_of_the_command(shared, sample, effort)
     assert "| ours |" in compression.table(found)
 
 
-def test_other_codecs_are_beside_ours_and_encode_each_quality_once(shared, source):
+def test_other_codecs_are_beside_ours_and_encode_each_quality_once(shared, source, monkeypatch):
     *_, found = compression.compress(shared, source, 50, 0)
     for codec in compression.rivals():
         tried = {}
@@ -80,8 +80,11 @@ def test_other_codecs_are_beside_ours_and_encode_each_quality_once(shared, sourc
         before = dict(tried)
         assert compression.add_codec(found, codec, tried).rows[-1] == more.rows[-1] and tried == before
         small = more.rows[-1].n_bytes > len(found.file)
-        assert (f"{codec.name} cannot make it so small" in compression.remarks(more, 0)) == small
-    assert "Effort 0" in compression.remarks(found, 0) and "Effort 0" not in compression.remarks(found, 1)
+        assert (f"{codec.name} cannot make it so small" in compression.remarks(shared, more, 0)) == small
+    for dial, effort, counts in (False, 0, False), (False, 1, True), (True, 0, True):
+        monkeypatch.setattr(shared.tokenizer, "has_dial", dial)
+        assert ("Effort 0" in compression.remarks(shared, found, effort)) != counts
+        assert ("--quality" in compression.command(shared, source, 60, effort)) == counts
 
 
 def test_the_map_of_errors_is_the_mean_over_each_patch():

@@ -43,7 +43,7 @@ class Compressor:
     ``effort``, from 0 to 9, says how long to look for better tokens than the encoder's, which are those of 0, and
     ``quality``, from 1 to 100, what is better: error is weighed against bits, see :func:`homework.codec.search.search`. With
     a ``target`` the quality is each image's own, see :func:`homework.codec.dial.aim`. All of these matter to compressing
-    only.
+    only. With effort 0 it takes a tokenizer with a dial to have another quality than 50.
     """
 
     priors: type = Prior  # what it takes as one; a subclass takes something else
@@ -59,11 +59,11 @@ class Compressor:
             raise ValueError(f"The tokenizer has {tokenizer.n_tokens} codes, but the prior was trained on "
                              f"{autoregressive.n_tokens}; train a prior on this tokenizer's grids.")  # fmt: skip
         checks.integer(1, None, batch_size=batch_size)
-        self._set(effort, quality, target)
         self.device = tokenizer.device if device is None else torch.device(device)
         with torch.inference_mode(False):  # in float32, since the fingerprints are of that
             self.tokenizer = copy.deepcopy(tokenizer).to(self.device, torch.float32).eval().requires_grad_(False)
             self.prior = copy.deepcopy(autoregressive).to(self.device, torch.float32).eval().requires_grad_(False)
+        self._set(effort, quality, target)
         self.entropy_model = entropy_model(self.prior)
         self.batch_size = batch_size
         self.workers = torch.get_num_threads() if self.device.type == "cpu" else 1
@@ -87,7 +87,7 @@ class Compressor:
     def _set(self, effort: int, quality: float, target: dial.Target | None) -> None:
         checks.integer(0, 9, effort=effort)
         dial.lmbda_at(quality)  # ValueError if it is none
-        if effort == 0 and (target or quality != dial.QUALITY):
+        if effort == 0 and not self.tokenizer.has_dial and (target or quality != dial.QUALITY):
             raise ValueError("With effort 0 the tokens are the encoder's, of its one quality; use an effort from 1 to 9.")
         self.effort, self.quality, self.target = effort, quality, target
 
@@ -157,21 +157,22 @@ class Compressor:
     def to_tokens(self, images: Tensor | Sequence[Tensor], searched: Callable[[], object] = lambda: None) -> np.ndarray:
         """Images (H,W,3) of one size, float in [-0.5,0.5] or uint8 -> grids (B,h,w) int64. Calls ``searched`` after the
         search for each. ValueError if the tokenizer's grids have another size."""
-        grids = self.encoded(images)
-        for i in range(len(images) if self.effort else 0):  # one by one: in a batch, an image's floats may be others
+        grids = self.encoded(images, self.quality)
+        for i in range(len(images) if self.effort or self.target else 0):  # one by one: in a batch, floats may be others
             grids[i] = self.chosen(images[i], grids[i])
-            searched()
+            if self.effort:
+                searched()
         return grids
 
     @torch.inference_mode()
-    def encoded(self, images: Tensor | Sequence[Tensor]) -> np.ndarray:
-        """As :meth:`to_tokens`, without a search: the tokens of the encoder."""
+    def encoded(self, images: Tensor | Sequence[Tensor], quality: float) -> np.ndarray:
+        """As :meth:`to_tokens`, without a search: the tokens of the encoder at a quality."""
         H, W = images[0].shape[:2]
         grids = np.empty((len(images), *(grid := self.grid((H, W)))), np.int64)
         for block, around, within in self.blocks(grid, self.tokenizer.encoder_halo):
             for part in batches_of(range(len(images)), max(1, PIXELS_AT_ONCE // (H * W))):
                 x = torch.stack([images[i][tiles.scaled(around, self.models.patch)] for i in part])  # (B,H,W,3) of the block
-                tokens = self.tokenizer.encode_index(as_float(x).to(self.device)).cpu().numpy()
+                tokens = self.tokenizer.encode_at(as_float(x).to(self.device), self.lmbda_at(quality)).cpu().numpy()
                 if tokens.shape[1:] != self.grid((x.shape[1], x.shape[2])):
                     raise ValueError(f"The tokenizer makes grids {tokens.shape[1:]} of images {tuple(x.shape[1:3])}, which "
                                      f"are not patches of {self.models.patch} pixels; a file cannot say so.")  # fmt: skip
@@ -190,7 +191,9 @@ class Compressor:
         return self.at_quality(x, encoded, self.quality)
 
     def at_quality(self, x: Tensor, encoded: np.ndarray, quality: float) -> np.ndarray:
-        """The grid of an image (H,W,3) at a quality, given the encoder's tokens (h,w)."""
+        """The grid of an image (H,W,3) at a quality, given the encoder's tokens (h,w) at the compressor's own."""
+        if quality != self.quality and self.tokenizer.has_dial:
+            encoded = self.encoded(x[None], quality)[0]
         if self.effort:
             start, lmbda = torch.from_numpy(encoded), self.lmbda_at(quality)
             encoded = search(self.tokenizer, self.prior, x, lmbda, self.effort, start).cpu().numpy()

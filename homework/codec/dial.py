@@ -4,8 +4,9 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-EFFORT, QUALITY = 5, 50  # of the commands, by default
-LMBDA = 0.01  # at that quality: what the pretrained tokenizer was trained with
+from homework.tokenizers.base import LMBDA
+
+EFFORT, QUALITY = 5, 50  # of the commands, by default; at that quality lmbda is LMBDA
 STEEP, STEEPNESS = 5, 6  # below this quality, so many times as steep: bits are so few that smaller steps change little
 Found = TypeVar("Found")
 

@@ -34,9 +34,9 @@ class EnhancedCompressor(Compressor):
 
         x (H,W,3) -> tokens (h,w), as before -> decode_index -> what is left of x -> q (h,w,n), multiples of a step
 
-    What the methods call a grid is (h,w,2+n): a token, the number of the step (0 for none), and its n numbers q. With effort
-    0 the tokens are the encoder's at any quality. ValueError if the layer is of another tokenizer, or the prior is not on
-    integers, which the second grid's coder needs.
+    What the methods call a grid is (h,w,2+n): a token, the number of the step (0 for none), and its n numbers q. Above 62
+    effort 0 needs no dial. ValueError if the layer is of another tokenizer, or the prior is not on integers, which the
+    second grid's coder needs.
     """
 
     def __init__(self, tokenizer: Tokenizer, autoregressive: Prior, layer: EnhancementLayer,
@@ -60,7 +60,8 @@ class EnhancedCompressor(Compressor):
     def _set(self, effort: int, quality: float, target: dial.Target | None) -> None:
         dial.lmbda_at(quality)  # ValueError if it is none
         enhanced = target is not None or step_at(quality) > 0
-        super()._set(effort, quality if effort or not enhanced else dial.QUALITY, target if effort else None)
+        searched = effort or self.tokenizer.has_dial or not enhanced
+        super()._set(effort, quality if searched else dial.QUALITY, target if searched else None)
         self.quality, self.target = quality, target
 
     def checked(self, grids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -87,7 +88,7 @@ class EnhancedCompressor(Compressor):
     def to_tokens(self, images: Tensor | Sequence[Tensor], searched: Callable[[], object] = lambda: None) -> np.ndarray:
         """Images (H,W,3) of one size, float in [-0.5,0.5] or uint8 -> grids (B,h,w,2+n) int32. Calls ``searched`` after the
         search for each. ValueError if the tokenizer's grids have another size."""
-        tokens = self.encoded(images)
+        tokens = self.encoded(images, self.quality)
         grids = self.extended(tokens)
         for i in range(len(images) if self.effort or self.models.enhanced else 0):
             grids[i] = self.chosen(images[i], tokens[i])
@@ -99,7 +100,7 @@ class EnhancedCompressor(Compressor):
         return dial.lmbda_at(min(quality, MOST))
 
     def nearest(self, quality: float) -> float:
-        return quality if self.effort or step_at(quality) else dial.QUALITY
+        return quality if self.effort or self.tokenizer.has_dial or step_at(quality) else dial.QUALITY
 
     @torch.no_grad()
     def completed(self, x: Tensor, tokens: np.ndarray, quality: float) -> np.ndarray:

@@ -63,7 +63,8 @@ def search_rounds(tokenizer: Tokenizer, prior: Prior, x: Tensor, lmbda: float, e
     checks.integer(0, 9, effort=effort)
     checks.positive(lmbda=lmbda)
     with evaluating(tokenizer), evaluating(prior):
-        grid = tokenizer.encode_index(_to_float(x, tokenizer)) if tokens is None else tokens.to(tokenizer.device, copy=True)
+        device = tokenizer.device
+        grid = tokenizer.encode_at(_to_float(x, tokenizer), lmbda) if tokens is None else tokens.to(device, copy=True)
         yield grid.clone()
         if effort and tokenizer.n_tokens <= MOST_TOKENS:
             h, w = grid.shape

@@ -73,6 +73,12 @@ def identity(model: Model) -> str:
     return f"{digest(model, weights, torch.float16).hex()[:16]} {legacy.hex()[:16]}"
 
 
+def of_all_weights(model: Model) -> str:
+    """16 hexadecimal digits by which work that is resumed knows a model: of two tokenizers with the same codes, but other
+    encoders, they differ."""
+    return digest(model, model.state_dict(), torch.float16).hex()[:16]
+
+
 def is_same(one: str, other: str) -> bool:
     """Whether two files that know their model by these :func:`identity` strings mean one model: they share a half. Early
     files have the second half alone."""
@@ -94,7 +100,7 @@ def legacy_digest(name: str, config: dict, tensors: dict[str, Tensor], dtype: to
 
 def legacy_options(model: Model) -> dict:
     """The options of ``model`` that existed in format 1: add the name of each option that comes later."""
-    later = {"pca", "coarser", "context_dim", "attention"}
+    later = {"pca", "coarser", "context_dim", "attention", "dial"}
     return {name: value for name, value in model.config.items() if name not in later}
 
 

@@ -14,9 +14,9 @@ from homework.datasets.tokens import TokenDataset
 
 class TokenizedImages(Dataset):
     """Images, and the tokens that ``homework.tokenize`` found for them, in ``root/tokenized_{split}.pth``, for a tokenizer
-    that is to decode these better, and to make such tokens by itself. ``ds[i]`` is float32 (H,W,3) in [-0.5,0.5] and int64
-    (h,w). Errors as of :class:`TokenDataset` and :class:`ImageDataset`, of which ``image_size`` is; ValueError also for
-    tokens of copies, or of what is not an image."""
+    that is to make such tokens by itself. ``ds[i]`` is float32 (H,W,3) in [-0.5,0.5], int64 (h,w) and, if the file says it,
+    float32 (), the lmbda at which they were found. Errors as of :class:`TokenDataset` and :class:`ImageDataset`, of which
+    ``image_size`` is; ValueError also for tokens of copies, or of what is not an image."""
 
     holds = "images and their tokens"
 
@@ -35,12 +35,12 @@ class TokenizedImages(Dataset):
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def batch(self, indices: Indices, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        return self.images.batch(indices, device), self.tokens.batch(indices, device)
+    def batch(self, indices: Indices, device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
+        lmbda = [] if self.tokens.lmbda is None else [self.tokens.lmbda[torch.as_tensor(indices)].to(device)]
+        return self.images.batch(indices, device), self.tokens.batch(indices, device), *lmbda
 
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        x, index = self.batch([range(len(self))[i]])
-        return x[0], index[0]
+    def __getitem__(self, i: int) -> tuple[Tensor, ...]:
+        return tuple(part[0] for part in self.batch([range(len(self))[i]]))
 
     def model_defaults(self) -> dict:
         return {"n_tokens": self.tokens.n_tokens}

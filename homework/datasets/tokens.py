@@ -42,9 +42,10 @@ def write_tokens(path: str | Path, grids: dict[str, np.ndarray], n_tokens: int, 
 
 class TokenDataset(Grids):
     """Grids of tokens that ``homework.tokenize`` wrote, from a file or from that of a split, ``root/tokenized_{split}.pth``:
-    ``{"tokens": (N, h, w), "n_tokens": int, "names": the images' paths, "codes": (n_tokens, d) float32 or missing}``, or a
-    plain tensor (N, h, w); or from the files in a folder, ``root/tokenized_{split}``, that ``tokenize --shards`` wrote.
-    FileNotFoundError if there is no such file, ValueError if it holds something else."""
+    ``{"tokens": (N, h, w), "n_tokens": int, "names": the images' paths, "codes": (n_tokens, d) float32 or missing, "lmbda":
+    (N) float32, at which each was found, or missing}``, or a plain tensor (N, h, w); or from the files in a folder,
+    ``root/tokenized_{split}``, that ``tokenize --shards`` wrote. FileNotFoundError if there is no such file, ValueError if
+    it holds something else."""
 
     def __init__(self, source: str | Path = "train", root: str | Path = "data"):
         path = Path(root) / f"tokenized_{source}.pth" if source in SPLITS else Path(source)
@@ -79,6 +80,11 @@ class TokenDataset(Grids):
         self.size = self.tokens.shape[1:]
         if self.tokens.min() < 0 or self.tokens.max() >= self.n_tokens:
             raise ValueError(f"{path} holds tokens outside of [0, {self.n_tokens}).")
+        self.lmbda = lmbda = fields.get("lmbda")
+        shaped = isinstance(lmbda, Tensor) and lmbda.shape == (len(self.tokens),)
+        if lmbda is not None and not (shaped and ((lmbda > 0) & lmbda.isfinite()).all()):
+            raise ValueError(f"{path} does not say of each of its {len(self.tokens)} grids at which lmbda it was found; "
+                             "make it again, with python -m homework.tokenize.")  # fmt: skip
         self.codes = codes = fields.get("codes")
         if codes is not None and (not isinstance(codes, Tensor) or codes.ndim != 2 or len(codes) != self.n_tokens):
             raise ValueError(f"{path} holds code vectors that are not a table of {self.n_tokens} rows; make it again.")
@@ -101,7 +107,10 @@ def _joined(folder: Path) -> dict[str, Any]:
                              "python -m homework.tokenize ... --shards, with --image_size.")  # fmt: skip
     images = hashlib.sha256(repr([part.get("images") for part in parts.values()]).encode()).hexdigest()[:16]
     tokens = torch.from_numpy(np.concatenate([part["tokens"].numpy() for part in parts.values()]))
-    return one | {"tokens": tokens, "names": [name for part in parts.values() for name in part["names"]], "images": images}
+    joined = {"tokens": tokens, "names": [name for part in parts.values() for name in part["names"]], "images": images}
+    if all(isinstance(part.get("lmbda"), Tensor) for part in parts.values()):
+        joined["lmbda"] = torch.cat([part["lmbda"] for part in parts.values()])
+    return {key: value for key, value in one.items() if key != "lmbda"} | joined
 
 
 class MultiscaleDataset(Dataset):

@@ -100,16 +100,23 @@ def unpatch(x: Tensor, P: int, Q: int | None = None) -> Tensor:
 
 
 class PatchEncoder(nn.Module):
-    """(B,H,W,3) -> (B,h,w,out): every patch to a vector, then blocks that see its surroundings; H, W multiples of P."""
+    """(B,H,W,3) -> (B,h,w,out): every patch to a vector, then blocks that see its surroundings; H, W multiples of P. With a
+    ``dial`` the vectors depend on a number in [-1,1] for each image too (B); at 0 they are those of an encoder without."""
 
-    def __init__(self, P: int, D: int, out: int, n_blocks: int):
+    def __init__(self, P: int, D: int, out: int, n_blocks: int, dial: bool = False):
         super().__init__()
         self.patch = Conv(3, D, P, stride=P)
+        self.dial = nn.Linear(3, D, bias=False) if dial else None
+        if self.dial:
+            nn.init.zeros_(self.dial.weight)
         self.blocks = nn.Sequential(*(Block(D) for _ in range(n_blocks)), nn.LayerNorm(D))
         self.out = nn.Linear(D, out)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.blocks(self.patch(x)))
+    def forward(self, x: Tensor, s: Tensor | None = None) -> Tensor:
+        z = self.patch(x)
+        if self.dial and s is not None:
+            z = z + self.dial(torch.stack([s, s**2, s**3], dim=-1))[:, None, None]  # (B,3) -> (B,1,1,D)
+        return self.out(self.blocks(z))
 
 
 class PatchDecoder(nn.Module):
@@ -132,10 +139,10 @@ class PatchDecoder(nn.Module):
 
 
 def patch_networks(patch_size: int, latent_dim: int, bottleneck: int, encoder_blocks: int, decoder_blocks: int,
-                   detail: int) -> tuple[PatchEncoder, PatchDecoder]:  # fmt: skip
+                   detail: int, dial: bool = False) -> tuple[PatchEncoder, PatchDecoder]:  # fmt: skip
     """The encoder and decoder of a patch auto-encoder. ValueError, naming the argument, for a size that is not allowed."""
     check_sizes(patch_size, latent_dim, encoder_blocks, decoder_blocks, detail)
-    encoder = PatchEncoder(patch_size, latent_dim, bottleneck, encoder_blocks)
+    encoder = PatchEncoder(patch_size, latent_dim, bottleneck, encoder_blocks, dial)
     return encoder, PatchDecoder(patch_size, latent_dim, bottleneck, decoder_blocks, detail)
 
 

@@ -60,7 +60,7 @@ def build(models: Models, page: gr.Blocks) -> None:
             tried = source.pixels, {}
 
         def updates(found: Comparison) -> tuple:
-            text = f"{compression.table(found)}\n\n{compression.remarks(found, int(effort))}"
+            text = f"{compression.table(found)}\n\n{compression.remarks(models, found, int(effort))}"
             return found, tried, shown(found, left, right), text, command, download
 
         for found in compression.compress(models, source, quality, int(effort)):

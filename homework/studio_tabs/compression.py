@@ -46,8 +46,8 @@ def compress(models: Models, source: Source, quality: float, effort: int) -> Ite
     """What the encoder's tokens give, and then those after each round of the search. The last is what ``homework.compress``
     writes. ValueError for a quality or an effort that is none."""
     x = torch.from_numpy(source.pixels)
-    compressor = models.compressor.at(quality, max(1, effort))  # with effort 0 it has but one quality
-    start, lmbda = torch.from_numpy(compressor.encoded(x[None])[0]), compressor.lmbda_at(quality)
+    compressor = models.compressor.at(quality, max(1, effort))  # with effort 0 it may have but one quality
+    start, lmbda = torch.from_numpy(compressor.encoded(x[None], quality)[0]), compressor.lmbda_at(quality)
     for tokens in search_rounds(compressor.tokenizer, compressor.prior, x, lmbda, effort, start):
         yield compare(compressor, source, compressor.completed(x, tokens.cpu().numpy(), quality))
 
@@ -94,7 +94,7 @@ def table(found: Comparison) -> str:
     return "\n".join(["| | bytes | PSNR, dB | MS-SSIM |", "|:--|--:|--:|--:|", *lines])
 
 
-def remarks(found: Comparison, effort: int) -> str:
+def remarks(models: Models, found: Comparison, effort: int) -> str:
     """What else there is to say, in sentences."""
     (H, W), most = found.source.pixels.shape[:2], found.rows[0].n_bytes
     above = [row.name for row in found.rows if row.n_bytes > most]
@@ -103,15 +103,16 @@ def remarks(found: Comparison, effort: int) -> str:
         *[f"Scaled down from {found.source.original[1]}x{found.source.original[0]}; the command takes the whole image."]
         * (found.source.original != (H, W)),
         *["Effort 0 takes the encoder's tokens, of its one quality; from 1 on, quality counts."]
-        * (effort == 0 and found.file[2] % 16 != ENHANCED_FORMAT),
+        * (effort == 0 and not models.tokenizer.has_dial and found.file[2] % 16 != ENHANCED_FORMAT),
         *([f"{listed(above)} cannot make it so small."] if above else []),
     ])  # fmt: skip
 
 
 def command(models: Models, source: Source, quality: float, effort: int) -> str:
     """The command line that writes the same file; or that of the whole image, if the page shows a smaller one."""
-    # without a search there is one quality, but for what an enhancement layer adds
-    chosen = f"{quality:g}" if effort or models.compressor.at(quality, 1).models.enhanced else None
+    # without a search or a dial there is one quality, but for what an enhancement layer adds
+    counts = effort or models.tokenizer.has_dial or models.compressor.at(quality, 1).models.enhanced
+    chosen = f"{quality:g}" if counts else None
     return command_line("compress", "compress", *models.names, source.name, "image.hwi", effort=effort, quality=chosen)
 
 

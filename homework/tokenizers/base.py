@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from homework.core.model import Model
 from homework.nn.blocks import MaskedConv2d, halo, pad_to_patches
 
+LMBDA = 0.01  # mean squared error (of pixels from 0 to 1) that a bit per pixel is worth, unless it is said otherwise
+OCTAVES = 4  # up and down from there within which an encoder with a dial makes tokens of its own for every lmbda
+
 
 class Tokenizer(Model):
     """The contract: an image becomes a grid of integers and comes back. A subclass defines :meth:`encode_index`,
@@ -25,6 +28,7 @@ class Tokenizer(Model):
     patch_size: int | tuple[int, int]
     encoder_halo: int | None = None
     decoder_halo: int | None = None
+    has_dial: bool = False  # whether :meth:`encode_at` depends on its lmbda
 
     @property
     def patch_shape(self) -> tuple[int, int]:
@@ -34,6 +38,11 @@ class Tokenizer(Model):
     def encode_index(self, x: Tensor) -> Tensor:
         """(...,H,W,3) float in [-0.5,0.5] -> (...,h,w) int64 in [0,K), h = ceil(H/P), w = ceil(W/Q)."""
         raise NotImplementedError
+
+    def encode_at(self, x: Tensor, lmbda: float | Tensor) -> Tensor:
+        """As :meth:`encode_index`, for images of which a bit per pixel is worth ``lmbda`` of mean squared error, above 0: a
+        number, or one for each image (...). By default tokens are the same at any."""
+        return self.encode_index(x)
 
     def code_vectors(self, index: Tensor) -> Tensor:
         """(...,h,w) integers in [0,K) -> (...,h,w,d): the vector of each token."""
@@ -108,9 +117,13 @@ class AutoEncoder(Model):
     def encode(self, x: Tensor) -> Tensor:
         """(...,H,W,3) float in [-0.5,0.5] -> (...,h,w,C), h = ceil(H/stride), w = ceil(W/stride). ValueError for images of
         another shape."""
+        return self.encoded(x)
+
+    def encoded(self, x: Tensor, *more: Tensor) -> Tensor:
+        """As :meth:`encode`, with what the encoder is told of each image beside it, (B)."""
         if x.ndim < 3 or x.shape[-1] != 3:
             raise ValueError(f"Images have the shape (...,H,W,3), but this one has {tuple(x.shape)}.")
-        z = self.encoder(pad_to_patches(x.reshape(-1, *x.shape[-3:]), self.stride))  # (...,H,W,3) -> (B,H,W,3)
+        z = self.encoder(pad_to_patches(x.reshape(-1, *x.shape[-3:]), self.stride), *more)  # (...,H,W,3) -> (B,H,W,3)
         return z.reshape(*x.shape[:-3], *z.shape[1:])  # (B,h,w,C) -> (...,h,w,C)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -147,14 +160,27 @@ def to_pictures(x: Tensor) -> Tensor:
 
 class QuantizedAutoEncoder(Tokenizer, AutoEncoder):
     """An auto-encoder with a quantizer in its bottleneck: codes (...,h,w,d), one of K at each position, and their indices.
-    A subclass has ``n_tokens``, ``encode_index(x) -> index``, ``code_vectors(index) -> code`` and :meth:`quantize`, and, to
-    be trained on images with their tokens too, :meth:`distance`."""
+    A subclass has ``n_tokens``, ``code_vectors(index) -> code``, :meth:`to_index` and :meth:`quantize`, and, to be trained
+    on images with their tokens too, :meth:`distance`."""
 
     more_data = ("tokenized_images",)
 
-    def latent(self, x: Tensor) -> Tensor:
-        """(...,H,W,3) -> (...,h,w,C): what is to be quantized."""
-        return AutoEncoder.encode(self, x)
+    def latent(self, x: Tensor, lmbda: float | Tensor | None = None) -> Tensor:
+        """(...,H,W,3) -> (...,h,w,C): what is to be quantized; ``lmbda`` as of :meth:`encode_at`, None for LMBDA."""
+        if lmbda is None or not self.has_dial:
+            return self.encoded(x)
+        s = (torch.as_tensor(lmbda, dtype=torch.float32, device=x.device) / LMBDA).log2() / OCTAVES
+        return self.encoded(x, s.clamp(-1, 1).expand(x.shape[:-3]).flatten())  # (...) -> (B)
+
+    def to_index(self, z: Tensor) -> Tensor:
+        """(...,h,w,C) -> (...,h,w) int64 in [0,K)."""
+        raise NotImplementedError
+
+    def encode_index(self, x: Tensor) -> Tensor:
+        return self.to_index(self.latent(x))
+
+    def encode_at(self, x: Tensor, lmbda: float | Tensor) -> Tensor:
+        return self.to_index(self.latent(x, lmbda)) if self.has_dial else self.encode_index(x)
 
     def quantize(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(...,h,w,C) -> (code (...,h,w,d) with a gradient to z, measures: usage, and the weighted losses)."""
@@ -168,28 +194,33 @@ class QuantizedAutoEncoder(Tokenizer, AutoEncoder):
         """How far vectors (...,h,w,C) are from being quantized to tokens (...,h,w): a scalar that the encoder minimizes."""
         raise ValueError(f"{type(self).__name__} does not say how to learn given tokens; train it on images alone.")
 
-    def loss(self, batch: Tensor | tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """As of :class:`AutoEncoder` for images. For images (B,H,W,3) with tokens (B,h,w) that a search found, the encoder's
-        :meth:`distance` from making them by itself; the decoder stays as it is, and with it what a token means. In eval mode
-        also the error of those tokens, decoded: "mse" and "psnr", and of the encoder's own: "own_mse"."""
+    def loss(self, batch: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """As of :class:`AutoEncoder` for images. For images (B,H,W,3) with tokens (B,h,w) that a search found at ``lmbda``
+        (B), which an encoder without a dial needs not, the encoder's :meth:`distance` from making them by itself; the
+        decoder stays as it is, and with it what a token means. In eval mode also the error of those tokens, decoded: "mse"
+        and "psnr", and of the encoder's own: "own_mse". ValueError if the lmbda is missing."""
         if isinstance(batch, Tensor):
             return super().loss(batch) | ({} if self.training else {"tokens": self.encode_index(batch)})
-        x, index = batch
-        measures = {"loss": self.distance(self.latent(x), index)}
+        x, index, *lmbda = batch
+        if self.has_dial and not lmbda:
+            raise ValueError("These tokens do not say at which quality they were found, which an encoder with a dial learns "
+                             "by; make them by python -m homework.tokenize --prior.")  # fmt: skip
+        measures = {"loss": self.distance(self.latent(x, *lmbda), index)}
         if not self.training:
-            mse = F.mse_loss(self.decode_index(index)[:, : x.shape[1], : x.shape[2]], x)
-            measures |= {"mse": mse, "psnr": -10 * mse.log10(), "own_mse": F.mse_loss(self(x)[0], x)}
+            own = self.encode_at(x, *lmbda) if lmbda else self.encode_index(x)
+            mse, own_mse = (F.mse_loss(self.decode_index(i)[:, : x.shape[1], : x.shape[2]], x) for i in (index, own))
+            measures |= {"mse": mse, "psnr": -10 * mse.log10(), "own_mse": own_mse}
         return measures
 
     def figures(self, means: dict[str, float], counts: Tensor) -> dict[str, float]:
         """With :func:`usage` over all tokens, too."""
         return super().figures(means, counts) | figures_of_usage(counts, self.n_tokens)
 
-    def images(self, batch: Tensor | tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def images(self, batch: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:
         """As of :class:`AutoEncoder`; of images with their tokens, the images of these too."""
         if isinstance(batch, Tensor):
             return super().images(batch)
-        x, index = batch
+        x, index = batch[:2]
         with torch.no_grad():
             of_tokens = to_pictures(self.decode_index(index)[:, : x.shape[1], : x.shape[2]])
         return super().images(x) | {"of_given_tokens": of_tokens}

@@ -4,7 +4,7 @@ import collections
 import hashlib
 import itertools
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +37,7 @@ class Encoded(NamedTuple):
     grid: np.ndarray
     origin: int = 0
     n_frames: int = 1  # of the file
+    lmbda: float | None = None  # at which it was found, if there is a choice
 
 
 Results = dict[str, Encoded | str]  # by name; instead of an image that cannot be used, what is wrong with it
@@ -71,13 +72,14 @@ def encode_dataset(model: Tokenizer, data: FeatureDataset | MnistImages, batch_s
 
 @torch.inference_mode()
 def encode_files(model: Tokenizer, paths: list[str], batch_size: int, image_size: tuple[int, int] | None = None,
-                 copies: int = 0, shift: int = 0, frame: int = 0,
-                 improve: Callable[[Tensor, Tensor, list[int]], Tensor] | None = None,
+                 copies: int = 0, shift: int = 0, frame: int = 0, lmbdas: Sequence[float] = (),
+                 improve: Callable[[Tensor, Tensor, list[float]], Tensor] | None = None,
                  shared: bool = True) -> Results:  # fmt: skip
     """The grids of this process's share of ``paths``, or of all if they are not ``shared`` out, by path, of number ``frame``
     of files with several. Copy k of an image is called PATH#k, and mirrored and moved by at most ``shift`` pixels as k and
-    its file's content say: whatever the tokenizer and the batch, the same copies are made. ``improve`` makes better grids of
-    images (B,H,W,3) uint8, their grids (B,h,w), and a number for each image that follows from its file's content and k."""
+    its file's content say: whatever the tokenizer and the batch, the same copies are made. These say as well which of the
+    ``lmbdas``, if there are any, an image has; with them, ``improve`` makes better grids of images (B,H,W,3) uint8, their
+    grids (B,h,w) and lmbdas (B)."""
     batches, results, facts = batches_of(paths, batch_size), Results(), dict[str, FileFacts]()
     batches = own_share(batches) if shared else batches  # complete ones, so that several processes get what one would
     with progress(batches, "tokenizing") as bar:
@@ -96,12 +98,14 @@ def encode_files(model: Tokenizer, paths: list[str], batch_size: int, image_size
                     if copy:
                         moves = torch.stack([draw_move(shift, origin, copy) for origin in origins])  # (B,3)
                         moved = mirrored_and_shifted(pixels, moves.to(pixels.device))
-                    index = model.encode_index(to_float(moved))  # (B,h,w)
+                    x, own = to_float(moved), [lmbdas[(origin + copy) % len(lmbdas)] for origin in origins if lmbdas]
+                    index = model.encode_at(x, torch.tensor(own)) if own else model.encode_index(x)  # (B,h,w)
                     if improve:
-                        index = improve(moved, index, [origin + copy for origin in origins])
+                        index = improve(moved, index, own)
                     grids = as_smallest_type(index, model.n_tokens)
-                    for path, grid, origin, n in zip(group, grids, origins, n_frames, strict=True):
-                        results[f"{path}#{copy}" if copy else path] = Encoded(size, grid, origin, 1 if copy else n)
+                    for i, (path, grid, origin) in enumerate(zip(group, grids, origins, strict=True)):
+                        more = 1 if copy else n_frames[i], own[i] if own else None
+                        results[f"{path}#{copy}" if copy else path] = Encoded(size, grid, origin, *more)
             bar.update(len(batch))
     return results
 

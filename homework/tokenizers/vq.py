@@ -27,7 +27,7 @@ class VQPatchAutoEncoder(QuantizedAutoEncoder):
         codebook_weight: of the codebook loss, which the moving averages of ``ema_decay`` replace.
         commitment_weight: of the commitment loss (beta in equation 3 of the paper); lower, for the entries are to follow
             the vectors rather than the other way round.
-        rate_weight: as of :class:`homework.bsq.BSQPatchAutoEncoder`.
+        rate_weight, dial: as of :class:`homework.bsq.BSQPatchAutoEncoder`.
     """
 
     architecture = "VQ patch auto-encoder 1"
@@ -36,17 +36,18 @@ class VQPatchAutoEncoder(QuantizedAutoEncoder):
     def __init__(self, patch_size: int = 5, latent_dim: int = 128, n_tokens: int = 1024, code_dim: int = 16,
                  encoder_blocks: int = 2, decoder_blocks: int = 4, detail: int = 16, l2_norm: bool = True,
                  codebook_weight: float = 1.0, commitment_weight: float = 0.25, ema_decay: float = 0.0,
-                 restart_below: float = 0.1, rate_weight: float = 0.0):  # fmt: skip
+                 restart_below: float = 0.1, rate_weight: float = 0.0, dial: bool = False):  # fmt: skip
+        checks.boolean(dial=dial)
         quantizer = VectorQuantizer(n_tokens, code_dim, l2_norm, ema_decay, restart_below)
         checks.not_negative(codebook_weight=codebook_weight, commitment_weight=commitment_weight, rate_weight=rate_weight)
-        networks = patch_networks(patch_size, latent_dim, code_dim, encoder_blocks, decoder_blocks, detail)
+        networks = patch_networks(patch_size, latent_dim, code_dim, encoder_blocks, decoder_blocks, detail, dial)
         super().__init__(patch_size, *networks, local=True)
-        self.quantizer, self.n_tokens = quantizer, n_tokens
+        self.quantizer, self.n_tokens, self.has_dial = quantizer, n_tokens, dial
         self.weights = {"codebook": codebook_weight, "commitment": commitment_weight, "rate": rate_weight}
         self.rate = RatePredictor(code_dim, n_tokens) if rate_weight else None
 
-    def encode_index(self, x: Tensor) -> Tensor:
-        return self.quantizer.encode_index(self.latent(x))
+    def to_index(self, z: Tensor) -> Tensor:
+        return self.quantizer.encode_index(z)
 
     def code_vectors(self, index: Tensor) -> Tensor:
         return self.quantizer.decode_index(index)
@@ -100,13 +101,14 @@ class VQVAE(VQPatchAutoEncoder):
         self.grid = -(-height // stride), -(-width // stride), code_dim
         self.down, self.up = nn.Linear(math.prod(self.grid), code_dim), nn.Linear(code_dim, math.prod(self.grid))
 
-    def latent(self, x: Tensor) -> Tensor:
+    def latent(self, x: Tensor, lmbda: float | Tensor | None = None) -> Tensor:
         """(...,height,width,3) -> (...,1,1,d). ValueError for an image of another size."""
         if x.ndim > 2 and x.shape[-3:-1] != self.size:
             H, W = x.shape[-3:-1]
             raise ValueError(f"The images are {H}x{W}, but this VQVAE is for {self.size[0]}x{self.size[1]}; train one "
                              f"with --height {H} --width {W}.")  # fmt: skip
-        return self.down(super().latent(x).flatten(-3))[..., None, None, :]  # (...,h,w,d) -> (...,h*w*d) -> (...,1,1,d)
+        z = super().latent(x, lmbda).flatten(-3)  # (...,h,w,d) -> (...,h*w*d)
+        return self.down(z)[..., None, None, :]  # (...,h*w*d) -> (...,1,1,d)
 
     def decode(self, code: Tensor) -> Tensor:
         """(...,1,1,d) -> (...,height,width,3). ValueError for a larger grid."""

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from conftest import build, sentence
 from PIL import Image
 
-from homework.codec.dial import lmbda_at
+from homework.codec.compressor import Compressor
+from homework.codec.dial import lmbda_at, target
 from homework.codec.search import search
-from homework.core import checkpoint, fingerprint
+from homework.core import checkpoint, files, fingerprint
 from homework.datasets.images import to_float
 from homework.datasets.tokenized_images import TokenizedImages
 from homework.datasets.tokens import TokenDataset
@@ -56,10 +57,10 @@ def test_tokens_are_those_of_the_search_at_a_quality_of_each_images_own(command,
     model, prior = checkpoint.load("tokenizer.pth"), checkpoint.load("prior.pth")
     for i in range(6):
         pixels = torch.from_numpy(np.array(Image.open(data.names[i])))
-        x, index = data[i]
+        x, index, lmbda = data[i]
         assert torch.equal(x, to_float(pixels)) and x.shape == (22, 31, 3) and index.shape == (5, 7)
         both = [search(model, prior, pixels, lmbda_at(quality), 2) for quality in (20, 80)]
-        assert any(torch.equal(index, one) for one in both)
+        assert torch.equal(index, both[[lmbda_at(20), lmbda_at(80)].index(pytest.approx(float(lmbda)))])
         found.append([torch.equal(index, one) for one in both])
     assert {(True, False), (False, True)} <= set(map(tuple, found))
 
@@ -69,7 +70,7 @@ def test_an_encoder_learns_to_make_them_and_the_decoder_stays(command, folder):
     options = ["--data=.", "--batch_size=2", "--epochs=60", "--lr=0.01", "--warmup=5", "--ema=0.9", "--validate_every=180"]
     done = command("train", "tokenizer.pth", "--dataset=tokenized_images", "--output=more.pth", *options)
     assert done.returncode == 0, done.stderr
-    x, index = TokenizedImages(root=".").batch(range(6))
+    x, index, _ = TokenizedImages(root=".").batch(range(6))
     (trained,) = folder.glob("checkpoints/*.pth")
     before, after = checkpoint.load("tokenizer.pth"), checkpoint.load(trained)
     same = [float((model.encode_index(x) == index).float().mean()) for model in (before, after)]
@@ -90,11 +91,69 @@ def test_files_of_either_tokenizer_are_read_by_the_other(command, folder):
     assert command("train", "more.pth", *options, "--output=most.pth").returncode == 0
     tokens = [fingerprint.codes_of(checkpoint.load(f"{name}.pth")) for name in ("tokenizer", "more", "most")]
     assert tokens[0] == tokens[1] == tokens[2]
+    every = {fingerprint.of_all_weights(checkpoint.load(f"{name}.pth")) for name in ("tokenizer", "more", "most")}
+    assert len(every) == 3  # so that resumed work does not mix their tokens
     # trained on images, the decoder becomes another
     (folder / "train").symlink_to("images")
     (folder / "valid").symlink_to("images")
     assert command("train", "more.pth", "--data=.", "--batch_size=2", "--epochs=1", "--output=new.pth").returncode == 0
     assert fingerprint.identity(checkpoint.load("new.pth")) != tokens[0]["identity"]
+
+
+def dialed(command):
+    """A tokenizer that has learned what a search finds at a quality of 20 and of 80; these images, tokens and lmbdas."""
+    searched(command)
+    options = ["--data=.", "--batch_size=2", "--epochs=150", "--lr=0.01", "--warmup=5", "--ema=0.9", "--validate_every=450"]
+    done = command("train", "tokenizer.pth", "--dataset=tokenized_images", "--dial=True", "--output=dial.pth", *options)
+    assert done.returncode == 0, done.stderr
+    return checkpoint.load("dial.pth"), *TokenizedImages(root=".").batch(range(6))
+
+
+def test_an_encoder_with_a_dial_makes_tokens_for_any_quality(command, folder):
+    model, x, index, lmbda = dialed(command)
+    own, other = (float((model.encode_at(x, values) == index).float().mean()) for values in (lmbda, 1e-4 / lmbda))
+    assert own > other + 0.02
+    low = model.encode_at(x, lmbda_at(20))
+    assert not torch.equal(low, model.encode_at(x, lmbda_at(80)))
+    assert torch.equal(low, model.encode_at(x.view(2, 3, *x.shape[1:]), lmbda_at(20)).view(low.shape))
+    assert torch.equal(low[0], model.encode_at(x[0], torch.tensor(lmbda_at(20))))
+    assert torch.equal(low[0], search(model, checkpoint.load("prior.pth"), x[0], lmbda_at(20), 0))
+    assert torch.equal(model.encode_index(x), model.encode_at(x, lmbda_at(50)))
+    assert torch.equal(model.encode_at(x, lmbda_at(1)), model.encode_at(x, lmbda_at(10)))
+    fresh = build(type(model).__name__, **model.config)  # has learned nothing yet
+    assert torch.equal(fresh.encode_at(x, lmbda_at(20)), fresh.encode_index(x))
+    with pytest.raises(ValueError, match="quality"):
+        model.loss((x, index))
+
+
+def test_with_a_dial_quality_counts_without_a_search(command, folder):
+    model, x, *_ = dialed(command)
+    prior, compress = checkpoint.load("prior.pth"), ["compress", "dial.pth", "prior.pth", "images", "a.hwa", "--effort=0"]
+    for quality in 20, 80:
+        expected = model.encode_at(x, lmbda_at(quality)).numpy()
+        assert (Compressor(model, prior, quality=quality).to_tokens(x) == expected).all()
+        assert command(*compress, f"--quality={quality}").returncode == 0
+        assert command("compress", "decompress", "tokenizer.pth", "prior.pth", "a.hwa", str(quality)).returncode == 0
+        with Image.open(f"{quality}/0.png") as image:
+            decoded = to_float(torch.from_numpy(np.array(image)))
+        near = model.decode_index(torch.from_numpy(expected[0]))[:22, :31].clamp(-0.5, 0.5)
+        assert torch.allclose(decoded, near, atol=1 / 255)
+        assert command("tokenize", "dial.pth", "t.pth", "images", f"--quality={quality}").returncode == 0
+        assert (TokenDataset("t.pth").tokens == expected).all()
+        assert TokenDataset("t.pth").lmbda == pytest.approx(torch.full((6,), lmbda_at(quality)))
+    every = [model.encode_at(x[:1], lmbda_at(quality)).numpy() for quality in range(1, 101)]
+    aimed = Compressor(model, prior, target=target(1000, None)).to_tokens(x[:1])
+    assert any((aimed == one).all() for one in every)
+    assert "effort" in sentence(command(compress[0], "tokenizer.pth", *compress[2:], "--quality=20"))
+    assert "dial" in sentence(command("tokenize", "tokenizer.pth", "t.pth", "images", "--quality=20"))
+
+
+@pytest.mark.parametrize("lmbda", ["text", torch.ones(5), torch.zeros(6), torch.full((6,), torch.nan), torch.ones(6, 1)])
+def test_a_damaged_lmbda_is_a_sentence(command, folder, lmbda):
+    searched(command)
+    files.write(files.read(folder / "tokenized_train.pth") | {"lmbda": lmbda}, folder / "tokenized_train.pth")
+    train = command("train", "tokenizer.pth", "--dataset=tokenized_images", "--data=.")
+    assert "lmbda" in sentence(train)
 
 
 @pytest.mark.parametrize("damage", ["text", {}, {"fingerprint": "00", "legacy": "00", "identity": "00"}, [1]])
