@@ -145,7 +145,7 @@ def subsample(tokenizer: str, output: str, *, patch: int | str = 2) -> None:
     if (sides := checks.parse_sides(patch)) is None:
         raise ValueError(f"--patch is {patch!r}, but must be an integer of at least 1, or HEIGHTxWIDTH.")
     coarse = SubsampledTokenizer.part_of(load_tokenizer(tokenizer), *sides)
-    checkpoint.save(coarse, output, {"command": cli.command_line("som")})
+    checkpoint.save(coarse, output, coarse.meta | {"command": cli.command_line("som")})
     print(f"{output}: a code for {sides[0]}x{sides[1]} tokens of {tokenizer}, which are "
           f"{coarse.patch_size[0]}x{coarse.patch_size[1]} pixels (height x width)")  # fmt: skip
 

@@ -6,7 +6,8 @@ the class's where it has an ``architecture``, so that a class can be moved, and 
 orphaning a file. The default of an option that exists must therefore never change.
 
 A tokenizer whose encoder alone was trained further has the fingerprints of the one that it came from, which its checkpoint
-keeps under :data:`CODES_OF`: its codes mean the same, so that either reads the other's files.
+keeps under :data:`CODES_OF`: its codes mean the same, so that either reads the other's files. So do those whose tokens are a
+part of the one's.
 
 Files of format 1 know their models by a hash of the class's name, the tensors with their names, and all options:
 :func:`legacy_digest`.
@@ -53,6 +54,15 @@ def codes_of(model: Model) -> dict[str, str]:
     if not isinstance(kept, dict) or not all(re.fullmatch(form, str(kept.get(key))) for key, form in forms.items()):
         raise ValueError(f"The checkpoint's {CODES_OF} is damaged; train the tokenizer again.")
     return kept
+
+
+def codes_of_part(part: Model, whole: Model, *how: object) -> dict[str, str]:
+    """What a tokenizer keeps under :data:`CODES_OF` whose tokens are some of those of ``whole``, chosen as ``how`` says: the
+    same for every encoder that makes these codes."""
+    known = {key: (vars(type(part))["architecture"], how, value.split()[0]) for key, value in codes_of(whole).items()}
+    found = {key: hashlib.sha256(repr(value).encode()).hexdigest() for key, value in known.items()}
+    own = digest(part, part.state_dict(), torch.float16).hex()[:16]  # by which early files know it
+    return found | {"identity": f"{found['identity'][:16]} {own}"}
 
 
 def fingerprint(model: Model) -> bytes:

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from homework.core import checks
+from homework.core import checks, fingerprint
 from homework.core.devices import keeping_generators
 from homework.core.model import Model
 from homework.core.registry import build_part
@@ -58,6 +58,7 @@ class SubsampledTokenizer(Tokenizer):
     def set_tokenizer(self, model: Model) -> None:
         """Copies the weights of the tokenizer."""
         self.tokenizer.load_state_dict(model.state_dict())
+        self.meta[fingerprint.CODES_OF] = fingerprint.codes_of_part(self, model, self.sides)
 
     def subsampled(self, fine: Tensor) -> Tensor:
         """The tokenizer's grid (...,h*P,w*Q) -> (...,h,w). ValueError if the patches do not divide it."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from homework import SubsampledTokenizer
 from homework.codec.cascade_compressor import CascadeCompressor
 from homework.core import checkpoint
-from homework.core.fingerprint import fingerprint, identity
+from homework.core.fingerprint import CODES_OF, codes_of, digest, fingerprint, identity
 from homework.priors.cascade import Cascade, parts
 from homework.priors.pairs import model_files
 from homework.tokenizers.base import Tokenizer
@@ -141,6 +141,30 @@ def test_the_finest_codebook_is_enough_to_name(stages):
         assert torch.equal(a, b)
     payloads = [CascadeCompressor(cascade).compress(x[0]) for cascade in cascades]
     assert payloads[0] == payloads[1]
+
+
+def test_another_encoder_of_the_same_codes_does_as_well(here, stages):
+    """Stages trained on the grids of one go on with those of the other, and files are read by either."""
+    other = checkpoint.load("fine.pth")
+    with torch.no_grad():
+        other.encoder.out.bias += 1
+    checkpoint.save(other, "other.pth", {CODES_OF: codes_of(here)})
+    short = [[{"model_path": "stage0.pth"}, {"model_path": "stage1.pth", "hr_codebook_path": path}]
+             for path in ("fine.pth", "other.pth")]  # fmt: skip
+    one, two = map(Cascade, short)
+    x = noise(2, *SIZE, 3)
+    assert not torch.equal(one.encode(x)[-1], two.encode(x)[-1])
+    assert [fingerprint(book) for book in one.codebooks] == [fingerprint(book) for book in two.codebooks]
+    data = CascadeCompressor(two).compress(x[0])
+    assert torch.equal(CascadeCompressor(one).decompress(data), CascadeCompressor(two).decompress(data))
+
+
+def test_stages_that_know_the_weights_alone_go_on_with_these(here, stages):
+    part = coarser(here, 2, 3)
+    early = digest(part, part.state_dict(), torch.float16).hex()[:16]
+    stage = checkpoint.load("stage1.pth")
+    checkpoint.save(stage, "stage1.pth", stage.meta | {"coarse_tokenizer": early})
+    Cascade(stages)
 
 
 def test_the_condition_may_have_a_codebook_of_its_own(stages, command):
