@@ -52,8 +52,8 @@ def compress(tokenizer: str | Path, autoregressive: str | Path, *images_and_outp
             default, takes about a second of a core for an image of 150x100, 0 no time, and 9, which ends where none of the
             changes that promise most helps, minutes.
         quality: from 1 to 100: fewer bytes or less error, by what a bit is worth. 50 is what the pretrained models were
-            trained for. Above 62 an enhancement layer codes what the tokens leave of the image. With effort 0, others than
-            50 take a tokenizer with a dial, as BSQPatchAutoEncoder, or the layer.
+            trained for. Above 62 an enhancement layer codes what the tokens leave of the image. With effort 0, qualities
+            up to 62 other than 50 take a tokenizer with a dial, such as the pretrained BSQPatchAutoEncoder.
         lmbda: the same as a number: the mean squared error (pixels from 0 to 1) that a bit per pixel is worth, 0.01 for 50.
         target_bytes: find the quality for each image at which its file has at most so many bytes.
         target_psnr: find the quality for each image at which it comes back with at least so many dB.

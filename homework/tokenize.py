@@ -70,21 +70,22 @@ def tokenize(tokenizer: str, output: str, *images: str, batch_size: int = 16, im
         check_bulk(output, limit, split)
     else:
         cli.check_output(output, field="tokens")
-    size, qualities = cli.parse_image_size(image_size), dial.parse_qualities(quality or str(dial.QUALITY))
+    size = cli.parse_image_size(image_size)
+    qualities = [dial.QUALITY] if quality is None else dial.parse_qualities(quality)
     checks.integer(1, 9, **{"--effort": effort})
     if prior is None and effort != dial.EFFORT:
         raise ValueError("--effort is of a search under a prior; name one by --prior.")
     model, judge = (load_tokenizer(tokenizer), None) if prior is None else load_pair(tokenizer, prior, torch.device("cpu"))
-    if quality and not judge and not model.has_dial:
-        raise ValueError("--quality is of a search under a prior, or of a tokenizer with a dial, which this one has not; "
-                         "name a --prior.")  # fmt: skip
+    if quality is not None and not judge and not model.has_dial:
+        raise ValueError("--quality is of a search under a prior, or of a tokenizer with a dial, which this one does not "
+                         "have; name a --prior.")  # fmt: skip
     shift = min(*model.patch_shape, MOST) - 1 if shift is None else shift
     known = fingerprint.codes_of(model)
     fields = {"tokenizer": known["identity"], fingerprint.CODES_OF: known, "shift": shift if copies else 0}
     if codes:
         fields["codes"] = model.code_table().clone()  # a clone, for a view would be saved with all that it views
     data = open_folder(images[0], split) if len(images) == 1 and not shards else None
-    if data and (copies or size or frame or judge or quality):
+    if data and (copies or size or frame or judge or quality is not None):
         raise ValueError("--copies, --image_size, --frame, --prior and --quality are for files of images; digits and "
                          "feature maps stay as they are.")  # fmt: skip
     if split is not None and not data:

@@ -11,6 +11,7 @@ from torch import Tensor
 from homework.codec import archive, dial, tiles
 from homework.codec.compressor import PIXELS_AT_ONCE, Compressor
 from homework.codec.range_coder import damaged
+from homework.core.fingerprint import of_all_weights
 from homework.datasets.image_files import batches_of
 from homework.datasets.images import as_float
 from homework.priors.cascade import Cascade
@@ -38,6 +39,10 @@ class CascadeCompressor(Compressor):
         if effort or target or quality != dial.QUALITY:
             raise ValueError(NO_SEARCH)
         super()._set(effort, quality, target)
+
+    @property
+    def encoders(self) -> list[str]:
+        return [of_all_weights(codebook) for codebook in self.prior.codebooks]
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """(1,N). ValueError if an image of ``size`` (H,W) has another finest grid than the cascade knows."""

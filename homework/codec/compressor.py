@@ -15,7 +15,7 @@ from homework.codec.entropy import entropy_model, probe
 from homework.codec.parallel import groups, in_parallel
 from homework.codec.search import search
 from homework.core import checks
-from homework.core.fingerprint import fingerprint, legacy_fingerprint
+from homework.core.fingerprint import fingerprint, legacy_fingerprint, of_all_weights
 from homework.datasets.image_files import batches_of
 from homework.datasets.images import as_float, to_uint8
 from homework.priors.base import Prior
@@ -31,7 +31,7 @@ Item = tuple[archive.Reader, int]  # a file, and which of its images
 class Compressor:
     """Images to bytes and back: the tokens of a tokenizer, range-coded under a prior::
 
-        x (H,W,3) -> encode_index -> grid (h,w) -> tiles of the prior's size -> weights -> range coder -> file
+        x (H,W,3) -> encode_at -> grid (h,w) -> tiles of the prior's size -> weights -> range coder -> file
         file -> range coder <-> the prior's steps -> grid (h,w) -> decode_index -> crop -> x_hat (H,W,3)
 
     The grid comes back exactly: under a transformer, which computes on integers (:mod:`homework.codec.integer_layers`), on
@@ -77,6 +77,11 @@ class Compressor:
         """By what files know the models."""
         return self.pair
 
+    @property
+    def encoders(self) -> list[str]:
+        """By what work that is resumed knows what makes the tokens."""
+        return [of_all_weights(self.tokenizer)]
+
     def at(self, quality: float, effort: int | None = None, target: dial.Target | None = None) -> "Compressor":
         """The same, with its models, but of another quality and effort (its own if None), and with this target or none.
         ValueError as for the constructor's."""
@@ -88,7 +93,8 @@ class Compressor:
         checks.integer(0, 9, effort=effort)
         dial.lmbda_at(quality)  # ValueError if it is none
         if effort == 0 and not self.tokenizer.has_dial and (target or quality != dial.QUALITY):
-            raise ValueError("With effort 0 the tokens are the encoder's, of its one quality; use an effort from 1 to 9.")
+            raise ValueError("With effort 0 the tokens are the encoder's, which has no dial, and so one quality; use an "
+                             "effort from 1 to 9.")  # fmt: skip
         self.effort, self.quality, self.target = effort, quality, target
 
     def compress(self, x: Tensor) -> bytes:

@@ -20,7 +20,6 @@ from homework.codec.archive import ArchiveWriter, Reader, target_names
 from homework.codec.compressor import PIXELS_AT_ONCE, Compressor
 from homework.codec.parallel import groups, in_parallel
 from homework.core import devices, files
-from homework.core.fingerprint import of_all_weights
 from homework.datasets.bulk import for_each_shard
 from homework.datasets.image_files import batches_of, decoded, n_pixels, names_below, report_bad_images
 from homework.datasets.images import to_uint8
@@ -89,7 +88,7 @@ def compress_shards(compressor: Compressor, sources: list[str], folder: str, job
     def make(paths: list[str], output: Path, bad: list[str]) -> None:
         compress_files(compressor, paths, str(output), pack=True, **options, left_out=bad)
 
-    models = {"models": compressor.models.head(format.ARCHIVE).hex(), "encoder": of_all_weights(compressor.tokenizer)}
+    models = {"models": compressor.models.head(format.ARCHIVE).hex(), "encoders": compressor.encoders}
     job = {"command": "compress"} | models | job
     for_each_shard(sources, folder, ".hwa", job, options["skip_bad"], make)
 

@@ -36,11 +36,15 @@ def digest(model: Model, tensors: Mapping[str, Tensor], dtype: torch.dtype, pref
         for name, value in model.config.items()
         if name not in model.training_options and (name not in parameters or value != parameters[name].default)
     }
-    name = prefix + vars(type(model)).get("architecture", type(model).__name__)  # a subclass computes something else
-    sha = hashlib.sha256(json.dumps([name, options], sort_keys=True).encode())
+    sha = hashlib.sha256(json.dumps([prefix + architecture_of(model), options], sort_keys=True).encode())
     for _, tensor in sorted(tensors.items()):
         sha.update(repr(tuple(tensor.shape)).encode() + _bytes(tensor, dtype))
     return sha.digest()
+
+
+def architecture_of(model: Model) -> str:
+    """The name of what its class computes: its own, for a subclass computes something else."""
+    return vars(type(model)).get("architecture", type(model).__name__)
 
 
 def codes_of(model: Model) -> dict[str, str]:
@@ -59,8 +63,9 @@ def codes_of(model: Model) -> dict[str, str]:
 def codes_of_part(part: Model, whole: Model, *how: object) -> dict[str, str]:
     """What a tokenizer keeps under :data:`CODES_OF` whose tokens are some of those of ``whole``, chosen as ``how`` says: the
     same for every encoder that makes these codes."""
-    known = {key: (vars(type(part))["architecture"], how, value.split()[0]) for key, value in codes_of(whole).items()}
-    found = {key: hashlib.sha256(repr(value).encode()).hexdigest() for key, value in known.items()}
+    name = architecture_of(part), how
+    found = {key: hashlib.sha256(repr((*name, known.split()[0])).encode()).hexdigest()
+             for key, known in codes_of(whole).items()}  # fmt: skip
     own = digest(part, part.state_dict(), torch.float16).hex()[:16]  # by which early files know it
     return found | {"identity": f"{found['identity'][:16]} {own}"}
 

@@ -80,14 +80,19 @@ class TokenDataset(Grids):
         self.size = self.tokens.shape[1:]
         if self.tokens.min() < 0 or self.tokens.max() >= self.n_tokens:
             raise ValueError(f"{path} holds tokens outside of [0, {self.n_tokens}).")
-        self.lmbda = lmbda = fields.get("lmbda")
-        shaped = isinstance(lmbda, Tensor) and lmbda.shape == (len(self.tokens),)
-        if lmbda is not None and not (shaped and ((lmbda > 0) & lmbda.isfinite()).all()):
-            raise ValueError(f"{path} does not say of each of its {len(self.tokens)} grids at which lmbda it was found; "
-                             "make it again, with python -m homework.tokenize.")  # fmt: skip
+        self.lmbda = checked_lmbda(path, fields.get("lmbda"), len(self.tokens))
         self.codes = codes = fields.get("codes")
         if codes is not None and (not isinstance(codes, Tensor) or codes.ndim != 2 or len(codes) != self.n_tokens):
             raise ValueError(f"{path} holds code vectors that are not a table of {self.n_tokens} rows; make it again.")
+
+
+def checked_lmbda(path: Path, lmbda: Any, n: int) -> Tensor | None:
+    """The lmbda (n) of each grid in a file, or None if it has none. ValueError for anything else."""
+    shaped = isinstance(lmbda, Tensor) and lmbda.is_floating_point() and lmbda.shape == (n,)
+    if lmbda is not None and not (shaped and ((lmbda > 0) & lmbda.isfinite()).all()):
+        raise ValueError(f"{path} does not say of each of its {n} grids at which lmbda it was found; make it again, with "
+                         "python -m homework.tokenize.")  # fmt: skip
+    return lmbda
 
 
 def _joined(folder: Path) -> dict[str, Any]:
@@ -107,10 +112,12 @@ def _joined(folder: Path) -> dict[str, Any]:
                              "python -m homework.tokenize ... --shards, with --image_size.")  # fmt: skip
     images = hashlib.sha256(repr([part.get("images") for part in parts.values()]).encode()).hexdigest()[:16]
     tokens = torch.from_numpy(np.concatenate([part["tokens"].numpy() for part in parts.values()]))
-    joined = {"tokens": tokens, "names": [name for part in parts.values() for name in part["names"]], "images": images}
-    if all(isinstance(part.get("lmbda"), Tensor) for part in parts.values()):
-        joined["lmbda"] = torch.cat([part["lmbda"] for part in parts.values()])
-    return {key: value for key, value in one.items() if key != "lmbda"} | joined
+    names = [name for part in parts.values() for name in part["names"]]
+    joined = one | {"tokens": tokens, "names": names, "images": images}
+    if found := [lmbda for path, part in parts.items()
+                 if (lmbda := checked_lmbda(path, part.get("lmbda"), len(part["tokens"]))) is not None]:  # fmt: skip
+        joined["lmbda"] = torch.cat(found)  # of fewer grids, if some files have none: then it is refused
+    return joined
 
 
 class MultiscaleDataset(Dataset):

@@ -20,7 +20,6 @@ from homework.codec import archive, range_coder
 from homework.codec.compressor import Compressor
 from homework.codec.parallel import groups
 from homework.core import checks
-from homework.core.fingerprint import of_all_weights
 from homework.datasets.image_files import batches_of, decoded, read_image
 from homework.datasets.images import to_uint8
 from homework.datasets.shards import file_size
@@ -67,8 +66,7 @@ def as_row(row: Any) -> list[float]:
 
 def measure_ours(compressor: Compressor, paths: list[str], size: tuple[int, int] | None, measured: Measured) -> np.ndarray:
     """Rows (n, COLUMNS) of our files; times are wall-clock times of a batch over its images. ValueError for damaged ones."""
-    encoder = of_all_weights(compressor.tokenizer)
-    setting, keys = (compressor.models, encoder, compressor.effort, compressor.quality), []
+    setting, keys = (compressor.models, *compressor.encoders, compressor.effort, compressor.quality), []
     with tqdm(total=len(paths), desc="ours", unit="img") as bar:
         for _, images in decoded(batches_of(paths, compressor.batch_size), size):
             if bad := [image for image in images if isinstance(image, str)]:

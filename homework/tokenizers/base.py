@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from homework.core import checks
 from homework.core.model import Model
 from homework.nn.blocks import MaskedConv2d, halo, pad_to_patches
 
@@ -40,8 +41,8 @@ class Tokenizer(Model):
         raise NotImplementedError
 
     def encode_at(self, x: Tensor, lmbda: float | Tensor) -> Tensor:
-        """As :meth:`encode_index`, for images of which a bit per pixel is worth ``lmbda`` of mean squared error, above 0: a
-        number, or one for each image (...). By default tokens are the same at any."""
+        """As :meth:`encode_index`, where a bit per pixel is worth ``lmbda`` of mean squared error, above 0: a number, or one
+        for each image (...). By default tokens are the same at any."""
         return self.encode_index(x)
 
     def code_vectors(self, index: Tensor) -> Tensor:
@@ -160,17 +161,20 @@ def to_pictures(x: Tensor) -> Tensor:
 
 class QuantizedAutoEncoder(Tokenizer, AutoEncoder):
     """An auto-encoder with a quantizer in its bottleneck: codes (...,h,w,d), one of K at each position, and their indices.
-    A subclass has ``n_tokens``, ``code_vectors(index) -> code``, :meth:`to_index` and :meth:`quantize`, and, to be trained
-    on images with their tokens too, :meth:`distance`."""
+    A subclass has ``n_tokens``, ``code_vectors(index) -> code``, :meth:`to_index` (or ``encode_index``, without a dial) and
+    :meth:`quantize`, and, to be trained on images with their tokens too, :meth:`distance`."""
 
     more_data = ("tokenized_images",)
 
     def latent(self, x: Tensor, lmbda: float | Tensor | None = None) -> Tensor:
-        """(...,H,W,3) -> (...,h,w,C): what is to be quantized; ``lmbda`` as of :meth:`encode_at`, None for LMBDA."""
-        if lmbda is None or not self.has_dial:
+        """(...,H,W,3) -> (...,h,w,C): what is to be quantized; with a dial, ``lmbda`` as of :meth:`encode_at`, None for
+        LMBDA. ValueError for a number that is not above 0."""
+        if lmbda is None:
             return self.encoded(x)
+        if not isinstance(lmbda, Tensor):
+            checks.positive(lmbda=lmbda)
         s = (torch.as_tensor(lmbda, dtype=torch.float32, device=x.device) / LMBDA).log2() / OCTAVES
-        return self.encoded(x, s.clamp(-1, 1).expand(x.shape[:-3]).flatten())  # (...) -> (B)
+        return self.encoded(x, s.clamp(-1, 1).to(x.dtype).expand(x.shape[:-3]).flatten())  # (...) -> (B)
 
     def to_index(self, z: Tensor) -> Tensor:
         """(...,h,w,C) -> (...,h,w) int64 in [0,K)."""
@@ -196,7 +200,7 @@ class QuantizedAutoEncoder(Tokenizer, AutoEncoder):
 
     def loss(self, batch: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:
         """As of :class:`AutoEncoder` for images. For images (B,H,W,3) with tokens (B,h,w) that a search found at ``lmbda``
-        (B), which an encoder without a dial needs not, the encoder's :meth:`distance` from making them by itself; the
+        (B), which an encoder without a dial does not need, the encoder's :meth:`distance` from making them by itself; the
         decoder stays as it is, and with it what a token means. In eval mode also the error of those tokens, decoded: "mse"
         and "psnr", and of the encoder's own: "own_mse". ValueError if the lmbda is missing."""
         if isinstance(batch, Tensor):
@@ -204,10 +208,11 @@ class QuantizedAutoEncoder(Tokenizer, AutoEncoder):
         x, index, *lmbda = batch
         if self.has_dial and not lmbda:
             raise ValueError("These tokens do not say at which quality they were found, which an encoder with a dial learns "
-                             "by; make them by python -m homework.tokenize --prior.")  # fmt: skip
-        measures = {"loss": self.distance(self.latent(x, *lmbda), index)}
+                             "by; make them by python -m homework.tokenize --prior, or train one without, by --dial False.")
+        own_lmbda = lmbda if self.has_dial else []
+        measures = {"loss": self.distance(self.latent(x, *own_lmbda), index)}
         if not self.training:
-            own = self.encode_at(x, *lmbda) if lmbda else self.encode_index(x)
+            own = self.encode_at(x, *own_lmbda) if self.has_dial else self.encode_index(x)
             mse, own_mse = (F.mse_loss(self.decode_index(i)[:, : x.shape[1], : x.shape[2]], x) for i in (index, own))
             measures |= {"mse": mse, "psnr": -10 * mse.log10(), "own_mse": own_mse}
         return measures

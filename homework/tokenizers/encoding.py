@@ -99,7 +99,8 @@ def encode_files(model: Tokenizer, paths: list[str], batch_size: int, image_size
                         moves = torch.stack([draw_move(shift, origin, copy) for origin in origins])  # (B,3)
                         moved = mirrored_and_shifted(pixels, moves.to(pixels.device))
                     x, own = to_float(moved), [lmbdas[(origin + copy) % len(lmbdas)] for origin in origins if lmbdas]
-                    index = model.encode_at(x, torch.tensor(own)) if own else model.encode_index(x)  # (B,h,w)
+                    each = torch.tensor(own, device=x.device)
+                    index = model.encode_at(x, each) if own else model.encode_index(x)  # (B,h,w)
                     if improve:
                         index = improve(moved, index, own)
                     grids = as_smallest_type(index, model.n_tokens)

@@ -102,12 +102,12 @@ class VQVAE(VQPatchAutoEncoder):
         self.down, self.up = nn.Linear(math.prod(self.grid), code_dim), nn.Linear(code_dim, math.prod(self.grid))
 
     def latent(self, x: Tensor, lmbda: float | Tensor | None = None) -> Tensor:
-        """(...,height,width,3) -> (...,1,1,d). ValueError for an image of another size."""
+        """(...,height,width,3) -> (...,1,1,d); there is no dial. ValueError for an image of another size."""
         if x.ndim > 2 and x.shape[-3:-1] != self.size:
             H, W = x.shape[-3:-1]
             raise ValueError(f"The images are {H}x{W}, but this VQVAE is for {self.size[0]}x{self.size[1]}; train one "
                              f"with --height {H} --width {W}.")  # fmt: skip
-        z = super().latent(x, lmbda).flatten(-3)  # (...,h,w,d) -> (...,h*w*d)
+        z = super().latent(x).flatten(-3)  # (...,h,w,d) -> (...,h*w*d)
         return self.down(z)[..., None, None, :]  # (...,h*w*d) -> (...,1,1,d)
 
     def decode(self, code: Tensor) -> Tensor:

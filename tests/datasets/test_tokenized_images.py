@@ -1,6 +1,7 @@
 """Tokens that a search found, from images to a tokenizer that has learned from them."""
 
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,6 +125,11 @@ def test_an_encoder_with_a_dial_makes_tokens_for_any_quality(command, folder):
     assert torch.equal(fresh.encode_at(x, lmbda_at(20)), fresh.encode_index(x))
     with pytest.raises(ValueError, match="quality"):
         model.loss((x, index))
+    for wrong in -1.0, 0.0, float("nan"):
+        with pytest.raises(ValueError, match="lmbda is"):
+            model.encode_at(x, wrong)
+    half = checkpoint.load("dial.pth").bfloat16()
+    assert half.encode_at(x.bfloat16(), lmbda_at(20)).shape == low.shape
 
 
 def test_with_a_dial_quality_counts_without_a_search(command, folder):
@@ -148,12 +154,21 @@ def test_with_a_dial_quality_counts_without_a_search(command, folder):
     assert "dial" in sentence(command("tokenize", "tokenizer.pth", "t.pth", "images", "--quality=20"))
 
 
-@pytest.mark.parametrize("lmbda", ["text", torch.ones(5), torch.zeros(6), torch.full((6,), torch.nan), torch.ones(6, 1)])
+@pytest.mark.parametrize("lmbda", ["text", torch.ones(()), torch.ones(5), torch.zeros(6), torch.full((6,), torch.nan),
+                                   torch.ones(6, 1), torch.ones(6, dtype=torch.complex64)])  # fmt: skip
 def test_a_damaged_lmbda_is_a_sentence(command, folder, lmbda):
     searched(command)
     files.write(files.read(folder / "tokenized_train.pth") | {"lmbda": lmbda}, folder / "tokenized_train.pth")
-    train = command("train", "tokenizer.pth", "--dataset=tokenized_images", "--data=.")
-    assert "lmbda" in sentence(train)
+    train = ["train", "tokenizer.pth", "--dataset=tokenized_images", "--data=."]
+    assert "lmbda" in sentence(command(*train))
+    Path("tokenized_train").mkdir()
+    for name in "one.pth", "two.pth":  # as tokenize --shards writes them
+        files.write(files.read("tokenized_valid.pth"), f"tokenized_train/{name}")
+    assert len(TokenDataset("tokenized_train").lmbda) == 12
+    for damage in {"lmbda": lmbda}, {"lmbda": None}:
+        files.write(files.read("tokenized_valid.pth") | damage, "tokenized_train/two.pth")
+        with pytest.raises(ValueError, match="lmbda"):
+            TokenDataset("tokenized_train")
 
 
 @pytest.mark.parametrize("damage", ["text", {}, {"fingerprint": "00", "legacy": "00", "identity": "00"}, [1]])

@@ -159,6 +159,13 @@ def test_another_encoder_of_the_same_codes_does_as_well(here, stages):
     assert torch.equal(CascadeCompressor(one).decompress(data), CascadeCompressor(two).decompress(data))
 
 
+def test_a_class_of_ones_own_is_known_by_its_name(here):
+    class Mine(SubsampledTokenizer):
+        pass
+
+    assert fingerprint(Mine.part_of(here, 2, 3)) != fingerprint(coarser(here, 2, 3))
+
+
 def test_stages_that_know_the_weights_alone_go_on_with_these(here, stages):
     part = coarser(here, 2, 3)
     early = digest(part, part.state_dict(), torch.float16).hex()[:16]
