@@ -39,16 +39,17 @@ def pairs(*models: str, data: str = "data/valid", image_size: str | None = None,
     print("| model | parameters | quality | MSE | PSNR, dB | codes used | bits an image |\n|---|---|---|---|---|---|---|")
     for path, _, priors in (str(m).partition("=") for m in models):
         model = checkpoint.load(path)
+        # says so if they do not go together
+        loaded = [load_pair(path, p, torch.device("cpu"))[1] for p in priors.split(",") if p]
         for own in qualities if isinstance(model, Tokenizer) and model.has_dial else [None]:
-            print("|", " | ".join(row(path, model, own, [p for p in priors.split(",") if p], images, n)), "|", flush=True)
+            print("|", " | ".join(row(path, model, own, loaded, images, n)), "|", flush=True)
 
 
 @torch.inference_mode()
-def row(path: str, model: Model, quality: float | None, prior_paths: list[str], images: ImageDataset,
+def row(path: str, model: Model, quality: float | None, priors: list[Prior], images: ImageDataset,
         n: int) -> tuple[str, ...]:  # fmt: skip
     """The cells of one model's line, over the first n images, at a quality if it has a dial."""
-    priors = {p: load_pair(path, p, torch.device("cpu"))[1] for p in prior_paths}  # says so if they do not go together
-    error, used, bits = 0.0, set(), dict.fromkeys(priors, 0.0)
+    error, used, bits = 0.0, set(), [0.0] * len(priors)
     for indices in tqdm(torch.arange(n).split(BATCH), desc=path, leave=False):
         x = images.batch(indices)
         if isinstance(model, Tokenizer):
@@ -58,10 +59,10 @@ def row(path: str, model: Model, quality: float | None, prior_paths: list[str], 
         else:
             x_hat = model.decode(model.encode(x))
         error += sum(errors(x_hat[:, : x.shape[1], : x.shape[2]], x))
-        for p, prior in priors.items():
+        for p, prior in enumerate(priors):
             bits[p] += prior.bits(grids).sum().item()
     codes = f"{len(used)} of {model.n_tokens}" if used else ""
-    under = ", ".join(f"{bits[p] / n:,.0f} ({name(prior)})" for p, prior in priors.items())
+    under = ", ".join(f"{total / n:,.0f} ({name(prior)})" for total, prior in zip(bits, priors, strict=True))
     size, at = f"{sum(p.numel() for p in model.parameters()):,}", "" if quality is None else f"{quality:g}"
     return f"{name(model)} ({path})", size, at, f"{error / n:.5f}", f"{psnr(error / n):.2f}", codes, under
 

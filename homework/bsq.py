@@ -107,7 +107,6 @@ class BSQPatchAutoEncoder(QuantizedAutoEncoder):
                  decoder_blocks: int = 4, detail: int = 16, commitment_weight: float = 0.0, entropy_weight: float = 0.0,
                  gamma: float = 1.0, inverse_temperature: float = 100.0, rate_weight: float = 0.0,
                  dial: bool = False):  # fmt: skip
-        checks.boolean(dial=dial)
         networks = patch_networks(patch_size, latent_dim, latent_dim, encoder_blocks, decoder_blocks, detail, dial)
         super().__init__(patch_size, *networks, local=True)
         checks.not_negative(commitment_weight=commitment_weight, entropy_weight=entropy_weight, gamma=gamma)

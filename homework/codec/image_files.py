@@ -88,8 +88,8 @@ def compress_shards(compressor: Compressor, sources: list[str], folder: str, job
     def make(paths: list[str], output: Path, bad: list[str]) -> None:
         compress_files(compressor, paths, str(output), pack=True, **options, left_out=bad)
 
-    models = {"models": compressor.models.head(format.ARCHIVE).hex(), "encoders": compressor.encoders}
-    job = {"command": "compress"} | models | job
+    job = {"command": "compress", "models": compressor.models.head(format.ARCHIVE).hex(),
+           "encoders": compressor.encoders} | job  # fmt: skip
     for_each_shard(sources, folder, ".hwa", job, options["skip_bad"], make)
 
 

@@ -66,8 +66,7 @@ def codes_of_part(part: Model, whole: Model, *how: object) -> dict[str, str]:
     name = architecture_of(part), how
     found = {key: hashlib.sha256(repr((*name, known.split()[0])).encode()).hexdigest()
              for key, known in codes_of(whole).items()}  # fmt: skip
-    own = digest(part, part.state_dict(), torch.float16).hex()[:16]  # by which early files know it
-    return found | {"identity": f"{found['identity'][:16]} {own}"}
+    return found | {"identity": f"{found['identity'][:16]} {of_all_weights(part)}"}  # the latter is what early files have
 
 
 def fingerprint(model: Model) -> bytes:
@@ -83,9 +82,8 @@ def identity(model: Model) -> str:
     have the same."""
     if CODES_OF in model.meta:
         return codes_of(model)["identity"]
-    weights = model.state_dict()
-    legacy = legacy_digest(type(model).__name__, {}, weights, torch.float16)
-    return f"{digest(model, weights, torch.float16).hex()[:16]} {legacy.hex()[:16]}"
+    legacy = legacy_digest(type(model).__name__, {}, model.state_dict(), torch.float16)
+    return f"{of_all_weights(model)} {legacy.hex()[:16]}"
 
 
 def of_all_weights(model: Model) -> str:

@@ -140,8 +140,9 @@ class PatchDecoder(nn.Module):
 
 def patch_networks(patch_size: int, latent_dim: int, bottleneck: int, encoder_blocks: int, decoder_blocks: int,
                    detail: int, dial: bool = False) -> tuple[PatchEncoder, PatchDecoder]:  # fmt: skip
-    """The encoder and decoder of a patch auto-encoder. ValueError, naming the argument, for a size that is not allowed."""
+    """The encoder and decoder of a patch auto-encoder. ValueError, naming the argument, for a value that is not allowed."""
     check_sizes(patch_size, latent_dim, encoder_blocks, decoder_blocks, detail)
+    checks.boolean(dial=dial)
     encoder = PatchEncoder(patch_size, latent_dim, bottleneck, encoder_blocks, dial)
     return encoder, PatchDecoder(patch_size, latent_dim, bottleneck, decoder_blocks, detail)
 

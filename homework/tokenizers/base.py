@@ -206,13 +206,14 @@ class QuantizedAutoEncoder(Tokenizer, AutoEncoder):
         if isinstance(batch, Tensor):
             return super().loss(batch) | ({} if self.training else {"tokens": self.encode_index(batch)})
         x, index, *lmbda = batch
-        if self.has_dial and not lmbda:
+        if not self.has_dial:
+            lmbda = []
+        elif not lmbda:
             raise ValueError("These tokens do not say at which quality they were found, which an encoder with a dial learns "
                              "by; make them by python -m homework.tokenize --prior, or train one without, by --dial False.")
-        own_lmbda = lmbda if self.has_dial else []
-        measures = {"loss": self.distance(self.latent(x, *own_lmbda), index)}
+        measures = {"loss": self.distance(self.latent(x, *lmbda), index)}
         if not self.training:
-            own = self.encode_at(x, *own_lmbda) if self.has_dial else self.encode_index(x)
+            own = self.encode_at(x, *lmbda) if lmbda else self.encode_index(x)
             mse, own_mse = (F.mse_loss(self.decode_index(i)[:, : x.shape[1], : x.shape[2]], x) for i in (index, own))
             measures |= {"mse": mse, "psnr": -10 * mse.log10(), "own_mse": own_mse}
         return measures

@@ -37,7 +37,6 @@ class VQPatchAutoEncoder(QuantizedAutoEncoder):
                  encoder_blocks: int = 2, decoder_blocks: int = 4, detail: int = 16, l2_norm: bool = True,
                  codebook_weight: float = 1.0, commitment_weight: float = 0.25, ema_decay: float = 0.0,
                  restart_below: float = 0.1, rate_weight: float = 0.0, dial: bool = False):  # fmt: skip
-        checks.boolean(dial=dial)
         quantizer = VectorQuantizer(n_tokens, code_dim, l2_norm, ema_decay, restart_below)
         checks.not_negative(codebook_weight=codebook_weight, commitment_weight=commitment_weight, rate_weight=rate_weight)
         networks = patch_networks(patch_size, latent_dim, code_dim, encoder_blocks, decoder_blocks, detail, dial)
