@@ -7,7 +7,9 @@ orphaning a file. The default of an option that exists must therefore never chan
 
 A tokenizer whose encoder alone was trained further has the fingerprints of the one that it came from, which its checkpoint
 keeps under :data:`CODES_OF`: its codes mean the same, so that either reads the other's files. So do those whose tokens are a
-part of the one's.
+part of the one's. One whose decoder alone was trained further is another, for it makes other images of old files; but its
+tokens are what they were, so that priors and token files, which know it by its :func:`identity`, go on with it: its
+checkpoint keeps that under :data:`TOKENS_OF`.
 
 Files of format 1 know their models by a hash of the class's name, the tensors with their names, and all options:
 :func:`legacy_digest`.
@@ -25,6 +27,8 @@ from torch import Tensor
 from homework.core.model import Model
 
 CODES_OF = "codes_of"  # in meta: {"fingerprint", "legacy" (64 hexadecimal digits each), "identity"} of the first tokenizer
+TOKENS_OF = "tokens_of"  # in meta: the :func:`identity` of the tokenizer that made the tokens from which the decoder learned
+IDENTITY = "[0-9a-f]{16}( [0-9a-f]{16})?"
 
 
 def digest(model: Model, tensors: Mapping[str, Tensor], dtype: torch.dtype, prefix: str = "") -> bytes:
@@ -54,7 +58,7 @@ def codes_of(model: Model) -> dict[str, str]:
     if kept is None:
         digests = {"fingerprint": fingerprint(model).hex(), "legacy": legacy_fingerprint(model).hex()}
         return digests | {"identity": identity(model)}
-    forms = {"fingerprint": "[0-9a-f]{64}", "legacy": "[0-9a-f]{64}", "identity": "[0-9a-f]{16}( [0-9a-f]{16})?"}
+    forms = {"fingerprint": "[0-9a-f]{64}", "legacy": "[0-9a-f]{64}", "identity": IDENTITY}
     if not isinstance(kept, dict) or not all(re.fullmatch(form, str(kept.get(key))) for key, form in forms.items()):
         raise ValueError(f"The checkpoint's {CODES_OF} is damaged; train the tokenizer again.")
     return kept
@@ -82,6 +86,11 @@ def identity(model: Model) -> str:
     have the same."""
     if CODES_OF in model.meta:
         return codes_of(model)["identity"]
+    if TOKENS_OF in model.meta:
+        known = str(model.meta[TOKENS_OF])
+        if not re.fullmatch(IDENTITY, known):
+            raise ValueError(f"The checkpoint's {TOKENS_OF} is damaged; train the tokenizer again.")
+        return known
     legacy = legacy_digest(type(model).__name__, {}, model.state_dict(), torch.float16)
     return f"{of_all_weights(model)} {legacy.hex()[:16]}"
 
@@ -113,7 +122,7 @@ def legacy_digest(name: str, config: dict, tensors: dict[str, Tensor], dtype: to
 
 def legacy_options(model: Model) -> dict:
     """The options of ``model`` that existed in format 1: add the name of each option that comes later."""
-    later = {"pca", "coarser", "context_dim", "attention", "dial"}
+    later = {"pca", "coarser", "context_dim", "attention", "dial", "learns"}
     return {name: value for name, value in model.config.items() if name not in later}
 
 

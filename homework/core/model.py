@@ -53,6 +53,11 @@ class Model(nn.Module):
     def start(self, data: Any) -> None:
         """Called once before the first update of a new model, with its training data, for what starts from these."""
 
+    def keeps(self, meta: dict[str, Any], base: "Model | None") -> dict[str, Any]:
+        """What the checkpoints of a training keep of the ``meta`` of its data and of the model that it starts from, ``base``
+        if there is one; by default all of the former."""
+        return meta
+
     def loss(self, batch: Any) -> dict[str, Tensor]:
         """The scalars of a batch: "loss" is minimized, and every entry is logged under its name. In eval mode there may be
         integers of any shape, too, the batch's tokens, for :meth:`figures`."""

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from homework.core import checks
+from homework.core import checks, fingerprint
 from homework.core.model import Model
 from homework.nn.blocks import MaskedConv2d, halo, pad_to_patches
 
@@ -165,6 +166,7 @@ class QuantizedAutoEncoder(Tokenizer, AutoEncoder):
     :meth:`quantize`, and, to be trained on images with their tokens too, :meth:`distance`."""
 
     more_data = ("tokenized_images",)
+    learns: str = "encoder"  # from given tokens: to make such by itself; or the "decoder", to make better images of them
 
     def latent(self, x: Tensor, lmbda: float | Tensor | None = None) -> Tensor:
         """(...,H,W,3) -> (...,h,w,C): what is to be quantized; with a dial, ``lmbda`` as of :meth:`encode_at`, None for
@@ -200,9 +202,10 @@ class QuantizedAutoEncoder(Tokenizer, AutoEncoder):
 
     def loss(self, batch: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:
         """As of :class:`AutoEncoder` for images. For images (B,H,W,3) with tokens (B,h,w) that a search found at ``lmbda``
-        (B), which an encoder without a dial does not need, the encoder's :meth:`distance` from making them by itself; the
-        decoder stays as it is, and with it what a token means. In eval mode also the error of those tokens, decoded: "mse"
-        and "psnr", and of the encoder's own: "own_mse". ValueError if the lmbda is missing."""
+        (B), which an encoder without a dial does not need, the encoder's :meth:`distance` from making them by itself, while
+        the decoder stays as it is, and with it what a token means; or if the decoder ``learns``, the error of the decoded
+        tokens, while the encoder and the codes stay as they are. In eval mode also that error, "mse" and "psnr", and that of
+        the encoder's own tokens: "own_mse". ValueError if the lmbda is missing."""
         if isinstance(batch, Tensor):
             return super().loss(batch) | ({} if self.training else {"tokens": self.encode_index(batch)})
         x, index, *lmbda = batch
@@ -211,12 +214,28 @@ class QuantizedAutoEncoder(Tokenizer, AutoEncoder):
         elif not lmbda:
             raise ValueError("These tokens do not say at which quality they were found, which an encoder with a dial learns "
                              "by; make them by python -m homework.tokenize --prior, or train one without, by --dial False.")
+
+        def error(tokens: Tensor) -> Tensor:
+            return F.mse_loss(self.decode(self.code_vectors(tokens).detach())[:, : x.shape[1], : x.shape[2]], x)
+
+        if self.learns == "decoder" and self.training:
+            return {"loss": error(index)}
         measures = {"loss": self.distance(self.latent(x, *lmbda), index)}
         if not self.training:
-            own = self.encode_at(x, *lmbda) if lmbda else self.encode_index(x)
-            mse, own_mse = (F.mse_loss(self.decode_index(i)[:, : x.shape[1], : x.shape[2]], x) for i in (index, own))
-            measures |= {"mse": mse, "psnr": -10 * mse.log10(), "own_mse": own_mse}
+            mse, own = error(index), self.encode_at(x, *lmbda) if lmbda else self.encode_index(x)
+            measures |= {"mse": mse, "psnr": -10 * mse.log10(), "own_mse": error(own)}
+            measures["loss"] = mse if self.learns == "decoder" else measures["loss"]
         return measures
+
+    def keeps(self, meta: dict[str, Any], base: Model | None) -> dict[str, Any]:
+        """Of given tokens: that its codes are theirs, or if its decoder learns from them, its tokens alone; but if ``base``
+        keeps such already, the codes are that one's."""
+        if (codes := meta.get(fingerprint.CODES_OF)) is None:
+            return meta
+        if self.learns == "decoder":
+            return {fingerprint.TOKENS_OF: codes["identity"]}
+        changed = base and not {fingerprint.CODES_OF, fingerprint.TOKENS_OF}.isdisjoint(base.meta)
+        return {fingerprint.CODES_OF: fingerprint.codes_of(base)} if base and changed else meta
 
     def figures(self, means: dict[str, float], counts: Tensor) -> dict[str, float]:
         """With :func:`usage` over all tokens, too."""

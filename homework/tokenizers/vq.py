@@ -27,21 +27,24 @@ class VQPatchAutoEncoder(QuantizedAutoEncoder):
         codebook_weight: of the codebook loss, which the moving averages of ``ema_decay`` replace.
         commitment_weight: of the commitment loss (beta in equation 3 of the paper); lower, for the entries are to follow
             the vectors rather than the other way round.
-        rate_weight, dial: as of :class:`homework.bsq.BSQPatchAutoEncoder`.
+        rate_weight, dial, learns: as of :class:`homework.bsq.BSQPatchAutoEncoder`.
     """
 
     architecture = "VQ patch auto-encoder 1"
-    training_options = frozenset({"codebook_weight", "commitment_weight", "ema_decay", "restart_below", "rate_weight"})
+    training_options = frozenset({"codebook_weight", "commitment_weight", "ema_decay", "restart_below", "rate_weight",
+                                  "learns"})  # fmt: skip
 
     def __init__(self, patch_size: int = 5, latent_dim: int = 128, n_tokens: int = 1024, code_dim: int = 16,
                  encoder_blocks: int = 2, decoder_blocks: int = 4, detail: int = 16, l2_norm: bool = True,
                  codebook_weight: float = 1.0, commitment_weight: float = 0.25, ema_decay: float = 0.0,
-                 restart_below: float = 0.1, rate_weight: float = 0.0, dial: bool = False):  # fmt: skip
+                 restart_below: float = 0.1, rate_weight: float = 0.0, dial: bool = False,
+                 learns: str = "encoder"):  # fmt: skip
         quantizer = VectorQuantizer(n_tokens, code_dim, l2_norm, ema_decay, restart_below)
         checks.not_negative(codebook_weight=codebook_weight, commitment_weight=commitment_weight, rate_weight=rate_weight)
         networks = patch_networks(patch_size, latent_dim, code_dim, encoder_blocks, decoder_blocks, detail, dial)
         super().__init__(patch_size, *networks, local=True)
-        self.quantizer, self.n_tokens, self.has_dial = quantizer, n_tokens, dial
+        checks.choice(("encoder", "decoder"), learns=learns)
+        self.quantizer, self.n_tokens, self.has_dial, self.learns = quantizer, n_tokens, dial, learns
         self.weights = {"codebook": codebook_weight, "commitment": commitment_weight, "rate": rate_weight}
         self.rate = RatePredictor(code_dim, n_tokens) if rate_weight else None
 

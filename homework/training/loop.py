@@ -320,7 +320,7 @@ class Run:
 
     def meta(self) -> dict:
         return {"command": cli.command_line("train"), "update": self.update,
-                "minutes": self.seconds / 60, "valid": self.measures} | self.train_data.meta  # fmt: skip
+                "minutes": self.seconds / 60, "valid": self.measures} | self.model.meta  # fmt: skip
 
     @torch.no_grad()
     def save(self, finished: bool, validated: bool, kept: bool) -> Model:

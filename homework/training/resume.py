@@ -113,7 +113,7 @@ def state_of(run: Any) -> dict:
     """All that the ``run`` (:class:`homework.training.loop.Run`) needs to continue exactly, whole on the first process; all
     of them have to call it."""
     state = {name: getattr(run, name) for name in ("settings", "group", "data", *STATE_FIELDS)}
-    state |= {"class": type(run.model).__name__, "config": run.model.config}
+    state |= {"class": type(run.model).__name__, "config": run.model.config, "meta": run.model.meta}
     return state | {name: sharded.gathered(getattr(run, name).state_dict()) for name in MODULES}
 
 

@@ -25,6 +25,7 @@ def set_up(settings: dict, state: dict | None, device: torch.device) -> tuple[Mo
     train_data, valid_data = open_data(cls, settings)
     model = registry.build(cls, state["config"], {}) if state else new_model(cls, base, settings, train_data, device)
     model.to(device, torch.float32)
+    model.meta = model.keeps(train_data.meta, base) if not state else state.get("meta", train_data.meta)
     sizes = {"n_tokens": model.n_tokens, "coarse_tokens": model.config.get("coarse_tokens")}
     for name, K in train_data.model_defaults().items():
         if name in sizes and K != sizes[name]:

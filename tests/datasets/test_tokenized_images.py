@@ -101,6 +101,35 @@ def test_files_of_either_tokenizer_are_read_by_the_other(command, folder):
     assert fingerprint.identity(checkpoint.load("new.pth")) != tokens[0]["identity"]
 
 
+def test_a_decoder_learns_from_them_and_the_tokens_stay(command, folder):
+    """It is another tokenizer, whose images are nearer, but the priors of these tokens go on with it."""
+    searched(command)
+    options = ["--dataset=tokenized_images", "--data=.", "--batch_size=2", "--lr=0.01", "--warmup=5", "--epochs=40"]
+    done = command("train", "tokenizer.pth", "--learns=decoder", *options, "--output=better.pth")
+    assert done.returncode == 0, done.stderr
+    x, index, _ = TokenizedImages(root=".").batch(range(6))
+    (trained,) = folder.glob("checkpoints/*.pth")
+    before, after = checkpoint.load("tokenizer.pth"), checkpoint.load(trained)
+    with torch.no_grad():
+        errors = [float(F.mse_loss(model.decode_index(index)[:, :22, :31], x)) for model in (before, after)]
+    assert errors[1] < 0.9 * errors[0]
+    assert torch.equal(before.encode_index(x), after.encode_index(x))
+    assert torch.equal(before.code_table(), after.code_table())
+    assert fingerprint.identity(before) == fingerprint.identity(after)
+    assert fingerprint.fingerprint(before) != fingerprint.fingerprint(after)
+    for one, other in ("tokenizer.pth", "better.pth"), ("better.pth", "tokenizer.pth"):
+        assert command("compress", one, "prior.pth", "images", "a.hwa", "--effort=0").returncode == 0
+        assert "tokenizer" in sentence(command("compress", "decompress", other, "prior.pth", "a.hwa", "out"))
+    # its encoder, trained further on the tokens of before, makes codes for this decoder
+    assert command("train", "better.pth", "--learns=encoder", *options, "--output=most.pth").returncode == 0
+    assert fingerprint.codes_of(checkpoint.load("most.pth")) == fingerprint.codes_of(checkpoint.load("better.pth"))
+    done = command("compress", "decompress", "most.pth", "prior.pth", "a.hwa", "out")
+    assert done.returncode == 0, done.stderr
+    after.meta[fingerprint.TOKENS_OF] = "nothing"
+    checkpoint.save(after, "damaged.pth", after.meta)
+    assert "damaged" in sentence(command("compress", "damaged.pth", "prior.pth", "images", "b.hwa"))
+
+
 def dialed(command):
     """A tokenizer that has learned what a search finds at a quality of 20 and of 80; these images, tokens and lmbdas."""
     searched(command)
@@ -178,9 +207,11 @@ def test_a_damaged_fingerprint_is_a_sentence(command, folder, damage):
     assert "damaged" in sentence(command("compress", "damaged.pth", "prior.pth", "images", "a.hwa", "--effort=0"))
 
 
-def test_a_resumed_run_keeps_them(command, folder, monkeypatch):
+@pytest.mark.parametrize("learns", ["encoder", "decoder"])
+def test_a_resumed_run_keeps_them(command, folder, monkeypatch, learns):
     searched(command)
-    options = ["--dataset=tokenized_images", "--data=.", "--batch_size=2", "--epochs=4", "--validate_every=3"]
+    options = ["--dataset=tokenized_images", "--data=.", "--batch_size=2", "--epochs=4", "--validate_every=3",
+               f"--learns={learns}"]  # fmt: skip
     step = Run.step
 
     def interrupted(self):
@@ -193,7 +224,9 @@ def test_a_resumed_run_keeps_them(command, folder, monkeypatch):
         assert command("train", "tokenizer.pth", *options, "--output=more.pth").returncode == 130
     done = command("train", next((folder / "checkpoints").glob("*r.pth")), "--resume")
     assert done.returncode == 0, done.stderr
-    assert fingerprint.identity(checkpoint.load("more.pth")) == fingerprint.identity(checkpoint.load("tokenizer.pth"))
+    before, after = checkpoint.load("tokenizer.pth"), checkpoint.load("more.pth")
+    assert fingerprint.identity(after) == fingerprint.identity(before)
+    assert (fingerprint.fingerprint(after) == fingerprint.fingerprint(before)) == (learns == "encoder")
 
 
 def test_measures(folder):
