@@ -1,9 +1,10 @@
 """Files that were once written with the pretrained models decode, in a fresh process, to the tokens that were coded.
 
 ``golden`` holds files of format 1, ``golden/v2`` the same images in format 2, and ``golden/tokens.npz`` the tokens of both;
-``golden/v4`` has files with an enhancement layer, and their grids. All of these are of the prior that was the pretrained
-one then, ``golden/AutoregressiveModel.pth``; ``golden/prior2`` has such files of the present one. A new version of the
-format, or a new prior, gets files of its own, by ``python tests/test_golden.py``; those that exist stay.
+``golden/v4`` has files with an enhancement layer, and their grids. All of these are of the tokenizer and the prior that were
+the pretrained ones then, which lie in ``golden``; ``golden/prior2`` has such files of that tokenizer and the present prior, and
+``golden/decoder2`` of the present tokenizer, too. A new version of the format, or a new model, gets files of its own, by
+``python tests/test_golden.py``; those that exist stay.
 """
 
 from pathlib import Path
@@ -16,14 +17,15 @@ from homework.codec.archive import Reader
 
 GOLDEN = Path(__file__).parent / "golden"
 PRETRAINED = ROOT / "homework" / "pretrained"
-TOKENIZER, LAYER = PRETRAINED / "BSQPatchAutoEncoder.pth", PRETRAINED / "EnhancementLayer.pth"
-FORMER, PRESENT = GOLDEN / "AutoregressiveModel.pth", PRETRAINED / "AutoregressiveModel.pth"
-# by folder: the version of the format, the prior, and the file with the grids
+LAYER = PRETRAINED / "EnhancementLayer.pth"
+BSQ, PRIOR = "BSQPatchAutoEncoder.pth", "AutoregressiveModel.pth"
+# by folder: the version of the format, the tokenizer, the prior, and the file with the grids
 FOLDERS = {
-    ".": (1, FORMER, "tokens.npz"),
-    "v2": (2, FORMER, "../tokens.npz"),
-    "v4": (4, FORMER, "grids.npz"),
-    "prior2": (4, PRESENT, "grids.npz"),
+    ".": (1, GOLDEN / BSQ, GOLDEN / PRIOR, "tokens.npz"),
+    "v2": (2, GOLDEN / BSQ, GOLDEN / PRIOR, "../tokens.npz"),
+    "v4": (4, GOLDEN / BSQ, GOLDEN / PRIOR, "grids.npz"),
+    "prior2": (4, GOLDEN / BSQ, PRETRAINED / PRIOR, "grids.npz"),
+    "decoder2": (4, PRETRAINED / BSQ, PRETRAINED / PRIOR, "grids.npz"),
 }
 FILES = ("temple.hwi", "odd.hwi", "sample.hwa")  # an image; one of 47x211 pixels, in tiles; all sample images
 DECODE = """
@@ -46,9 +48,9 @@ np.savez_compressed(sys.argv[5], **grids)
 
 
 def decode(folder: str, names: tuple[str, ...], out: Path, threads: int, batch_size: int) -> dict[str, np.ndarray]:
-    version, prior, _ = FOLDERS[folder]
+    version, *models, _ = FOLDERS[folder]
     files = [(GOLDEN / folder / name).as_posix() for name in names]
-    models, layer = (TOKENIZER, prior), LAYER if version == 4 else "none"
+    layer = LAYER if version == 4 else "none"
     done = run("-c", DECODE, threads, *models, batch_size, out, layer, *files, cwd=ROOT, OMP_NUM_THREADS=str(threads))
     assert done.returncode == 0, done.stderr
     with np.load(out) as grids:
@@ -56,10 +58,10 @@ def decode(folder: str, names: tuple[str, ...], out: Path, threads: int, batch_s
 
 
 @pytest.mark.parametrize("folder, names, threads, batch_size", [
-    (".", FILES, 1, 64), ("v2", FILES, 2, 64), ("v4", FILES, 1, 64), ("prior2", FILES, 2, 64), (".", FILES[:2], 2, 1),
-    ("v4", FILES[:2], 2, 1), ("prior2", FILES[:2], 1, 1)])  # fmt: skip
+    (".", FILES, 1, 64), ("v2", FILES, 2, 64), ("v4", FILES, 1, 64), ("prior2", FILES, 2, 64), ("decoder2", FILES, 1, 64),
+    (".", FILES[:2], 2, 1), ("v4", FILES[:2], 2, 1), ("prior2", FILES[:2], 1, 1), ("decoder2", FILES[:2], 2, 1)])  # fmt: skip
 def test_golden_files_decode_to_their_tokens(tmp_path, folder, names, threads, batch_size):
-    version, _, grids = FOLDERS[folder]
+    version, *_, grids = FOLDERS[folder]
     for name in names:
         with open(GOLDEN / folder / name, "rb") as file:
             assert Reader(file).version == version
@@ -78,13 +80,13 @@ def make() -> None:
     from homework.compress import compress
     from homework.datasets.image_files import image_paths, read_image
 
-    name_of, (_, prior, grids) = list(FOLDERS.items())[-1]
+    name_of, (_, tokenizer, prior, grids) = list(FOLDERS.items())[-1]
     folder = GOLDEN / name_of
     folder.mkdir(exist_ok=True)
     paths, odd = image_paths(ROOT / "data" / "sample"), folder / "odd.png"
     Image.fromarray(np.tile(read_image(paths[0]), (1, 2, 1))[20:67, 30:241]).save(odd)
     for name, sources in zip(FILES, ([ROOT / "data/sample/temple.jpg"], [odd], paths), strict=True):
-        compress(TOKENIZER, prior, *sources, folder / name, effort=0, quality=85, enhancement=LAYER)
+        compress(tokenizer, prior, *sources, folder / name, effort=0, quality=85, enhancement=LAYER)
     odd.unlink()
     decode(name_of, FILES, folder / grids, 1, 64)
 
