@@ -45,11 +45,15 @@ autoencoder() { # starts at principal components, and is at its best after minut
         --validate_every 200 --output queue/PatchAutoEncoder.pth
 }
 
-searched() { # BSQ's encoder learns from the tokens that a search finds at nine qualities: an hour of a core to search, and
-    # a quarter of an hour to train, if it computes in bfloat16
+searched() { # BSQ's encoder and decoder learn from the tokens that a search finds at nine qualities: an hour of a core to
+    # search, and half an hour to train, if it computes in bfloat16
     search queue/searched 5332 10,20,30,40,50,60,70,80,90 10,20,30,40,50,60,70,80,90
-    train queue_searched homework/BSQPatchAutoEncoder.pth --data queue/searched --dataset tokenized_images --dial True \
-        --epochs 20 --batch_size 8 --lr 1e-3 --ema 0.998 --precision bfloat16 --output queue/BSQPatchAutoEncoder.pth
+    learn() {
+        train "$1" "$2" --data queue/searched --dataset tokenized_images --batch_size 8 --ema 0.998 --precision bfloat16 "${@:3}"
+    }
+    learn queue_encoder homework/BSQPatchAutoEncoder.pth --dial True --epochs 20 --lr 1e-3 --output queue/encoder.pth
+    learn queue_decoder queue/encoder.pth --learns decoder --epochs 6 --lr 6e-4 --output queue/decoder.pth
+    learn queue_searched queue/decoder.pth --learns encoder --epochs 2 --lr 2e-4 --output queue/BSQPatchAutoEncoder.pth
 }
 
 enhancement() { # the layer for BSQ's second grid, a quarter of an hour of a core beside the search
