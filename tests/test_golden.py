@@ -2,9 +2,9 @@
 
 ``golden`` holds files of format 1, ``golden/v2`` the same images in format 2, and ``golden/tokens.npz`` the tokens of both;
 ``golden/v4`` has files with an enhancement layer, and their grids. All of these are of the tokenizer and the prior that were
-the pretrained ones then, which lie in ``golden``; ``golden/prior2`` has such files of that tokenizer and the present prior, and
-``golden/decoder2`` of the present tokenizer, too. A new version of the format, or a new model, gets files of its own, by
-``python tests/test_golden.py``; those that exist stay.
+the pretrained ones then, which lie in ``golden``; ``golden/prior2`` has such files of that tokenizer and the present
+prior, and ``golden/decoder2`` of the present tokenizer, too. A new version of the format, or a new model, gets files of its
+own, by ``python tests/test_golden.py``; those that exist stay.
 """
 
 from pathlib import Path
@@ -59,7 +59,8 @@ def decode(folder: str, names: tuple[str, ...], out: Path, threads: int, batch_s
 
 @pytest.mark.parametrize("folder, names, threads, batch_size", [
     (".", FILES, 1, 64), ("v2", FILES, 2, 64), ("v4", FILES, 1, 64), ("prior2", FILES, 2, 64), ("decoder2", FILES, 1, 64),
-    (".", FILES[:2], 2, 1), ("v4", FILES[:2], 2, 1), ("prior2", FILES[:2], 1, 1), ("decoder2", FILES[:2], 2, 1)])  # fmt: skip
+    (".", FILES[:2], 2, 1), ("v4", FILES[:2], 2, 1), ("prior2", FILES[:2], 1, 1),
+    ("decoder2", FILES[:2], 2, 1)])  # fmt: skip
 def test_golden_files_decode_to_their_tokens(tmp_path, folder, names, threads, batch_size):
     version, *_, grids = FOLDERS[folder]
     for name in names:
