@@ -218,24 +218,22 @@ class QuantizedAutoEncoder(Tokenizer, AutoEncoder):
         def error(tokens: Tensor) -> Tensor:
             return F.mse_loss(self.decode(self.code_vectors(tokens).detach())[:, : x.shape[1], : x.shape[2]], x)
 
-        if self.learns == "decoder" and self.training:
-            return {"loss": error(index)}
-        measures = {"loss": self.distance(self.latent(x, *lmbda), index)}
-        if not self.training:
-            mse, own = error(index), self.encode_at(x, *lmbda) if lmbda else self.encode_index(x)
-            measures |= {"mse": mse, "psnr": -10 * mse.log10(), "own_mse": error(own)}
-            measures["loss"] = mse if self.learns == "decoder" else measures["loss"]
-        return measures
+        decodes = self.learns == "decoder"
+        loss = error(index) if decodes else self.distance(self.latent(x, *lmbda), index)
+        if self.training:
+            return {"loss": loss}
+        mse, own = loss if decodes else error(index), self.encode_at(x, *lmbda) if lmbda else self.encode_index(x)
+        return {"loss": loss, "mse": mse, "psnr": -10 * mse.log10(), "own_mse": error(own)}
 
     def keeps(self, meta: dict[str, Any], base: Model | None) -> dict[str, Any]:
         """Of given tokens: that its codes are theirs, or if its decoder learns from them, its tokens alone; but if ``base``
         keeps such already, the codes are that one's."""
-        if (codes := meta.get(fingerprint.CODES_OF)) is None:
+        if base is None or fingerprint.CODES_OF not in meta:
             return meta
         if self.learns == "decoder":
-            return {fingerprint.TOKENS_OF: codes["identity"]}
-        changed = base and not {fingerprint.CODES_OF, fingerprint.TOKENS_OF}.isdisjoint(base.meta)
-        return {fingerprint.CODES_OF: fingerprint.codes_of(base)} if base and changed else meta
+            return {fingerprint.TOKENS_OF: fingerprint.identity(base)}
+        own = {fingerprint.CODES_OF, fingerprint.TOKENS_OF} & base.meta.keys()
+        return {fingerprint.CODES_OF: fingerprint.codes_of(base)} if own else meta
 
     def figures(self, means: dict[str, float], counts: Tensor) -> dict[str, float]:
         """With :func:`usage` over all tokens, too."""
