@@ -98,7 +98,8 @@ class BSQPatchAutoEncoder(QuantizedAutoEncoder):
         inverse_temperature: tau, how sharply q(bit = 1 | u) = sigmoid(2 tau u / sqrt(L)) follows u.
         dial: whether the encoder makes tokens for any quality, see :meth:`encode_at`. It learns that from tokens that a
             search found at several (--dataset tokenized_images), from images alone nothing.
-        learns: what learns from such tokens: "encoder", to make them by itself, or "decoder", to make better images of them.
+        learns: what learns from such tokens: "encoder", to make them by itself, or "decoder", to make better images of them
+            and of those that the encoder makes.
     """
 
     architecture = "BSQ patch auto-encoder 1"
@@ -110,13 +111,12 @@ class BSQPatchAutoEncoder(QuantizedAutoEncoder):
                  gamma: float = 1.0, inverse_temperature: float = 100.0, rate_weight: float = 0.0,
                  dial: bool = False, learns: str = "encoder"):  # fmt: skip
         networks = patch_networks(patch_size, latent_dim, latent_dim, encoder_blocks, decoder_blocks, detail, dial)
-        super().__init__(patch_size, *networks, local=True)
+        super().__init__(patch_size, *networks, True, dial, learns)
         checks.not_negative(commitment_weight=commitment_weight, entropy_weight=entropy_weight, gamma=gamma)
         checks.not_negative(inverse_temperature=inverse_temperature, rate_weight=rate_weight)
         self.bsq = BSQ(codebook_bits, latent_dim)
         self.rate = RatePredictor(codebook_bits) if rate_weight else None
-        checks.choice(("encoder", "decoder"), learns=learns)
-        self.n_tokens, self.has_dial, self.learns = 2**codebook_bits, dial, learns
+        self.n_tokens = 2**codebook_bits
 
     def encode(self, x: Tensor) -> Tensor:
         """(...,H,W,3) -> (...,h,w,L) of -1 and +1."""

@@ -166,7 +166,13 @@ class QuantizedAutoEncoder(Tokenizer, AutoEncoder):
     :meth:`quantize`, and, to be trained on images with their tokens too, :meth:`distance`."""
 
     more_data = ("tokenized_images",)
-    learns: str = "encoder"  # from given tokens: to make such by itself; or the "decoder", to make better images of them
+
+    def __init__(self, stride: int, encoder: nn.Module, decoder: nn.Module, local: bool = False, dial: bool = False,
+                 learns: str = "encoder"):  # fmt: skip
+        """``learns`` from given tokens: the "encoder", to make such by itself, or the "decoder", better images of them."""
+        super().__init__(stride, encoder, decoder, local)
+        checks.choice(("encoder", "decoder"), learns=learns)
+        self.has_dial, self.learns = dial, learns
 
     def latent(self, x: Tensor, lmbda: float | Tensor | None = None) -> Tensor:
         """(...,H,W,3) -> (...,h,w,C): what is to be quantized; with a dial, ``lmbda`` as of :meth:`encode_at`, None for
@@ -204,8 +210,8 @@ class QuantizedAutoEncoder(Tokenizer, AutoEncoder):
         """As of :class:`AutoEncoder` for images. For images (B,H,W,3) with tokens (B,h,w) that a search found at ``lmbda``
         (B), which an encoder without a dial does not need, the encoder's :meth:`distance` from making them by itself, while
         the decoder stays as it is, and with it what a token means; or if the decoder ``learns``, the error of the decoded
-        tokens, while the encoder and the codes stay as they are. In eval mode also that error, "mse" and "psnr", and that of
-        the encoder's own tokens: "own_mse". ValueError if the lmbda is missing."""
+        tokens and of those that the encoder makes at ``lmbda``, the mean of both, while encoder and codes stay as they are.
+        In eval mode also these errors: "mse", with "psnr", and "own_mse". ValueError if the lmbda is missing."""
         if isinstance(batch, Tensor):
             return super().loss(batch) | ({} if self.training else {"tokens": self.encode_index(batch)})
         x, index, *lmbda = batch
@@ -219,11 +225,13 @@ class QuantizedAutoEncoder(Tokenizer, AutoEncoder):
             return F.mse_loss(self.decode(self.code_vectors(tokens).detach())[:, : x.shape[1], : x.shape[2]], x)
 
         decodes = self.learns == "decoder"
-        loss = error(index) if decodes else self.distance(self.latent(x, *lmbda), index)
-        if self.training:
-            return {"loss": loss}
-        mse, own = loss if decodes else error(index), self.encode_at(x, *lmbda) if lmbda else self.encode_index(x)
-        return {"loss": loss, "mse": mse, "psnr": -10 * mse.log10(), "own_mse": error(own)}
+        if self.training and not decodes:
+            return {"loss": self.distance(self.latent(x, *lmbda), index)}
+        with torch.no_grad():
+            own = self.encode_at(x, *lmbda) if lmbda else self.encode_index(x)
+        mse, own_mse = error(index), error(own)
+        loss = (mse + own_mse) / 2 if decodes else self.distance(self.latent(x, *lmbda), index)
+        return {"loss": loss, "mse": mse, "psnr": -10 * mse.log10(), "own_mse": own_mse}
 
     def keeps(self, meta: dict[str, Any], base: Model | None) -> dict[str, Any]:
         """Of given tokens: that its codes are theirs, or if its decoder learns from them, its tokens alone; but if ``base``

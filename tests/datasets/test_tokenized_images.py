@@ -110,9 +110,10 @@ def test_a_decoder_learns_from_them_and_the_tokens_stay(command, folder):
     x, index, _ = TokenizedImages(root=".").batch(range(6))
     (trained,) = folder.glob("checkpoints/*.pth")
     before, after = checkpoint.load("tokenizer.pth"), checkpoint.load(trained)
-    with torch.no_grad():
-        errors = [float(F.mse_loss(model.decode_index(index)[:, :22, :31], x)) for model in (before, after)]
-    assert errors[1] < 0.9 * errors[0]
+    for tokens in index, before.encode_index(x):  # the search's and its encoder's own
+        with torch.no_grad():
+            errors = [float(F.mse_loss(model.decode_index(tokens)[:, :22, :31], x)) for model in (before, after)]
+        assert errors[1] < 0.9 * errors[0]
     assert torch.equal(before.encode_index(x), after.encode_index(x))
     assert torch.equal(before.code_table(), after.code_table())
     assert fingerprint.identity(before) == fingerprint.identity(after)
