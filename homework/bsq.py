@@ -111,7 +111,7 @@ class BSQPatchAutoEncoder(QuantizedAutoEncoder):
                  gamma: float = 1.0, inverse_temperature: float = 100.0, rate_weight: float = 0.0,
                  dial: bool = False, learns: str = "encoder"):  # fmt: skip
         networks = patch_networks(patch_size, latent_dim, latent_dim, encoder_blocks, decoder_blocks, detail, dial)
-        super().__init__(patch_size, *networks, True, dial, learns)
+        super().__init__(patch_size, *networks, local=True, dial=dial, learns=learns)
         checks.not_negative(commitment_weight=commitment_weight, entropy_weight=entropy_weight, gamma=gamma)
         checks.not_negative(inverse_temperature=inverse_temperature, rate_weight=rate_weight)
         self.bsq = BSQ(codebook_bits, latent_dim)

@@ -211,7 +211,8 @@ class QuantizedAutoEncoder(Tokenizer, AutoEncoder):
         (B), which an encoder without a dial does not need, the encoder's :meth:`distance` from making them by itself, while
         the decoder stays as it is, and with it what a token means; or if the decoder ``learns``, the error of the decoded
         tokens and of those that the encoder makes at ``lmbda``, the mean of both, while encoder and codes stay as they are.
-        In eval mode also these errors: "mse", with "psnr", and "own_mse". ValueError if the lmbda is missing."""
+        In eval mode, and where the decoder learns, also these errors: "mse", with "psnr", and "own_mse". ValueError if the
+        lmbda is missing."""
         if isinstance(batch, Tensor):
             return super().loss(batch) | ({} if self.training else {"tokens": self.encode_index(batch)})
         x, index, *lmbda = batch

@@ -42,7 +42,7 @@ class VQPatchAutoEncoder(QuantizedAutoEncoder):
         quantizer = VectorQuantizer(n_tokens, code_dim, l2_norm, ema_decay, restart_below)
         checks.not_negative(codebook_weight=codebook_weight, commitment_weight=commitment_weight, rate_weight=rate_weight)
         networks = patch_networks(patch_size, latent_dim, code_dim, encoder_blocks, decoder_blocks, detail, dial)
-        super().__init__(patch_size, *networks, True, dial, learns)
+        super().__init__(patch_size, *networks, local=True, dial=dial, learns=learns)
         self.quantizer, self.n_tokens = quantizer, n_tokens
         self.weights = {"codebook": codebook_weight, "commitment": commitment_weight, "rate": rate_weight}
         self.rate = RatePredictor(code_dim, n_tokens) if rate_weight else None
