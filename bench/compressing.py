@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.common import Line, checkpoint_path, load
 from homework.codec.compressor import Compressor
+from homework.codec.entropy import as_learned
 from homework.compress import compress, decompress
 from homework.datasets.image_files import image_paths
 from homework.datasets.images import ImageDataset
@@ -32,7 +33,7 @@ def seconds(f, *arguments, **options) -> float:
 
 def step_milliseconds(coder, B: int, h: int, w: int) -> float:
     """Mean time of a step in the last part of a grid, where the window is full."""
-    steps, N = coder.steps(B, h, w), h * w
+    steps, N = coder.steps(B, h, w, as_learned(B)), h * w
     tokens = np.random.default_rng(0).integers(coder.n_tokens, size=(B, N))
     steps(tokens[:, : max(0, N - STEPS - 1)])
     start = time.perf_counter()
@@ -71,7 +72,7 @@ def measure(data: Path) -> Iterator[Line]:
     for B in (16, 1):
         ts = [seconds(lambda B=B: models[1](grids[:B])) for _ in range(PASSES + 1)][1:]
         passes.append(h * w * statistics.median(ts) / B)
-    notes = where_time_goes(lambda: coder.weights(grids.numpy()), "the parallel pass")
+    notes = where_time_goes(lambda: coder.weights(grids.numpy(), as_learned(16)), "the parallel pass")
     ways = "homework.compress --quiet | a pass per token"
     yield Line(f"compressing {N} files, batch 64", N / there, 1 / passes[0], ways, notes)
     notes = [

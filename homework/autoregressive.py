@@ -114,14 +114,14 @@ class AutoregressiveModel(FromNeighbours, Prior):
 
     @torch.inference_mode(False)  # for the slope, also within it
     @torch.no_grad()
-    def replacement_bits(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def replacement_bits(self, tokens: Tensor, sharpness: float = 1.0) -> tuple[Tensor, Tensor]:
         """As :meth:`homework.priors.base.Prior.replacement_bits`, and how a token changes the bits of later ones, to first
         order: the gradient of these with respect to the summed embeddings, times what the token would add to those."""
         (B, h, w), tokens = tokens.shape, tokens.clone()  # for autograd saves none that inference mode has made
         table, (own, around) = self.table(), self._lookup(h, w, tokens.device)  # (m*(K+1),D), (N), (N,m)
         x = self._embed(table, self._pad(tokens), around).requires_grad_()  # (B,N,D)
         with torch.enable_grad():
-            log_p = self._logits(x, h, w).log_softmax(dim=-1)  # (B,N,K)
+            log_p = (sharpness * self._logits(x, h, w)).log_softmax(dim=-1)  # (B,N,K)
             kept = log_p.gather(-1, tokens.flatten(1)[..., None])  # (B,N,1)
             (slope,) = torch.autograd.grad(-kept.sum(), x)  # (B,N,D)
         m, D = around.shape[1], x.shape[-1]

@@ -290,10 +290,10 @@ def _describe(reader: archive.Reader) -> None:
     one = f"one image of {W}x{H} pixels (width x height), {w}x{h} tokens"
     what = checks.count(n, "image") if reader.kind == format.ARCHIVE else one
     print(f"{reader.name}: {what}, patches of {reader.patch} pixels")
-    layer = f"enhancement layer {reader.head[8:].hex()}, " * (reader.version == format.ENHANCED_FORMAT)
+    layer = f"enhancement layer {reader.head[8:].hex()}, " * reader.enhanced
     print(f"format {reader.version}, tokenizer {reader.head[3:5].hex()}, prior {reader.head[5:7].hex()}, {layer}"
           f"arithmetic {'exact, on integers' if reader.exact else 'in floats, of one kind of machine'}")  # fmt: skip
-    coded = f"coded tokens{' and second grids' * (reader.version == format.ENHANCED_FORMAT)}"
+    coded = f"coded tokens{' and second grids' * reader.enhanced}"
     for what, size in ("file", reader.length), (coded, payload):
         print(f"{what}: {size:,} bytes, {8 * size / n:,.1f} bits an image, {8 * size / pixels:.4f} bits a pixel")
     print("   bytes  bits/pixel    width x height     CRC-32  name")
@@ -311,7 +311,7 @@ def _facts(reader: archive.Reader) -> dict[str, Any]:
         "tokenizer": reader.head[3:5].hex(),
         "prior": reader.head[5:7].hex(),
         "exact": reader.exact,
-        "enhancement": reader.head[8:].hex() if reader.version == format.ENHANCED_FORMAT else None,
+        "enhancement": reader.head[8:].hex() if reader.enhanced else None,
         "patch": reader.patch,
         "bytes": reader.length,
         "images": [
@@ -332,7 +332,7 @@ def describe_checkpoint(path: str) -> dict[str, str]:
         known = fingerprint.fingerprint(model)
     else:
         prior = model if isinstance(model, Cascade) else check_prior(path, model)
-        role, known = "prior", entropy_model(prior).fingerprints[format.FORMAT]
+        role, known = "prior", entropy_model(prior).fingerprints[2]
     return {"file": path, "role": role, "fingerprint": known[:2].hex(), "model": type(model).__name__}
 
 

@@ -3,7 +3,8 @@
 ``golden`` holds files of format 1, ``golden/v2`` the same images in format 2, and ``golden/tokens.npz`` the tokens of both;
 ``golden/v4`` has files with an enhancement layer, and their grids. All of these are of the tokenizer and the prior that were
 the pretrained ones then, which lie in ``golden``; ``golden/prior2`` has such files of that tokenizer and the present
-prior, and ``golden/decoder2`` of the present tokenizer, too. A new version of the format, or a new model, gets files of its
+prior, and ``golden/decoder2`` of the present tokenizer, too; ``golden/v7`` has those of the same models whose payloads have a
+sharpness. A new version of the format, or a new model, gets files of its
 own, by ``python tests/test_golden.py``; those that exist stay.
 """
 
@@ -26,6 +27,7 @@ FOLDERS = {
     "v4": (4, GOLDEN / BSQ, GOLDEN / PRIOR, "grids.npz"),
     "prior2": (4, GOLDEN / BSQ, PRETRAINED / PRIOR, "grids.npz"),
     "decoder2": (4, PRETRAINED / BSQ, PRETRAINED / PRIOR, "grids.npz"),
+    "v7": (7, PRETRAINED / BSQ, PRETRAINED / PRIOR, "grids.npz"),
 }
 FILES = ("temple.hwi", "odd.hwi", "sample.hwa")  # an image; one of 47x211 pixels, in tiles; all sample images
 DECODE = """
@@ -50,7 +52,7 @@ np.savez_compressed(sys.argv[5], **grids)
 def decode(folder: str, names: tuple[str, ...], out: Path, threads: int, batch_size: int) -> dict[str, np.ndarray]:
     version, *models, _ = FOLDERS[folder]
     files = [(GOLDEN / folder / name).as_posix() for name in names]
-    layer = LAYER if version == 4 else "none"
+    layer = LAYER if version >= 4 else "none"
     done = run("-c", DECODE, threads, *models, batch_size, out, layer, *files, cwd=ROOT, OMP_NUM_THREADS=str(threads))
     assert done.returncode == 0, done.stderr
     with np.load(out) as grids:
@@ -59,8 +61,8 @@ def decode(folder: str, names: tuple[str, ...], out: Path, threads: int, batch_s
 
 @pytest.mark.parametrize("folder, names, threads, batch_size", [
     (".", FILES, 1, 64), ("v2", FILES, 2, 64), ("v4", FILES, 1, 64), ("prior2", FILES, 2, 64), ("decoder2", FILES, 1, 64),
-    (".", FILES[:2], 2, 1), ("v4", FILES[:2], 2, 1), ("prior2", FILES[:2], 1, 1),
-    ("decoder2", FILES[:2], 2, 1)])  # fmt: skip
+    ("v7", FILES, 2, 64), (".", FILES[:2], 2, 1), ("v4", FILES[:2], 2, 1), ("prior2", FILES[:2], 1, 1),
+    ("decoder2", FILES[:2], 2, 1), ("v7", FILES[:2], 1, 1)])  # fmt: skip
 def test_golden_files_decode_to_their_tokens(tmp_path, folder, names, threads, batch_size):
     version, *_, grids = FOLDERS[folder]
     for name in names:

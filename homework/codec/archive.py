@@ -13,13 +13,14 @@ import numpy as np
 from homework.codec.format import (
     ARCHIVE,
     ENHANCED_FORMAT,
-    FLOAT_FORMAT,
     FORMAT,
     IMAGE,
     ModelPair,
     check_size,
     crc8,
     crc32,
+    is_enhanced,
+    is_float,
     parts,
     read_leb128,
 )
@@ -117,9 +118,9 @@ class Reader:
     ``preview`` reads the first grid alone where there is a second one.
 
     Attributes: ``kind`` (IMAGE or ARCHIVE), ``head`` (8 bytes, or 10 with a probe or an enhancement layer), ``version`` of
-    the format, ``patch``, ``exact``, ``length`` of the file in bytes; and a list each of ``names`` (one image has the name
-    ""), ``sizes`` (H,W), ``lengths`` of the payloads in bytes, ``starts``, ``crcs``, and ``chunks``, ranges of images that
-    were coded together.
+    the format, ``enhanced`` (with that layer), ``sharpened`` (payloads begin with a sharpness), ``patch``, ``exact``,
+    ``length`` of the file in bytes; and a list each of ``names`` (one image has the name ""), ``sizes`` (H,W), ``lengths``
+    of the payloads in bytes, ``starts``, ``crcs``, and ``chunks``, ranges of images that were coded together.
     """
 
     def __init__(self, file: BinaryIO, name: str = "The file", preview: bool = False):
@@ -133,7 +134,8 @@ class Reader:
         if version and (version[0] // 16 != 15 - version[0] % 16 or not version[0] % 16):
             raise self._changed("header")
         self.version = version[0] % 16 if version else FORMAT
-        self.head = start[: 10 if self.version >= FLOAT_FORMAT else 8]
+        self.enhanced, self.sharpened = is_enhanced(self.version), self.version >= FORMAT
+        self.head = start[: 10 if self.enhanced or is_float(self.version) else 8]
         if self.version > ENHANCED_FORMAT:
             raise ValueError(f"{name} was written by a newer version of this package: it is of format {self.version}, but "
                              f"this version reads up to {ENHANCED_FORMAT}; update it.")  # fmt: skip
@@ -227,7 +229,7 @@ class Reader:
                                  f"the {what} that wrote it.")  # fmt: skip
         if wanted[:8] != self.head[:8]:
             raise ValueError(f"{self.name} was written with another patch size or arithmetic than that of the models given.")
-        if self.version == ENHANCED_FORMAT:
+        if self.enhanced:
             if wanted != self.head and not self.preview:
                 own = f", not {wanted[8:].hex()}" if models.enhancement else ""
                 raise ValueError(f"{self.name} was written with an enhancement layer whose fingerprint begins with "
@@ -259,7 +261,7 @@ class Reader:
     def parts(self, i: int) -> tuple[bytes, bytes]:
         """The coded tokens of image ``i``, and its coded second grid, empty if it has none. ValueError as of
         :meth:`stored`."""
-        if self.version != ENHANCED_FORMAT:
+        if not self.enhanced:
             return self.stored(i), b""
         try:
             return parts(self.stored(i))

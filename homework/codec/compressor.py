@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from homework.codec import archive, dial, format, range_coder, tiles
-from homework.codec.entropy import entropy_model, probe
+from homework.codec.entropy import EIGHTHS, as_learned, entropy_model, probe
 from homework.codec.parallel import groups, in_parallel
 from homework.codec.search import search
 from homework.core import checks
@@ -22,9 +22,9 @@ from homework.priors.base import Prior
 from homework.priors.cascade import Cascade
 from homework.tokenizers.base import Tokenizer
 
-WEIGHTS_AT_ONCE = 2**21  # numbers that a prior returns from a parallel pass; with many more, memory costs more than it saves
 OVERSHOOT = 0.25  # how far an image's values may be beyond [-0.5,0.5], as those of decoded images are
-PIXELS_AT_ONCE = 2**17  # that go through the tokenizer together, of several images or a block of one, for the same reason
+PIXELS_AT_ONCE = 2**17  # that go through the tokenizer together: with more, memory costs more than it saves
+TILES_ASKED = 4  # of an image, at most, which sharpness is the best
 Item = tuple[archive.Reader, int]  # a file, and which of its images
 
 
@@ -260,33 +260,41 @@ class Compressor:
 
     def encode(self, grids: np.ndarray) -> list[bytes]:
         """(B,h,w) int64 -> B payloads, which are a chunk: if the prior computes in floats, :meth:`decode` needs them all."""
-        encoders = [range_coder.RangeEncoder() for _ in grids]
-        for (a, b), corners in self.tiles(grids.shape[1:]):
-            cut = np.stack([grids[:, top : top + a, left : left + b] for top, left in corners], axis=1)  # (B,T,a,b)
-            found = self.intervals(cut.reshape(-1, a, b)).reshape(2, *cut.shape[:2], a * b)  # (2,B*T,N) -> (2,B,T,N)
-            for encoder, image in zip(encoders, found.transpose(1, 0, 3, 2), strict=True):  # (2,B,T,N) -> (B,2,N,T)
+        encoders, begun = [range_coder.RangeEncoder() for _ in grids], False
+        for _, _, found, chosen in self.intervals(grids):
+            for encoder, image, number in zip(encoders, found.transpose(1, 0, 3, 2), chosen, strict=True):  # (B,2,N,T)
+                if not begun:
+                    range_coder.append(encoder, *range_coder.equal_share(number, len(EIGHTHS)))
                 range_coder.append(encoder, *image.reshape(2, -1))  # (2,N,T) -> (2,N*T)
+            begun = True
         return list(map(range_coder.finish, encoders))
 
-    def intervals(self, grids: np.ndarray) -> np.ndarray:
-        """Tiles (R,a,b) int64 -> (2,R,N), see :func:`homework.codec.range_coder.intervals`."""
-        model, N = self.entropy_model, grids[0].size
-        tokens = grids.reshape(-1, N)  # (R,a,b) -> (R,N)
-        if not model.exact:  # only the decoder's own steps, in its own batch, give its floats again
-            return range_coder.intervals_by_steps(model.steps(*grids.shape), tokens)
-        parts = []
-        for i in range(0, len(grids), at_once := max(1, WEIGHTS_AT_ONCE // (N * model.n_tokens))):
-            weights = model.weights(grids[i : i + at_once]).reshape(-1, model.n_tokens)  # (r,N,K) -> (r*N,K)
-            parts.append(range_coder.intervals(weights, tokens[i : i + at_once].reshape(-1)))  # (r,N) -> (r*N)
-        return np.concatenate(parts, axis=1).reshape(2, -1, N)  # (2,R*N) -> (2,R,N)
+    def intervals(self, grids: np.ndarray) -> Iterator[tuple[tuple[int, int], list, np.ndarray, np.ndarray]]:
+        """Of grids (B,h,w) int64, tiles of one size at a time: the size (a,b), the T corners, (2,B,T,N), see
+        :func:`homework.codec.range_coder.intervals`, and, each time the same, the number of each image's power (B), see
+        :mod:`homework.codec.entropy`: of several tiles, the first and some others decide."""
+        model, chosen = self.entropy_model, None
+        for (a, b), corners in self.tiles(grids.shape[1:]):
+            cut = np.stack([grids[:, top : top + a, left : left + b] for top, left in corners], axis=1)  # (B,T,a,b)
+            if (T := len(corners)) > 1 and chosen is None:
+                some = cut[:, :: -(-T // TILES_ASKED)]  # (B,t,a,b)
+                chosen = model.sharpest(some.reshape(-1, a, b), some.shape[1])
+            found, numbers = model.intervals(cut.reshape(-1, a, b), chosen if chosen is None else chosen.repeat(T))
+            chosen = numbers[::T]
+            yield (a, b), corners, found.reshape(2, *cut.shape[:2], a * b), chosen  # (2,B*T,N) -> (2,B,T,N)
 
-    def decode(self, payloads: Sequence[bytes], grid: tuple[int, int], names: Sequence[str]) -> np.ndarray:
-        """The grids (B,h,w) int64 of payloads. ValueError, by one of the names, if a payload is damaged or too long."""
+    def decode(self, payloads: Sequence[bytes], grid: tuple[int, int], names: Sequence[str],
+               sharpened: bool = True) -> np.ndarray:  # fmt: skip
+        """The grids (B,h,w) int64 of payloads, which begin with a power's number if ``sharpened``. ValueError, by one of the
+        names, if a payload is damaged or too long."""
         decoder = range_coder.BatchDecoder(payloads, names, self.entropy_model.exact)
+        even = np.full((len(payloads), n := len(EIGHTHS)), range_coder.TOTAL // n - 1, np.float32)
+        chosen = decoder.next(even) if sharpened else as_learned(len(payloads))
         found: list[tuple[tuple[int, int], np.ndarray]] = []
         for (a, b), corners in self.tiles(grid):
             R = len(payloads) * len(corners)
-            tokens = decoder.decode(self.entropy_model.steps(R, a, b), R, a * b).astype(np.int32)  # (B*T,N)
+            step = self.entropy_model.steps(R, a, b, chosen.repeat(len(corners)))
+            tokens = decoder.decode(step, R, a * b).astype(np.int32)  # (B*T,N)
             found += zip(corners, tokens.reshape(len(payloads), -1, a, b).swapaxes(0, 1), strict=True)  # (T,B,a,b)
         decoder.finish()
         grids = np.empty((len(payloads), *grid), np.int64)  # only now: what a header claims, the tokens have paid for
@@ -308,7 +316,8 @@ class Compressor:
         def work(coded: tuple[list[Item], list]) -> dict:
             batch, payloads = coded
             reader, i = batch[0]
-            grids = self.decode(payloads, self.grid_in(reader, i), [reader.label(i) for reader, i in batch])
+            names = [reader.label(i) for reader, i in batch]
+            grids = self.decode(payloads, self.grid_in(reader, i), names, reader.sharpened)
             for (reader, i), grid in zip(batch, grids, strict=True):
                 reader.check_tokens(i, self.models, grid)
             return use({positions[item]: grid for item, grid in zip(batch, grids, strict=True) if item in positions})
@@ -331,7 +340,7 @@ class Compressor:
     def _batches(self, items: Sequence[Item]) -> Iterator[list[Item]]:
         """What is decoded together: any images of one size if the arithmetic is exact, otherwise a file's chunks."""
         if self.entropy_model.exact:
-            for grid, some in groups(items, [self.grid_in(reader, i) for reader, i in items]):
+            for (grid, _), some in groups(items, [(self.grid_in(reader, i), reader.sharpened) for reader, i in items]):
                 yield from self.parts(some, grid)
             return
         for reader, some in groups([i for _, i in items], [reader for reader, _ in items]):

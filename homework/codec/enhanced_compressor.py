@@ -183,9 +183,10 @@ class EnhancedCompressor(Compressor):
         """The coded tokens of image ``i`` of a file, and its coded second grid, empty if it has none."""
         return (reader.payload(i), b"") if reader.preview else reader.parts(i)
 
-    def decode(self, payloads: Sequence[tuple[bytes, bytes]], grid: tuple[int, int], names: Sequence[str]) -> np.ndarray:
+    def decode(self, payloads: Sequence[tuple[bytes, bytes]], grid: tuple[int, int], names: Sequence[str],
+               sharpened: bool = True) -> np.ndarray:  # fmt: skip
         """The grids (B,h,w,2+n) int32 of payloads in two parts. ValueError, by one of the names, if one is damaged."""
-        grids = self.extended(super().decode([first for first, _ in payloads], grid, names))
+        grids = self.extended(super().decode([first for first, _ in payloads], grid, names, sharpened))
         second = [(i, data) for i, (_, data) in enumerate(payloads) if data]
         for step, some in groups(second, [data[0] for _, data in second]):
             where, coded = zip(*some, strict=True)

@@ -14,7 +14,7 @@ from homework.autoregressive import AutoregressiveModel
 from homework.codec.integer_layers import LOGIT, exp2_table, export, floor_divide_, look_up
 from homework.codec.integer_steps import ExactSteps, softmax
 from homework.codec.precision import full_precision
-from homework.codec.range_coder import TOTAL, Step
+from homework.codec.range_coder import TOTAL, Step, intervals, intervals_by_steps
 from homework.codec.tiles import largest
 from homework.core.fingerprint import digest, fingerprint, legacy_digest, legacy_fingerprint, legacy_options
 from homework.priors.base import Prior
@@ -23,14 +23,20 @@ from homework.priors.cascade import Cascade
 Array = TypeVar("Array", np.ndarray, Tensor)
 
 MOST_TOKENS = TOTAL // 2  # of which each has a frequency of at least 1
+EIGHTHS = np.arange(5, 21)  # the sharpness of a prior: powers of its probabilities, an image has one of
+AS_LEARNED = 3  # the number of the power 1
+SOME = 150  # positions of a grid, about, that are asked which power is the best: all 600 take longer, for 0.1 % fewer bits
+WEIGHTS_AT_ONCE = 2**21  # numbers that a prior returns from a parallel pass; with many more, memory costs more than it saves
 
 
 def entropy_model(prior: Prior | Cascade) -> "ExactPrior | FloatPrior | CascadePrior":
     """What codes grids under ``prior``: on integers where it is a transformer that can be exported to them, else in floats.
 
     All have ``n_tokens`` (K), ``exact``, ``height`` and ``width`` (of the largest grid), ``fingerprints`` (32 bytes by
-    version of the file format) and ``steps``, which give weights for the range coder (:mod:`homework.codec.range_coder`)
-    from arrays of tokens; on integers also ``weights``, those of complete grids. ValueError for more than MOST_TOKENS codes.
+    way to make them, 1 or 2) and, for arrays of tokens, ``steps``, which give weights for the range coder
+    (:mod:`homework.codec.range_coder`), and ``intervals``, what it codes complete grids by. Both take the numbers of the
+    powers, among EIGHTHS, that probabilities are raised to; intervals find the best if there are none. ValueError for more
+    than MOST_TOKENS codes.
     """
     if type(prior) is AutoregressiveModel:  # a subclass may compute something else
         try:
@@ -65,58 +71,128 @@ class ExactPrior:
         bits = 28 - (self.n_tokens - 1).bit_length()  # K of the table's entries, times 2^24, sum to 2^52 at most
         if bits < 6:
             raise OverflowError(f"{self.n_tokens} codes are too many for frequencies out of 2^24.")
-        table = torch.tensor(exp2_table(bits, LOGIT), dtype=torch.float64, device="cpu")
+        table = torch.tensor(exp2_table(bits, LOGIT + 3), dtype=torch.float64, device="cpu")  # 3 for eighths
         self.table = (table * (TOTAL - self.n_tokens)).to(self.device)
         # a tensor, since CUDA multiplies by the reciprocal of a number
         self.free = torch.tensor(TOTAL - self.n_tokens, dtype=torch.float64, device=self.device)
         self.in_numpy = self.device.type == "cpu" and carrier == torch.float32  # what can be: it is faster
 
-    def weights(self, grids: np.ndarray) -> np.ndarray:
-        """(B,h,w) int64 in [0,K) -> (B,N,K) float32, in one parallel pass."""
-        with full_precision(self.device):
-            logits, _ = self.model(torch.from_numpy(grids).to(self.device))
-            return self._weights(logits.flatten(1, 2))  # (B,h,w,K) -> (B,N,K)
+    def weights(self, grids: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        """(B,h,w) int64 in [0,K), and their powers' numbers (B) -> (B,N,K) float32, in one parallel pass."""
+        return self._weights(self._logits(grids), chosen)
 
-    def steps(self, B: int, h: int, w: int) -> Step:
-        """The (B,n) int64 tokens of the next n positions (any n at first, then 1) -> (B,K) float32 for the one after."""
+    def intervals(self, grids: np.ndarray, chosen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """(R,h,w) int64 in [0,K), and their powers' numbers (R), None for those that take the fewest bits -> (2,R,N), see
+        :func:`homework.codec.range_coder.intervals`, and these numbers (R)."""
+        N, found, numbers = grids[0].size, [], []
+        for i in range(0, len(grids), at_once := max(1, WEIGHTS_AT_ONCE // (N * self.n_tokens))):
+            some = grids[i : i + at_once]
+            tokens, logits = some.reshape(-1, N), self._logits(some)  # (r,h,w) -> (r,N); (r,N,K)
+            numbers.append(self._sharpest(logits, tokens, 1) if chosen is None else chosen[i : i + at_once])
+            weights = self._weights(logits, numbers[-1])
+            found.append(intervals(weights.reshape(-1, self.n_tokens), tokens.reshape(-1)))  # (r,N,K) -> (r*N,K)
+        return np.concatenate(found, axis=1).reshape(2, -1, N), np.concatenate(numbers)  # (2,R*N) -> (2,R,N)
+
+    def sharpest(self, grids: np.ndarray, n: int) -> np.ndarray:
+        """(R,h,w) int64 in [0,K) -> (R/n), the numbers of the powers under which n of them, one after another, take the
+        fewest bits, about."""
+        return self._sharpest(self._logits(grids), grids.reshape(len(grids), -1), n)  # (R,h,w) -> (R,N)
+
+    def steps(self, B: int, h: int, w: int, chosen: np.ndarray) -> Step:
+        """The (B,n) int64 tokens of the next n positions (any n at first, then 1) -> (B,K) float32 for the one after, under
+        powers of the numbers ``chosen`` (B)."""
         begin = partial(ExactSteps, self.model) if self.in_numpy else partial(self.model.steps, device=self.device)
-        return coding_steps(partial(begin, B, h, w), self._weights, self.device)
+        return coding_steps(partial(begin, B, h, w), partial(self._weights, chosen=chosen), self.device)
 
-    def _weights(self, logits: Tensor) -> np.ndarray:
-        """Softmax of (...,K) logits on integers: the table has p_k (2^24 - K), which is divided by the sum of p."""
+    def _logits(self, grids: np.ndarray) -> Tensor:
+        """(R,h,w) -> (R,N,K), Q.5."""
+        with full_precision(self.device):
+            return self.model(torch.from_numpy(grids).to(self.device))[0].flatten(1, 2)  # (R,h,w,K) -> (R,N,K)
+
+    def _weights(self, logits: Tensor, chosen: np.ndarray) -> np.ndarray:
+        """Softmax of (R,...,K) logits on integers: the table has p_k (2^24 - K), which is divided by the sum of p."""
+        eighths = EIGHTHS[chosen]
         if self.in_numpy:
-            softmax(logits.view(-1, self.n_tokens).numpy(), self.table.numpy(), TOTAL - self.n_tokens)  # (...,K) -> (R,K)
+            flat = logits.view(-1, self.n_tokens).numpy()  # (R,...,K) -> (R*N,K)
+            repeated = np.repeat(eighths, len(flat) // len(eighths)).astype(np.float32)[:, None]
+            softmax(flat, repeated, self.table.numpy(), TOTAL - self.n_tokens)
             return logits.numpy()
-        scaled = look_up(self.table, logits.amax(dim=-1, keepdim=True) - logits)  # float64: sums are up to 2^52
+        scaled = self._powers(logits, torch.from_numpy(eighths))
         return rounded(floor_divide_(scaled, scaled.sum(dim=-1, keepdim=True).div_(self.free)))
 
+    def _powers(self, logits: Tensor, eighths: Tensor) -> Tensor:
+        """(R,...,K) logits, and eighths (R) -> p_k (2^24 - K), (R,...,K) float64: their sums are up to 2^52."""
+        below = logits.amax(dim=-1, keepdim=True) - logits
+        return look_up(self.table, below.mul_(eighths.to(below).view(-1, *[1] * (below.ndim - 1))))
 
-class FloatPrior:
-    """Any prior in floats, see :func:`entropy_model`. Its weights may differ in other batches and on other machines, so
-    encoder and decoder both take steps, in batches of the same size and order, on the same kind of machine."""
+    def _sharpest(self, logits: Tensor, tokens: np.ndarray, n: int) -> np.ndarray:
+        """Logits (R,N,K) and tokens (R,N) -> (R/n): by some of the positions, from sums of integers, so that neither the
+        batch nor the machine decides which power is the best."""
+        every = max(1, tokens.shape[1] // SOME)
+        logits, index = logits[:, ::every], torch.from_numpy(tokens[:, ::every, None]).to(logits.device)
+
+        def bits(number: int) -> np.ndarray:
+            p = self._powers(logits, torch.full((len(logits),), int(EIGHTHS[number]), device="cpu"))
+            share = p.gather(-1, index)[..., 0] / p.sum(dim=-1)  # (R,n,1) -> (R,n)
+            return -(share + 1 / TOTAL).log2().sum(dim=-1).cpu().numpy()
+
+        return sharpest(bits, n)
+
+
+class InFloats:
+    """What priors in floats share. Their weights may differ in other batches and on other machines, so encoder and decoder
+    both take steps, in batches of the same size and order, on the same kind of machine."""
 
     exact: Literal[False] = False
+
+    def intervals(self, grids: np.ndarray, chosen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`ExactPrior.intervals`."""
+        chosen = self.sharpest(grids, 1) if chosen is None else chosen
+        (R, h, w), tokens = grids.shape, grids.reshape(len(grids), -1)  # (R,h,w) -> (R,N)
+        return intervals_by_steps(self.steps(R, h, w, chosen), tokens), chosen
+
+    def sharpest(self, grids: np.ndarray, n: int) -> np.ndarray:
+        """As :meth:`ExactPrior.sharpest`."""
+        raise NotImplementedError
+
+    def steps(self, B: int, h: int, w: int, chosen: np.ndarray) -> Step:
+        """As :meth:`ExactPrior.steps`."""
+        raise NotImplementedError
+
+
+class FloatPrior(InFloats):
+    """Any prior, see :func:`entropy_model`."""
 
     def __init__(self, prior: Prior):
         self.model, self.device, self.n_tokens = prior.eval(), prior.device, prior.n_tokens
         self.height, self.width = largest(prior.grid_size)
         self.fingerprints = {1: legacy_fingerprint(prior), 2: fingerprint(prior)}
 
-    def steps(self, B: int, h: int, w: int) -> Step:
-        """As :meth:`ExactPrior.steps`."""
-        return coding_steps(partial(self.model.steps, B, h, w, self.device), quantize_probabilities, self.device)
+    @torch.inference_mode()
+    def sharpest(self, grids: np.ndarray, n: int) -> np.ndarray:
+        at_once = max(1, WEIGHTS_AT_ONCE // (grids[0].size * self.n_tokens))
+        parts = torch.from_numpy(grids).to(self.device).split(at_once)
+
+        def bits(number: int) -> np.ndarray:
+            found = [self.model.bits(part, EIGHTHS[number] / 8).sum(dim=(1, 2)) for part in parts]
+            return torch.cat(found).cpu().numpy()
+
+        with full_precision(self.device):
+            return sharpest(bits, n)
+
+    def steps(self, B: int, h: int, w: int, chosen: np.ndarray) -> Step:
+        weights = partial(quantize_probabilities, chosen=chosen)
+        return coding_steps(partial(self.model.steps, B, h, w, self.device), weights, self.device)
 
     def probes(self, B: int) -> list[tuple[Step, int, int]]:
         """Steps over B small grids for :func:`probe`, how many of them, and K."""
         h, w = min(self.height, 4), min(self.width, 4)
-        return [(self.steps(B, h, w), min(6, h * w), self.n_tokens)]
+        return [(self.steps(B, h, w, as_learned(B)), min(6, h * w), self.n_tokens)]
 
 
-class CascadePrior:
-    """A cascade in floats, see :func:`entropy_model`: a grid is the row (1,N) of the tokens of all codebooks, from coarse to
+class CascadePrior(InFloats):
+    """A cascade, see :func:`entropy_model`: a grid is the row (1,N) of the tokens of all codebooks, from coarse to
     fine. The first is one of its K codes, all alike; the stages predict the others. ``n_tokens`` is (N,), K by position."""
-
-    exact: Literal[False] = False
 
     def __init__(self, cascade: Cascade):
         self.cascade, lengths = cascade, [h * w for h, w in cascade.sizes]
@@ -135,39 +211,44 @@ class CascadePrior:
         sizes = zip(itertools.pairwise(self.starts), self.cascade.sizes, strict=True)
         return [rows[:, start:stop].reshape(len(rows), *size) for (start, stop), size in sizes if stop <= rows.shape[1]]
 
-    def steps(self, B: int, h: int, w: int) -> Step:
+    def sharpest(self, grids: np.ndarray, n: int) -> np.ndarray:
+        """The power 1: the stages have learned from such tokens as they code, for nothing searches for others."""
+        return as_learned(len(grids) // n)
+
+    def steps(self, B: int, h: int, w: int, chosen: np.ndarray) -> Step:
         """As :meth:`ExactPrior.steps`, of the row: where one grid ends, the steps of the next begin."""
         known, n = np.empty((B, self.width), np.int64), 0
-        current = self._grid_steps(0, known)
+        current = self._grid_steps(0, known, chosen)
 
         def step(tokens: np.ndarray) -> np.ndarray:
             nonlocal n, current
             known[:, n : n + tokens.shape[1]] = tokens
             n += tokens.shape[1]
             if n in self.starts[1:]:
-                current, tokens = self._grid_steps(self.starts.index(n), known[:, :n]), tokens[:, :0]
+                current, tokens = self._grid_steps(self.starts.index(n), known[:, :n], chosen), tokens[:, :0]
             return current(tokens)
 
         return step
 
-    def _grid_steps(self, k: int, coarse: np.ndarray) -> Step:
+    def _grid_steps(self, k: int, coarse: np.ndarray, chosen: np.ndarray) -> Step:
         """Over B grids of codebook k, given the tokens (B,n) of all before it; of the first, any B rows."""
-        cascade = self.cascade
+        cascade, weights = self.cascade, partial(quantize_probabilities, chosen=chosen)
         if k == 0:
-            uniform = quantize_probabilities(torch.zeros(len(coarse), cascade.codebooks[0].n_tokens))
+            uniform = weights(torch.zeros(len(coarse), cascade.codebooks[0].n_tokens))
             return lambda tokens: uniform
         grids = [grid.to(cascade.device) for grid in self.grids(torch.from_numpy(coarse))]
 
         def begin() -> Callable:
             return cascade.stages[k - 1].steps(cascade.known(grids), *cascade.sizes[k], cascade.device)
 
-        return coding_steps(begin, quantize_probabilities, cascade.device)
+        return coding_steps(begin, weights, cascade.device)
 
     def probes(self, B: int) -> list[tuple[Step, int, int]]:
         """As :meth:`FloatPrior.probes`, of each stage."""
         K, n = [book.n_tokens for book in self.cascade.codebooks], [h * w for h, w in self.cascade.sizes]
         tokens = np.concatenate([fixed_tokens(B, *grid) for grid in zip(n, K, strict=True)], axis=1)  # (B,N)
-        return [(self._grid_steps(k, tokens[:, : self.starts[k]]), min(6, n[k]), K[k]) for k in range(1, len(K))]
+        known = [tokens[:, :start] for start in self.starts]
+        return [(self._grid_steps(k, known[k], as_learned(B)), min(6, n[k]), K[k]) for k in range(1, len(K))]
 
 
 def fixed_tokens(B: int, n: int, K: int) -> np.ndarray:
@@ -200,9 +281,34 @@ def coding_steps(begin: Callable, weights: Callable[[Tensor], np.ndarray], devic
     return step
 
 
-def quantize_probabilities(logits: Tensor) -> np.ndarray:
-    """(...,K) float logits -> weights (...,K) float32. ValueError if some probability is not a number."""
-    p = logits.float().softmax(dim=-1).cpu().double()
+def as_learned(R: int) -> np.ndarray:
+    """(R) times the number of the power 1."""
+    return np.full(R, AS_LEARNED)
+
+
+def sharpest(bits: Callable[[int], np.ndarray], n: int) -> np.ndarray:
+    """The number of the best of EIGHTHS for each n of R grids (R/n), given the ``bits`` of all (R) by number: sought from
+    the power 1 on both ways while they fall, for they are convex in it."""
+
+    def cost(number: int) -> np.ndarray:
+        return bits(number).reshape(-1, n).sum(axis=1)  # (R) -> (R/n,n)
+
+    costs = np.full((len(own := cost(AS_LEARNED)), len(EIGHTHS)), np.inf)
+    costs[:, AS_LEARNED] = own
+    for step in -1, 1:
+        number, falls = AS_LEARNED, True
+        while falls and 0 <= number + step < len(EIGHTHS):
+            number += step
+            costs[:, number] = cost(number)
+            falls = bool((costs[:, number] < costs[:, number - step]).any())
+    return costs.argmin(axis=1)
+
+
+def quantize_probabilities(logits: Tensor, chosen: np.ndarray) -> np.ndarray:
+    """(R,K) float logits, and the numbers (R) of the powers that their probabilities are raised to -> weights (R,K) float32.
+    ValueError if some probability is not a number."""
+    sharpness = torch.from_numpy(EIGHTHS[chosen] / 8).to(logits.device, torch.float32)
+    p = (logits.float() * sharpness[:, None]).softmax(dim=-1).cpu().double()
     total = p.sum(dim=-1, keepdim=True)
     if not total.isfinite().all():
         raise ValueError("The prior gives probabilities that are not numbers, so nothing can be coded under it.")

@@ -6,7 +6,7 @@
     archive     head, start of the index, file's length,   CRC-32 | payload, payload, ... | zlib(index), CRC-32
     head        magic (2), version (1), fingerprint of the tokenizer (2), of the prior (2), arithmetic and patch side (1),
                 in floats the probe (2), or with an enhancement layer its fingerprint (2)
-    payload     the tokens; with an enhancement layer: length of the tokens, tokens | step (1), second grid, CRC-32
+    payload     the sharpness and the tokens; with an enhancement layer: their length, they | step (1), second grid, CRC-32
 
 Numbers are little-endian; width, height and length are LEB128 (seven bits a byte, the lowest first, the top bit says that
 another byte follows). The grid has ceil(H/P) x ceil(W/P) tokens for patches of side P. What comes after the tokens in a
@@ -24,9 +24,9 @@ import numpy as np
 
 from homework.core.checks import MAX_PIXELS
 
-# of files that are written, on integers and in floats; 1 has the layout of 2, but knows models by their legacy fingerprints,
-# and files in floats of both have no probe; the last one is of files with an enhancement layer
-FORMAT, FLOAT_FORMAT, ENHANCED_FORMAT = 2, 3, 4
+# of files that are written: on integers, in floats, and with an enhancement layer. 2, 3 and 4 were these before payloads had
+# a sharpness; 1 has the layout of 2, but knows models by their legacy fingerprints. Files in floats of 1 and 2 have no probe
+FORMAT, FLOAT_FORMAT, ENHANCED_FORMAT = 5, 6, 7
 IMAGE, ARCHIVE = b"\xb51", b"\xb5N"  # no text begins with \xb5: in UTF-8 it only continues a character
 SUFFIXES = (".hwi", ".hwa")  # of their names, which may be others
 
@@ -35,7 +35,8 @@ SUFFIXES = (".hwi", ".hwa")  # of their names, which may be others
 class ModelPair:
     """By what files know the tokenizer and the prior that wrote them, and that are needed to read them."""
 
-    fingerprints: dict[int, tuple[bytes, bytes]]  # by version of the format, 1 or 2: of tokenizer and prior, 32 bytes each
+    # of tokenizer and prior, 32 bytes each: 1 the legacy ones of format 1, 2 those of all others
+    fingerprints: dict[int, tuple[bytes, bytes]]
     patch: int  # side P of a patch in pixels, 1 to 127
     exact: bool  # whether the prior's arithmetic is on integers
     probe: bytes = b""  # if it is not, the 2 bytes of homework.codec.entropy.probe
@@ -56,10 +57,10 @@ class ModelPair:
         if not 1 <= self.patch <= 127:
             raise ValueError(f"Patches have a side of {self.patch} pixels, but a file can say 1 to 127; use a tokenizer "
                              "with smaller ones.")  # fmt: skip
-        tokenizer, prior = self.fingerprints[min(version, FORMAT)]
+        tokenizer, prior = self.fingerprints[min(version, 2)]
         # the version is in the low four bits and, as a check, 15 minus it in the high ones
         last = self.patch + 128 * (not self.exact)
-        more = {FLOAT_FORMAT: self.probe, ENHANCED_FORMAT: self.enhancement[:2]}.get(version, b"")
+        more = self.probe if is_float(version) else self.enhancement[:2] if is_enhanced(version) else b""
         return magic + bytes([version + 16 * (15 - version), *tokenizer[:2], *prior[:2], last]) + more
 
     def crc(self, size: tuple[int, int], tokens: np.ndarray, version: int | None = None) -> int:
@@ -67,8 +68,18 @@ class ModelPair:
         fingerprints, the head's eighth byte, and the height and width in pixels as uint32. Of (h,w,n), as
         :class:`homework.codec.enhanced_compressor.EnhancedCompressor` has them, the tokens are the first numbers."""
         tokens = tokens[..., 0] if tokens.ndim == 3 else tokens
-        known = b"".join(self.fingerprints[min(version or self.version, FORMAT)]) + self.head(IMAGE)[7:8]
+        known = b"".join(self.fingerprints[min(version or self.version, 2)]) + self.head(IMAGE)[7:8]
         return zlib.crc32(np.ascontiguousarray(tokens, "<u4"), zlib.crc32(known + struct.pack("<II", *size)))
+
+
+def is_float(version: int) -> bool:
+    """Whether files of this format have a probe."""
+    return version in (3, FLOAT_FORMAT)
+
+
+def is_enhanced(version: int) -> bool:
+    """Whether files of this format have an enhancement layer."""
+    return version in (4, ENHANCED_FORMAT)
 
 
 def image_file(models: ModelPair, size: tuple[int, int], payload: bytes, crc: int) -> bytes:

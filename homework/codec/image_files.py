@@ -106,7 +106,7 @@ def _copy(old: str, writer: ArchiveWriter) -> tuple[int, tuple[int, int, int]]:
         reader.check(writer.models)
         if reader.kind != format.ARCHIVE or reader.version != writer.models.version:
             raise ValueError(f"{old} is not an archive of format {writer.models.version}, and nothing can be appended to "
-                             "it; use a --quality of the same kind, up to 62 or above, if it is of format 2 or 4, or "
+                             "it; use a --quality of the same kind, up to 62 or above, if it is of format 5 or 7, or "
                              "decompress it, and compress all images together.")  # fmt: skip
         for chunk in reader.chunks:
             writer.add(*zip(*((reader.names[i], reader.sizes[i], reader.stored(i), reader.crcs[i]) for i in chunk),

@@ -40,12 +40,15 @@ BLOCK = 64  # positions of a grid whose queries attend at once on a CPU: what is
 
 def exp2_table(bits: int, fractional: int) -> list[int]:
     """2^bits * 2^(-i / 2^fractional), rounded, for i = 0, 1, ... until it is 0: by integers, the same on every machine."""
-    table = []
-    while not table or table[-1]:
-        power = 2 ** ((bits + 1) * 2**fractional - len(table)) if len(table) <= (bits + 1) * 2**fractional else 0
+    first, table = [], list[int]()
+    for i in range(2**fractional):
+        power = 2 ** ((bits + 1) * 2**fractional - i)  # one bit more than wanted, to round by
         for _ in range(fractional):  # the 2^fractional-th root; roots of floored roots are floored rightly
             power = math.isqrt(power)
-        table.append((power + 1) // 2)  # one bit more than wanted, to round by
+        first.append(power)
+    while not table or table[-1]:
+        octave, i = divmod(len(table), 2**fractional)
+        table.append(((first[i] >> octave) + 1) // 2)
     return table
 
 

@@ -14,12 +14,15 @@ from homework.codec.integer_layers import HIDDEN_LIMIT, NORMED_LIMIT, U_LIMIT
 ROWS = 128  # of logits that become weights at once: with many more, memory costs more than it saves
 
 
-def softmax(logits: np.ndarray, table: np.ndarray, free: int) -> None:
+def softmax(logits: np.ndarray, eighths: np.ndarray, table: np.ndarray, free: int) -> None:
     """Turns (R,K) float32 logits, Q.5, in place into the weights of :class:`homework.codec.entropy.ExactPrior`, which sum to
-    ``free``. ``table`` (n) float64: powers of two by how far a logit is below the largest, times ``free``; the last is 0."""
+    ``free``. ``eighths`` (R,1) float32: by how many eighths logits are multiplied. ``table`` (n) float64: powers of two by
+    how far a logit is then below the largest, Q.8, times ``free``; the last is 0."""
     for start in range(0, len(logits), ROWS):
         x = logits[start : start + ROWS]
-        p = table.take((x.max(axis=1, keepdims=True) - x).astype(np.intp), mode="clip")
+        below = x.max(axis=1, keepdims=True) - x
+        below *= eighths[start : start + ROWS]
+        p = table.take(below.astype(np.intp), mode="clip")
         p /= p.sum(axis=1, keepdims=True) / free
         x[:] = np.floor(p, p)
         x[:, 0] += free - x.sum(axis=1)  # what the floors left over, less than K

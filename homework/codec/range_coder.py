@@ -29,6 +29,11 @@ def intervals(weights: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return np.stack([cumulative + tokens, flat[start + tokens].astype(np.int64) + 1])
 
 
+def equal_share(number: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The interval, (1) and (1), of one of n equally probable numbers; n is a power of two."""
+    return np.array([number * (TOTAL // n)]), np.array([TOTAL // n])
+
+
 def intervals_by_steps(step: Step, tokens: np.ndarray) -> np.ndarray:
     """The intervals (2,R,N) of tokens (R,N) int64, position by position, as :meth:`BatchDecoder.decode` repeats them."""
     parts = [intervals(step(tokens[:, max(0, n - 1) : n]), tokens[:, n]) for n in range(tokens.shape[1])]

@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from homework.codec import tiles
+from homework.codec import dial, tiles
 from homework.core import checks, devices
 from homework.datasets.image_files import batches_of
 from homework.datasets.images import as_float
 from homework.priors.base import Prior, evaluating
 from homework.tokenizers.base import Tokenizer
 
-ROUNDS = (0, 1, 2, 3, 4, 6, 10, 16, 32, 10**6)  # by effort; the last one ends before
-TRIALS = 4  # passes in a round
+TRIALS = (0, 4, 8, 16, 24, 32, 48, 80, 160, 10**6)  # passes by effort; the last one ends before
+ROUND = 8  # of them between two scores
 NEAR, FAR = 1, 2  # positions within which the cost of a change is looked for: at first, and once that has misled
 CANDIDATES = 16  # tokens tried at a position before it is left as it is
 CAUTION = 12.0  # how much worse than it is, on average, a step in the codes is taken to be; see Objective.scores
@@ -78,7 +78,7 @@ def search_rounds(tokenizer: Tokenizer, prior: Prior, x: Tensor, lmbda: float, e
                         devices.release_memory()  # the encoder's, and that of blocks of other sizes
                     objective = Objective(tokenizer, prior, x, grid, block, tile, lmbda)
                     start = grid[block].clone()
-                    for found in improve(objective, start, ROUNDS[effort]):
+                    for found in improve(objective, start, TRIALS[effort]):
                         grid[block] = found
                         yield grid.clone()
                     improved |= not torch.equal(grid[block], start)
@@ -104,6 +104,7 @@ class Objective:
         self.index, self.x = grid[seen].clone(), _to_float(x[tiles.scaled(changed, *self.patch)], tokenizer)
         self.pixels = tiles.scaled(tiles.relative(changed, seen), *self.patch)  # the map's, of what is decoded
         self.size = tuple(side.stop - side.start for side in changed)
+        self.sharpness = dial.sharpness_at(lmbda)  # about the one that the coder will choose
         self.table = self._table()
         self.steepness = CAUTION * self._curvature()
 
@@ -112,7 +113,7 @@ class Objective:
         with torch.inference_mode():
             J = self._error(self.tokenizer.decode_index(self._seen(tokens))[self.pixels], self.x)
             for parts, some in self._tiles(tokens):
-                for part, bits in zip(parts, self.prior.bits(some), strict=True):
+                for part, bits in zip(parts, self.prior.bits(some, self.sharpness), strict=True):
                     J[part] += self.per_bit * bits
         return J
 
@@ -135,7 +136,7 @@ class Objective:
             change += (c * v.square() - g * v).sum(dim=-1, keepdim=True)
         change = change.expand(*tokens.shape, self.tokenizer.n_tokens).contiguous()
         for parts, some in self._tiles(tokens):
-            for part, bits, more in zip(parts, *self.prior.replacement_bits(some), strict=True):
+            for part, bits, more in zip(parts, *self.prior.replacement_bits(some, self.sharpness), strict=True):
                 J[part] += self.per_bit * bits
                 change[tiles.relative(part, self.within)] += self.per_bit * more
         return J, change
@@ -202,8 +203,8 @@ def _to_float(x: Tensor, tokenizer: Tokenizer) -> Tensor:
     return as_float(x.to(tokenizer.device, copy=True))
 
 
-def improve(objective: Objective, tokens: Tensor, rounds: int) -> Iterator[Tensor]:
-    """Tokens (a,b) of ever lower J, see :func:`search`: the best after each round that finds better ones, of so many rounds,
+def improve(objective: Objective, tokens: Tensor, trials: int) -> Iterator[Tensor]:
+    """Tokens (a,b) of ever lower J, see :func:`search`: the best after each round that finds better ones, in so many trials,
     or fewer if nothing is left to try."""
     J, scores = objective.scores(tokens)
     tried, reach = torch.zeros_like(scores, dtype=torch.bool), NEAR
@@ -211,9 +212,10 @@ def improve(objective: Objective, tokens: Tensor, rounds: int) -> Iterator[Tenso
     def judged(new: Tensor, last: bool) -> tuple[Tensor, Tensor]:
         return (objective.cost(new), scores) if last else objective.scores(new)  # scores take three times as long
 
-    for i in range(rounds):
+    for done in range(0, trials, ROUND):
+        n, last = min(ROUND, trials - done), done + ROUND >= trials
         new, moved, gain = tokens.clone(), J.clone(), torch.zeros_like(scores[..., 0])
-        for _ in range(TRIALS):
+        for _ in range(n):
             open_ = ~tried & (tried.sum(dim=-1, keepdim=True) < CANDIDATES)
             open_.scatter_(-1, new[..., None], False)
             promise, candidate = scores.masked_fill(~open_, torch.inf).min(dim=-1)  # (a,b)
@@ -230,12 +232,12 @@ def improve(objective: Objective, tokens: Tensor, rounds: int) -> Iterator[Tenso
             if not chosen.any():
                 break
             continue
-        before, (found, better) = total(J), judged(new, i == rounds - 1)
+        before, (found, better) = total(J), judged(new, last)
         if total(found) >= before:
             reach, new = FAR, fewer_changes(objective, tokens, new, gain, before)
             if torch.equal(new, tokens):
                 continue
-            found, better = judged(new, i == rounds - 1)
+            found, better = judged(new, last)
         if total(found) < before:
             tried &= ~near(new != tokens, FAR)[..., None]  # what did not help there may do so now
             tokens, J, scores = new, found, better

@@ -129,9 +129,8 @@ def bit_map(compressor: Compressor, grid: np.ndarray) -> Tensor:
     own frequencies."""
     tokens = grid[..., 0] if grid.ndim == 3 else grid
     bits = torch.empty(tokens.shape, dtype=torch.float64)
-    for (a, b), corners in compressor.tiles(tokens.shape):
-        cut = np.stack([tokens[top : top + a, left : left + b] for top, left in corners])  # (T,a,b)
-        frequencies = torch.from_numpy(compressor.intervals(cut)[1]).view(-1, a, b)  # (T,N) -> (T,a,b)
+    for (a, b), corners, found, _ in compressor.intervals(tokens[None]):
+        frequencies = torch.from_numpy(found[1, 0]).view(-1, a, b)  # (T,N) -> (T,a,b)
         for (top, left), frequency in zip(corners, frequencies, strict=True):
             bits[top : top + a, left : left + b] = math.log2(range_coder.TOTAL) - frequency.double().log2()
     return compressor.by_patch(bits, grid)

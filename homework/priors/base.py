@@ -89,17 +89,18 @@ class Prior(Model):
         with torch.no_grad():
             stored.copy_(codes)
 
-    def bits(self, tokens: Tensor) -> Tensor:
-        """(B,h,w) int64 in [0,K) -> (B,h,w) float: the bits of each token."""
-        logits = self(tokens)[0].movedim(-1, 1)  # (B,h,w,K) -> (B,K,h,w)
+    def bits(self, tokens: Tensor, sharpness: float = 1.0) -> Tensor:
+        """(B,h,w) int64 in [0,K) -> (B,h,w) float: the bits of each token, under the probabilities to the power of
+        ``sharpness``, an inverse temperature, normalized again."""
+        logits = sharpness * self(tokens)[0].movedim(-1, 1)  # (B,h,w,K) -> (B,K,h,w)
         return F.cross_entropy(logits, tokens, reduction="none") / math.log(2)
 
     @torch.no_grad()
-    def replacement_bits(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def replacement_bits(self, tokens: Tensor, sharpness: float = 1.0) -> tuple[Tensor, Tensor]:
         """(B,h,w) int64 in [0,K) -> (their :meth:`bits` (B,h,w), and (B,h,w,K): about how many bits more a grid takes with
         token k at a position in place of its own). Here only what the token itself takes; a subclass may add its effect
         on later ones."""
-        bits = self(tokens)[0].log_softmax(dim=-1).div_(-math.log(2))  # (B,h,w,K)
+        bits = (sharpness * self(tokens)[0]).log_softmax(dim=-1).div_(-math.log(2))  # (B,h,w,K)
         own = bits.gather(-1, tokens[..., None])  # (B,h,w,1)
         return own[..., 0], bits - own
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from homework.codec.compressor import Compressor
-from homework.codec.format import ENHANCED_FORMAT
+from homework.codec.format import is_enhanced
 from homework.codec.search import search_rounds
 from homework.datasets.images import to_float, to_uint8
 from homework.evaluation import metrics
@@ -103,7 +103,7 @@ def remarks(models: Models, found: Comparison, effort: int) -> str:
         *[f"Scaled down from {found.source.original[1]}x{found.source.original[0]}; the command takes the whole image."]
         * (found.source.original != (H, W)),
         *["Effort 0 takes the encoder's tokens, of its one quality; from 1 on, quality counts."]
-        * (effort == 0 and not models.tokenizer.has_dial and found.file[2] % 16 != ENHANCED_FORMAT),
+        * (effort == 0 and not models.tokenizer.has_dial and not is_enhanced(found.file[2] % 16)),
         *([f"{listed(above)} cannot make it so small."] if above else []),
     ])  # fmt: skip
 

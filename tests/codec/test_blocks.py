@@ -162,7 +162,7 @@ def test_a_large_image_takes_little_more_memory_than_a_small_one(tmp_path, effor
 import json, resource
 from homework.codec import search
 from homework.compress import compress, decompress
-search.TRIALS = 1
+search.ROUND = 1
 peaks = []
 for name in "small", "large":
     compress("t.pth", "p.pth", name + ".bmp", name + ".hwi", effort={effort})

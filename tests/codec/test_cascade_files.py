@@ -279,7 +279,7 @@ def test_one_image_goes_into_a_file_that_says_what_it_is(here, command, compress
     out = tmp_path / "a.hwi"
     assert command("compress", "fine.pth", "cascade.json", "photos/0.png", out, "--effort", 0).returncode == 0
     facts = json.loads(command("compress", "info", out, "--json").stdout)
-    assert (facts["format"], facts["exact"], facts["patch"], facts["kind"]) == (3, False, 5, "image")
+    assert (facts["format"], facts["exact"], facts["patch"], facts["kind"]) == (6, False, 5, "image")
     known = [json.loads(command("compress", "info", path, "--json").stdout) for path in ("fine.pth", "cascade.json")]
     assert [one["fingerprint"] for one in known] == [facts["tokenizer"], facts["prior"]]
     assert (known[1]["role"], known[1]["model"]) == ("prior", "Cascade")

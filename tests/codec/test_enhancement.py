@@ -184,7 +184,7 @@ def test_an_image_comes_back_as_its_grids_decoded(models, effort, quality):
     assert data == [compressor.compress(x) for x in images]
     for x, x_hat, grid, file in zip(images, compressor.decompress_batch(data), compressor.decompress_tokens(data), data,
                                     strict=True):  # fmt: skip
-        assert file[2] == 4 + 16 * 11 and archive.Reader(io.BytesIO(file)).version == format.ENHANCED_FORMAT
+        assert file[2] == 7 + 16 * 8 and archive.Reader(io.BytesIO(file)).version == format.ENHANCED_FORMAT
         tokens, step, q = grid[..., 0], grid[0, 0, 1], grid[..., 2:]
         assert step in (0, step_at(quality))
         plain = tokenizer.decode_index(torch.from_numpy(tokens))
@@ -303,7 +303,7 @@ def test_a_folder_goes_to_a_file_and_back(here, command):
     assert done.returncode == 0 and "verified" in done.stdout, done.stderr
     facts = json.loads(command("compress", "info", "all.hwa", "--json").stdout)
     layer = json.loads(command("compress", "info", "layer.pth", "--json").stdout)
-    assert (facts["format"], facts["enhancement"], layer["role"]) == (4, layer["fingerprint"], "enhancement layer")
+    assert (facts["format"], facts["enhancement"], layer["role"]) == (7, layer["fingerprint"], "enhancement layer")
     assert f"enhancement layer {layer['fingerprint']}" in command("compress", "info", "all.hwa").stdout
     assert command("compress", "decompress", *MODELS, "all.hwa", "again", *options).returncode == 0
     assert command("compress", "decompress", *MODELS, "all.hwa", "first", "--preview").returncode == 0
@@ -316,7 +316,7 @@ def test_a_folder_goes_to_a_file_and_back(here, command):
     assert "enhancement layer whose fingerprint" in sentence(without)
     Image.new("RGB", SIZE, "olive").save("more.png")
     options = *options, "--append", "--effort", 0
-    assert "not an archive of format 2" in sentence(command("compress", *MODELS, "more.png", "all.hwa", *options))
+    assert "not an archive of format 5" in sentence(command("compress", *MODELS, "more.png", "all.hwa", *options))
     assert command("compress", *MODELS, "more.png", "all.hwa", *options, "--quality", 90).returncode == 0
     assert len(json.loads(command("compress", "info", "all.hwa", "--json").stdout)["images"]) == 4
 

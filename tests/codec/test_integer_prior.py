@@ -12,7 +12,7 @@ from conftest import GRID, K, build, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from homework.codec.entropy import ExactPrior, FloatPrior, entropy_model
+from homework.codec.entropy import ExactPrior, FloatPrior, as_learned, entropy_model
 from homework.codec.integer_layers import ExactLinear, ExactNorm, exp2_table
 from homework.codec.precision import full_precision
 from homework.codec.range_coder import TOTAL
@@ -33,12 +33,12 @@ def grids(B: int, h: int = GRID[0], w: int = GRID[1], seed: int = 0, n_tokens: i
     return torch.randint(n_tokens, (B, h, w), generator=torch.Generator().manual_seed(seed))
 
 
-def weights_of(model, grid: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(model.weights(grid.numpy()))
+def weights_of(model, grid: torch.Tensor, chosen: np.ndarray | None = None) -> torch.Tensor:
+    return torch.from_numpy(model.weights(grid.numpy(), as_learned(len(grid)) if chosen is None else chosen))
 
 
-def by_steps(model, grid: torch.Tensor) -> torch.Tensor:
-    steps, tokens = model.steps(*grid.shape), grid.flatten(1).numpy()
+def by_steps(model, grid: torch.Tensor, chosen: np.ndarray | None = None) -> torch.Tensor:
+    steps, tokens = model.steps(*grid.shape, as_learned(len(grid)) if chosen is None else chosen), grid.flatten(1).numpy()
     return torch.from_numpy(np.stack([steps(tokens[:, max(0, n - 1) : n]) for n in range(tokens.shape[1])], axis=1))
 
 
@@ -79,7 +79,8 @@ def test_steps_in_numpy_are_those_in_torch(options, B, h, w):
     at_once = weights_of(one, grid)
     assert torch.equal(by_steps(one, grid), at_once) and torch.equal(by_steps(other, grid), at_once)
     for n in (0, h * w // 2, h * w - 1):
-        assert torch.equal(torch.from_numpy(one.steps(B, h, w)(grid.flatten(1)[:, :n].numpy())), at_once[:, n])
+        step = one.steps(B, h, w, as_learned(B))
+        assert torch.equal(torch.from_numpy(step(grid.flatten(1)[:, :n].numpy())), at_once[:, n])
 
 
 def test_steps_of_several_threads_do_not_meet():
@@ -91,7 +92,7 @@ def test_steps_of_several_threads_do_not_meet():
         for _ in range(3):
             found = pool.map(lambda grid: by_steps(one, grid), some)
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    steps = [one.steps(*grid.shape) for grid in some]
+    steps = [one.steps(*grid.shape, as_learned(len(grid))) for grid in some]
     for n in range(18):
         for step, grid, at_once in zip(steps, some, expected, strict=True):
             assert np.array_equal(step(grid.flatten(1)[:, max(0, n - 1) : n].numpy()), at_once[:, n].numpy())
@@ -220,9 +221,10 @@ def test_another_process_gets_the_same_integers(tmp_path):
     model, grid = prior(), grids(2)
     torch.save((model.config, model.state_dict(), grid), tmp_path / "model.pth")
     code = (
-        "import sys, torch; from homework import AutoregressiveModel; from homework.codec.entropy import ExactPrior;"
+        "import sys, torch; from homework import AutoregressiveModel;"
+        "from homework.codec.entropy import ExactPrior, as_learned;"
         "config, state, grid = torch.load(sys.argv[1]); model = AutoregressiveModel(**config); model.load_state_dict(state);"
-        "one = ExactPrior(model); weights = torch.from_numpy(one.weights(grid.numpy()));"
+        "one = ExactPrior(model); weights = torch.from_numpy(one.weights(grid.numpy(), as_learned(2)));"
         "torch.save((weights, one.fingerprints[2]), sys.argv[2])"
     )
     assert run("-c", code, tmp_path / "model.pth", tmp_path / "out.pth", cwd=tmp_path, OMP_NUM_THREADS="2").returncode == 0

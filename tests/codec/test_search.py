@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from homework.codec import image_files, tiles
 from homework.codec import search as module
 from homework.codec.compressor import Compressor
-from homework.codec.dial import Target, aim, lmbda_at, quality_at, target
+from homework.codec.dial import Target, aim, lmbda_at, quality_at, sharpness_at, target
 from homework.codec.search import Objective, search, search_rounds, spread_out
 from homework.core import checkpoint
 from homework.datasets.images import to_float, to_uint8
@@ -38,13 +38,13 @@ def image(H: int, W: int, seed: int = 0) -> torch.Tensor:
 
 @torch.inference_mode()
 def true_cost(tokenizer, prior, x, lmbda, grid) -> float:
-    """J by its definition."""
-    (H, W), bits = x.shape[:2], 0.0
+    """J by its definition, with the prior as sharp as the search takes it."""
+    (H, W), bits, sharpness = x.shape[:2], 0.0, sharpness_at(lmbda) if lmbda else 1.0
     mse = (tokenizer.decode_index(grid)[:H, :W] - x).double().square().mean()
     for (a, b), corners in tiles.tiles(tuple(grid.shape), prior.grid_size):
         for i, j in corners:
             tile = grid[i : i + a, j : j + b]
-            log_p = prior(tile[None])[0][0].double().log_softmax(dim=-1)
+            log_p = (sharpness * prior(tile[None])[0][0].double()).log_softmax(dim=-1)
             bits -= log_p.gather(-1, tile[..., None]).sum().item() / np.log(2)
     return mse.item() + lmbda * bits / (H * W)
 
