@@ -19,8 +19,8 @@ from homework.codec.format import (
     check_size,
     crc8,
     crc32,
+    has_probe,
     is_enhanced,
-    is_float,
     parts,
     read_leb128,
 )
@@ -135,7 +135,7 @@ class Reader:
             raise self._changed("header")
         self.version = version[0] % 16 if version else FORMAT
         self.enhanced, self.sharpened = is_enhanced(self.version), self.version >= FORMAT
-        self.head = start[: 10 if self.enhanced or is_float(self.version) else 8]
+        self.head = start[: 10 if self.enhanced or has_probe(self.version) else 8]
         if self.version > ENHANCED_FORMAT:
             raise ValueError(f"{name} was written by a newer version of this package: it is of format {self.version}, but "
                              f"this version reads up to {ENHANCED_FORMAT}; update it.")  # fmt: skip

@@ -96,7 +96,9 @@ class ExactPrior:
     def sharpest(self, grids: np.ndarray, n: int) -> np.ndarray:
         """(R,h,w) int64 in [0,K) -> (R/n), the numbers of the powers under which n of them, one after another, take the
         fewest bits, about."""
-        return self._sharpest(self._logits(grids), grids.reshape(len(grids), -1), n)  # (R,h,w) -> (R,N)
+        parts = (grids[i : i + n] for i in range(0, len(grids), n))
+        found = [self._sharpest(self._logits(part), part.reshape(n, -1), n) for part in parts]  # (n,h,w) -> (n,N)
+        return np.concatenate(found)
 
     def steps(self, B: int, h: int, w: int, chosen: np.ndarray) -> Step:
         """The (B,n) int64 tokens of the next n positions (any n at first, then 1) -> (B,K) float32 for the one after, under

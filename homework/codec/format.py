@@ -60,7 +60,7 @@ class ModelPair:
         tokenizer, prior = self.fingerprints[min(version, 2)]
         # the version is in the low four bits and, as a check, 15 minus it in the high ones
         last = self.patch + 128 * (not self.exact)
-        more = self.probe if is_float(version) else self.enhancement[:2] if is_enhanced(version) else b""
+        more = self.probe if has_probe(version) else self.enhancement[:2] if is_enhanced(version) else b""
         return magic + bytes([version + 16 * (15 - version), *tokenizer[:2], *prior[:2], last]) + more
 
     def crc(self, size: tuple[int, int], tokens: np.ndarray, version: int | None = None) -> int:
@@ -72,7 +72,7 @@ class ModelPair:
         return zlib.crc32(np.ascontiguousarray(tokens, "<u4"), zlib.crc32(known + struct.pack("<II", *size)))
 
 
-def is_float(version: int) -> bool:
+def has_probe(version: int) -> bool:
     """Whether files of this format have a probe."""
     return version in (3, FLOAT_FORMAT)
 
