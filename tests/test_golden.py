@@ -3,9 +3,8 @@
 ``golden`` holds files of format 1, ``golden/v2`` the same images in format 2, and ``golden/tokens.npz`` the tokens of both;
 ``golden/v4`` has files with an enhancement layer, and their grids. All of these are of the tokenizer and the prior that were
 the pretrained ones then, which lie in ``golden``; ``golden/prior2`` has such files of that tokenizer and the present
-prior, and ``golden/decoder2`` of the present tokenizer, too; ``golden/v7`` has those of the same models in which payloads have
-a sharpness. A new version of the format, or a new model, gets files of its own, by ``python tests/test_golden.py``; those that
-exist stay.
+prior, and ``golden/decoder2`` of the present tokenizer, too; in ``golden/v7``, of the same models, payloads name a power.
+A new version of the format, or a new model, gets files of its own, by ``python tests/test_golden.py``; all others stay.
 """
 
 from pathlib import Path
