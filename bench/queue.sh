@@ -45,9 +45,10 @@ autoencoder() { # starts at principal components, and is at its best after minut
         --validate_every 200 --output queue/PatchAutoEncoder.pth
 }
 
-searched() { # BSQ's encoder and decoder learn from the tokens that a search finds at nine qualities: an hour of a core to
-    # search, and half an hour to train, if it computes in bfloat16
-    search queue/searched 5332 10,20,30,40,50,60,70,80,90 10,20,30,40,50,60,70,80,90
+searched() { # BSQ's encoder and decoder learn from the tokens that a search finds at nine qualities, in all distinct frames: some
+    # hours of a core to search, and an hour to train, if it computes in bfloat16; the pretrained ones had 5 332 frames
+    distinct
+    data=queue/distinct search queue/searched 13637 10,20,30,40,50,60,70,80,90 10,20,30,40,50,60,70,80,90
     learn() {
         train "$1" "$2" --data queue/searched --dataset tokenized_images --batch_size 8 --ema 0.998 --precision bfloat16 "${@:3}"
     }
