@@ -290,7 +290,7 @@ def as_learned(R: int) -> np.ndarray:
 
 def sharpest(bits: Callable[[int], np.ndarray], n: int) -> np.ndarray:
     """The number of the best of EIGHTHS for each n of R grids (R/n), given the ``bits`` of all (R) by number: sought from
-    the power 1 on both ways while they fall, for they are convex in it."""
+    the power 1 on both ways while they fall, for they are convex in it (but where frequencies are at their least, 1)."""
 
     def cost(number: int) -> np.ndarray:
         return bits(number).reshape(-1, n).sum(axis=1)  # (R) -> (R/n,n)
