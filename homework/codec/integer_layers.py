@@ -48,7 +48,7 @@ def exp2_table(bits: int, fractional: int) -> list[int]:
         first.append(power)
     while not table or table[-1]:
         octave, i = divmod(len(table), 2**fractional)
-        table.append(((first[i] >> octave) + 1) // 2)
+        table.append((first[i] // 2**octave + 1) // 2)
     return table
 
 
