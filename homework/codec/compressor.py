@@ -260,13 +260,14 @@ class Compressor:
 
     def encode(self, grids: np.ndarray) -> list[bytes]:
         """(B,h,w) int64 -> B payloads, which are a chunk: if the prior computes in floats, :meth:`decode` needs them all."""
-        encoders, begun = [range_coder.RangeEncoder() for _ in grids], False
-        for _, _, found, chosen in self.intervals(grids):
-            for encoder, image, number in zip(encoders, found.transpose(1, 0, 3, 2), chosen, strict=True):  # (B,2,N,T)
-                if not begun:
-                    range_coder.append(encoder, *range_coder.equal_share(number, len(EIGHTHS)))
-                range_coder.append(encoder, *image.reshape(2, -1))  # (2,N,T) -> (2,N*T)
-            begun = True
+        encoders = [range_coder.RangeEncoder() for _ in grids]
+        for k, (_, _, found, chosen) in enumerate(self.intervals(grids)):
+            parts = found.transpose(1, 0, 3, 2).reshape(len(grids), 2, -1)  # (2,B,T,N) -> (B,2,N,T) -> (B,2,N*T)
+            if k == 0:
+                named = range_coder.intervals(range_coder.equal_weights(len(grids), len(EIGHTHS)), chosen)  # (2,B)
+                parts = np.concatenate([named.T[..., None], parts], axis=-1)  # (B,2,1+N*T)
+            for encoder, part in zip(encoders, parts, strict=True):
+                range_coder.append(encoder, *part)
         return list(map(range_coder.finish, encoders))
 
     def intervals(self, grids: np.ndarray) -> Iterator[tuple[tuple[int, int], list, np.ndarray, np.ndarray]]:
@@ -288,7 +289,7 @@ class Compressor:
         """The grids (B,h,w) int64 of payloads, which begin with a power's number if ``sharpened``. ValueError, by one of the
         names, if a payload is damaged or too long."""
         decoder = range_coder.BatchDecoder(payloads, names, self.entropy_model.exact)
-        even = np.full((len(payloads), n := len(EIGHTHS)), range_coder.TOTAL // n - 1, np.float32)
+        even = range_coder.equal_weights(len(payloads), len(EIGHTHS))
         chosen = decoder.next(even) if sharpened else as_learned(len(payloads))
         found: list[tuple[tuple[int, int], np.ndarray]] = []
         for (a, b), corners in self.tiles(grid):

@@ -29,9 +29,9 @@ def intervals(weights: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return np.stack([cumulative + tokens, flat[start + tokens].astype(np.int64) + 1])
 
 
-def equal_share(number: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The interval, (1) and (1), of one of n equally probable numbers; n is a power of two."""
-    return np.array([number * (TOTAL // n)]), np.array([TOTAL // n])
+def equal_weights(R: int, n: int) -> np.ndarray:
+    """(R,n) float32, as in :func:`intervals`, of n equally probable numbers; n is a power of two."""
+    return np.full((R, n), TOTAL // n - 1, np.float32)
 
 
 def intervals_by_steps(step: Step, tokens: np.ndarray) -> np.ndarray:

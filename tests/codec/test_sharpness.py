@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from homework.codec import dial
 from homework.codec.compressor import Compressor
 from homework.codec.entropy import AS_LEARNED, EIGHTHS, ExactPrior, FloatPrior, as_learned, sharpest
-from homework.codec.range_coder import TOTAL, equal_share
+from homework.codec.range_coder import TOTAL, equal_weights, intervals
 from homework.priors.base import Prior
 from homework.tokenizers.base import LMBDA
 
@@ -142,9 +142,8 @@ def test_an_image_of_several_tiles_has_one_sharpness():
 
 
 def test_four_bits_say_it():
-    for number in range(16):
-        cumulative, frequency = equal_share(number, 16)
-        assert (cumulative[0], frequency[0]) == (number * TOTAL // 16, TOTAL // 16)
+    cumulative, frequency = intervals(equal_weights(16, 16), np.arange(16))
+    assert (cumulative == np.arange(16) * (TOTAL // 16)).all() and (frequency == TOTAL // 16).all()
     assert len(EIGHTHS) == 16 and EIGHTHS[AS_LEARNED] == 8
 
 
