@@ -21,6 +21,7 @@ from homework.codec.format import (
     crc32,
     has_probe,
     is_enhanced,
+    is_sharpened,
     parts,
     read_leb128,
 )
@@ -134,7 +135,7 @@ class Reader:
         if version and (version[0] // 16 != 15 - version[0] % 16 or not version[0] % 16):
             raise self._changed("header")
         self.version = version[0] % 16 if version else FORMAT
-        self.enhanced, self.sharpened = is_enhanced(self.version), self.version >= FORMAT
+        self.enhanced, self.sharpened = is_enhanced(self.version), is_sharpened(self.version)
         self.head = start[: 10 if self.enhanced or has_probe(self.version) else 8]
         if self.version > ENHANCED_FORMAT:
             raise ValueError(f"{name} was written by a newer version of this package: it is of format {self.version}, but "

@@ -24,7 +24,6 @@ from homework.tokenizers.base import Tokenizer
 
 OVERSHOOT = 0.25  # how far an image's values may be beyond [-0.5,0.5], as those of decoded images are
 PIXELS_AT_ONCE = 2**17  # that go through the tokenizer together: with more, memory costs more than it saves
-TILES_ASKED = 4  # of an image, at most, which sharpness is the best
 Item = tuple[archive.Reader, int]  # a file, and which of its images
 
 
@@ -261,28 +260,28 @@ class Compressor:
     def encode(self, grids: np.ndarray) -> list[bytes]:
         """(B,h,w) int64 -> B payloads, which are a chunk: if the prior computes in floats, :meth:`decode` needs them all."""
         encoders = [range_coder.RangeEncoder() for _ in grids]
-        for k, (_, _, found, chosen) in enumerate(self.intervals(grids)):
+        for k, (_, _, found, powers) in enumerate(self.intervals(grids)):
             parts = found.transpose(1, 0, 3, 2).reshape(len(grids), 2, -1)  # (2,B,T,N) -> (B,2,N,T) -> (B,2,N*T)
             if k == 0:
-                named = range_coder.intervals(range_coder.equal_weights(len(grids), len(EIGHTHS)), chosen)  # (2,B)
+                named = range_coder.intervals(range_coder.equal_weights(len(grids), len(EIGHTHS)), powers)  # (2,B)
                 parts = np.concatenate([named.T[..., None], parts], axis=-1)  # (B,2,1+N*T)
             for encoder, part in zip(encoders, parts, strict=True):
                 range_coder.append(encoder, *part)
         return list(map(range_coder.finish, encoders))
 
     def intervals(self, grids: np.ndarray) -> Iterator[tuple[tuple[int, int], list, np.ndarray, np.ndarray]]:
-        """Of grids (B,h,w) int64, tiles of one size at a time: the size (a,b), the T corners, (2,B,T,N), see
-        :func:`homework.codec.range_coder.intervals`, and, each time the same, the number of each image's power (B), see
-        :mod:`homework.codec.entropy`: of several tiles, the first and some others decide."""
-        model, chosen = self.entropy_model, None
-        for (a, b), corners in self.tiles(grids.shape[1:]):
-            cut = np.stack([grids[:, top : top + a, left : left + b] for top, left in corners], axis=1)  # (B,T,a,b)
-            if (T := len(corners)) > 1 and chosen is None:
-                some = cut[:, :: -(-T // TILES_ASKED)]  # (B,t,a,b)
-                chosen = model.sharpest(some.reshape(-1, a, b), some.shape[1])
-            found, numbers = model.intervals(cut.reshape(-1, a, b), chosen if chosen is None else chosen.repeat(T))
-            chosen = numbers[::T]
-            yield (a, b), corners, found.reshape(2, *cut.shape[:2], a * b), chosen  # (2,B*T,N) -> (2,B,T,N)
+        """Of grids (B,h,w) int64, tiles of one size at a time: the size (a,b), the T corners, the tiles' intervals (2,B,T,N)
+        int64, see :func:`homework.codec.range_coder.intervals`, and the power of each image (B) int64, see
+        :mod:`homework.codec.entropy`, the same for all of its tiles: the best for some of them."""
+        model, grid = self.entropy_model, grids.shape[1:]
+        powers, tile = None, tiles.fitting((model.height, model.width), grid)
+        if tile != grid:  # a single tile says it itself, in the same pass
+            some = tiles.cut(grids, tile, tiles.some(grid, tile))  # (B,t,a,b)
+            powers = model.sharpest(some.reshape(-1, *tile), some.shape[1])
+        for (a, b), corners in self.tiles(grid):
+            parts = tiles.cut(grids, (a, b), corners)  # (B,T,a,b)
+            found, used = model.intervals(parts.reshape(-1, a, b), powers if powers is None else powers.repeat(len(corners)))
+            yield (a, b), corners, found.reshape(2, *parts.shape[:2], a * b), used[:: len(corners)]  # (2,B*T,N) -> (2,B,T,N)
 
     def decode(self, payloads: Sequence[bytes], grid: tuple[int, int], names: Sequence[str],
                sharpened: bool = True) -> np.ndarray:  # fmt: skip
@@ -290,11 +289,11 @@ class Compressor:
         names, if a payload is damaged or too long."""
         decoder = range_coder.BatchDecoder(payloads, names, self.entropy_model.exact)
         even = range_coder.equal_weights(len(payloads), len(EIGHTHS))
-        chosen = decoder.next(even) if sharpened else as_learned(len(payloads))
+        powers = decoder.next(even) if sharpened else as_learned(len(payloads))
         found: list[tuple[tuple[int, int], np.ndarray]] = []
         for (a, b), corners in self.tiles(grid):
             R = len(payloads) * len(corners)
-            step = self.entropy_model.steps(R, a, b, chosen.repeat(len(corners)))
+            step = self.entropy_model.steps(R, a, b, powers.repeat(len(corners)))
             tokens = decoder.decode(step, R, a * b).astype(np.int32)  # (B*T,N)
             found += zip(corners, tokens.reshape(len(payloads), -1, a, b).swapaxes(0, 1), strict=True)  # (T,B,a,b)
         decoder.finish()

@@ -169,9 +169,9 @@ class EnhancedCompressor(Compressor):
 
     def _encode_second(self, grids: np.ndarray, step: int) -> list[bytes]:
         encoders = [RangeEncoder() for _ in grids]
-        for (a, b), corners in self.tiles(grids.shape[1:3]):
-            cut = np.stack([grids[:, top : top + a, left : left + b] for top, left in corners], axis=1)  # (B,T,a,b,2+n)
-            self.layer.encode(encoders, cut[..., 2:], cut[..., 0], step)
+        for tile, corners in self.tiles(grids.shape[1:3]):
+            parts = tiles.cut(grids, tile, corners)  # (B,T,a,b,2+n)
+            self.layer.encode(encoders, parts[..., 2:], parts[..., 0], step)
         return list(map(finish, encoders))
 
     def _covered(self, grid: np.ndarray) -> bytes:

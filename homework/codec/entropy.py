@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Literal, TypeVar
@@ -23,8 +24,9 @@ from homework.priors.cascade import Cascade
 Array = TypeVar("Array", np.ndarray, Tensor)
 
 MOST_TOKENS = TOTAL // 2  # of which each has a frequency of at least 1
-EIGHTHS = np.arange(5, 21)  # the sharpness of a prior: powers of its probabilities, an image has one of
-AS_LEARNED = 3  # the number of the power 1
+EIGHTHS = np.arange(5, 21)  # powers of a prior's probabilities, in eighths, of which an image has one
+AS_LEARNED = 3  # the index of the power 1
+MOST_BITS = math.log2(TOTAL)  # of a token: its frequency is at least 1
 SOME = 150  # positions of a grid, about, that are asked which power is the best: all 600 take longer, for 0.1 % fewer bits
 WEIGHTS_AT_ONCE = 2**21  # numbers that a prior returns from a parallel pass; with many more, memory costs more than it saves
 
@@ -34,9 +36,9 @@ def entropy_model(prior: Prior | Cascade) -> "ExactPrior | FloatPrior | CascadeP
 
     All have ``n_tokens`` (K), ``exact``, ``height`` and ``width`` (of the largest grid), ``fingerprints`` (32 bytes by
     way to make them, 1 or 2) and, for arrays of tokens, ``steps``, which give weights for the range coder
-    (:mod:`homework.codec.range_coder`), and ``intervals``, what it codes complete grids by. Both take the numbers of the
-    powers, among EIGHTHS, that probabilities are raised to; intervals find the best if there are none. ValueError for more
-    than MOST_TOKENS codes.
+    (:mod:`homework.codec.range_coder`), and ``intervals``, what it codes complete grids by. Both take ``powers``, an index
+    into EIGHTHS for each grid: the sharpness, a power that its probabilities are raised to. ``sharpest`` finds the best.
+    ValueError for more than MOST_TOKENS codes.
     """
     if type(prior) is AutoregressiveModel:  # a subclass may compute something else
         try:
@@ -77,43 +79,46 @@ class ExactPrior:
         self.free = torch.tensor(TOTAL - self.n_tokens, dtype=torch.float64, device=self.device)
         self.in_numpy = self.device.type == "cpu" and carrier == torch.float32  # what can be: it is faster
 
-    def weights(self, grids: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-        """(B,h,w) int64 in [0,K), and their powers' numbers (B) -> (B,N,K) float32, in one parallel pass."""
-        return self._weights(self._logits(grids), chosen)
+    def weights(self, grids: np.ndarray, powers: np.ndarray) -> np.ndarray:
+        """(B,h,w) int64 in [0,K), and their powers (B) -> (B,N,K) float32, in one parallel pass."""
+        return self._weights(self._logits(grids), powers)
 
-    def intervals(self, grids: np.ndarray, chosen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """(R,h,w) int64 in [0,K), and their powers' numbers (R), None for those that take the fewest bits -> (2,R,N), see
-        :func:`homework.codec.range_coder.intervals`, and these numbers (R)."""
-        N, found, numbers = grids[0].size, [], []
+    def intervals(self, grids: np.ndarray, powers: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """(R,h,w) int64 in [0,K), and their powers (R), None for the best of each -> the intervals (2,R,N) int64 of
+        :func:`homework.codec.range_coder.intervals`, and the powers (R)."""
+        N, found, used = grids[0].size, [], []
         for i in range(0, len(grids), at_once := max(1, WEIGHTS_AT_ONCE // (N * self.n_tokens))):
             some = grids[i : i + at_once]
             tokens, logits = some.reshape(-1, N), self._logits(some)  # (r,h,w) -> (r,N); (r,N,K)
-            numbers.append(self._sharpest(logits, tokens, 1) if chosen is None else chosen[i : i + at_once])
-            weights = self._weights(logits, numbers[-1])
+            used.append(self._sharpest(*asked(logits, tokens), 1) if powers is None else powers[i : i + at_once])
+            weights = self._weights(logits, used[-1])
             found.append(intervals(weights.reshape(-1, self.n_tokens), tokens.reshape(-1)))  # (r,N,K) -> (r*N,K)
-        return np.concatenate(found, axis=1).reshape(2, -1, N), np.concatenate(numbers)  # (2,R*N) -> (2,R,N)
+        return np.concatenate(found, axis=1).reshape(2, -1, N), np.concatenate(used)  # (2,R*N) -> (2,R,N)
 
     def sharpest(self, grids: np.ndarray, n: int) -> np.ndarray:
-        """(R,h,w) int64 in [0,K) -> (R/n), the numbers of the powers under which n of them, one after another, take the
-        fewest bits, about."""
-        parts = (grids[i : i + n] for i in range(0, len(grids), n))
-        found = [self._sharpest(self._logits(part), part.reshape(n, -1), n) for part in parts]  # (n,h,w) -> (n,N)
+        """(R,h,w) int64 in [0,K) -> (R/n), the power under which n of them, one after another, take the fewest bits, about.
+        What a grid's is does not depend on the others."""
+        found = []
+        for i in range(0, len(grids), n):
+            some = [asked(self._logits(grid[None]), grid.reshape(1, -1)) for grid in grids[i : i + n]]  # (h,w) -> (1,N)
+            logits, tokens = zip(*some, strict=True)
+            found.append(self._sharpest(torch.cat(logits), np.concatenate(tokens), n))
         return np.concatenate(found)
 
-    def steps(self, B: int, h: int, w: int, chosen: np.ndarray) -> Step:
+    def steps(self, B: int, h: int, w: int, powers: np.ndarray) -> Step:
         """The (B,n) int64 tokens of the next n positions (any n at first, then 1) -> (B,K) float32 for the one after, under
-        powers of the numbers ``chosen`` (B)."""
+        the ``powers`` (B)."""
         begin = partial(ExactSteps, self.model) if self.in_numpy else partial(self.model.steps, device=self.device)
-        return coding_steps(partial(begin, B, h, w), partial(self._weights, chosen=chosen), self.device)
+        return coding_steps(partial(begin, B, h, w), partial(self._weights, powers=powers), self.device)
 
     def _logits(self, grids: np.ndarray) -> Tensor:
         """(R,h,w) -> (R,N,K), Q.5."""
         with full_precision(self.device):
             return self.model(torch.from_numpy(grids).to(self.device))[0].flatten(1, 2)  # (R,h,w,K) -> (R,N,K)
 
-    def _weights(self, logits: Tensor, chosen: np.ndarray) -> np.ndarray:
+    def _weights(self, logits: Tensor, powers: np.ndarray) -> np.ndarray:
         """Softmax of (R,...,K) logits on integers: the table has p_k (2^24 - K), which is divided by the sum of p."""
-        eighths = EIGHTHS[chosen]
+        eighths = EIGHTHS[powers]
         if self.in_numpy:
             flat = logits.view(-1, self.n_tokens).numpy()  # (R,...,K) -> (R*N,K)
             repeated = np.repeat(eighths, len(flat) // len(eighths)).astype(np.float32)[:, None]
@@ -128,15 +133,14 @@ class ExactPrior:
         return look_up(self.table, below.mul_(eighths.to(below).view(-1, *[1] * (below.ndim - 1))))
 
     def _sharpest(self, logits: Tensor, tokens: np.ndarray, n: int) -> np.ndarray:
-        """Logits (R,N,K) and tokens (R,N) -> (R/n): by some of the positions, from sums of integers, so that neither the
-        batch nor the machine decides which power is the best."""
-        every = max(1, tokens.shape[1] // SOME)
-        logits, index = logits[:, ::every], torch.from_numpy(tokens[:, ::every, None]).to(logits.device)
+        """What :func:`asked` gives -> (R/n)."""
+        index = torch.from_numpy(tokens[..., None]).to(logits.device)
 
-        def bits(number: int) -> np.ndarray:
-            p = self._powers(logits, torch.full((len(logits),), int(EIGHTHS[number]), device="cpu"))
-            share = p.gather(-1, index)[..., 0] / p.sum(dim=-1)  # (R,n,1) -> (R,n)
-            return -(share + 1 / TOTAL).log2().sum(dim=-1).cpu().numpy()
+        def bits(power: int) -> np.ndarray:
+            p = self._powers(logits, torch.full((len(logits),), int(EIGHTHS[power]), device="cpu"))
+            share = p.gather(-1, index)[..., 0] / p.sum(dim=-1)  # (R,n,1) -> (R,n), quotients of integers
+            # rounded, since integers have the same sum in any order, and so in any batch and on any machine
+            return -(share + 1 / TOTAL).log2().mul(2**12).round().sum(dim=-1).cpu().numpy()
 
         return sharpest(bits, n)
 
@@ -147,17 +151,17 @@ class InFloats:
 
     exact: Literal[False] = False
 
-    def intervals(self, grids: np.ndarray, chosen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def intervals(self, grids: np.ndarray, powers: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """As :meth:`ExactPrior.intervals`."""
-        chosen = self.sharpest(grids, 1) if chosen is None else chosen
+        powers = self.sharpest(grids, 1) if powers is None else powers
         (R, h, w), tokens = grids.shape, grids.reshape(len(grids), -1)  # (R,h,w) -> (R,N)
-        return intervals_by_steps(self.steps(R, h, w, chosen), tokens), chosen
+        return intervals_by_steps(self.steps(R, h, w, powers), tokens), powers
 
     def sharpest(self, grids: np.ndarray, n: int) -> np.ndarray:
         """As :meth:`ExactPrior.sharpest`."""
         raise NotImplementedError
 
-    def steps(self, B: int, h: int, w: int, chosen: np.ndarray) -> Step:
+    def steps(self, B: int, h: int, w: int, powers: np.ndarray) -> Step:
         """As :meth:`ExactPrior.steps`."""
         raise NotImplementedError
 
@@ -175,15 +179,15 @@ class FloatPrior(InFloats):
         at_once = max(1, WEIGHTS_AT_ONCE // (grids[0].size * self.n_tokens))
         parts = torch.from_numpy(grids).to(self.device).split(at_once)
 
-        def bits(number: int) -> np.ndarray:
-            found = [self.model.bits(part, EIGHTHS[number] / 8).sum(dim=(1, 2)) for part in parts]
+        def bits(power: int) -> np.ndarray:
+            found = [self.model.bits(part, EIGHTHS[power] / 8).clamp(max=MOST_BITS).sum(dim=(1, 2)) for part in parts]
             return torch.cat(found).cpu().numpy()
 
         with full_precision(self.device):
             return sharpest(bits, n)
 
-    def steps(self, B: int, h: int, w: int, chosen: np.ndarray) -> Step:
-        weights = partial(quantize_probabilities, chosen=chosen)
+    def steps(self, B: int, h: int, w: int, powers: np.ndarray) -> Step:
+        weights = partial(quantize_probabilities, powers=powers)
         return coding_steps(partial(self.model.steps, B, h, w, self.device), weights, self.device)
 
     def probes(self, B: int) -> list[tuple[Step, int, int]]:
@@ -217,24 +221,24 @@ class CascadePrior(InFloats):
         """The power 1: the stages have learned from such tokens as they code, for nothing searches for others."""
         return as_learned(len(grids) // n)
 
-    def steps(self, B: int, h: int, w: int, chosen: np.ndarray) -> Step:
+    def steps(self, B: int, h: int, w: int, powers: np.ndarray) -> Step:
         """As :meth:`ExactPrior.steps`, of the row: where one grid ends, the steps of the next begin."""
         known, n = np.empty((B, self.width), np.int64), 0
-        current = self._grid_steps(0, known, chosen)
+        current = self._grid_steps(0, known, powers)
 
         def step(tokens: np.ndarray) -> np.ndarray:
             nonlocal n, current
             known[:, n : n + tokens.shape[1]] = tokens
             n += tokens.shape[1]
             if n in self.starts[1:]:
-                current, tokens = self._grid_steps(self.starts.index(n), known[:, :n], chosen), tokens[:, :0]
+                current, tokens = self._grid_steps(self.starts.index(n), known[:, :n], powers), tokens[:, :0]
             return current(tokens)
 
         return step
 
-    def _grid_steps(self, k: int, coarse: np.ndarray, chosen: np.ndarray) -> Step:
+    def _grid_steps(self, k: int, coarse: np.ndarray, powers: np.ndarray) -> Step:
         """Over B grids of codebook k, given the tokens (B,n) of all before it; of the first, any B rows."""
-        cascade, weights = self.cascade, partial(quantize_probabilities, chosen=chosen)
+        cascade, weights = self.cascade, partial(quantize_probabilities, powers=powers)
         if k == 0:
             uniform = weights(torch.zeros(len(coarse), cascade.codebooks[0].n_tokens))
             return lambda tokens: uniform
@@ -284,32 +288,40 @@ def coding_steps(begin: Callable, weights: Callable[[Tensor], np.ndarray], devic
 
 
 def as_learned(R: int) -> np.ndarray:
-    """(R) times the number of the power 1."""
+    """(R) times the power 1, int64."""
     return np.full(R, AS_LEARNED)
 
 
-def sharpest(bits: Callable[[int], np.ndarray], n: int) -> np.ndarray:
-    """The number of the best of EIGHTHS for each n of R grids (R/n), given the ``bits`` of all (R) by number: sought from
-    the power 1 on both ways while they fall, for they are convex in it (but where frequencies are at their least, 1)."""
+def asked(logits: Tensor, tokens: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    """Logits (R,N,K) and tokens (R,N) -> those of SOME positions, evenly spaced, in memory of their own."""
+    every = max(1, tokens.shape[1] // SOME)
+    return logits[:, ::every].clone(), tokens[:, ::every]
 
-    def cost(number: int) -> np.ndarray:
-        return bits(number).reshape(-1, n).sum(axis=1)  # (R) -> (R/n,n)
+
+def sharpest(bits: Callable[[int], np.ndarray], n: int) -> np.ndarray:
+    """The power for each n of R grids (R/n), given the ``bits`` of all (R) under any: sought from 1 on both ways, by each as
+    long as its bits fall, whatever those of the others do. They are convex in the power, but where frequencies are at their
+    least, 1."""
+
+    def cost(power: int) -> np.ndarray:
+        return bits(power).reshape(-1, n).sum(axis=1)  # (R) -> (R/n,n)
 
     costs = np.full((len(own := cost(AS_LEARNED)), len(EIGHTHS)), np.inf)
     costs[:, AS_LEARNED] = own
     for step in -1, 1:
-        number, falls = AS_LEARNED, True
-        while falls and 0 <= number + step < len(EIGHTHS):
-            number += step
-            costs[:, number] = cost(number)
-            falls = bool((costs[:, number] < costs[:, number - step]).any())
+        power, falls = AS_LEARNED, np.ones(len(own), bool)
+        while falls.any() and 0 <= power + step < len(EIGHTHS):
+            power += step
+            found = cost(power)
+            falls &= found < costs[:, power - step]
+            costs[falls, power] = found[falls]
     return costs.argmin(axis=1)
 
 
-def quantize_probabilities(logits: Tensor, chosen: np.ndarray) -> np.ndarray:
-    """(R,K) float logits, and the numbers (R) of the powers that their probabilities are raised to -> weights (R,K) float32.
-    ValueError if some probability is not a number."""
-    sharpness = torch.from_numpy(EIGHTHS[chosen] / 8).to(logits.device, torch.float32)
+def quantize_probabilities(logits: Tensor, powers: np.ndarray) -> np.ndarray:
+    """(R,K) float logits, and the powers (R) that their probabilities are raised to -> weights (R,K) float32. ValueError if
+    some probability is not a number."""
+    sharpness = torch.from_numpy(EIGHTHS[powers] / 8).to(logits.device, torch.float32)
     p = (logits.float() * sharpness[:, None]).softmax(dim=-1).cpu().double()
     total = p.sum(dim=-1, keepdim=True)
     if not total.isfinite().all():

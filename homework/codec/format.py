@@ -6,7 +6,7 @@
     archive     head, start of the index, file's length,   CRC-32 | payload, payload, ... | zlib(index), CRC-32
     head        magic (2), version (1), fingerprint of the tokenizer (2), of the prior (2), arithmetic and patch side (1),
                 in floats the probe (2), or with an enhancement layer its fingerprint (2)
-    payload     the sharpness and the tokens; with an enhancement layer: their length, they | step (1), second grid, CRC-32
+    payload     the sharpness and the tokens; with an enhancement layer their length, these, step (1), second grid, CRC-32
 
 Numbers are little-endian; width, height and length are LEB128 (seven bits a byte, the lowest first, the top bit says that
 another byte follows). The grid has ceil(H/P) x ceil(W/P) tokens for patches of side P. What comes after the tokens in a
@@ -74,12 +74,17 @@ class ModelPair:
 
 def has_probe(version: int) -> bool:
     """Whether files of this format have a probe."""
-    return version in (3, FLOAT_FORMAT)
+    return version in (3, 6)
 
 
 def is_enhanced(version: int) -> bool:
     """Whether files of this format have an enhancement layer."""
-    return version in (4, ENHANCED_FORMAT)
+    return version in (4, 7)
+
+
+def is_sharpened(version: int) -> bool:
+    """Whether payloads of this format begin with a sharpness."""
+    return version >= 5
 
 
 def image_file(models: ModelPair, size: tuple[int, int], payload: bytes, crc: int) -> bytes:

@@ -100,14 +100,14 @@ def _version(info: os.stat_result) -> tuple[int, int, int]:
 
 def _copy(old: str, writer: ArchiveWriter) -> tuple[int, tuple[int, int, int]]:
     """Copies the images of an archive into another; returns how many, and the version that was read. ValueError if it is of
-    other models or of an earlier format, whose checksums are others."""
+    other models or of another format, whose payloads are others."""
     with open(old, "rb") as file:
         reader = Reader(file, old)
         reader.check(writer.models)
         if reader.kind != format.ARCHIVE or reader.version != writer.models.version:
             raise ValueError(f"{old} is not an archive of format {writer.models.version}, and nothing can be appended to "
-                             "it; use a --quality of the same kind, up to 62 or above, if it is of format 5 or 7, or "
-                             "decompress it, and compress all images together.")  # fmt: skip
+                             "it; use a --quality of the same kind, up to 62 or above, if it is of format 5 or 7; if it "
+                             "is of an earlier one, decompress it, and compress all images together.")  # fmt: skip
         for chunk in reader.chunks:
             writer.add(*zip(*((reader.names[i], reader.sizes[i], reader.stored(i), reader.crcs[i]) for i in chunk),
                             strict=True))  # fmt: skip

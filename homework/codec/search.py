@@ -36,8 +36,9 @@ def search(tokenizer: Tokenizer, prior: Prior, x: Tensor, lmbda: float, effort: 
              +-- those that lower J around them <-- one pass of decoder and prior with all changed <-+
 
     A greedy form of what trellis quantization and iterative inference (Yang, Bamler and Mandt, arXiv 2006.04240) do: the
-    decoder and the files stay as they are. J never rises. The result depends on nothing but the arguments, and on the
-    machine's floats. With more than MOST_TOKENS codes there is no search.
+    decoder and the files stay as they are. J never rises. Its bits are under the power of the prior's probabilities that
+    :func:`homework.codec.dial.sharpness_at` says, about the one that the coder will choose. The result depends on nothing
+    but the arguments, and on the machine's floats. With more than MOST_TOKENS codes there is no search.
 
     Args:
         tokenizer, prior: with the same codes; on one device.

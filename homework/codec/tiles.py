@@ -2,7 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 TILES = 64  # of one image that are coded together
 UNLIMITED = (64, 64)  # tiles under a prior that takes grids of any size
@@ -18,6 +20,19 @@ def tiles(grid: tuple[int, int], tile: tuple[int, int]) -> Iterator[tuple[tuple[
         corners = ((top, left) for top in tops for left in lefts)  # one by one: a header may claim millions
         while some := list(itertools.islice(corners, TILES)):
             yield (a, b), some
+
+
+def some(grid: tuple[int, int], tile: tuple[int, int]) -> list[tuple[int, int]]:
+    """The corners of four complete tiles (a,b) of a ``grid`` (h,w), all over it, or of as many as there are."""
+    rows, columns = grid[0] // tile[0], grid[1] // tile[1]
+    found = {(rows * i // 8 * tile[0], columns * j // 8 * tile[1]) for i, j in ((1, 3), (3, 7), (5, 1), (7, 5))}
+    return sorted(found)
+
+
+def cut(grids: np.ndarray, tile: tuple[int, int], corners: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Grids (B,h,w,...), the size (a,b) of T tiles, and their corners -> (B,T,a,b,...)."""
+    a, b = tile
+    return np.stack([grids[:, top : top + a, left : left + b] for top, left in corners], axis=1)
 
 
 def _sides(length: int, part: int) -> list[tuple[int, range]]:

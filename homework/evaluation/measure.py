@@ -66,7 +66,8 @@ def as_row(row: Any) -> list[float]:
 
 def measure_ours(compressor: Compressor, paths: list[str], size: tuple[int, int] | None, measured: Measured) -> np.ndarray:
     """Rows (n, COLUMNS) of our files; times are wall-clock times of a batch over its images. ValueError for damaged ones."""
-    setting, keys = (compressor.models, *compressor.encoders, compressor.effort, compressor.quality), []
+    models, keys = compressor.models, []
+    setting = models, models.version, *compressor.encoders, compressor.effort, compressor.quality
     with tqdm(total=len(paths), desc="ours", unit="img") as bar:
         for _, images in decoded(batches_of(paths, compressor.batch_size), size):
             if bad := [image for image in images if isinstance(image, str)]:

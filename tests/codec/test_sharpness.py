@@ -9,7 +9,7 @@ from conftest import GRID, SIZE, K, build
 from hypothesis import given
 from hypothesis import strategies as st
 
-from homework.codec import dial
+from homework.codec import dial, tiles
 from homework.codec.compressor import Compressor
 from homework.codec.entropy import AS_LEARNED, EIGHTHS, ExactPrior, FloatPrior, as_learned, sharpest
 from homework.codec.range_coder import TOTAL, equal_weights, intervals
@@ -99,6 +99,29 @@ def test_the_best_is_found(curves, n):
     assert np.allclose(np.take_along_axis(costs, chosen[None], 0)[0], costs.min(axis=0))
 
 
+@given(st.lists(st.lists(st.integers(0, 9), min_size=16, max_size=16), min_size=1, max_size=6))
+def test_what_one_takes_does_not_depend_on_the_others(curves):
+    """Also where costs are not convex; where they are all alike, the power stays 1."""
+    costs = np.array([*curves, [3] * 16])
+    together = sharpest(lambda power: costs[:, power], 1)
+    assert together.tolist() == [int(sharpest(lambda power, own=own: own[None, power], 1)[0]) for own in costs]
+    assert together[-1] == AS_LEARNED and all(own[k] <= own[AS_LEARNED] for own, k in zip(costs, together, strict=True))
+
+
+def test_tokens_that_a_prior_excludes_count_as_the_coder_takes_them():
+    model = FloatPrior(prior("GatedPixelCNN"))
+    bits = model.model.bits
+    grids = tokens_at(prior("GatedPixelCNN"), 0.3, 1)
+
+    def excluded(index, sharpness=1.0):
+        found = bits(index, sharpness)
+        found[:, 0, 0] = torch.inf
+        return found
+
+    model.model.bits = excluded
+    assert EIGHTHS[model.sharpest(grids, 1)[0]] > 8
+
+
 @pytest.mark.parametrize("kind", [ExactPrior, FloatPrior])
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 2.2])
 def test_the_power_that_is_chosen_takes_the_fewest_bits(kind, temperature):
@@ -135,10 +158,18 @@ def test_an_image_of_several_tiles_has_one_sharpness():
     compressor, (h, w) = Compressor(tokenizer, model), GRID
     grid = np.tile(tokens_at(model, 0.3, 1)[0], (3, 3))[: 3 * h - 1, : 3 * w - 2]
     parts = [*compressor.intervals(grid[None])]
+    assert tiles.some(grid.shape, GRID) == [(0, 0), (0, w), (h, 0), (h, w)]
     assert len(parts) > 2 and len({int(chosen[0]) for *_, chosen in parts}) == 1 and parts[0][-1][0] > AS_LEARNED
     (payload,) = compressor.encode(grid[None])
     assert payload[0] >> 4 == parts[0][-1][0]
     assert np.array_equal(compressor.decode([payload], grid.shape, ["it"])[0], grid)
+
+
+def test_the_tiles_that_decide_are_all_over_a_large_image():
+    corners = tiles.some((40 * 20, 40 * 30 + 7), (20, 30))
+    rows, columns = ({corner[k] // length for corner in corners} for k, length in enumerate((20, 30)))
+    assert rows == {5, 15, 25, 35} == columns
+    assert tiles.some((20, 75), (20, 30)) == [(0, 0), (0, 30)] and tiles.some((39, 30), (20, 30)) == [(0, 0)]
 
 
 def test_four_bits_say_it():
