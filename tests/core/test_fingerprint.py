@@ -13,7 +13,7 @@ from homework.core.model import Model
 # version before fingerprints covered what is computed.
 SHIPPED = {
     "AutoregressiveModel": ("7642e8342ae666bb", "ec03ecbcb30cccbb", "de3ad2e7a82550db f4a710f57fad4087"),
-    "BSQPatchAutoEncoder": ("2ea1700610406572", "cb836b22662363d6", "016ee18735b83792 beaede0e42fe8c14"),
+    "BSQPatchAutoEncoder": ("6e69bdc2f91e767d", "d4fe613d3491273f", "016ee18735b83792 beaede0e42fe8c14"),
     "CascadeScene": ("dd7445a0cd6d4495", "e1c38e9c1bc6fdbe", "8660fde2f99a3ee4 438ceed333d05755"),
     "CascadeStage0": ("f63a545b63caf0cc", "01e487172e1972c2", "ff665d8ff1ee06f3 933639d379f60729"),
     "CascadeStage1": ("48cbceea84340689", "9ad45ecee7219bae", "162c4c42137aa374 3c296784639dbdaf"),
