@@ -61,7 +61,7 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *,
     pages.require("jinja2", "matplotlib", "scipy")
     folder, pairs = Path(out), list_pairs(str(tokenizer), str(autoregressive))
     paths, size = spread(image_paths(images), limit), cli.parse_image_size(image_size)
-    device = devices.pick_device(device)
+    device = distributed.own_device(devices.pick_device(device))
     if psnr is not None:
         checks.positive(**{"--psnr": psnr})
     qualities, within = dial.parse_qualities(quality), parse_range(between)

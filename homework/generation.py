@@ -68,7 +68,7 @@ def generate(tokenizer: str, prior: str, n_images: int, output_path: str, *, see
     cli.check_seed(seed)
     options = dict(temperature=temperature, top_k=top_k, top_p=top_p, num_beam=num_beam, beam_width=beam_width, beams=beams)
     sampling.check(**options)
-    device = devices.pick_device(device)
+    device = distributed.own_device(devices.pick_device(device))
     coder, prior = load_pair(tokenizer, prior, device)
     size = cli.parse_image_size(image_size) or trained_size(coder, prior)
     detail = detail_at(coder, quality)

@@ -8,6 +8,7 @@ needs them; :func:`use` names others.
 
 import contextlib
 import io
+import itertools
 import os
 import threading
 from collections.abc import Iterator
@@ -59,7 +60,8 @@ def _compressors() -> Iterator[Compressor]:
 
 def _compressor_for(reader: archive.Reader) -> Compressor:
     """The one that wrote a file. OSError if none in use has."""
-    for compressor in _compressors():
+    exact = [compressor for compressor in _named if compressor.models.head(reader.kind, reader.version) == reader.head]
+    for compressor in itertools.chain(exact, _compressors()):  # of others, perhaps the enhancement layer alone is another
         if compressor.models.head(reader.kind, reader.version)[3:7] == reader.head[3:7]:
             return compressor
     raise OSError(f"{reader.name} was written by the tokenizer {reader.head[3:5].hex()} and the prior "
@@ -178,7 +180,7 @@ def _frames(images: list[Image.Image]) -> Iterator[Image.Image]:
 def _save_image(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
     compressor = _compressor_of(image.encoderinfo)
     (coded,) = _coded(compressor, iter([_rgb(image)]))
-    file.write(format.image_file(compressor.models, *coded))
+    file.write(compressor.image_file(*coded))
 
 
 def _save_archive(image: Image.Image, file: IO[bytes], filename: str | bytes, all_frames: bool = False) -> None:

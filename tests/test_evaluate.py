@@ -365,7 +365,8 @@ def test_an_interrupted_evaluation_goes_on(command, folder, monkeypatch, cut):
     assert other.returncode == 0 and len(measured.read_bytes().splitlines()) == len(whole.splitlines()) + 3
 
 
-@pytest.mark.parametrize("line", ["{}", "[]", '{"of": [1], "row": 3}', '{"of": "a", "row": [1]}', "x", "", "[" * 10**5])
+@pytest.mark.parametrize("line", ["{}", "[]", '{"of": [1], "row": 3}', '{"of": "a", "row": [1]}', "x", "", "[" * 10**5,
+                                  '{"of": "a", "row": [1, 1, 1, NaN, 1, 1, 1]}'])  # fmt: skip
 def test_measurements_that_are_damaged_are_named(command, folder, line):
     options = ["t.pth", "p.pth", "pictures", "--limit", 1, "--n_pictures", 1, "--effort", 0]
     Path("report").mkdir()

@@ -47,21 +47,25 @@ class ArchiveWriter:
     def add(self, names: Sequence[str], sizes: Sequence, payloads: Sequence[bytes], crcs: Sequence[int]) -> None:
         """Appends images that were coded together, at most MAX_CHUNK: their names, (H,W), payloads and CRC-32.
         ValueError for a name that :func:`check_names` refuses, or if a size or the archive is too large."""
-        encoded = [name.encode("utf-8", "surrogateescape") for name in names]  # a file's name need not be UTF-8
-        check_names(encoded)
+        check_names(encoded := encode_names(names))
         for name, size in zip(names, sizes, strict=True):
             check_size(printable(name), size)
         self.chunks.append(len(names))
         self.names += encoded
         self.columns += [(*size, len(p), crc) for size, p, crc in zip(sizes, payloads, crcs, strict=True)]
-        self.index_size += sum(map(len, self.names[-len(names) :])) + 17 * len(names) + 1
-        if self.index_size > MAX_INDEX:
-            raise ValueError(f"These are too many images for one archive ({len(self.names):,}); make several of them.")
+        self.index_size += entries_size(encoded) + 1
+        self._check_size()
         self.file.writelines(payloads)
 
     def check_targets(self, more: Sequence[str] = ()) -> None:
-        """ValueError if the names so far, and ``more``, cannot all be unpacked."""
+        """ValueError if the names so far, and ``more``, cannot all be unpacked, or are too many."""
         target_names([*(name.decode("utf-8", "surrogateescape") for name in self.names), *more])
+        self._check_size(encode_names(more))
+
+    def _check_size(self, more: Sequence[bytes] = ()) -> None:
+        if self.index_size + entries_size(more) > MAX_INDEX:
+            n = len(self.names) + len(more)
+            raise ValueError(f"These are too many images for one archive ({n:,}); make several of them.")
 
     def close(self) -> None:
         """Writes the index, and then the header. ValueError as in :meth:`check_targets`."""
@@ -93,6 +97,16 @@ def check_names(names: Sequence[bytes]) -> None:
             raise ValueError(f"'{shown[:60]}{'...' * (len(shown) > 60)}' cannot be a name in an archive: it must be a "
                              f"relative path without '..', of at most {MAX_NAME:,} bytes, {MAX_PART} for each part, and "
                              f"{MAX_FOLDERS} folders.")  # fmt: skip
+
+
+def encode_names(names: Sequence[str]) -> list[bytes]:
+    """As they are in an index; a file's name need not be UTF-8."""
+    return [name.encode("utf-8", "surrogateescape") for name in names]
+
+
+def entries_size(names: Sequence[bytes]) -> int:
+    """Bytes of the index that images of these names take, but for a byte each chunk."""
+    return sum(map(len, names)) + 17 * len(names)
 
 
 def target_names(names: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from homework.codec import archive, dial, format, range_coder, tiles
 from homework.codec.entropy import EIGHTHS, as_learned, entropy_model, probe
-from homework.codec.parallel import groups, in_parallel
+from homework.codec.parallel import groups, in_parallel, own_threads
 from homework.codec.search import search
 from homework.core import checks
 from homework.core.fingerprint import fingerprint, legacy_fingerprint, of_all_weights
@@ -65,7 +65,7 @@ class Compressor:
         self._set(effort, quality, target)
         self.entropy_model = entropy_model(self.prior)
         self.batch_size = batch_size
-        self.workers = torch.get_num_threads() if self.device.type == "cpu" else 1
+        self.workers = own_threads() if self.device.type == "cpu" else 1
         tokenizers, priors = {1: legacy_fingerprint(self.tokenizer), 2: fingerprint(self.tokenizer)}, self.entropy_model
         pairs = {version: (tokenizers[version], own) for version, own in priors.fingerprints.items()}
         (found,) = [b""] if priors.exact else in_parallel(probe, [priors], 1)
@@ -129,7 +129,11 @@ class Compressor:
         together = self.entropy_model.exact and len(grids)
         payloads = self.encode(grids) if together else [self.encode(grid[None])[0] for grid in grids]
         crcs = [self.models.crc(size, grid) for grid in grids]
-        return [format.image_file(self.models, size, *coded) for coded in zip(payloads, crcs, strict=True)]
+        return [self.image_file(size, *coded) for coded in zip(payloads, crcs, strict=True)]
+
+    def image_file(self, size: tuple[int, int], payload: bytes, crc: int) -> bytes:
+        """One image's file, see :func:`homework.codec.format.image_file`."""
+        return format.image_file(self.models, size, payload, crc)
 
     def checked(self, grids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Grids (B,h,w) of images of ``size`` (H,W), as int64. ValueError if they are none."""
@@ -162,12 +166,14 @@ class Compressor:
     def to_tokens(self, images: Tensor | Sequence[Tensor], searched: Callable[[], object] = lambda: None) -> np.ndarray:
         """Images (H,W,3) of one size, float in [-0.5,0.5] or uint8 -> grids (B,h,w) int64. Calls ``searched`` after the
         search for each. ValueError if the tokenizer's grids have another size."""
-        grids = self.encoded(images, self.quality)
-        for i in range(len(images) if self.effort or self.target else 0):  # one by one: in a batch, floats may be others
-            grids[i] = self.chosen(images[i], grids[i])
+        if not self.effort and not self.target:
+            return self.encoded(images, self.quality)
+        grids = []
+        for i in range(len(images)):  # one by one: in a batch, floats may be others
+            grids.append(self.chosen(images[i], self.encoded(images[i : i + 1], self.quality)[0]))
             if self.effort:
                 searched()
-        return grids
+        return np.stack(grids)
 
     @torch.inference_mode()
     def encoded(self, images: Tensor | Sequence[Tensor], quality: float) -> np.ndarray:

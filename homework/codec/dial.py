@@ -70,7 +70,7 @@ def target(target_bytes: float | None, target_psnr: float | None) -> Target | No
 def aim(target: Target, make: Callable[[int], tuple[Found, float, float]], what: str) -> Found:
     """The best of what is made at some qualities by bisection: with a target in bytes that of the highest PSNR in so many
     bytes, with one in PSNR that of the fewest bytes. ``make`` returns what it makes, its bytes and its PSNR in dB; ``what``
-    names it. ValueError if no quality reaches the target."""
+    names it. ValueError if none of these reaches the target."""
     low, high, made = 1, 100, []
     while low <= high:
         quality = (low + high) // 2
@@ -86,5 +86,5 @@ def aim(target: Target, make: Callable[[int], tuple[Found, float, float]], what:
             reach = f"takes {min(one[1] for one in made):,.0f} bytes or more, so never at most {target.value:,g}"
         else:
             reach = f"comes back with {max(one[2] for one in made):.2f} dB or less, so never at least {target.value:g}"
-        raise ValueError(f"{what} {reach}; qualities from 1 to 100 reach no further.")
+        raise ValueError(f"{what} {reach}; none of the {len(made)} qualities tried reaches further.")
     return max(fitting, key=lambda one: one[2] if target.kind == "bytes" else -one[1])[0]

@@ -56,7 +56,7 @@ def compress_files(compressor: Compressor, paths: list[str], output: str, *, pac
                 if writer:
                     writer.add([names[path] for path in part], [size] * len(part), payloads, crcs)
                 else:
-                    file.write(format.image_file(compressor.models, size, payloads[0], crcs[0]))
+                    file.write(compressor.image_file(size, payloads[0], crcs[0]))
                 kept += list(grids.astype(np.int32)) if verify else []
                 original += sum(map(file_size, part))
                 if not compressor.effort:

@@ -59,7 +59,8 @@ class Measured:
 
 def as_row(row: Any) -> list[float]:
     """ValueError unless it has a finite number for each of COLUMNS."""
-    if not isinstance(row, list) or len(row) != len(COLUMNS) or not all(map(checks.is_number, row)):
+    numbers = isinstance(row, list) and all(checks.is_number(value) and math.isfinite(value) for value in row)
+    if not numbers or len(row) != len(COLUMNS):
         raise ValueError("no row")
     return row
 

@@ -270,6 +270,20 @@ def test_calls_that_overlap_leave_the_number_of_threads():
         torch.set_num_threads(before)
 
 
+def test_a_compressor_made_while_another_works_has_all_threads():
+    """A thread that begins meanwhile starts with the one thread that the other's pool has set."""
+    before, models = torch.get_num_threads(), (build("BSQPatchAutoEncoder").eval(), build("AutoregressiveModel").eval())
+    torch.set_num_threads(2)
+    try:
+        working = in_parallel(lambda n: n, range(5), 2)
+        next(working)
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(lambda: Compressor(*models).workers).result() == 2
+        assert list(working) == [1, 2, 3, 4]
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_calls_in_several_threads_leave_to_each_its_number_of_threads():
     """Also to one that begins while another's call has set the number to 1; and a new thread starts with a caller's."""
     before, started = torch.get_num_threads(), [threading.Event() for _ in range(3)]

@@ -184,8 +184,9 @@ def test_an_image_comes_back_as_its_grids_decoded(models, effort, quality):
     assert data == [compressor.compress(x) for x in images]
     for x, x_hat, grid, file in zip(images, compressor.decompress_batch(data), compressor.decompress_tokens(data), data,
                                     strict=True):  # fmt: skip
-        assert file[2] == 7 + 16 * 8 and archive.Reader(io.BytesIO(file)).version == format.ENHANCED_FORMAT
         tokens, step, q = grid[..., 0], grid[0, 0, 1], grid[..., 2:]
+        version = format.ENHANCED_FORMAT if step else format.FORMAT
+        assert file[2] == version + 16 * (15 - version) and archive.Reader(io.BytesIO(file)).version == version
         assert step in (0, step_at(quality))
         plain = tokenizer.decode_index(torch.from_numpy(tokens))
         whole = plain + layer.residual(q[None], step)[0] if step else plain
@@ -281,6 +282,20 @@ def test_a_target_is_reached_on_either_side(models):
         data = compressor.compress(x)
         psnr = compressor.psnr([x], compressor.decompress_tokens([data]))[0]
         assert len(data) <= value if kind == "bytes" else psnr >= value
+
+
+@pytest.mark.parametrize("effort", [0, 1])
+def test_a_target_can_be_the_smallest_file_there_is(models, effort):
+    """Without a second grid it is as without a layer, and so it is read."""
+    x = smooth(SIZE)
+    made = {q: EnhancedCompressor(*models, effort=1, quality=q).compress(x) for q in (1, 50)}
+    if effort == 0:
+        made = {50: EnhancedCompressor(*models, effort=0).compress(x)}
+    smallest = min(made.values(), key=len)
+    compressor = EnhancedCompressor(*models, effort=effort, target=dial.Target("bytes", len(smallest)))
+    data = compressor.compress(x)
+    assert len(data) <= len(smallest) and data[2] % 16 == format.FORMAT
+    assert torch.equal(compressor.decompress(data), Compressor(*models[:2]).decompress(data))
 
 
 def test_the_tokenizers_own_layer_is_found(models, here, monkeypatch):

@@ -371,6 +371,8 @@ def test_too_many_images_for_an_archive():
     with pytest.raises(ValueError, match="too many images"):
         for i in range(200):
             writer.add([f"{i}/{j}/" + "/".join(["x" * 200] * 20) for j in range(25)], [(5, 5)] * 25, [b""] * 25, [0] * 25)
+    with pytest.raises(ValueError, match=r"too many images for one archive \(5,000\)"):  # before the work
+        ArchiveWriter(io.BytesIO(), MODELS).check_targets([f"{i}/" + "/".join(["x" * 200] * 20) for i in range(5000)])
 
 
 # --- what is wrong with a file --------------------------------------------------------------------------------------------
