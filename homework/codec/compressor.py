@@ -166,14 +166,23 @@ class Compressor:
     def to_tokens(self, images: Tensor | Sequence[Tensor], searched: Callable[[], object] = lambda: None) -> np.ndarray:
         """Images (H,W,3) of one size, float in [-0.5,0.5] or uint8 -> grids (B,h,w) int64. Calls ``searched`` after the
         search for each. ValueError if the tokenizer's grids have another size."""
-        if not self.effort and not self.target:
-            return self.encoded(images, self.quality)
+        if not self.chooses:
+            return self.extended(self.encoded(images, self.quality))
         grids = []
         for i in range(len(images)):  # one by one: in a batch, floats may be others
             grids.append(self.chosen(images[i], self.encoded(images[i : i + 1], self.quality)[0]))
             if self.effort:
                 searched()
         return np.stack(grids)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether :meth:`chosen` has something to do."""
+        return bool(self.effort or self.target)
+
+    def extended(self, tokens: np.ndarray) -> np.ndarray:
+        """The encoder's tokens (B,h,w) as grids."""
+        return tokens
 
     @torch.inference_mode()
     def encoded(self, images: Tensor | Sequence[Tensor], quality: float) -> np.ndarray:

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -85,17 +85,9 @@ class EnhancedCompressor(Compressor):
         grids[..., 0] = tokens
         return grids
 
-    def to_tokens(self, images: Tensor | Sequence[Tensor], searched: Callable[[], object] = lambda: None) -> np.ndarray:
-        """Images (H,W,3) of one size, float in [-0.5,0.5] or uint8 -> grids (B,h,w,2+n) int32. Calls ``searched`` after the
-        search for each. ValueError if the tokenizer's grids have another size."""
-        if not self.effort and not self.models.enhanced:
-            return self.extended(self.encoded(images, self.quality))
-        grids = []
-        for i in range(len(images)):  # one by one: in a batch, floats may be others
-            grids.append(self.chosen(images[i], self.encoded(images[i : i + 1], self.quality)[0]))
-            if self.effort:
-                searched()
-        return np.stack(grids)
+    @property
+    def chooses(self) -> bool:
+        return bool(self.effort) or self.models.enhanced
 
     def image_file(self, size: tuple[int, int], payload: bytes, crc: int) -> bytes:
         """As :meth:`Compressor.image_file`; of an image without a second grid as of a compressor without a layer, 3 bytes
