@@ -111,11 +111,11 @@ def compress(tokenizer: str | Path, autoregressive: str | Path, *images_and_outp
         if on_average and not aimed:
             raise ValueError("--on_average is about a target; add --target_bytes or --target_psnr.")
         compressor = _load(names, batch_size, threads, device, effort, quality, aimed)
+        old = output if append else None
         options = {"pack": pack, "scaled": scaled, "frame": frame, "skip_bad": skip_bad}
         if on_average and aimed:
-            compressor = compressor.at(average_quality(compressor, paths, aimed, options))
-        n, original, psnr = compress_files(compressor, paths, written, **options, verify=verify, quiet=quiet,
-                                           old=output if append else None)  # fmt: skip
+            compressor = compressor.at(average_quality(compressor, paths, aimed, options, old, quiet))
+        n, original, psnr = compress_files(compressor, paths, written, **options, verify=verify, quiet=quiet, old=old)
         size = os.path.getsize(written) - before
     _say(f"{output}: {checks.count(n, 'image')}, {size:,} bytes, {size / n:,.1f} an image, "
          f"{original / size:.1f} times fewer than the {original:,} of the originals, {psnr:.2f} dB"

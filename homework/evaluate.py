@@ -113,21 +113,21 @@ def measure_together(folder: Path, resume: bool, compressors: list[Compressor], 
                      size: tuple[int, int] | None) -> measure.Measured | None:  # fmt: skip
     """Of several processes each measures its share of the images, and the first one, which gets what all have measured,
     continues; None on the others. One process by itself continues at once."""
-    rank = distributed.rank()
-    measured = measure.Measured(folder / f"measured{f'_{rank}' if rank else ''}.jsonl", resume)
-    if distributed.world_size() == 1:
-        return measured
-    with distributed.group(distributed.LONG):
-        if own := own_share(paths):
-            for compressor in compressors:
-                measure.measure_ours(compressor, own, size, measured)
-            measure.measure_codecs(rivals, own, size, measured)
-        every = distributed.gather(measured.rows)
-    if every is None:
-        measured.path.unlink(missing_ok=True)
-        return None
-    for key, row in (item for rows in every for item in rows.items() if item[0] not in measured.rows):
-        measured.keep(key, row)
+    measured = measure.Measured(folder, resume, distributed.rank())
+    if distributed.world_size() > 1:
+        with distributed.group(distributed.LONG):
+            if own := own_share(paths):
+                for compressor in compressors:
+                    measure.measure_ours(compressor, own, size, measured)
+                measure.measure_codecs(rivals, own, size, measured)
+            every = distributed.gather(measured.rows)
+        if every is None:
+            return None
+        for rows in every:
+            measured.keep_all(rows)
+    if resume or distributed.world_size() > 1:  # what the others hold is kept
+        for path in measured.others():
+            path.unlink()
     return measured
 
 

@@ -8,7 +8,6 @@ needs them; :func:`use` names others.
 
 import contextlib
 import io
-import itertools
 import os
 import threading
 from collections.abc import Iterator
@@ -60,10 +59,10 @@ def _compressors() -> Iterator[Compressor]:
 
 def _compressor_for(reader: archive.Reader) -> Compressor:
     """The one that wrote a file. OSError if none in use has."""
-    exact = [compressor for compressor in _named if compressor.models.head(reader.kind, reader.version) == reader.head]
-    for compressor in itertools.chain(exact, _compressors()):  # of others, perhaps the enhancement layer alone is another
-        if compressor.models.head(reader.kind, reader.version)[3:7] == reader.head[3:7]:
-            return compressor
+    for n in len(reader.head), 7:  # if none is the same, perhaps the enhancement layer alone is another
+        for compressor in _compressors():
+            if compressor.models.head(reader.kind, reader.version)[:n] == reader.head[:n]:
+                return compressor
     raise OSError(f"{reader.name} was written by the tokenizer {reader.head[3:5].hex()} and the prior "
                   f"{reader.head[5:7].hex()}, but they are not in use; name their checkpoints by homework.pillow.use"
                   "(TOKENIZER, PRIOR).")  # fmt: skip

@@ -389,6 +389,24 @@ def test_two_processes_measure_what_one_does(command, folder):
     assert files(folder / "two") >= {"measured.jsonl", "index.html"} and "measured_1.jsonl" not in files(folder / "two")
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_interrupted_evaluation_goes_on_with_another_number_of_processes(folder, processes):
+    """What three processes had measured, each in its own file, the second one's cut short, is not measured again."""
+    options = ["t.pth", "p.pth", "pictures", "--limit", 3, "--n_pictures", 1, "--effort", 0, "--device", "cpu"]
+    (folder / "quick.py").write_text(QUICKLY)
+    assert run("quick.py", *options, cwd=folder).returncode == 0
+    expected, path = read_csv(folder / "report/images.csv"), folder / "report/measured.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.unlink()
+    for rank, part in enumerate((lines[::3], [*lines[1::3], lines[0][:-9]], lines[2::3])):
+        (folder / f"report/measured_{rank}.jsonl".replace("_0", "")).write_bytes(b"".join(part))
+    done = run("quick.py", *options, "--resume", cwd=folder, processes=processes)
+    assert done.returncode == 0, done.stderr
+    assert read_csv(folder / "report/images.csv") == expected  # and their times
+    assert sorted(path.read_bytes().splitlines(keepends=True)) == sorted(lines)
+    assert [name for name in files(folder / "report") if name.startswith("measured")] == ["measured.jsonl"]
+
+
 def test_images_of_shards_are_those_of_the_folder_and_no_others_are_read(command, folder):
     """Of one image each, of which one that is not among the limit's is spoiled."""
     shard("pictures", "shards", size="1KB")

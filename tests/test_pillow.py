@@ -347,8 +347,9 @@ def whole(kind: int) -> tuple[bytes, list[bytes]]:
 def test_a_mutated_file_is_refused_or_still_right(change, seed, kind):
     data, right = whole(kind)
     changed = change(data, np.random.default_rng(seed))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as context:
         warnings.simplefilter("error")
+        context.setattr(pillow, "_pretrained", lambda: pillow._named[0])  # a head that no pair in use wrote asks for it
         try:
             found = frames_of(changed)
         except OSError as error:  # UnidentifiedImageError is one

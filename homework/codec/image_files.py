@@ -1,5 +1,6 @@
 """Image files to a compressed file, and compressed files back to images."""
 
+import hashlib
 import math
 import os
 import shutil
@@ -21,11 +22,10 @@ from homework.codec.compressor import PIXELS_AT_ONCE, Compressor
 from homework.codec.parallel import groups, in_parallel
 from homework.core import devices, files
 from homework.datasets.bulk import for_each_shard
-from homework.datasets.image_files import batches_of, decoded, n_pixels, names_below, report_bad_images
+from homework.datasets.image_files import batches_of, decoded, names_below, read_ahead, report_bad_images
 from homework.datasets.images import to_uint8
 from homework.datasets.shards import file_size
 
-PIXELS_READ_AT_ONCE = 2**24  # of image files that are read ahead
 LOSSLESS = {".png": "PNG", ".bmp": "BMP", ".ppm": "PPM", ".tif": "TIFF", ".tiff": "TIFF"}
 SHARE = 1 / 32  # of an archive's images, so that 32 threads have work; with any number of them its bytes are the same
 Chunk = tuple[list[str], tuple[int, int], Sequence]  # paths, (H,W), and images (H,W,3) uint8, or grids (B,h,w)
@@ -33,12 +33,14 @@ Chunk = tuple[list[str], tuple[int, int], Sequence]  # paths, (H,W), and images 
 
 def compress_files(compressor: Compressor, paths: list[str], output: str, *, pack: bool, scaled: tuple[int, int] | None,
                    frame: int = 0, skip_bad: bool, verify: bool, old: str | None = None,
-                   quiet: bool = False, left_out: list[str] | None = None) -> tuple[int, int, float]:  # fmt: skip
+                   quiet: bool = False, psnr: bool | None = None,
+                   left_out: list[str] | None = None) -> tuple[int, int, float]:  # fmt: skip
     """Compresses image files, ``scaled`` to that (H,W) if it is given, or the ``frame`` of those with several, to
     ``output``: an archive if ``pack``, else the one image's file. ``skip_bad`` leaves out those that are damaged; ``verify``
-    decodes what was written and compares tokens; an ``old`` archive's images come first. Returns how many images were
-    compressed, the bytes of their own files, and, unless ``quiet``, their mean PSNR in dB. ValueError if images are bad or
-    have one path, or the file does not decode; then nothing is written."""
+    decodes what was written and compares tokens; an ``old`` archive's images come first; ``psnr`` decodes images, by default
+    unless ``quiet``. Returns how many images were compressed, the bytes of their own files, and their mean PSNR in dB, 0
+    without it. ValueError if images are bad or have one path, or the file does not decode; then nothing is written."""
+    decodes = not quiet if psnr is None else psnr
     names, kept, original, psnrs = dict(zip(paths, names_below(paths), strict=True)), [], 0, []
     with ExitStack() as until_replaced, files.replacing(output) as temporary, open(temporary, "wb") as file:
         bad, writer = [], ArchiveWriter(file, compressor.models) if pack else None
@@ -48,7 +50,7 @@ def compress_files(compressor: Compressor, paths: list[str], output: str, *, pac
         with (
             tqdm(total=len(paths), desc="compressing", unit="img", disable=quiet) as bar,
             closing(_same_size(compressor, paths, bad, bar, scaled, frame)) as chunks,
-            closing(in_parallel(partial(_encode, compressor, quiet, bar), chunks, compressor.workers)) as encoded,
+            closing(in_parallel(partial(_encode, compressor, decodes, bar), chunks, compressor.workers)) as encoded,
         ):
             for (part, size, grids), payloads, quality in encoded:
                 psnrs += quality
@@ -57,7 +59,7 @@ def compress_files(compressor: Compressor, paths: list[str], output: str, *, pac
                     writer.add([names[path] for path in part], [size] * len(part), payloads, crcs)
                 else:
                     file.write(compressor.image_file(size, payloads[0], crcs[0]))
-                kept += list(grids.astype(np.int32)) if verify else []
+                kept += map(_digest, grids) if verify else []
                 original += sum(map(file_size, part))
                 if not compressor.effort:
                     bar.update(len(part))
@@ -114,21 +116,29 @@ def _copy(old: str, writer: ArchiveWriter) -> tuple[int, tuple[int, int, int]]:
         return len(reader.names), _version(os.fstat(file.fileno()))
 
 
-def average_quality(compressor: Compressor, paths: list[str], aimed: dial.Target, options: dict) -> float:
-    """The quality at which all images reach the target on average; ``options`` as of :func:`compress_files`. ValueError if
-    there is none."""
+def average_quality(compressor: Compressor, paths: list[str], aimed: dial.Target, options: dict, old: str | None = None,
+                    quiet: bool = False) -> float:  # fmt: skip
+    """The quality at which all images reach the target on average; ``options`` as of :func:`compress_files`, and images that
+    they leave out are not said. ValueError if there is none, or if the images cannot be appended to an ``old`` archive."""
+    if old:  # what is bound to fail fails before the work
+        with open(old, "rb") as file:
+            reader = Reader(file, old)
+        reader.check(compressor.models)
+        if not options["skip_bad"]:
+            target_names([*reader.names, *names_below(paths)])
     with tempfile.TemporaryDirectory() as folder:
         output = str(Path(folder, "output"))  # not the user's, which stays as it is if no quality reaches the target
 
         def make(quality: int) -> tuple[int, float, float]:
-            n, _, psnr = compress_files(compressor.at(compressor.nearest(quality)), paths, output, verify=False, **options)
+            at = compressor.at(compressor.nearest(quality))
+            n, _, psnr = compress_files(at, paths, output, verify=False, quiet=quiet, psnr=True, left_out=[], **options)
             return quality, os.path.getsize(output) / n, psnr
 
         return compressor.nearest(dial.aim(aimed, make, "The mean of the images"))
 
 
-def _encode(compressor: Compressor, quiet: bool, bar: tqdm, chunk: Chunk) -> tuple[Chunk, list[bytes], list[float]]:
-    """A chunk with grids instead of images, its payloads, and, unless ``quiet``, the PSNR in dB of each image as it will be
+def _encode(compressor: Compressor, decodes: bool, bar: tqdm, chunk: Chunk) -> tuple[Chunk, list[bytes], list[float]]:
+    """A chunk with grids instead of images, its payloads, and, if it ``decodes``, the PSNR in dB of each image as it will be
     decompressed, infinite if it is the same. The ``bar`` moves with each image that is searched, which takes the longest."""
     part, size, pixels = chunk
     images = list(map(torch.from_numpy, pixels))
@@ -140,7 +150,7 @@ def _encode(compressor: Compressor, quiet: bool, bar: tqdm, chunk: Chunk) -> tup
     grids = compressor.to_tokens(images, searched)
     if math.prod(size) > PIXELS_AT_ONCE:
         devices.release_memory()
-    quality = [] if quiet else compressor.psnr(images, grids)
+    quality = compressor.psnr(images, grids) if decodes else []
     return (part, size, grids), compressor.encode(grids), quality
 
 
@@ -149,7 +159,7 @@ def _same_size(compressor: Compressor, paths: list[str], bad: list[str], bar: tq
     """As many images of one size as are coded together, a SHARE of all at most; ``bad`` gets a sentence about each that
     cannot be one."""
     at_once = min(compressor.batch_size, math.ceil(len(paths) * SHARE))
-    for batch, images in decoded(_read_ahead(paths, at_once), scaled, frame):
+    for batch, images in decoded(read_ahead(paths, at_once), scaled, frame):
         found = dict(zip(batch, images, strict=True))
         images.clear()  # so that nothing keeps an image after it was yielded
         for path in batch:
@@ -173,28 +183,20 @@ def _unusable(path: str, image: np.ndarray | str) -> str:
     return ""
 
 
-def _read_ahead(paths: list[str], n: int) -> Iterator[list[str]]:
-    """At most ``n`` paths at a time, fewer where the images are large."""
-    batch, size = [], 0
-    for path in paths:
-        own = n_pixels(path)
-        if batch and (len(batch) == n or size + own > PIXELS_READ_AT_ONCE):
-            yield batch
-            batch, size = [], 0
-        batch.append(path)
-        size += own
-    yield batch
+def _digest(grid: np.ndarray) -> bytes:
+    """What stands for a grid, since those of all images may be too many to keep."""
+    return hashlib.sha256(np.ascontiguousarray(grid, "<i8").tobytes()).digest()
 
 
-def _verify(compressor: Compressor, path: Path, n_old: int, kept: list[np.ndarray], quiet: bool) -> None:
-    """ValueError, which calls the file "it", unless it decodes, and after ``n_old`` images to the grids ``kept``."""
+def _verify(compressor: Compressor, path: Path, n_old: int, kept: list[bytes], quiet: bool) -> None:
+    """ValueError, which calls the file "it", unless it decodes, and after ``n_old`` images to those ``kept``."""
     n, n_bytes = n_old + len(kept), 0
     with open(path, "rb") as file, tqdm(total=n, desc="verifying", unit="img", disable=quiet) as bar:
         reader = Reader(file, "it")
         with closing(compressor.read([(reader, i) for i in range(n)])) as read:
             for grids in read:
                 for i, grid in grids.items():
-                    if i >= n_old and not np.array_equal(grid, kept[i - n_old]):
+                    if i >= n_old and _digest(grid) != kept[i - n_old]:
                         raise ValueError(f"{reader.label(i)} has other tokens.")
                     n_bytes += reader.lengths[i]
                 bar.update(len(grids))

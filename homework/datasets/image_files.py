@@ -24,6 +24,7 @@ from homework.datasets.shards import Member, as_member, is_image, members_of, op
 
 SPLITS = ("train", "valid")
 DATA = "data"  # where data are by default
+PIXELS_READ_AHEAD = 2**24  # of image files, at a time
 BAND = 256  # rows of an image that Pillow hands over at a time
 HELD_OUT = 20  # where there are no splits, one image of so many is for validation
 HOW_TO_GET = "python -m homework.data download, or python -m homework.data import ZIP_OR_FOLDER if you have the zip"
@@ -289,6 +290,19 @@ def decoded(batches: Iterable[list[str]], image_size: tuple[int, int] | None = N
 def batches_of(items: Any, n: int) -> list:
     """The ``items``, a sequence of any kind, at most ``n`` at a time."""
     return [items[i : i + n] for i in range(0, len(items), n)]
+
+
+def read_ahead(paths: Sequence[str], n: int) -> Iterator[list[str]]:
+    """At most ``n`` image files at a time, fewer where they are large, since those that are read ahead are all in memory."""
+    batch, size = list[str](), 0
+    for path in paths:
+        own = n_pixels(path)
+        if batch and (len(batch) == n or size + own > PIXELS_READ_AHEAD):
+            yield batch
+            batch, size = list[str](), 0
+        batch.append(path)
+        size += own
+    yield batch
 
 
 def spread(items: Sequence[Any], n: int | None) -> list:

@@ -20,7 +20,7 @@ from homework.codec import archive, range_coder
 from homework.codec.compressor import Compressor
 from homework.codec.parallel import groups
 from homework.core import checks
-from homework.datasets.image_files import batches_of, decoded, read_image
+from homework.datasets.image_files import decoded, read_ahead, read_image
 from homework.datasets.images import to_uint8
 from homework.datasets.shards import file_size
 from homework.evaluation import metrics, pages
@@ -31,20 +31,26 @@ from homework.evaluation.pictures import float_image, heat, save_picture
 
 class Measured:
     """Rows (COLUMNS) by what they were measured of, also in a file of a JSON object a line, so that an evaluation that was
-    interrupted can resume. A file at ``path`` is read if the evaluation ``resumes``, and otherwise replaced."""
+    interrupted can resume. If it ``resumes``, the rows of all files in ``folder`` are read, of however many processes they
+    are; otherwise the own file, of the process ``rank``, is replaced. ValueError if one that is read is damaged."""
 
-    def __init__(self, path: Path, resumes: bool = False):
-        self.path, self.rows, self.lock = path, {}, threading.Lock()
+    def __init__(self, folder: Path, resumes: bool = False, rank: int = 0):
+        self.folder, self.path = folder, folder / f"measured{f'_{rank}' if rank else ''}.jsonl"
+        self.rows, self.lock = {}, threading.Lock()
         self.mode = "w"  # when the first row is kept, and not before, so that a mistake costs nothing
-        if resumes and path.is_file():
-            lines = path.read_bytes().splitlines(keepends=True)
-            lines = [line for line in lines if line.endswith(b"\n")]  # the last one may have been cut short
-            try:
-                self.rows = {str(line["of"]): as_row(line["row"]) for line in map(json.loads, lines)}
-            except (ValueError, TypeError, KeyError, RecursionError) as error:
-                raise ValueError(f"{path} is damaged; leave --resume out to measure again.") from error
-            path.write_bytes(b"".join(lines))
+        if not resumes:
+            return
+        if self.path.is_file():
+            self.rows, whole = read_rows(self.path)
+            if self.path.stat().st_size > whole:
+                os.truncate(self.path, whole)
             self.mode = "a"
+        for path in self.others():
+            self.keep_all(read_rows(path)[0])
+
+    def others(self) -> list[Path]:
+        """The files of other processes."""
+        return sorted({*self.folder.glob("measured*.jsonl")} - {self.path})
 
     @staticmethod
     def key(image: np.ndarray, *setting: object) -> str:
@@ -55,6 +61,23 @@ class Measured:
         with self.lock, open(self.path, self.mode, encoding="utf-8") as file:  # several threads measure other codecs
             self.rows[key], self.mode = row, "a"
             file.write(json.dumps({"of": key, "row": row}) + "\n")
+
+    def keep_all(self, rows: dict[str, list[float]]) -> None:
+        """Keeps those that are new."""
+        for key, row in rows.items():
+            if key not in self.rows:
+                self.keep(key, row)
+
+
+def read_rows(path: Path) -> tuple[dict[str, list[float]], int]:
+    """The rows of a file of :class:`Measured`, and the bytes that they take: the last line may have been cut short.
+    ValueError if it is damaged."""
+    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    try:
+        rows = {str(line["of"]): as_row(line["row"]) for line in map(json.loads, lines)}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged; leave --resume out to measure again.") from error
+    return rows, sum(map(len, lines))
 
 
 def as_row(row: Any) -> list[float]:
@@ -70,7 +93,7 @@ def measure_ours(compressor: Compressor, paths: list[str], size: tuple[int, int]
     models, keys = compressor.models, []
     setting = models, models.version, *compressor.encoders, compressor.effort, compressor.quality
     with tqdm(total=len(paths), desc="ours", unit="img") as bar:
-        for _, images in decoded(batches_of(paths, compressor.batch_size), size):
+        for _, images in decoded(read_ahead(paths, compressor.batch_size), size):
             if bad := [image for image in images if isinstance(image, str)]:
                 raise ValueError(bad[0])
             keys += (own := [measured.key(image, *setting) for image in images])

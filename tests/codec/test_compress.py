@@ -1230,6 +1230,27 @@ def test_one_quality_for_all_touches_no_archive_before_it_is_found(call, folder)
     assert "--on_average is about a target" in sentence(call("compress", "t.pth", "p.pth", *aim))
 
 
+def test_what_cannot_be_appended_is_found_before_one_quality_is(call, folder, monkeypatch):
+    monkeypatch.chdir(folder / "photos")
+    for name in "t.pth", "p.pth":
+        (folder / name).rename(name)
+    assert call("compress", "t.pth", "p.pth", "0.png", "1.png", "a.tok").returncode == 0
+    monkeypatch.setattr(image_files, "compress_files", lambda *args, **kwargs: pytest.fail("An image was compressed."))
+    aim = "--append", "--on_average", "--target_bytes", 999
+    assert "images of one name" in sentence(call("compress", "t.pth", "p.pth", "1.png", "a.tok", *aim))
+    checkpoint.save(build("AutoregressiveModel", seed=1), "p.pth")
+    assert "another prior" in sentence(call("compress", "t.pth", "p.pth", "2.png", "a.tok", *aim))
+
+
+def test_the_search_for_one_quality_is_quiet_and_says_what_is_left_out_once(call, folder):
+    Path("photos/1.png").write_bytes(b"no picture")
+    options = "photos", "a.tok", "--skip_bad", "--on_average", "--effort", 1, "--target_psnr", 1
+    done = call("compress", "t.pth", "p.pth", *options)
+    assert done.returncode == 0 and done.stderr.count("Left out 1 of 6 images") == 1 and "compressing" in done.stderr
+    done = call("compress", "t.pth", "p.pth", *options, "--quiet")
+    assert done.returncode == 0 and len(done.stderr.splitlines()) == 1 and "Left out" in done.stderr and not done.stdout
+
+
 def test_more_codes_than_frequencies_allow_are_refused():
     tokenizer = build("BSQPatchAutoEncoder", codebook_bits=24)
     with pytest.raises(ValueError, match="16777216 codes are too many"):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bench.mutations import mutate
-from homework import Compressor, EnhancedCompressor, EnhancementLayer, generation
+from homework import Compressor, EnhancedCompressor, EnhancementLayer, generation, pillow
 from homework.codec import archive, dial, format
 from homework.codec.enhanced_compressor import MOST, step_at
 from homework.codec.enhancement import MAGNITUDES, SLICES, STEPS, Context, around, lmbda_of, quality_of, size_of
@@ -360,6 +360,14 @@ def test_a_layer_is_fitted_to_searched_images(here, command):
     checkpoint.save(other, "other.pth")
     assert "tokens of another tokenizer" in sentence(command("enhancement", "other.pth", *options))
     assert "No gradients train an EnhancementLayer" in sentence(command("train", "EnhancementLayer"))
+
+
+def test_pillow_reads_a_second_grid_also_where_its_pair_is_named_without_a_layer(models, monkeypatch):
+    enhanced = EnhancedCompressor(*models, effort=0, quality=90)
+    monkeypatch.setattr(pillow, "_named", [Compressor(*models[:2], effort=0)])
+    monkeypatch.setattr(pillow, "_pretrained", lambda: enhanced)
+    data = enhanced.compress(smooth(SIZE))
+    assert np.array_equal(Image.open(io.BytesIO(data)), to_uint8(enhanced.decompress(data)).numpy())
 
 
 @pytest.mark.parametrize("wrong, message", [("prior.pth", "EnhancementLayer"), ("nothing.pth", "nothing.pth")])
