@@ -30,6 +30,7 @@ SETTINGS: dict[str, tuple[str, str, dict[str, Any]]] = {  # by the name of a fol
     "bsq_transformer_t1.1": (BSQ, "AutoregressiveModel", {"temperature": 1.1}),
     "bsq_transformer_p0.95": (BSQ, "AutoregressiveModel", {"top_p": 0.95}),
     "bsq_transformer_p0.9": (BSQ, "AutoregressiveModel", {"top_p": 0.9}),
+    "bsq_transformer_c4": (BSQ, "AutoregressiveModel", {"candidates": 4}),
     "bsq_transformer_q80": (BSQ, "AutoregressiveModel", {"quality": 80}),
     "bsq_transformer_q100": (BSQ, "AutoregressiveModel", {"quality": 100}),
     "bsq_gatedpixelcnn": (BSQ, "GatedPixelCNN", {}),
