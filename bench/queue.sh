@@ -33,11 +33,11 @@ tokens() { # FOLDER TOKENIZER FRAMES OPTIONS OF THE COPIES...: of FRAMES/train, 
     step "$1/tokenized_valid.pth" homework.tokenize "$2" "$1/tokenized_valid.pth" "$3/valid" ${limit}
 }
 
-search() { # FOLDER N QUALITIES QUALITIES: tokens that a search finds, of N frames for training, and of 64 for validation
+search() { # FOLDER N QUALITIES QUALITIES EFFORT: tokens that a search finds, of N frames for training, and of 64 for validation
     step "$1/tokenized_train.pth" homework.tokenize BSQPatchAutoEncoder "$1/tokenized_train.pth" "$data/train" \
-        --prior AutoregressiveModel --effort 3 --quality "$3" --limit "${LIMIT:-$2}"
+        --prior AutoregressiveModel --effort "$5" --quality "$3" --limit "${LIMIT:-$2}"
     step "$1/tokenized_valid.pth" homework.tokenize BSQPatchAutoEncoder "$1/tokenized_valid.pth" "$data/valid" \
-        --prior AutoregressiveModel --effort 3 --quality "$4" --limit "${LIMIT:-64}"
+        --prior AutoregressiveModel --effort "$5" --quality "$4" --limit "${LIMIT:-64}"
 }
 
 autoencoder() { # starts at principal components, and is at its best after minutes
@@ -45,10 +45,10 @@ autoencoder() { # starts at principal components, and is at its best after minut
         --validate_every 200 --output queue/PatchAutoEncoder.pth
 }
 
-searched() { # BSQ's encoder and decoder learn from the tokens that a search finds at nine qualities, in all distinct frames: some
-    # hours of a core to search, and an hour and a half to train; the pretrained ones had 11 200 frames, and an effort of 2
+searched() { # BSQ's encoder and decoder learn from the tokens that a search finds at nine qualities, in all distinct frames: two
+    # hours of a core to search, and an hour and a half to train; the pretrained ones had 11 200 of them
     distinct
-    data=queue/distinct search queue/searched 13637 10,20,30,40,50,60,70,80,90 10,20,30,40,50,60,70,80,90
+    data=queue/distinct search queue/searched 13637 10,20,30,40,50,60,70,80,90 10,20,30,40,50,60,70,80,90 2
     learn() {
         train "$1" "$2" --data queue/searched --dataset tokenized_images --batch_size 8 --ema 0.998 "${@:3}"
     }
@@ -62,7 +62,7 @@ checkpoint.save(model, "queue/BSQPatchAutoEncoder.pth", model.meta, torch.float1
 }
 
 enhancement() { # the layer for BSQ's second grid, a quarter of an hour of a core beside the search
-    search queue/layer 1158 45,50,55,60,65,70 70
+    search queue/layer 1158 45,50,55,60,65,70 70 3
     step queue/EnhancementLayer.pth homework.enhancement BSQPatchAutoEncoder queue/layer queue/EnhancementLayer.pth
 }
 

@@ -49,7 +49,7 @@ def compress(tokenizer: str | Path, autoregressive: str | Path, *images_and_outp
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped before; as they are by default.
         frame: of images with several frames or pages, the number of the one to compress, from 0.
         effort: from 0 to 9, how long to look for better tokens than the encoder's: fewer bytes and less error. 5, the
-            default, takes about a second of a core for an image of 150x100, 0 no time, and 9, which ends where none of the
+            default, takes a second or two of a core for an image of 150x100, 0 no time, and 9, which ends where none of the
             changes that promise most helps, minutes.
         quality: from 1 to 100: fewer bytes or less error, by what a bit is worth. 50 is what the pretrained models were
             trained for. Above 62 an enhancement layer codes what the tokens leave of the image. With effort 0, qualities

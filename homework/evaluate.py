@@ -45,7 +45,7 @@ def evaluate(tokenizer: str, autoregressive: str, images: str = "data/valid", *,
             pictures are of the first pair.
         images: a folder of images, an image, a dataset.json, or WebDataset shards.
         limit: use only so many images, spread evenly over all of them; all by default. Most of the time goes into AVIF at
-            its slowest, 4 to 5 seconds of one core for an image of 150x100.
+            its slowest, two to five seconds of a core for an image of 150x100.
         effort: of our search for tokens, from 0 to 9; 5 by default, and none for a cascade.
         quality: of our files, from 1 to 100; several, with commas between them, are several operating points.
         image_size: HEIGHTxWIDTH in pixels, to which images are scaled and cropped for all codecs; as they are by default.
