@@ -55,7 +55,7 @@ def efforts(data: str = "data/valid", *, limit: int = 16, efforts: str = "0,1,2,
         for effort in numbers:
             with counted("cost") as cost, counted("scores") as scores:
                 point = measured_at(base, dial.QUALITY, effort, paths, measured)
-            calls = 1, effort > 0, cost.call_count / len(paths), scores.call_count / len(paths)
+            calls = 1, effort > 0, cost.total() / len(paths), scores.total() / len(paths)
             ours = [measured_at(base, quality, effort, paths, measured) for quality in every]  # this one is not made again
             rate = curves.bd_rate(curves.curve(ours, "payload"), theirs)
             J = point["mse"] + LMBDA * 8 * point["payload"] / point["pixels"]
