@@ -22,7 +22,8 @@ from homework.evaluation import codecs, curves, measure
 TOKENIZER, PRIOR = (checkpoint.PRETRAINED / f"{name}.pth" for name in ("BSQPatchAutoEncoder", "AutoregressiveModel"))
 TITLES = ("effort", "GFLOP a frame", "seconds of a core", "bytes", "PSNR of the mean error", "J x 10^6",
           "of the last one's gain", "payload, Bjontegaard rate")  # fmt: skip
-LMBDA = dial.lmbda_at(dial.QUALITY)
+QUALITY = float(dial.QUALITY)  # as parsed, by which rows are known
+LMBDA = dial.lmbda_at(QUALITY)
 
 
 def efforts(data: str = "data/valid", *, limit: int = 16, efforts: str = "0,1,2,3,4,5,6,7,8",
@@ -42,7 +43,7 @@ def efforts(data: str = "data/valid", *, limit: int = 16, efforts: str = "0,1,2,
     cli.at_least(1, limit=limit)
     torch.set_num_threads(1)
     numbers = [int(effort) for effort in str(efforts).split(",")]
-    every = sorted({*dial.parse_qualities(str(qualities)), float(dial.QUALITY)})
+    every = sorted({*dial.parse_qualities(str(qualities)), QUALITY})
     paths = spread(image_paths(data), limit)
     base = load_compressor(TOKENIZER, PRIOR, torch.device("cpu"), 16, 0)
     base.workers = 1
@@ -54,7 +55,7 @@ def efforts(data: str = "data/valid", *, limit: int = 16, efforts: str = "0,1,2,
         per_call = gflop(base, to_float(torch.from_numpy(read_image(paths[0]))))
         for effort in numbers:
             with counted("cost") as cost, counted("scores") as scores:
-                point = measured_at(base, dial.QUALITY, effort, paths, measured)
+                point = measured_at(base, QUALITY, effort, paths, measured)
             calls = 1, effort > 0, cost.total() / len(paths), scores.total() / len(paths)
             ours = [measured_at(base, quality, effort, paths, measured) for quality in every]  # this one is not made again
             rate = curves.bd_rate(curves.curve(ours, "payload"), theirs)
