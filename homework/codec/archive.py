@@ -239,7 +239,8 @@ class Reader:
         wanted = models.head(self.kind, self.version)
         for what, part in ("tokenizer", slice(3, 5)), ("prior", slice(5, 7)):
             if wanted[part] != self.head[part]:
-                raise ValueError(f"{self.name} was written with another {what}, whose fingerprint begins with "
+                of_format = " in files of format 1" * (self.version == 1)
+                raise ValueError(f"{self.name} was written with another {what}, whose fingerprint{of_format} begins with "
                                  f"{self.head[part].hex()}; that of the one given begins with {wanted[part].hex()}; name "
                                  f"the {what} that wrote it.")  # fmt: skip
         if wanted[:8] != self.head[:8]:

@@ -57,6 +57,9 @@ def find_layer(tokenizer: Tokenizer, enhancement: str | Path = AUTO) -> Enhancem
     if enhancement == NONE:
         return None
     if enhancement != AUTO:
+        if not checkpoint.locate(enhancement).is_file():
+            remedy = "make one by python -m homework.enhancement"
+            raise FileNotFoundError(f"There is no enhancement layer {enhancement}; {remedy}.")
         layer = checkpoint.load(enhancement, LAYER)
         assert isinstance(layer, EnhancementLayer)
         return layer

@@ -84,7 +84,8 @@ def _named_by(source: str | Path) -> Iterable[str]:
     if (member := as_member(source)) is not None:
         return [member]
     if not path.is_file():
-        what = f"{path} is neither a file nor a folder." if path.exists() else f"There is no file or folder {path}."
+        remedy = f"; get the frames with {HOW_TO_GET}" if path.parts[:1] == (DATA,) else ""
+        what = f"{path} is neither a file nor a folder." if path.exists() else f"There is no file or folder {path}{remedy}."
         raise FileNotFoundError(what)
     if path.suffix.lower() != ".json":
         return [str(path)]

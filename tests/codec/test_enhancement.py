@@ -370,7 +370,7 @@ def test_pillow_reads_a_second_grid_also_where_its_pair_is_named_without_a_layer
     assert np.array_equal(Image.open(io.BytesIO(data)), to_uint8(enhanced.decompress(data)).numpy())
 
 
-@pytest.mark.parametrize("wrong, message", [("prior.pth", "EnhancementLayer"), ("nothing.pth", "nothing.pth")])
+@pytest.mark.parametrize("wrong, message", [("prior.pth", "EnhancementLayer"), ("nothing.pth", "homework.enhancement.")])
 def test_a_wrong_layer_ends_in_one_sentence(here, command, wrong, message):
     assert message in sentence(command("compress", *MODELS, "photos", "all.hwa", "--enhancement", wrong))
     assert not (here / "all.hwa").exists()

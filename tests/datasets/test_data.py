@@ -270,7 +270,7 @@ def test_a_file_that_vanishes_while_old_caches_are_looked_for_raises_nothing(tmp
     assert len(ImageDataset("train", root=tmp_path)) == 1
 
 
-def test_missing_and_empty_folders(tmp_path):
+def test_missing_and_empty_folders(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="homework.data download"):
         ImageDataset("train", root=tmp_path)
     with pytest.raises(FileNotFoundError, match="nowhere"):
@@ -278,6 +278,9 @@ def test_missing_and_empty_folders(tmp_path):
     (tmp_path / "train").mkdir()
     with pytest.raises(ValueError, match="no images"):
         ImageDataset("train", root=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no file or folder data/train; get the frames with python -m homework.data"):
+        image_paths("data/train")
 
 
 def dataset_json(path: Path, names: list[str]) -> Path:
